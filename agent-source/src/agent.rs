@@ -1,0 +1,247 @@
+//! The agent: its repositories, which run each of them is in, and who starts one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use assay_common::{id::RunId, rpc_status::RpcFault};
+use assay_proto::v1::{Phase, Run, Trigger};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::{
+    run::{Attempt, Context, Options, Progress, new_run},
+    state::StateError,
+};
+
+/// A run that is under way.
+#[derive(Clone)]
+struct Current {
+    id: RunId,
+    progress: Progress,
+    cancel: CancellationToken,
+}
+
+/// One repository.
+pub struct Repository {
+    /// What its runs need.
+    pub context: Arc<Context>,
+    current: Mutex<Option<Current>>,
+    /// When the schedule will start the next run.
+    pub next_run: Mutex<Option<jiff::Timestamp>>,
+}
+
+/// The agent.
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    repositories: BTreeMap<String, Arc<Repository>>,
+}
+
+impl Agent {
+    /// With these repositories. Runs that a crash cut short are closed as NOT_RUN.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    pub fn new(name: String, contexts: Vec<Context>) -> Result<Self, StateError> {
+        let mut repositories = BTreeMap::new();
+        for context in contexts {
+            close_interrupted(&context)?;
+            let name = context.repository.name.clone();
+            let repository = Repository {
+                context: Arc::new(context),
+                current: Mutex::default(),
+                next_run: Mutex::default(),
+            };
+            repositories.insert(name, Arc::new(repository));
+        }
+        Ok(Self { name, repositories })
+    }
+
+    /// All repositories, by name.
+    pub fn repositories(&self) -> impl Iterator<Item = &Arc<Repository>> {
+        self.repositories.values()
+    }
+
+    /// The repository with this name; an empty name is the only one's.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn repository(&self, name: &str) -> Result<&Arc<Repository>, RpcFault> {
+        if name.is_empty() && self.repositories.len() == 1 {
+            return Ok(self.repositories.values().next().expect("there is one"));
+        }
+        self.repositories.get(name).ok_or_else(|| {
+            let known = self.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
+            RpcFault::new(Code::NotFound, "no-such-repository", format!("there is no repository {name:?}"))
+                .with_hint(format!("this agent's repositories are: {known}"))
+        })
+    }
+
+    /// Finds a run wherever it is: as it is now, and its progress when it is under way.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(&self, id: &str) -> Result<(Run, Option<Progress>), RpcFault> {
+        if id.is_empty() {
+            return self.newest();
+        }
+        let id: RunId = id.parse().map_err(|fault| {
+            RpcFault::new(Code::InvalidArgument, "invalid-argument", format!("run_id: {fault}"))
+        })?;
+        for repository in self.repositories.values() {
+            if let Some(current) = repository.current().filter(|current| current.id == id) {
+                return Ok((current.progress.get(), Some(current.progress)));
+            }
+            if let Ok(run) = repository.context.state.run(&id) {
+                return Ok((run, None));
+            }
+        }
+        Err(RpcFault::new(Code::NotFound, "no-such-run", format!("there is no run {id}"))
+            .with_hint("assay-source runs lists those that there are"))
+    }
+
+    fn newest(&self) -> Result<(Run, Option<Progress>), RpcFault> {
+        if let Some(current) = self.repositories.values().find_map(|repository| repository.current()) {
+            return Ok((current.progress.get(), Some(current.progress)));
+        }
+        let ids = self.repositories.values().filter_map(|repository| {
+            let id = repository.context.state.run_ids().ok()?.into_iter().next()?;
+            Some((id, repository))
+        });
+        let newest = ids.max_by(|left, right| left.0.cmp(&right.0));
+        newest
+            .and_then(|(id, repository)| repository.context.state.run(&id).ok())
+            .map(|run| (run, None))
+            .ok_or_else(|| RpcFault::new(Code::NotFound, "no-such-run", "there has been no run yet"))
+    }
+
+    /// Asks a run to stop.
+    ///
+    /// # Errors
+    /// When it is not under way.
+    pub fn cancel(&self, id: &str) -> Result<Run, RpcFault> {
+        let (run, _) = self.find(id)?;
+        for repository in self.repositories.values() {
+            if let Some(current) = repository.current().filter(|current| current.id.as_str() == run.id) {
+                current.cancel.cancel();
+                return Ok(current.progress.get());
+            }
+        }
+        Err(RpcFault::new(Code::FailedPrecondition, "not-under-way", format!("run {} has ended", run.id)))
+    }
+}
+
+impl Repository {
+    fn current(&self) -> Option<Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The run that is under way.
+    pub fn current_run(&self) -> Option<Run> {
+        self.current().map(|current| current.progress.get())
+    }
+
+    /// Starts a run, unless one is under way: then its id is in the error's metadata, and nothing is started.
+    ///
+    /// # Errors
+    /// `ABORTED` while a run is under way.
+    pub fn start(self: &Arc<Self>, trigger: Trigger, options: Options) -> Result<Run, RpcFault> {
+        let id = RunId::generate(jiff::Timestamp::now());
+        let name = &self.context.repository.name;
+        let current = {
+            // Looked at and taken under one lock: of two triggers at once exactly one wins.
+            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(current) = current.as_ref() {
+                let text = format!("run {} of {name} is under way", current.id);
+                return Err(RpcFault::new(Code::Aborted, "run-under-way", text)
+                    .with_run_id(current.id.as_str())
+                    .with_hint(format!("watch it with: assay-source watch {}", current.id)));
+            }
+            let progress = Progress::new(new_run(&id, name, trigger));
+            current.insert(Current { id: id.clone(), progress, cancel: CancellationToken::new() }).clone()
+        };
+        let run = current.progress.get();
+        if let Err(error) = self.context.state.save_run(&id, &run) {
+            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            let text = format!("the run cannot be recorded: {error}");
+            return Err(RpcFault::new(Code::ResourceExhausted, "state-unusable", text)
+                .with_hint("free some space on the file system of agent.state"));
+        }
+        let options = Options { full_read: options.full_read || self.full_read_is_due(), ..options };
+        let attempt =
+            Attempt::new(Arc::clone(&self.context), id, options, current.progress.clone(), current.cancel);
+        let repository = Arc::clone(self);
+        tokio::spawn(async move {
+            // In a task of its own, so that not even a panic leaves the repository busy for ever.
+            let ended = tokio::spawn(attempt.run()).await;
+            if ended.is_err() {
+                repository.close_panicked();
+            }
+            *repository.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        });
+        Ok(run)
+    }
+
+    fn full_read_is_due(&self) -> bool {
+        let every = self.context.repository.full_read_every;
+        let Ok(mut schedule) = self.context.state.schedule() else {
+            return true;
+        };
+        if every == 0 {
+            return false;
+        }
+        schedule.runs_since_full_read += 1;
+        let due = schedule.runs_since_full_read >= every;
+        if due {
+            schedule.runs_since_full_read = 0;
+        }
+        if let Err(error) = self.context.state.save_schedule(&schedule) {
+            tracing::warn!(%error, "the schedule's state cannot be kept");
+        }
+        due
+    }
+
+    fn close_panicked(&self) {
+        if let Some(current) = self.current() {
+            current.progress.update(|run| {
+                end_not_run(
+                    run,
+                    "internal",
+                    "the agent has a bug: its log tells where; the run was given up",
+                );
+            });
+            let run = current.progress.get();
+            if let Err(error) = self.context.state.save_run(&current.id, &run) {
+                tracing::error!(%error, "the run's record cannot be kept");
+            }
+        }
+    }
+}
+
+fn end_not_run(run: &mut Run, reason: &str, message: &str) {
+    run.set_outcome(assay_proto::v1::Outcome::NotRun);
+    (run.reason, run.message) = (reason.to_owned(), message.to_owned());
+    run.finished = Some(assay_common::verdict::timestamp_to_proto(jiff::Timestamp::now()));
+    run.set_phase(Phase::Done);
+}
+
+/// Runs that were under way when the agent ended have no outcome. They get one: a missed hour is a record too.
+fn close_interrupted(context: &Context) -> Result<(), StateError> {
+    // Only the newest can be: the one before it had ended before that one started.
+    for id in context.state.run_ids()?.into_iter().take(2) {
+        let mut run = match context.state.run(&id) {
+            Ok(run) => run,
+            Err(error) => {
+                tracing::warn!(run_id = %id, %error, "a run's record is left out");
+                continue;
+            }
+        };
+        if run.phase() != Phase::Done {
+            end_not_run(&mut run, "agent-stopped", "the source agent ended while the run was under way");
+            context.state.save_run(&id, &run)?;
+        }
+    }
+    Ok(())
+}

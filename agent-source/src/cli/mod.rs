@@ -1,0 +1,389 @@
+//! The operators' command line of the source.
+
+mod follow;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use assay_common::{
+    cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
+    json::to_json,
+    pki::Role,
+    signing::{SigningKey, VerifyingKey},
+    telemetry,
+    tls::{Credentials, TlsFiles},
+    verdict::{Outcome, unverified_verdict},
+};
+use assay_proto::v1::{
+    CancelRunRequest, GetStatusRequest, GetStatusResponse, ListRunsRequest, StartRunRequest, WatchRunRequest,
+    source_service_client::SourceServiceClient,
+};
+use clap::Parser as _;
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    app,
+    config::{self, Config},
+    state::RepositoryState,
+};
+
+/// Where the configuration is when the line does not say.
+const DEFAULT_CONFIG: &str = "/etc/assay/source.toml";
+/// What `config init` writes.
+const SAMPLE: &str = include_str!("sample.toml");
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Marks the live repository, sends what changed, and has the copy checked on the target.
+///
+/// Exit codes: 0 PASS or done, 1 FAIL, 2 usage or configuration, 3 INCONCLUSIVE, 4 could not reach or run.
+#[derive(Debug, clap::Parser)]
+#[command(name = "assay-source", version)]
+struct Cli {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "ASSAY_SOURCE_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run the service
+    Serve,
+    /// Start a run
+    Run {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+        /// Stay until it has ended; the exit code is that of its outcome
+        #[arg(long)]
+        follow: bool,
+        /// Read every file again, whether it seems changed or not
+        #[arg(long)]
+        full_read: bool,
+        /// Let this run drop more entries than max_drop_percent allows; stands in the verdict
+        #[arg(long)]
+        allow_mass_drop: bool,
+        /// Let this run read a root that is not the folder of last time; stands in the verdict
+        #[arg(long)]
+        allow_new_root: bool,
+    },
+    /// Follow a run to its end; the exit code is that of its outcome
+    Watch {
+        /// Id of the run; the one under way, else the newest, when it is left out
+        #[arg(default_value = "")]
+        run_id: String,
+    },
+    /// Show when each repository was last proven good, and what is being done
+    Status,
+    /// List the runs, newest first
+    Runs {
+        /// Repository; all when it is left out
+        #[arg(default_value = "")]
+        repository: String,
+        /// At most this many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Ask a run to stop
+    Cancel {
+        /// Id of the run
+        run_id: String,
+    },
+    /// List, show and check the verdicts that this host has kept
+    #[command(subcommand)]
+    Verdict(VerdictCommand),
+    /// Write and check configurations
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make certificates and keys
+    #[command(subcommand)]
+    Pki(PkiCommand),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum VerdictCommand {
+    /// List the verdicts, newest first
+    List {
+        /// Repository; all when it is left out
+        repository: Option<String>,
+    },
+    /// Show one verdict
+    Show {
+        /// Id of its run
+        run_id: String,
+        /// Print the signed envelope as it is stored
+        #[arg(long)]
+        envelope: bool,
+    },
+    /// Check a verdict file against pinned keys, offline
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ConfigCommand {
+    /// Write a commented configuration to start from
+    Init {
+        /// The file; nothing is overwritten
+        file: PathBuf,
+    },
+    /// Check the configuration and every file that it names
+    Check,
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    end(run(cli))
+}
+
+fn load(path: &Path) -> Result<Config, CommandError> {
+    config::load(path).map_err(|error| {
+        let error = CommandError::usage(error.to_string());
+        if path.exists() {
+            error
+        } else {
+            error.hint("assay-source config init FILE writes one to start from")
+        }
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::not_run(format!("the runtime cannot be started: {error}")))
+}
+
+fn run(cli: Cli) -> Result<ExitCode, CommandError> {
+    match cli.command {
+        Command::Serve => {
+            let config = load(&cli.config)?;
+            telemetry::install(config.agent.log);
+            let runtime = runtime()?;
+            let served = runtime.block_on(app::serve(config, &cli.config));
+            // A mark's end command gets its chance; what still runs after that is cut off.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(10));
+            served.map_err(|error| CommandError::not_run(format!("{error:#}")))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Pki(command) => command.run(),
+        Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
+        Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
+        Command::Config(ConfigCommand::Init { file }) => config_init(&file),
+        Command::Config(ConfigCommand::Check) => config_check(&cli.config),
+        command => {
+            let configured =
+                if cli.connection.is_whole() { None } else { Some(endpoint(&load(&cli.config)?)) };
+            runtime()?.block_on(ask(command, &cli.connection, configured, cli.json))
+        }
+    }
+}
+
+/// Where the operators' command line finds the agent of this configuration.
+fn endpoint(config: &Config) -> (String, TlsFiles) {
+    (assay_common::cli::local_url(config.agent.listen), config.operator_tls.clone())
+}
+
+fn config_init(file: &Path) -> Result<ExitCode, CommandError> {
+    assay_common::cli::write_new(file, SAMPLE)?;
+    print(&format!("wrote {}: edit it, then run assay-source config check --config {0}\n", file.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
+    let config = load(path)?;
+    let mut faults = Vec::new();
+    faults.extend(Credentials::load(&config.tls, &[Role::Source]).err().map(|error| error.to_string()));
+    faults.extend(SigningKey::load(&config.signing_key).err().map(|error| error.to_string()));
+    faults.extend(VerifyingKey::load(&config.target.signing_key).err().map(|error| error.to_string()));
+    for repository in &config.repositories {
+        for root in repository.header.roots.iter().filter(|root| !Path::new(&root.live_path).is_dir()) {
+            faults.push(format!("repository {}: root {}: no such folder", repository.name, root.live_path));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(CommandError::usage(faults.join("\nerror: ")));
+    }
+    let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
+    print(&format!("{}: good; repositories: {}\n", path.display(), names.join(", ")));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The verdicts that this host has kept: read from its own disk, so that they are there when no agent is.
+fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitCode, CommandError> {
+    let mut kept = Vec::new();
+    for repository in &config.repositories {
+        let state = RepositoryState::open(&config.agent.state, &repository.name)
+            .map_err(|error| CommandError::not_run(error.to_string()))?;
+        let files = std::fs::read_dir(state.verdicts()).into_iter().flatten().flatten();
+        kept.extend(files.map(|file| (repository.name.clone(), file.path())));
+    }
+    kept.sort_by(|left, right| right.1.file_name().cmp(&left.1.file_name()));
+    match command {
+        VerdictCommand::List { repository } => {
+            if !json {
+                print(&format!(
+                    "{:<24} {:<13} {:<22} {:>5}  {}\n",
+                    "RUN", "OUTCOME", "REASON", "GEN", "REPOSITORY"
+                ));
+            }
+            for (name, path) in
+                kept.iter().filter(|(name, _)| repository.as_ref().is_none_or(|wanted| wanted == name))
+            {
+                let Some(verdict) =
+                    std::fs::read(path).ok().and_then(|bytes| unverified_verdict(&bytes).ok())
+                else {
+                    continue;
+                };
+                if json {
+                    print_json(&serde_json::to_value(&verdict).unwrap_or_default());
+                } else {
+                    let generation =
+                        verdict.generation.map_or_else(|| "-".to_owned(), |number| number.to_string());
+                    print(&format!(
+                        "{:<24} {:<13} {:<22} {generation:>5}  {name}\n",
+                        verdict.run_id.as_str(),
+                        verdict.outcome.to_string(),
+                        verdict.reason
+                    ));
+                }
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        VerdictCommand::Show { run_id, envelope } => {
+            let file = format!("{run_id}.json");
+            let found =
+                kept.iter().find(|(_, path)| path.file_name().is_some_and(|name| name == file.as_str()));
+            let Some((_, path)) = found else {
+                return Err(CommandError::usage(format!("no verdict of run {run_id:?} is kept here"))
+                    .hint("assay-source verdict list shows those that are"));
+            };
+            let bytes = std::fs::read(path)
+                .map_err(|error| CommandError::not_run(format!("{}: {error}", path.display())))?;
+            let verdict =
+                unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
+            if envelope {
+                print(&String::from_utf8_lossy(&bytes));
+            } else if json {
+                print_json(&serde_json::to_value(&verdict).unwrap_or_default());
+            } else {
+                print(&format!("{}  {}\n", path.display(), show::verdict(&verdict)));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        VerdictCommand::Verify(_) => unreachable!("it was done before"),
+    }
+}
+
+async fn ask(
+    command: Command,
+    connection: &Connection,
+    configured: Option<(String, TlsFiles)>,
+    json: bool,
+) -> Result<ExitCode, CommandError> {
+    let (channel, url): (Channel, String) = connection.open(Role::Source, configured).await?;
+    let mut client = SourceServiceClient::new(channel);
+    let failed = |status: Status| CommandError::from_status(&status, &url);
+    let timed = |message: &str| CommandError::not_run(format!("{url} did not answer in time: {message}"));
+    match command {
+        Command::Run { repository, follow, full_read, allow_mass_drop, allow_new_root } => {
+            let request = StartRunRequest { repository, full_read, allow_mass_drop, allow_new_root };
+            let started = client.start_run(request).await.map_err(failed)?.into_inner();
+            let run =
+                started.run.ok_or_else(|| CommandError::not_run(format!("{url}: no run was started")))?;
+            if follow {
+                let run = follow::follow(&mut client, run.id, json).await.map_err(failed)?;
+                return Ok(outcome_code(Outcome::try_from(run.outcome()).ok()));
+            }
+            if json {
+                print_json(&to_json("Run", &run));
+            } else {
+                print(&format!("run {} has started; follow it with: assay-source watch {0}\n", run.id));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Watch { run_id } => {
+            let run = follow::follow(&mut client, run_id, json).await.map_err(failed)?;
+            Ok(outcome_code(Outcome::try_from(run.outcome()).ok()))
+        }
+        Command::Status => {
+            let call = client.get_status(GetStatusRequest {});
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("status"))?;
+            let status = answer.map_err(failed)?.into_inner();
+            if json {
+                print_json(&to_json("GetStatusResponse", &status));
+            } else {
+                print(&show_status(&status));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Runs { repository, limit } => {
+            let call = client.list_runs(ListRunsRequest { repository, limit });
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("runs"))?;
+            let list = answer.map_err(failed)?.into_inner().runs;
+            if json {
+                list.iter().for_each(|run| print_json(&to_json("Run", run)));
+            } else {
+                print(&show::runs(&list));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Cancel { run_id } => {
+            let run = client.cancel_run(CancelRunRequest { run_id }).await.map_err(failed)?.into_inner();
+            if json {
+                print_json(&to_json("Run", &run));
+            } else {
+                print(&format!("run {} was told to stop\n", run.id));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => unreachable!("commands that need no agent were done before"),
+    }
+}
+
+/// The request that follows a run.
+fn watch(run_id: String) -> WatchRunRequest {
+    WatchRunRequest { run_id }
+}
+
+fn show_status(status: &GetStatusResponse) -> String {
+    let mut text = format!("{} (assay-source {})\n", status.agent, status.version);
+    for repository in &status.repositories {
+        let proven = match &repository.last_pass {
+            None => "never proven good".to_owned(),
+            Some(run) => format!(
+                "proven good at {} ({} ago), generation {}",
+                show::time(run.mark.as_ref().and_then(|mark| mark.time.as_ref())),
+                show::age(repository.last_pass_age_seconds),
+                run.generation
+            ),
+        };
+        text.push_str(&format!("{}: {proven}\n", repository.repository));
+        if let Some(run) = &repository.last_run {
+            text.push_str(&format!(
+                "  last run: {} {}, {}\n",
+                show::outcome(run.outcome()),
+                run.reason,
+                show::time(run.started.as_ref())
+            ));
+        }
+        if let Some(run) = &repository.current_run {
+            text.push_str(&format!("  now: {} (run {})\n", show::phase(run.phase()), run.id));
+        }
+        if let Some(next) = &repository.next_run {
+            text.push_str(&format!("  next run: {}\n", show::time(Some(next))));
+        }
+        if repository.missed_slots > 0 {
+            text.push_str(&format!("  missed slots: {}\n", repository.missed_slots));
+        }
+    }
+    text
+}

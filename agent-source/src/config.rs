@@ -1,0 +1,353 @@
+//! The source agent's configuration file. Relative paths start at the file's own folder.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use assay_common::{
+    config::{self, ConfigError, Span},
+    id::is_plain_name,
+    manifest::{Header, Root},
+    profile::{FileRules, Profile, ProfileError, Scope, Value},
+    telemetry::LogFormat,
+    tls::TlsFiles,
+};
+use serde::Deserialize;
+
+/// Content that a run holds in memory when the file does not say, in bytes: enough for 1 GB/s at 64 ms of round trip.
+const DEFAULT_MEMORY_MIB: u32 = 64;
+/// Share of the entries that a run may drop when the file does not say, in per cent: an hour of work never drops half.
+const DEFAULT_MAX_DROP_PERCENT: u8 = 50;
+
+/// A configuration that has been checked as far as that goes without running anything.
+#[derive(Debug)]
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// `[agent]`.
+    pub agent: AgentSection,
+    /// This agent's certificate.
+    pub tls: TlsFiles,
+    /// The operator's, for the command line.
+    pub operator_tls: TlsFiles,
+    /// Private signing key.
+    pub signing_key: PathBuf,
+    /// `[target]`.
+    pub target: TargetSection,
+    /// The repositories.
+    pub repositories: Vec<Repository>,
+}
+
+/// A repository, bound to its profile.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    /// Its name, here and on the target.
+    pub name: String,
+    /// The engine.
+    pub profile: Profile,
+    /// The profile's variables.
+    pub vars: BTreeMap<String, Value>,
+    /// The roots, in order; also the header of its manifests.
+    pub header: Header,
+    /// Patterns that are excluded beside the profile's.
+    pub exclude: Vec<String>,
+    /// When it runs by itself.
+    pub schedule: Option<Schedule>,
+    /// Largest share of its entries that a run may drop, in per cent.
+    pub max_drop_percent: u8,
+    /// Every how many runs all files are read whatever `stat` says; 0 for never.
+    pub full_read_every: u32,
+}
+
+/// When runs start by themselves.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// The slots.
+    pub slots: Slots,
+    /// Each start is delayed by a random time up to this.
+    pub jitter: Duration,
+}
+
+/// The slots of a schedule.
+#[derive(Debug, Clone)]
+pub enum Slots {
+    /// Whole multiples of this since 1970.
+    Every(Duration),
+    /// A cron expression, in UTC.
+    Cron(Box<croner::Cron>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    agent: AgentSection,
+    tls: TlsSection,
+    operator: Option<OperatorSection>,
+    target: TargetSection,
+    #[serde(rename = "repository")]
+    repositories: Vec<RepositorySection>,
+}
+
+/// `[agent]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSection {
+    /// Name of this agent, as in its certificate.
+    pub name: String,
+    /// Address and port on which operators are served.
+    pub listen: std::net::SocketAddr,
+    /// Folder for what the agent must remember.
+    pub state: PathBuf,
+    /// Private Ed25519 key (PKCS#8, PEM) for the source's statements.
+    signing_key: PathBuf,
+    /// Form of the log.
+    #[serde(default)]
+    pub log: LogFormat,
+    /// Files read side by side.
+    pub threads: Option<usize>,
+    /// Content held in memory between reading and sending, in MiB.
+    pub memory_mib: Option<u32>,
+}
+
+impl AgentSection {
+    /// Files read side by side: two, or one on a machine with one core.
+    pub fn threads(&self) -> usize {
+        self.threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2)))
+    }
+
+    /// Content held in memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB) as usize * 1024 * 1024
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsSection {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// `[operator]`: what this command line uses to talk to the agent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OperatorSection {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// `[target]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSection {
+    /// `https://host:port`.
+    pub url: String,
+    /// The target's public signing key, pinned: verdicts are checked against it.
+    pub signing_key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepositorySection {
+    name: String,
+    profile: String,
+    #[serde(rename = "root")]
+    roots: Vec<RootSection>,
+    #[serde(default)]
+    vars: BTreeMap<String, Value>,
+    #[serde(default)]
+    exclude: Vec<String>,
+    schedule: Option<ScheduleSection>,
+    /// Overrides the profile's settle time.
+    settle: Option<Span>,
+    max_drop_percent: Option<u8>,
+    #[serde(default)]
+    full_read_every: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RootSection {
+    #[serde(default = "main_root")]
+    name: String,
+    path: String,
+}
+
+fn main_root() -> String {
+    "main".to_owned()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScheduleSection {
+    every: Option<Span>,
+    cron: Option<String>,
+    jitter: Option<Span>,
+}
+
+/// Why the configuration is not accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A profile that it names.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// All that is wrong, with file and key.
+pub fn load(path: &Path) -> Result<Config, LoadError> {
+    let file: File = config::load(path)?;
+    let resolve = |file: &Path| config::resolve(path, file);
+    let mut faults = Vec::new();
+    if !is_plain_name(&file.agent.name) {
+        faults.push(name_fault("agent.name", &file.agent.name));
+    }
+    if file.agent.threads == Some(0) {
+        faults.push("agent.threads: at least 1 was expected".to_owned());
+    }
+    if file.agent.memory_mib.is_some_and(|mib| !(8..=4096).contains(&mib)) {
+        faults.push("agent.memory_mib: 8 to 4096 was expected".to_owned());
+    }
+    if file.repositories.is_empty() {
+        faults.push("repository: at least one [[repository]] was expected".to_owned());
+    }
+    let mut names = HashSet::new();
+    let mut repositories = Vec::new();
+    for section in &file.repositories {
+        if !names.insert(&section.name) {
+            faults.push(format!("repository.name: {:?} stands twice", section.name));
+        }
+        repositories.extend(repository(path, section, &mut faults)?);
+    }
+    if !faults.is_empty() {
+        return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
+    }
+    let ca = resolve(&file.tls.ca);
+    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
+    let operator_tls = match &file.operator {
+        Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
+        None => tls.clone(),
+    };
+    let agent = AgentSection { state: resolve(&file.agent.state), ..file.agent };
+    let target = TargetSection { signing_key: resolve(&file.target.signing_key), ..file.target };
+    let signing_key = resolve(&agent.signing_key);
+    Ok(Config { path: path.to_owned(), agent, tls, operator_tls, signing_key, target, repositories })
+}
+
+fn name_fault(key: &str, name: &str) -> String {
+    format!("{key}: {name:?}: 1 to 64 letters, digits, '-' or '_' were expected")
+}
+
+fn repository(
+    path: &Path,
+    section: &RepositorySection,
+    faults: &mut Vec<String>,
+) -> Result<Option<Repository>, LoadError> {
+    let before = faults.len();
+    let name = &section.name;
+    if !is_plain_name(name) {
+        faults.push(name_fault("repository.name", name));
+    }
+    if section.roots.is_empty() {
+        faults.push(format!("repository {name}: root: at least one [[repository.root]] was expected"));
+    }
+    let several = section.roots.len() > 1;
+    let mut header = Header { roots: Vec::new() };
+    for root in &section.roots {
+        if !is_plain_name(&root.name) || header.roots.iter().any(|other: &Root| other.name == root.name) {
+            faults
+                .push(format!("repository {name}: root.name: {:?} is not valid, or stands twice", root.name));
+        }
+        let clean = Path::new(&root.path);
+        if !clean.is_absolute() || clean.components().any(|part| part == std::path::Component::ParentDir) {
+            faults.push(format!(
+                "repository {name}: root.path: {:?}: an absolute path was expected",
+                root.path
+            ));
+        }
+        let live_path = root.path.trim_end_matches('/');
+        header.roots.push(Root {
+            name: root.name.clone(),
+            live_path: if live_path.is_empty() { "/" } else { live_path }.to_owned(),
+            subdirectory: if several { root.name.clone() } else { String::new() },
+        });
+    }
+    let mut profile = assay_common::profile::named(path, &section.profile)?;
+    if let Some(settle) = section.settle {
+        profile.mark.settle = settle;
+    }
+    let root_names: Vec<_> = header.roots.iter().map(|root| root.name.as_str()).collect();
+    let vars = profile.bind(&section.vars, &root_names).unwrap_or_else(|mistakes| {
+        faults.extend(mistakes.into_iter().map(|mistake| format!("repository {name}: {mistake}")));
+        BTreeMap::new()
+    });
+    let max_drop_percent = section.max_drop_percent.unwrap_or(DEFAULT_MAX_DROP_PERCENT);
+    if max_drop_percent > 100 {
+        faults.push(format!("repository {name}: max_drop_percent: 0 to 100 was expected"));
+    }
+    let schedule = match section.schedule.as_ref().map(schedule).transpose() {
+        Ok(schedule) => schedule,
+        Err(fault) => {
+            faults.push(format!("repository {name}: schedule: {fault}"));
+            None
+        }
+    };
+    if faults.len() > before {
+        return Ok(None);
+    }
+    if let Err(fault) = FileRules::new(&profile, &vars, &section.exclude) {
+        faults.push(format!("repository {name}: {fault}"));
+        return Ok(None);
+    }
+    Ok(Some(Repository {
+        name: name.clone(),
+        profile,
+        vars,
+        header,
+        exclude: section.exclude.clone(),
+        schedule,
+        max_drop_percent,
+        full_read_every: section.full_read_every,
+    }))
+}
+
+fn schedule(section: &ScheduleSection) -> Result<Schedule, String> {
+    let jitter = section.jitter.map_or(Duration::ZERO, |jitter| jitter.0);
+    let slots = match (&section.every, &section.cron) {
+        (Some(every), None) if every.0 >= Duration::from_secs(1) => Slots::Every(every.0),
+        (Some(_), None) => return Err("every: at least \"1s\" was expected".to_owned()),
+        (None, Some(text)) => {
+            let cron = croner::parser::CronParser::new().parse(text);
+            Slots::Cron(Box::new(cron.map_err(|error| format!("cron: {error}"))?))
+        }
+        _ => return Err("one of 'every' and 'cron' was expected".to_owned()),
+    };
+    Ok(Schedule { slots, jitter })
+}
+
+impl Repository {
+    /// What placeholders stand for on the live host.
+    pub fn scope(&self) -> Scope {
+        let roots = self.header.roots.iter();
+        Scope {
+            roots: roots.map(|root| (root.name.clone(), PathBuf::from(&root.live_path))).collect(),
+            vars: self.vars.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// The profile's rules for this repository's files.
+    pub fn rules(&self) -> FileRules {
+        FileRules::new(&self.profile, &self.vars, &self.exclude).expect("the configuration was checked")
+    }
+}

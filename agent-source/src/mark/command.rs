@@ -1,0 +1,194 @@
+//! Marks that are made by a command of the engine. Commands run directly, never through a shell, with a time limit.
+
+use std::{ffi::OsString, io, process::Stdio, time::Duration};
+
+use assay_common::profile::{Mark, TemplateError, template::Scope};
+use tokio::{io::AsyncReadExt as _, process::Command};
+use tokio_util::sync::CancellationToken;
+
+/// Output of a mark command that is looked at, in bytes; the rest is read and dropped.
+const OUTPUT_BYTES: usize = 64 * 1024;
+/// A mark's id is its output's first line, up to this many characters.
+const ID_CHARACTERS: usize = 200;
+
+/// Why a mark command did not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The program cannot be started.
+    #[error("the mark command {program:?} cannot be started: {source}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It ended with another exit code than those of success.
+    #[error("the mark command {program:?} ended with {status}: {output}")]
+    Failed {
+        /// The program.
+        program: String,
+        /// How it ended.
+        status: String,
+        /// The end of its output.
+        output: String,
+    },
+    /// It took too long and was killed.
+    #[error("the mark command {program:?} was not done after {}", humantime::format_duration(*limit))]
+    TimeOut {
+        /// The program.
+        program: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// Its output lacks what the profile wants to see.
+    #[error("the mark command {program:?} ended well, but no line of its output matches {pattern:?}")]
+    Unexpected {
+        /// The program.
+        program: String,
+        /// The pattern.
+        pattern: String,
+    },
+    /// The run was cancelled, and the command was killed.
+    #[error("the mark command {program:?} was cancelled")]
+    Cancelled {
+        /// The program.
+        program: String,
+    },
+    /// A placeholder has no value here.
+    #[error("mark: {0}")]
+    Template(#[from] TemplateError),
+}
+
+/// Runs the begin command and returns the mark's id.
+pub(super) async fn begin(
+    mark: &Mark,
+    scope: &Scope,
+    cancel: &CancellationToken,
+) -> Result<String, CommandError> {
+    let (program, output) = run(mark, &mark.begin, scope, cancel).await?;
+    for pattern in &mark.must_match {
+        if !output.split(|byte| *byte == b'\n').any(|line| pattern.regex().is_match(line)) {
+            return Err(CommandError::Unexpected { program, pattern: pattern.as_str().to_owned() });
+        }
+    }
+    let text = match &mark.id_pattern {
+        Some(pattern) => {
+            let found = pattern.regex().captures(&output);
+            let group =
+                found.and_then(|found| found.get(1).or_else(|| found.get(0)).map(|group| group.as_bytes()));
+            group.ok_or_else(|| CommandError::Unexpected { program, pattern: pattern.as_str().to_owned() })?
+        }
+        None => output.split(|byte| *byte == b'\n').next().unwrap_or_default(),
+    };
+    let id: String = String::from_utf8_lossy(text)
+        .chars()
+        .map(|character| if character.is_control() { ' ' } else { character })
+        .take(ID_CHARACTERS)
+        .collect();
+    let id = id.trim();
+    Ok(if id.is_empty() { "(the mark command said nothing)".to_owned() } else { id.to_owned() })
+}
+
+/// Runs the end command.
+pub(super) async fn end(mark: &Mark, scope: &Scope) -> Result<(), CommandError> {
+    run(mark, &mark.end, scope, &CancellationToken::new()).await.map(drop)
+}
+
+async fn run(
+    mark: &Mark,
+    argv: &[String],
+    scope: &Scope,
+    cancel: &CancellationToken,
+) -> Result<(String, Vec<u8>), CommandError> {
+    let argv: Vec<OsString> = scope.expand_list(argv)?;
+    let program = argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut command = Command::new(argv.first().map_or_else(OsString::new, Clone::clone));
+    command.args(argv.iter().skip(1)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.kill_on_drop(true).process_group(0);
+    for (name, value) in &mark.env {
+        command.env(name, scope.expand(value)?);
+    }
+    match &mark.working_directory {
+        Some(folder) => drop(command.current_dir(scope.expand(folder)?)),
+        None => {
+            if let Some((_, root)) = scope.roots.first() {
+                command.current_dir(root);
+            }
+        }
+    }
+    let start = |source| CommandError::Start { program: program.clone(), source };
+    let mut child = command.spawn().map_err(start)?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let work = async {
+        let (out, err, status) = tokio::join!(read(stdout), read(stderr), child.wait());
+        (out, err, status)
+    };
+    let (mut output, errors, status) = tokio::select! {
+        done = work => done,
+        () = tokio::time::sleep(mark.timeout.0) => {
+            return Err(CommandError::TimeOut { program, limit: mark.timeout.0 });
+        }
+        () = cancel.cancelled() => return Err(CommandError::Cancelled { program }),
+    };
+    let status = status.map_err(start)?;
+    output.extend_from_slice(&errors);
+    if !status.code().is_some_and(|code| mark.pass_exit.contains(&code)) {
+        let text = String::from_utf8_lossy(&output);
+        let lines: Vec<_> = text.lines().rev().take(3).collect();
+        let output = lines.into_iter().rev().collect::<Vec<_>>().join("; ").replace(char::is_control, " ");
+        let output = if output.is_empty() { "it said nothing".to_owned() } else { output };
+        return Err(CommandError::Failed { program, status: status.to_string(), output });
+    }
+    Ok((program, output))
+}
+
+/// Reads to the end and keeps the front.
+async fn read(stream: Option<impl tokio::io::AsyncRead + Unpin>) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let Some(mut stream) = stream else {
+        return kept;
+    };
+    let mut buffer = vec![0; 8192];
+    while let Ok(count) = stream.read(&mut buffer).await
+        && count > 0
+    {
+        let room = OUTPUT_BYTES - kept.len();
+        kept.extend_from_slice(&buffer[..count.min(room)]);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(begin: &[&str]) -> Mark {
+        Mark { begin: begin.iter().map(ToString::to_string).collect(), ..Default::default() }
+    }
+
+    async fn begun(mark: &Mark) -> Result<String, CommandError> {
+        begin(mark, &Scope::default(), &CancellationToken::new()).await
+    }
+
+    #[tokio::test]
+    async fn the_first_line_is_the_id_and_control_characters_go() {
+        assert_eq!(begun(&mark(&["printf", r"mark 7\tdone\nmore"])).await.expect("runs"), "mark 7 done");
+        assert!(begun(&mark(&["true"])).await.expect("runs").contains("said nothing"));
+    }
+
+    #[tokio::test]
+    async fn each_way_to_fail_is_told_apart() {
+        let failed = begun(&mark(&["sh", "-c", "echo no server answers >&2; exit 3"])).await;
+        let text = failed.expect_err("exit 3").to_string();
+        assert!(text.contains("no server answers") && text.contains('3'), "{text}");
+        assert!(matches!(begun(&mark(&["/no/such/program"])).await, Err(CommandError::Start { .. })));
+        let mut slow = mark(&["sleep", "infinity"]);
+        slow.timeout.0 = Duration::from_millis(50);
+        assert!(matches!(begun(&slow).await, Err(CommandError::TimeOut { .. })));
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let cancelled = begin(&mark(&["sleep", "infinity"]), &Scope::default(), &cancel).await;
+        assert!(matches!(cancelled, Err(CommandError::Cancelled { .. })));
+    }
+}

@@ -1,0 +1,133 @@
+//! Marks: how the engine of a repository is told of a backup, before the copy, and after it.
+//!
+//! A mark that was begun is ended on every way out of a run, an error and a cancellation included.
+
+mod command;
+mod sqlite;
+
+use std::path::{Path, PathBuf};
+
+use assay_common::{
+    error::{IoContext as _, PathError},
+    path::TreePath,
+    profile::{MarkKind, Profile, TemplateError, template::Scope},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use command::CommandError;
+pub use sqlite::SqliteError;
+
+/// A mark that holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// What the engine calls it.
+    pub id: String,
+    /// When it was complete.
+    pub time: jiff::Timestamp,
+}
+
+/// Why there is no mark.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MarkError {
+    /// A command of the profile.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A SQLite database.
+    #[error(transparent)]
+    Sqlite(#[from] SqliteError),
+    /// A placeholder of the profile has no value here.
+    #[error("mark: {0}")]
+    Template(#[from] TemplateError),
+    /// The folder for the mark's files.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// The run was cancelled meanwhile.
+    #[error("the run was cancelled while the mark was made")]
+    Cancelled,
+}
+
+/// Makes the marks of one repository.
+pub struct Marker {
+    profile: Profile,
+    scope: Scope,
+    databases: Vec<TreePath>,
+    /// First root, live; and the folder of the tree that it is.
+    first_root: (PathBuf, String),
+    folder: PathBuf,
+}
+
+impl Marker {
+    /// A marker that may put files of its own into `folder`, which has the shape of the tree.
+    pub fn new(
+        profile: Profile,
+        mut scope: Scope,
+        databases: Vec<TreePath>,
+        first_root: (PathBuf, String),
+        folder: PathBuf,
+    ) -> Self {
+        scope.mark_dir = Some(folder.join(&first_root.1));
+        Self { profile, scope, databases, first_root, folder }
+    }
+
+    /// Makes the mark, then waits for the profile's settle time.
+    ///
+    /// # Errors
+    /// When the engine did not make it. Nothing needs to be ended then, except that `end` is harmless.
+    pub async fn begin(&mut self, cancel: &CancellationToken) -> Result<Mark, MarkError> {
+        match std::fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Err::<(), _>(error).at("remove", &self.folder).expect_err("it is one").into());
+            }
+            _ => {}
+        }
+        let own = self.folder.join(&self.first_root.1);
+        std::fs::create_dir_all(&own).at("create", &own)?;
+        let id = match self.profile.mark.kind {
+            MarkKind::None => "none".to_owned(),
+            MarkKind::Sqlite => {
+                let (databases, root) = (self.databases.clone(), self.first_root.0.clone());
+                let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&databases, &root, &own));
+                work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
+            }
+            MarkKind::Command => command::begin(&self.profile.mark, &self.scope, cancel).await?,
+        };
+        let mark = Mark { id, time: jiff::Timestamp::now() };
+        self.scope.mark_id = Some(mark.id.clone());
+        let settle = self.profile.mark.settle.0;
+        if !settle.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(settle) => {}
+                () = cancel.cancelled() => return Err(MarkError::Cancelled),
+            }
+        }
+        Ok(mark)
+    }
+
+    /// The folder of the mark's own files, when the mark has some.
+    pub fn files(&self) -> Option<&Path> {
+        let own = self.folder.join(&self.first_root.1);
+        let any = std::fs::read_dir(own).is_ok_and(|mut entries| entries.next().is_some());
+        any.then_some(self.folder.as_path())
+    }
+
+    /// Ends the mark.
+    ///
+    /// # Errors
+    /// When the engine's end command fails.
+    pub async fn end(&self) -> Result<(), MarkError> {
+        if !self.profile.mark.end.is_empty() && self.scope.mark_id.is_some() {
+            command::end(&self.profile.mark, &self.scope).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the mark's own files: they may be as large as the repository.
+    pub fn discard_files(&self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.folder)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(folder = %self.folder.display(), %error, "the mark's files cannot be removed");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! What the source remembers of the generation that the target sealed last: its manifest, and for each entry how the live
+//! file looked to `stat` when it was read. The manifest can be had again from the target; without the second part every
+//! file is read again, and nothing is sent that the target has.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, Read as _},
+    path::PathBuf,
+};
+
+use assay_common::{
+    digest::RootDigest,
+    error::{IoContext as _, PathError},
+    manifest::{Entry, Header, ManifestError, ManifestReader},
+};
+use rustix::fs::Stat;
+
+/// A file is trusted to be unchanged only when it had been at rest for this long when it was read: a write within the
+/// same tick of the kernel's clock would leave the same times (10 ms at 100 Hz; ten ticks to be safe).
+const RESTING: std::time::Duration = std::time::Duration::from_millis(100);
+/// Size of a [`Seen`] on disk.
+pub const SEEN_BYTES: usize = 49;
+
+/// How an entry looked when it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    device: u64,
+    inode: u64,
+    size: u64,
+    mtime: (i64, u32),
+    ctime: (i64, u32),
+    /// False: whatever stat says, read it again.
+    trusted: bool,
+}
+
+impl Seen {
+    /// From a stat that was made at `now` (time since 1970).
+    pub fn new(stat: &Stat, now: std::time::Duration) -> Self {
+        let ctime = (stat.st_ctime, stat.st_ctime_nsec as u32);
+        let changed = std::time::Duration::new(u64::try_from(ctime.0).unwrap_or(0), ctime.1);
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: stat.st_size as u64,
+            mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            ctime,
+            // A time in the future says nothing either.
+            trusted: now.checked_sub(changed).is_some_and(|age| age >= RESTING),
+        }
+    }
+
+    /// The same, to be read again next time.
+    pub fn distrusted(self) -> Self {
+        Self { trusted: false, ..self }
+    }
+
+    /// True when the entry surely is as it was: same file, same size, same times (a change of mode, owner or attributes
+    /// changes ctime too).
+    pub fn still_holds(&self, stat: &Stat) -> bool {
+        self.trusted
+            && self.device == stat.st_dev
+            && self.inode == stat.st_ino
+            && self.size == stat.st_size as u64
+            && self.mtime == (stat.st_mtime, stat.st_mtime_nsec as u32)
+            && self.ctime == (stat.st_ctime, stat.st_ctime_nsec as u32)
+    }
+
+    /// As it stands on disk.
+    pub fn encode(&self) -> [u8; SEEN_BYTES] {
+        let mut bytes = [0; SEEN_BYTES];
+        bytes[..8].copy_from_slice(&self.device.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.inode.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.size.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.mtime.0.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.mtime.1.to_le_bytes());
+        bytes[36..44].copy_from_slice(&self.ctime.0.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.ctime.1.to_le_bytes());
+        bytes[48] = u8::from(self.trusted);
+        bytes
+    }
+
+    /// Reads what [`Seen::encode`] wrote.
+    pub fn decode(bytes: &[u8; SEEN_BYTES]) -> Self {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let half = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        Self {
+            device: word(0),
+            inode: word(8),
+            size: word(16),
+            mtime: (word(24) as i64, half(32)),
+            ctime: (word(36) as i64, half(44)),
+            trusted: bytes[48] == 1,
+        }
+    }
+}
+
+/// The folder that holds the basis: `manifest`, `seen`, and `root` with the digest of the manifest they belong to.
+#[derive(Debug, Clone)]
+pub struct BasisFolder(PathBuf);
+
+impl BasisFolder {
+    /// The basis in this folder, which need not exist.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The manifest's file.
+    pub fn manifest(&self) -> PathBuf {
+        self.0.join("manifest")
+    }
+
+    /// The file of [`Seen`] records.
+    pub fn seen(&self) -> PathBuf {
+        self.0.join("seen")
+    }
+
+    fn root(&self) -> PathBuf {
+        self.0.join("root")
+    }
+
+    /// The root digest of the manifest that is here, if there is one.
+    pub fn root_digest(&self) -> Option<RootDigest> {
+        RootDigest::from_hex(fs::read_to_string(self.root()).ok()?.trim())
+    }
+
+    /// Makes an empty folder of it.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn clear(&self) -> Result<(), PathError> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("remove", &self.0),
+            _ => {}
+        }
+        fs::create_dir_all(&self.0).at("create", &self.0)
+    }
+
+    /// Says of what tree the manifest in this folder is. The last file to be written.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_root_digest(&self, root: RootDigest) -> Result<(), PathError> {
+        fs::write(self.root(), format!("{root}\n")).at("write", &self.root())
+    }
+
+    /// Takes the place of `other`. A crash in between leaves a basis without a root digest, or none: the next run then asks
+    /// the target for the manifest and reads all files.
+    ///
+    /// # Errors
+    /// When the folders cannot be moved.
+    pub fn replace(&self, other: &Self) -> Result<(), PathError> {
+        match fs::remove_dir_all(&other.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).at("remove", &other.0);
+            }
+            _ => {}
+        }
+        fs::rename(&self.0, &other.0).at("rename", &self.0)
+    }
+}
+
+/// The entries of a basis with how they looked, in order.
+pub struct BasisReader {
+    source: Option<(ManifestReader<BufReader<File>>, Option<BufReader<File>>)>,
+    next: Option<(Entry, Option<Seen>)>,
+}
+
+impl BasisReader {
+    /// A basis without entries.
+    pub fn empty() -> Self {
+        Self { source: None, next: None }
+    }
+
+    /// Reads the basis in `folder`.
+    ///
+    /// # Errors
+    /// When it is not there or not one.
+    pub fn open(folder: &BasisFolder) -> Result<Self, ManifestError> {
+        let manifest =
+            ManifestReader::open(BufReader::with_capacity(256 * 1024, File::open(folder.manifest())?))?;
+        let seen = File::open(folder.seen()).ok().map(|file| BufReader::with_capacity(64 * 1024, file));
+        let mut reader = Self { source: Some((manifest, seen)), next: None };
+        reader.advance()?;
+        Ok(reader)
+    }
+
+    /// The header of its manifest.
+    pub fn header(&self) -> Option<&Header> {
+        self.source.as_ref().map(|(manifest, _)| manifest.header())
+    }
+
+    /// The next entry.
+    pub fn peek(&self) -> Option<&(Entry, Option<Seen>)> {
+        self.next.as_ref()
+    }
+
+    /// Takes the next entry.
+    ///
+    /// # Errors
+    /// When the basis cannot be read.
+    pub fn take(&mut self) -> Result<Option<(Entry, Option<Seen>)>, ManifestError> {
+        let taken = self.next.take();
+        self.advance()?;
+        Ok(taken)
+    }
+
+    fn advance(&mut self) -> Result<(), ManifestError> {
+        self.next = match &mut self.source {
+            None => None,
+            Some((manifest, seen)) => match manifest.next_entry()? {
+                None => None,
+                Some(entry) => {
+                    let mut record = [0; SEEN_BYTES];
+                    let known = seen.as_mut().is_some_and(|seen| seen.read_exact(&mut record).is_ok());
+                    Some((entry, known.then(|| Seen::decode(&record))))
+                }
+            },
+        };
+        Ok(())
+    }
+}
+
+/// Time since 1970 by this host's clock, which is the clock of its file times.
+pub fn file_clock() -> std::time::Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changed_just_now_is_not_trusted() {
+        let file = tempfile::NamedTempFile::new().expect("temp");
+        let stat = rustix::fs::stat(file.path()).expect("stat");
+        let changed = std::time::Duration::new(stat.st_ctime as u64, stat.st_ctime_nsec as u32);
+        let fresh = Seen::new(&stat, changed + RESTING / 2);
+        assert!(!fresh.still_holds(&stat));
+        let rested = Seen::new(&stat, changed + RESTING);
+        assert!(rested.still_holds(&stat));
+        assert!(!Seen::new(&stat, changed - RESTING).still_holds(&stat), "a time in the future");
+        assert_eq!(Seen::decode(&rested.encode()), rested);
+        assert!(!rested.distrusted().still_holds(&stat));
+    }
+}

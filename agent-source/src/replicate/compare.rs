@@ -1,0 +1,232 @@
+//! One merge of two sorted streams, the walk and the basis: what changed falls out of it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use assay_common::{
+    confined::Folder,
+    manifest::{Entry, EntryKind},
+    path::{TreePath, compare_paths},
+    profile::Turn,
+};
+use rustix::fs::Stat;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Counters, Plan, ReplicateError,
+    basis::{BasisReader, Seen, file_clock},
+    reader::{Job, Outcome, ReadError, Reader},
+    scan::{Found, Scan, ScanError, describe},
+    spool::{SpoolError, Step},
+};
+
+/// A file to read, and where its entry is waited for.
+pub(super) struct ReadJob {
+    pub job: Job,
+    pub outcome: oneshot::Sender<Outcome>,
+}
+
+/// Files that were read before everything else, by path.
+pub(super) type Early = HashMap<TreePath, (Entry, Seen, u64)>;
+
+/// What the merge leaves.
+pub(super) struct Compared {
+    pub late_jobs: Vec<Job>,
+    pub gone: u64,
+    pub basis_entries: u64,
+    pub vanished: u64,
+}
+
+fn scan(plan: &Plan) -> Scan {
+    Scan::new(&plan.header, &plan.roots, plan.mark.clone(), Arc::clone(&plan.rules))
+}
+
+/// Reads the files that the engine wants read before all others (metadata that points at what comes after).
+pub(super) fn read_first(plan: &Plan, reader: &mut Reader) -> Result<Early, ReplicateError> {
+    let mut early = Early::new();
+    if !plan.rules.has_first() {
+        return Ok(early);
+    }
+    let mut walk = scan(plan);
+    let mut wanted = Vec::new();
+    while let Some(found) = walk.next_entry()? {
+        if let (Turn::First(turn), Some((folder, name)), EntryKind::File) =
+            (plan.rules.turn(&walk.in_root(&found.path)), &found.place, describe(&found).kind())
+        {
+            wanted.push((turn, found.path.clone(), Arc::clone(folder), name.clone()));
+        }
+    }
+    wanted.sort_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
+    for (content, (_, path, folder, name)) in (1..).zip(wanted) {
+        let append_only = plan.rules.is_append_only(&walk.in_root(&path));
+        let job = Job { content, path: path.clone(), folder, name, append_only };
+        if let Outcome::Read(read) = reader.read(&job)? {
+            early.insert(path, (read.0, read.1, content));
+        }
+    }
+    Ok(early)
+}
+
+/// Walks the roots beside the basis and gives out steps and jobs.
+pub(super) fn compare(
+    plan: &Plan,
+    early: Early,
+    steps: &crossbeam_channel::Sender<Step>,
+    jobs: &crossbeam_channel::Sender<ReadJob>,
+    counters: &Counters,
+    stop: &CancellationToken,
+) -> Result<Compared, ReplicateError> {
+    let basis = plan.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
+    let mut basis = basis.map_err(SpoolError::from)?;
+    // Another set of roots is another tree: nothing of the basis says anything about it.
+    let same_roots = basis.header().is_some_and(|header| *header == plan.header);
+    let mut next_content = early.values().map(|(_, _, content)| *content).max().unwrap_or(0) + 1;
+    let mut walk = scan(plan);
+    let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
+    let mut result = Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0 };
+    let give = |step| steps.send(step).map_err(|_| ReplicateError::from(ReadError::Stopped));
+    while let Some(found) = walk.next_entry()? {
+        if stop.is_cancelled() {
+            return Err(ReplicateError::Cancelled);
+        }
+        counters.scanned.add(1);
+        while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
+            basis.take().map_err(SpoolError::from)?;
+            result.basis_entries += 1;
+            result.gone += 1;
+            give(Step::Drop)?;
+        }
+        let old = match basis.peek() {
+            Some((old, _)) if old.path == found.path.as_bytes() => {
+                result.basis_entries += 1;
+                basis.take().map_err(SpoolError::from)?
+            }
+            _ => None,
+        };
+        let first = first_name(&mut firsts, &found);
+        if let (Some((old, Some(seen))), Some(stat), true, false) =
+            (&old, &found.stat, same_roots, plan.full_read)
+            && seen.still_holds(stat)
+            && old.link_target_if_hardlink() == first.as_ref().map(TreePath::as_bytes)
+            && !early.contains_key(&found.path)
+        {
+            give(Step::Keep)?;
+            continue;
+        }
+        let step = match (early.get(&found.path), first) {
+            (Some((entry, seen, content)), _) => Step::Put(Box::new((entry.clone(), *seen, *content))),
+            (None, Some(first)) => {
+                let mut entry = Entry {
+                    path: found.path.as_bytes().to_vec(),
+                    link_target: first.into_bytes(),
+                    ..Default::default()
+                };
+                entry.set_kind(EntryKind::Hardlink);
+                Step::Put(Box::new((entry, seen_of(&found), 0)))
+            }
+            (None, None) => {
+                let mut entry = describe(&found);
+                if entry.kind() == EntryKind::File {
+                    let content = next_content;
+                    next_content += 1;
+                    let (folder, name) = found.place.clone().expect("a file is in a folder");
+                    let in_root = walk.in_root(&found.path);
+                    let append_only = plan.rules.is_append_only(&in_root);
+                    let job = Job { content, path: found.path.clone(), folder, name, append_only };
+                    if old.is_some() {
+                        give(Step::Drop)?;
+                    }
+                    if matches!(plan.rules.turn(&in_root), Turn::Last(_)) {
+                        give(Step::Late { content })?;
+                        result.late_jobs.push(job);
+                    } else {
+                        let (sender, outcome) = oneshot::channel();
+                        let linked = found.stat.as_ref().is_some_and(|stat| stat.st_nlink > 1);
+                        give(Step::File { content, outcome, linked })?;
+                        jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
+                    }
+                    continue;
+                }
+                match complete(&mut entry, &found) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        counters.vanished.add(1);
+                        if old.is_some() {
+                            give(Step::Drop)?;
+                        }
+                        continue;
+                    }
+                    Err(source) => {
+                        return Err(ScanError::Entry { path: found.path.to_string(), source }.into());
+                    }
+                }
+                // Nothing to read: the entry itself tells whether it changed.
+                Step::Put(Box::new((entry, seen_of(&found), 0)))
+            }
+        };
+        if old.is_some() {
+            give(Step::Drop)?;
+        }
+        give(step)?;
+    }
+    while basis.take().map_err(SpoolError::from)?.is_some() {
+        result.basis_entries += 1;
+        result.gone += 1;
+        give(Step::Drop)?;
+    }
+    result.late_jobs.sort_by_key(|job| match plan.rules.turn(&walk.in_root(&job.path)) {
+        Turn::Last(turn) => turn,
+        _ => 0,
+    });
+    result.vanished = walk.vanished();
+    Ok(result)
+}
+
+/// For a further name of a file that has been seen in this walk: its first name.
+fn first_name(firsts: &mut HashMap<(u64, u64), TreePath>, found: &Found) -> Option<TreePath> {
+    let stat = found.stat.as_ref()?;
+    let is_folder = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+    if stat.st_nlink < 2 || is_folder {
+        return None;
+    }
+    match firsts.entry((stat.st_dev, stat.st_ino)) {
+        std::collections::hash_map::Entry::Occupied(first) => Some(first.get().clone()),
+        std::collections::hash_map::Entry::Vacant(place) => {
+            place.insert(found.path.clone());
+            None
+        }
+    }
+}
+
+fn seen_of(found: &Found) -> Seen {
+    found.stat.as_ref().map_or_else(Seen::default, |stat: &Stat| Seen::new(stat, file_clock()))
+}
+
+/// Adds what a stat does not say: a link's text, and extended attributes.
+fn complete(entry: &mut Entry, found: &Found) -> std::io::Result<()> {
+    match &found.place {
+        Some((folder, name)) => {
+            if entry.kind() == EntryKind::Symlink {
+                entry.link_target = folder.read_link(name)?;
+            }
+            entry.xattrs = folder.xattrs(name)?;
+        }
+        None => {
+            if let Some(folder) = &found.own_folder {
+                entry.xattrs = Folder::xattrs(folder, b"")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+trait LinkTarget {
+    /// The first name of a hard link; `None` for everything else.
+    fn link_target_if_hardlink(&self) -> Option<&[u8]>;
+}
+
+impl LinkTarget for Entry {
+    fn link_target_if_hardlink(&self) -> Option<&[u8]> {
+        (self.kind() == EntryKind::Hardlink).then_some(self.link_target.as_slice())
+    }
+}

@@ -1,0 +1,286 @@
+//! Replication: the walk, the comparison with the last generation, reading, and sending, each beside the others.
+//!
+//! ```text
+//! scan ──► compare ──► steps ─────────────► spool ──► (seal)
+//!   (1 thread)   └──► jobs ──► readers ──► batches ──► transfer ══► target
+//!                               (n threads)             (async)
+//! ```
+//!
+//! Every arrow is bounded. A step waits in the spool's queue for the reader of its file, a reader for the budget, the
+//! budget for the target.
+
+pub mod basis;
+mod compare;
+pub mod reader;
+pub mod scan;
+pub mod spool;
+pub mod transfer;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use assay_common::{confined::Folder, manifest::Header, path::TreePath, profile::FileRules};
+use assay_proto::v1::{Counts, TransferStart, replication_service_client::ReplicationServiceClient};
+use tokio::{runtime::Handle, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use basis::BasisFolder;
+use compare::Compared;
+use reader::{Batch, Budget, ReadError, Reader};
+use spool::{LateOutcomes, SpoolError, SpoolWriter, Step};
+use transfer::TransferError;
+
+/// Batches that wait for the transfer.
+const BATCH_QUEUE: usize = 4;
+/// Steps and jobs that wait: enough for the walk to run well ahead, little enough to hold.
+const STEP_QUEUE: usize = 4096;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// What it has come to.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a replication counts while it runs.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Counters {
+    pub scanned: Counter,
+    pub files_read: Counter,
+    pub bytes_read: Counter,
+    pub chunks_offered: Counter,
+    pub chunks_sent: Counter,
+    pub bytes_sent: Counter,
+    pub unstable: Counter,
+    pub vanished: Counter,
+    pub current: Mutex<String>,
+}
+
+impl Counters {
+    /// The counts so far.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            files_read: self.files_read.get(),
+            bytes_read: self.bytes_read.get(),
+            chunks_offered: self.chunks_offered.get(),
+            chunks_sent: self.chunks_sent.get(),
+            bytes_sent: self.bytes_sent.get(),
+            files_unstable: self.unstable.get(),
+            files_vanished: self.vanished.get(),
+            ..Default::default()
+        }
+    }
+
+    /// What is being read now.
+    pub fn set_current(&self, path: &TreePath) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = path.to_string();
+    }
+
+    /// What is being read now.
+    pub fn current(&self) -> String {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Why a replication ended before its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplicateError {
+    /// A folder or name of a root.
+    #[error(transparent)]
+    Scan(#[from] scan::ScanError),
+    /// A file of a root.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The spool or the basis.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The target.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The run was cancelled.
+    #[error("the run was cancelled")]
+    Cancelled,
+}
+
+/// What is replicated, and how.
+pub struct Plan {
+    /// Header of the new manifest.
+    pub header: Header,
+    /// The roots, open, in the header's order.
+    pub roots: Vec<Arc<Folder>>,
+    /// The mark's own files.
+    pub mark: Option<Arc<Folder>>,
+    /// What is copied and in which order.
+    pub rules: Arc<FileRules>,
+    /// The basis that is known here to be the target's base.
+    pub basis: Option<BasisFolder>,
+    /// Read every file, whatever the basis says of it.
+    pub full_read: bool,
+    /// Folder for the spool.
+    pub work: PathBuf,
+    /// Files that are read side by side.
+    pub threads: usize,
+    /// Content that may be held in memory, in bytes.
+    pub budget_bytes: usize,
+}
+
+/// What a replication leaves for the seal.
+#[derive(Debug)]
+pub struct Replicated {
+    /// Entries carried over, and entries of the basis that are gone.
+    pub kept: u64,
+    /// Entries of the basis that were left out or replaced.
+    pub dropped_or_replaced: u64,
+    /// Entries of the basis whose path is not in the tree any more.
+    pub gone: u64,
+    /// Entries that the basis has.
+    pub basis_entries: u64,
+    /// Files that were read last.
+    pub late: LateOutcomes,
+}
+
+/// Replicates the content of the roots. When this returns, the target has every chunk, and the steps are in the spool.
+///
+/// # Errors
+/// The first thing that went wrong; everything else is stopped then.
+pub async fn replicate(
+    client: ReplicationServiceClient<Channel>,
+    start: TransferStart,
+    plan: Plan,
+    counters: Arc<Counters>,
+    cancel: CancellationToken,
+) -> Result<Replicated, ReplicateError> {
+    // One token for this replication: whichever part fails first stops the others.
+    let stop = cancel.child_token();
+    let budget = Budget::new(plan.budget_bytes);
+    let (batches, queue) = mpsc::channel::<Batch>(BATCH_QUEUE);
+    let local = tokio::task::spawn_blocking({
+        let (stop, counters, budget) = (stop.clone(), Arc::clone(&counters), budget.clone());
+        let runtime = Handle::current();
+        move || {
+            let result = run_threads(&plan, &batches, &budget, &runtime, &counters, &stop);
+            if result.is_err() {
+                stop.cancel();
+            }
+            result
+        }
+    });
+    let sent = tokio::select! {
+        sent = transfer::transfer(client, start, queue, counters) => sent.map_err(ReplicateError::from),
+        () = stop.cancelled() => Err(ReplicateError::Cancelled),
+    };
+    if sent.is_err() {
+        stop.cancel();
+        budget.close();
+    }
+    let local = local.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    match (local, sent) {
+        (Ok(replicated), Ok(())) => Ok(replicated),
+        // Of two errors one is the cause: that a part was stopped is never it.
+        (
+            Err(ReplicateError::Read(ReadError::Stopped) | ReplicateError::Spool(SpoolError::Stopped)),
+            Err(sent),
+        ) => Err(sent),
+        (Err(local), _) => Err(local),
+        (Ok(_), Err(sent)) => Err(sent),
+    }
+}
+
+/// The synchronous side: one thread walks and compares, one writes the spool, `threads` read.
+fn run_threads(
+    plan: &Plan,
+    batches: &mpsc::Sender<Batch>,
+    budget: &Budget,
+    runtime: &Handle,
+    counters: &Arc<Counters>,
+    stop: &CancellationToken,
+) -> Result<Replicated, ReplicateError> {
+    let reader =
+        || Reader::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters), stop.clone());
+    let mut own_reader = reader();
+    let early = compare::read_first(plan, &mut own_reader)?;
+    own_reader.flush()?;
+    let (steps, step_queue) = crossbeam_channel::bounded::<Step>(STEP_QUEUE);
+    let (jobs, job_queue) = crossbeam_channel::bounded::<compare::ReadJob>(STEP_QUEUE);
+    let mut spool = SpoolWriter::create(&plan.work)?;
+    let (compared, spooled, read) = thread::scope(|scope| {
+        let spooler = scope.spawn(move || {
+            for step in step_queue {
+                spool.push(step)?;
+            }
+            spool.finish()
+        });
+        let readers: Vec<_> = (0..plan.threads.max(1))
+            .map(|_| {
+                let (job_queue, mut reader) = (job_queue.clone(), reader());
+                scope.spawn(move || {
+                    let result = read_all(&job_queue, &mut reader, counters);
+                    if result.is_err() {
+                        stop.cancel();
+                    }
+                    result
+                })
+            })
+            .collect();
+        drop(job_queue);
+        let compared = compare::compare(plan, early, &steps, &jobs, counters, stop);
+        drop((steps, jobs));
+        let read: Result<(), ReadError> =
+            readers.into_iter().map(|reader| reader.join().expect("readers do not panic")).collect();
+        (compared, spooler.join().expect("the spooler does not panic"), read)
+    });
+    read?;
+    let (kept, dropped_or_replaced) = spooled?;
+    let Compared { late_jobs, gone, basis_entries, vanished } = compared?;
+    counters.vanished.add(vanished);
+    let mut late = LateOutcomes::new();
+    for job in late_jobs {
+        late.insert(job.content, own_reader.read(&job)?);
+    }
+    own_reader.flush()?;
+    Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })
+}
+
+fn read_all(
+    jobs: &crossbeam_channel::Receiver<compare::ReadJob>,
+    reader: &mut Reader,
+    counters: &Counters,
+) -> Result<(), ReadError> {
+    loop {
+        let job = match jobs.try_recv() {
+            Ok(job) => job,
+            Err(crossbeam_channel::TryRecvError::Disconnected) => break,
+            Err(crossbeam_channel::TryRecvError::Empty) => {
+                // Nothing to do at once: let go of what is held.
+                reader.flush()?;
+                match jobs.recv() {
+                    Ok(job) => job,
+                    Err(crossbeam_channel::RecvError) => break,
+                }
+            }
+        };
+        counters.set_current(&job.job.path);
+        let outcome = reader.read(&job.job)?;
+        // The spooler is gone only when it failed, and then it says why.
+        drop(job.outcome.send(outcome));
+    }
+    reader.flush()
+}

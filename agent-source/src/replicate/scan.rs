@@ -1,0 +1,264 @@
+//! The sorted walk over a repository's roots: every entry once, in tree order, through held folders.
+//!
+//! The walk also sees the mark's own files (a database's snapshot, a `backup_label`): they lie in a folder of the same
+//! shape as the tree and take the place of live files of the same path.
+
+use std::{collections::VecDeque, io, sync::Arc};
+
+use assay_common::{
+    confined::Folder,
+    manifest::{Entry, EntryKind, Header},
+    path::{PathFault, TreePath},
+    profile::FileRules,
+};
+use rustix::fs::{FileType, Stat};
+
+/// An entry that the walk found.
+#[derive(Debug)]
+pub struct Found {
+    /// Where it is in the tree.
+    pub path: TreePath,
+    /// The folder that holds it, and the name in it. The root folder of the tree has neither.
+    pub place: Option<(Arc<Folder>, Vec<u8>)>,
+    /// What it is; `None` for a folder that exists in the tree only (above several roots).
+    pub stat: Option<Stat>,
+    /// The folder itself, for a root.
+    pub own_folder: Option<Arc<Folder>>,
+}
+
+/// Why the walk cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScanError {
+    /// An entry cannot be read.
+    #[error("{path}: {source}")]
+    Entry {
+        /// The entry.
+        path: String,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A name that no manifest can hold.
+    #[error("{path}: the path {fault}")]
+    Path {
+        /// The folder of the name.
+        path: String,
+        /// What is wrong with it.
+        fault: PathFault,
+    },
+}
+
+struct Level {
+    path: TreePath,
+    live: Option<Arc<Folder>>,
+    mark: Option<Arc<Folder>>,
+    names: VecDeque<Vec<u8>>,
+}
+
+/// A walk that is under way.
+pub struct Scan {
+    rules: Arc<FileRules>,
+    /// Roots by the folder of the tree that they are, and the folder of the mark's files.
+    roots: Vec<(String, Arc<Folder>)>,
+    mark: Option<Arc<Folder>>,
+    levels: Vec<Level>,
+    started: bool,
+    vanished: u64,
+}
+
+impl Scan {
+    /// A walk over `roots`, which are open in the order of the header.
+    pub fn new(
+        header: &Header,
+        roots: &[Arc<Folder>],
+        mark: Option<Arc<Folder>>,
+        rules: Arc<FileRules>,
+    ) -> Self {
+        let names = header.roots.iter().map(|root| root.subdirectory.clone());
+        let mut roots: Vec<_> = names.zip(roots.iter().cloned()).collect();
+        roots.sort_by(|left, right| left.0.cmp(&right.0));
+        Self { rules, roots, mark, levels: Vec::new(), started: false, vanished: 0 }
+    }
+
+    /// Entries that were listed and gone when they were looked at.
+    pub fn vanished(&self) -> u64 {
+        self.vanished
+    }
+
+    /// The next entry, or `None` at the end.
+    ///
+    /// # Errors
+    /// When a folder cannot be read: what cannot be seen cannot be called backed up.
+    pub fn next_entry(&mut self) -> Result<Option<Found>, ScanError> {
+        if !self.started {
+            self.started = true;
+            return self.start().map(Some);
+        }
+        loop {
+            let Some(level) = self.levels.last_mut() else {
+                return Ok(None);
+            };
+            let Some(name) = level.names.pop_front() else {
+                self.levels.pop();
+                continue;
+            };
+            if let Some(found) = self.visit(name)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// The path relative to its root, as the profile's patterns have it.
+    pub fn in_root(&self, path: &TreePath) -> TreePath {
+        if self.roots.len() == 1 && self.roots[0].0.is_empty() {
+            return path.clone();
+        }
+        let rest = path.as_bytes().splitn(2, |byte| *byte == b'/').nth(1).unwrap_or_default();
+        TreePath::parse(rest).expect("the end of a path is a path")
+    }
+
+    fn start(&mut self) -> Result<Found, ScanError> {
+        let path = TreePath::root();
+        let mark = self.mark.clone();
+        let single = self.roots.len() == 1 && self.roots[0].0.is_empty();
+        if single {
+            let live = Arc::clone(&self.roots[0].1);
+            let stat = live.stat_self().map_err(|source| entry_error(&path, source))?;
+            self.enter(path.clone(), Some(Arc::clone(&live)), mark)?;
+            return Ok(Found { path, place: None, stat: Some(stat), own_folder: Some(live) });
+        }
+        let names = self.roots.iter().map(|(name, _)| name.clone().into_bytes()).collect();
+        self.levels.push(Level { path: path.clone(), live: None, mark, names });
+        Ok(Found { path, place: None, stat: None, own_folder: None })
+    }
+
+    fn enter(
+        &mut self,
+        path: TreePath,
+        live: Option<Arc<Folder>>,
+        mark: Option<Arc<Folder>>,
+    ) -> Result<(), ScanError> {
+        let list = |folder: &Option<Arc<Folder>>| match folder {
+            Some(folder) => folder.names().map_err(|source| entry_error(&path, source)),
+            None => Ok(Vec::new()),
+        };
+        let mut names = list(&live)?;
+        let of_mark = list(&mark)?;
+        if !of_mark.is_empty() {
+            names.extend(of_mark);
+            names.sort_unstable();
+            names.dedup();
+        }
+        self.levels.push(Level { path, live, mark, names: names.into() });
+        Ok(())
+    }
+
+    fn visit(&mut self, name: Vec<u8>) -> Result<Option<Found>, ScanError> {
+        let level = self.levels.last().expect("the caller holds a level");
+        let path = level
+            .path
+            .join(&name)
+            .map_err(|fault| ScanError::Path { path: level.path.to_string(), fault })?;
+        // Above several roots only the roots themselves are there.
+        if let (None, true) = (&level.live, level.path.is_root())
+            && let Some((_, root)) = self.roots.iter().find(|(folder, _)| folder.as_bytes() == name)
+        {
+            let root = Arc::clone(root);
+            let mark = subfolder(level.mark.as_ref(), &name);
+            let stat = root.stat_self().map_err(|source| entry_error(&path, source))?;
+            self.enter(path.clone(), Some(Arc::clone(&root)), mark)?;
+            // The parent has no folder of its own: metadata comes from the root's descriptor.
+            return Ok(Some(Found { path, place: None, stat: Some(stat), own_folder: Some(root) }));
+        }
+        let of_mark = level.mark.as_ref().and_then(|mark| Some((mark, mark.stat(&name).ok()?)));
+        let (folder, stat) = match of_mark {
+            // A file of the mark stands for the live one; a folder of the mark only leads to such files.
+            Some((mark, stat)) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+                (Arc::clone(mark), stat)
+            }
+            of_mark => {
+                if self.rules.is_excluded(&self.in_root(&path)) {
+                    return Ok(None);
+                }
+                let live = level.live.as_ref().map(|live| (live, live.stat(&name)));
+                match (live, of_mark) {
+                    (Some((live, Ok(stat))), _) => (Arc::clone(live), stat),
+                    (_, Some((mark, stat))) => (Arc::clone(mark), stat),
+                    (Some((_, Err(error))), None) if error.kind() == io::ErrorKind::NotFound => {
+                        self.vanished += 1;
+                        return Ok(None);
+                    }
+                    (Some((_, Err(source))), None) => return Err(entry_error(&path, source)),
+                    (None, None) => return Ok(None),
+                }
+            }
+        };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            let live = match level.live.as_ref().map(|live| live.open_folder(&name)) {
+                None => None,
+                Some(Ok(live)) => Some(Arc::new(live)),
+                // Gone, or another kind of thing by now: the mark's folder of that name may still be there.
+                Some(Err(error))
+                    if error.kind() == io::ErrorKind::NotFound
+                        || error.raw_os_error() == Some(rustix::io::Errno::NOTDIR.raw_os_error()) =>
+                {
+                    None
+                }
+                Some(Err(source)) => return Err(entry_error(&path, source)),
+            };
+            let mark = subfolder(level.mark.as_ref(), &name);
+            if live.is_none() && mark.is_none() {
+                self.vanished += 1;
+                return Ok(None);
+            }
+            // A mount point's own folder is copied, and what is mounted there is not: as with rsync -x it would be another
+            // file system's business. Roots are given one by one instead.
+            let place = Some((folder, name));
+            self.enter(path.clone(), live, mark)?;
+            return Ok(Some(Found { path, place, stat: Some(stat), own_folder: None }));
+        }
+        Ok(Some(Found { path, place: Some((folder, name)), stat: Some(stat), own_folder: None }))
+    }
+}
+
+fn subfolder(folder: Option<&Arc<Folder>>, name: &[u8]) -> Option<Arc<Folder>> {
+    folder?.open_folder(name).ok().map(Arc::new)
+}
+
+fn entry_error(path: &TreePath, source: io::Error) -> ScanError {
+    ScanError::Entry { path: path.to_string(), source }
+}
+
+/// The entry of a thing that was found, without a file's content and without extended attributes.
+pub fn describe(found: &Found) -> Entry {
+    let mut entry = Entry { path: found.path.as_bytes().to_vec(), ..Default::default() };
+    let Some(stat) = &found.stat else {
+        entry.set_kind(EntryKind::Directory);
+        entry.mode = 0o755;
+        return entry;
+    };
+    describe_stat(&mut entry, stat);
+    entry
+}
+
+/// Fills in what a stat says.
+pub fn describe_stat(entry: &mut Entry, stat: &Stat) {
+    entry.set_kind(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => EntryKind::Directory,
+        FileType::Symlink => EntryKind::Symlink,
+        FileType::Fifo => EntryKind::Fifo,
+        FileType::Socket => EntryKind::Socket,
+        FileType::CharacterDevice => EntryKind::CharDevice,
+        FileType::BlockDevice => EntryKind::BlockDevice,
+        _ => EntryKind::File,
+    });
+    entry.mode = if entry.kind() == EntryKind::Symlink { 0o777 } else { stat.st_mode & 0o7777 };
+    entry.uid = stat.st_uid;
+    entry.gid = stat.st_gid;
+    entry.mtime_seconds = stat.st_mtime;
+    entry.mtime_nanos = stat.st_mtime_nsec as u32;
+    if matches!(entry.kind(), EntryKind::CharDevice | EntryKind::BlockDevice) {
+        entry.device_major = rustix::fs::major(stat.st_rdev);
+        entry.device_minor = rustix::fs::minor(stat.st_rdev);
+    }
+}

@@ -1,0 +1,301 @@
+//! The steps from the basis to the new manifest, kept on disk between the walk, which finds them, and the seal, which
+//! sends them. Files of the tree are read in several threads and their steps are written in the walk's order.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufReader, BufWriter, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use assay_common::{
+    digest::RootDigest,
+    error::{IoContext as _, PathError},
+    manifest::{Entry, EntryKind, Header, ManifestError, ManifestWriter},
+};
+use assay_proto::v1::{Counts, ManifestDelta, ManifestStep, PutEntry, manifest_step::Kind};
+use prost::Message as _;
+use tokio::sync::oneshot;
+
+use super::{
+    basis::{BasisFolder, BasisReader, SEEN_BYTES, Seen},
+    reader::Outcome,
+};
+
+/// A message of steps is sent when it has this many bytes.
+const DELTA_BYTES: usize = 256 * 1024;
+
+/// One step, as the walk gives it.
+pub enum Step {
+    /// The basis' next entry is as it was.
+    Keep,
+    /// The basis' next entry is gone, or another stands in its place.
+    Drop,
+    /// An entry that is complete; a file has a content.
+    Put(Box<(Entry, Seen, u64)>),
+    /// A file that is being read.
+    File {
+        /// Number of its content.
+        content: u64,
+        /// Its entry, when it has been read.
+        outcome: oneshot::Receiver<Outcome>,
+        /// True when other entries are hard links to it.
+        linked: bool,
+    },
+    /// A file that is read after everything else.
+    Late {
+        /// Number of its content.
+        content: u64,
+    },
+}
+
+/// Why the steps cannot be kept or told.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpoolError {
+    /// A file of the state folder.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// The basis, or the new manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The spool is not what was written to it.
+    #[error("the spool is damaged")]
+    Damaged(#[from] prost::DecodeError),
+    /// A reader has stopped.
+    #[error("reading was stopped")]
+    Stopped,
+    /// The first name of a file with several names went away while it was to be read, and the others may still be there.
+    #[error("a file with several names lost one of them while it was read")]
+    LinksChanged,
+}
+
+/// Writes steps.
+pub struct SpoolWriter {
+    steps: BufWriter<File>,
+    seen: BufWriter<File>,
+    path: PathBuf,
+    run: Option<Kind>,
+    buffer: Vec<u8>,
+    kept: u64,
+    dropped: u64,
+}
+
+impl SpoolWriter {
+    /// A spool in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(folder: &Path) -> Result<Self, SpoolError> {
+        let path = folder.join("steps");
+        let seen = folder.join("steps-seen");
+        Ok(Self {
+            steps: BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?),
+            seen: BufWriter::with_capacity(64 * 1024, File::create(&seen).at("create", &seen)?),
+            path,
+            run: None,
+            buffer: Vec::new(),
+            kept: 0,
+            dropped: 0,
+        })
+    }
+
+    /// Writes one step, and waits for the file that it is about to have been read.
+    ///
+    /// # Errors
+    /// When the spool cannot be written to, or the reader has stopped.
+    pub fn push(&mut self, step: Step) -> Result<(), SpoolError> {
+        match step {
+            Step::Keep => {
+                self.kept += 1;
+                self.run = Some(match self.run.take() {
+                    Some(Kind::Keep(count)) => Kind::Keep(count + 1),
+                    other => {
+                        self.write(other)?;
+                        Kind::Keep(1)
+                    }
+                });
+                Ok(())
+            }
+            Step::Drop => {
+                self.dropped += 1;
+                self.run = Some(match self.run.take() {
+                    Some(Kind::Drop(count)) => Kind::Drop(count + 1),
+                    other => {
+                        self.write(other)?;
+                        Kind::Drop(1)
+                    }
+                });
+                Ok(())
+            }
+            Step::Put(put) => {
+                let (entry, seen, content) = *put;
+                self.put(Some(entry), seen, content)
+            }
+            Step::Late { content } => self.put(None, Seen::default(), content),
+            Step::File { content, outcome, linked } => match outcome.blocking_recv() {
+                Ok(Outcome::Read(read)) => self.put(Some(read.0), read.1, content),
+                Ok(Outcome::Vanished) if linked => Err(SpoolError::LinksChanged),
+                Ok(Outcome::Vanished) => Ok(()),
+                Err(_) => Err(SpoolError::Stopped),
+            },
+        }
+    }
+
+    fn put(&mut self, entry: Option<Entry>, seen: Seen, content: u64) -> Result<(), SpoolError> {
+        let run = self.run.take();
+        self.write(run)?;
+        self.seen.write_all(&seen.encode()).at("write", &self.path)?;
+        self.write(Some(Kind::Put(PutEntry { entry, content })))
+    }
+
+    fn write(&mut self, kind: Option<Kind>) -> Result<(), SpoolError> {
+        if kind.is_some() {
+            self.buffer.clear();
+            ManifestStep { kind }
+                .encode_length_delimited(&mut self.buffer)
+                .expect("a vector grows as needed");
+            self.steps.write_all(&self.buffer).at("write", &self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the spool. Returns how many entries were kept and dropped.
+    ///
+    /// # Errors
+    /// When it cannot be written to.
+    pub fn finish(mut self) -> Result<(u64, u64), SpoolError> {
+        let run = self.run.take();
+        self.write(run)?;
+        self.steps.flush().at("write", &self.path)?;
+        self.seen.flush().at("write", &self.path)?;
+        Ok((self.kept, self.dropped))
+    }
+}
+
+/// Reads steps back.
+struct SpoolReader {
+    steps: BufReader<File>,
+    seen: BufReader<File>,
+    path: PathBuf,
+    record: Vec<u8>,
+}
+
+impl SpoolReader {
+    fn open(folder: &Path) -> Result<Self, SpoolError> {
+        let path = folder.join("steps");
+        let seen = folder.join("steps-seen");
+        Ok(Self {
+            steps: BufReader::with_capacity(256 * 1024, File::open(&path).at("open", &path)?),
+            seen: BufReader::with_capacity(64 * 1024, File::open(&seen).at("open", &seen)?),
+            path,
+            record: Vec::new(),
+        })
+    }
+
+    fn next_step(&mut self) -> Result<Option<Kind>, SpoolError> {
+        let mut length = 0u64;
+        for group in 0..10 {
+            let mut byte = [0];
+            match self.steps.read_exact(&mut byte) {
+                Ok(()) => {}
+                Err(error) if group == 0 && error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) => {
+                    return Err(Err::<(), _>(error).at("read", &self.path).expect_err("one").into());
+                }
+            }
+            length |= u64::from(byte[0] & 0x7f) << (7 * group);
+            if byte[0] & 0x80 == 0 {
+                break;
+            }
+        }
+        self.record.resize(length as usize, 0);
+        self.steps.read_exact(&mut self.record).at("read", &self.path)?;
+        Ok(ManifestStep::decode(self.record.as_slice())?.kind)
+    }
+
+    fn next_seen(&mut self) -> Result<Seen, SpoolError> {
+        let mut record = [0; SEEN_BYTES];
+        self.seen.read_exact(&mut record).at("read", &self.path)?;
+        Ok(Seen::decode(&record))
+    }
+}
+
+/// Files that were read after everything else, by their content's number.
+pub type LateOutcomes = HashMap<u64, Outcome>;
+
+/// Turns the spool into the new basis in `next`, and hands the steps to `send` in messages of a fair size. Returns the new
+/// root digest, and adds up what the new manifest holds.
+///
+/// # Errors
+/// When a file of the state folder fails, or `send` does (`None`).
+pub fn tell(
+    folder: &Path,
+    header: &Header,
+    basis: Option<&BasisFolder>,
+    next: &BasisFolder,
+    mut late: LateOutcomes,
+    counts: &mut Counts,
+    mut send: impl FnMut(ManifestDelta) -> Option<()>,
+) -> Result<RootDigest, SpoolError> {
+    let mut spool = SpoolReader::open(folder)?;
+    let mut basis = basis.map_or_else(|| Ok(BasisReader::empty()), BasisReader::open)?;
+    let path = next.manifest();
+    let file = BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?);
+    let mut manifest = ManifestWriter::create(file, header)?;
+    let seen_path = next.seen();
+    let mut seen_file = BufWriter::new(File::create(&seen_path).at("create", &seen_path)?);
+    let (mut delta, mut delta_bytes) = (ManifestDelta::default(), 0);
+    while let Some(mut kind) = spool.next_step()? {
+        let mut write = |entry: &Entry, seen: &Seen| -> Result<(), SpoolError> {
+            match entry.kind() {
+                EntryKind::File => {
+                    counts.files += 1;
+                    counts.total_bytes += entry.size;
+                }
+                EntryKind::Directory => counts.directories += 1,
+                _ => counts.other_entries += 1,
+            }
+            manifest.push(entry)?;
+            Ok(seen_file.write_all(&seen.encode()).at("write", &seen_path)?)
+        };
+        match &mut kind {
+            Kind::Keep(count) => {
+                for _ in 0..*count {
+                    let (entry, seen) = basis.take()?.ok_or(ManifestError::CutOff)?;
+                    write(&entry, &seen.unwrap_or_default())?;
+                }
+            }
+            Kind::Drop(count) => {
+                for _ in 0..*count {
+                    basis.take()?.ok_or(ManifestError::CutOff)?;
+                }
+            }
+            Kind::Put(put) => {
+                let mut seen = spool.next_seen()?;
+                if put.entry.is_none() {
+                    match late.remove(&put.content) {
+                        Some(Outcome::Read(read)) => (put.entry, seen) = (Some(read.0), read.1),
+                        Some(Outcome::Vanished) | None => continue,
+                    }
+                }
+                write(put.entry.as_ref().expect("filled in above"), &seen)?;
+            }
+        }
+        let step = ManifestStep { kind: Some(kind) };
+        delta_bytes += step.encoded_len();
+        delta.steps.push(step);
+        if delta_bytes >= DELTA_BYTES {
+            send(std::mem::take(&mut delta)).ok_or(SpoolError::Stopped)?;
+            delta_bytes = 0;
+        }
+    }
+    if !delta.steps.is_empty() {
+        send(delta).ok_or(SpoolError::Stopped)?;
+    }
+    let (file, root, _) = manifest.finish()?;
+    file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &path)?;
+    seen_file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &seen_path)?;
+    next.set_root_digest(root)?;
+    Ok(root)
+}

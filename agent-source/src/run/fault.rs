@@ -1,0 +1,171 @@
+//! Why a run ended without a verdict, in the words that operators, scripts and the ledger get.
+
+use std::{io, path::Path};
+
+use assay_common::{
+    error::{Hint as _, PathError},
+    rpc_status::fault_from_status,
+    tls::ConnectError,
+    verdict::Outcome,
+};
+use tonic::{Code, Status};
+
+use crate::{
+    mark::MarkError,
+    replicate::{ReplicateError, reader::ReadError, spool::SpoolError, transfer::TransferError},
+    state::StateError,
+};
+
+/// The end of a run that has no verdict.
+#[derive(Debug)]
+pub struct Fault {
+    /// NOT_RUN, or INCONCLUSIVE when a check ran and its verdict cannot be believed.
+    pub outcome: Outcome,
+    /// A short stable word.
+    pub reason: &'static str,
+    /// What happened, to what.
+    pub message: String,
+    /// What the operator may try.
+    pub hint: Option<String>,
+    /// True when the target never opened the run: there is nothing to tell it.
+    pub was_not_opened: bool,
+}
+
+impl Fault {
+    /// A run that ended before its check.
+    pub fn not_run(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::NotRun, reason, message: message.into(), hint: None, was_not_opened: false }
+    }
+
+    /// With what the operator may try.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Message and hint, as people read them.
+    pub fn text(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}\nHINT: {hint}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
+    pub(super) fn configuration(message: String) -> Self {
+        Self::not_run("configuration", message)
+    }
+
+    pub(super) fn cancelled() -> Self {
+        Self::not_run("cancelled", "the run was cancelled")
+    }
+
+    pub(super) fn protocol(rule: &str) -> Self {
+        Self::not_run("protocol", format!("the target does not keep to the protocol: {rule}"))
+            .hint("check that both agents are of the same version")
+    }
+
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        PathError { path: path.to_owned(), action, source }.into()
+    }
+
+    pub(super) fn verdict_not_trusted(why: String) -> Self {
+        let message = format!("the target's verdict is not believed: {why}");
+        Self { outcome: Outcome::Inconclusive, ..Self::not_run("verdict-not-trusted", message) }
+            .hint("compare target.signing_key in the configuration with the target's public signing key")
+    }
+
+    pub(super) fn mass_drop(gone: u64, of: u64, limit: u8) -> Self {
+        let text =
+            format!("{gone} of {of} entries of the last generation are gone, more than {limit} per cent");
+        Self::not_run("mass-drop", text)
+            .hint("check that everything is mounted; if it is right, run once with --allow-mass-drop")
+    }
+
+    /// From the target's answer.
+    fn remote(reason: &'static str, doing: &str, status: &Status) -> Self {
+        let fault = fault_from_status(status);
+        let reason = match status.code() {
+            Code::Unavailable if reason != "not-sealed" => "target-unreachable",
+            Code::PermissionDenied | Code::Unauthenticated => "target-refused",
+            Code::Aborted => "target-busy",
+            Code::ResourceExhausted => "target-full",
+            _ => reason,
+        };
+        let mut error = Self::not_run(reason, format!("{doing}: {}", fault.message));
+        error.hint = fault.hint;
+        error
+    }
+
+    pub(super) fn opening(status: Status) -> Self {
+        let fault = Self::remote("target-refused", "the target does not open the run", &status);
+        Self { was_not_opened: true, ..fault }
+    }
+
+    pub(super) fn sealing(status: Status) -> Self {
+        Self::remote("not-sealed", "the target does not seal the generation", &status)
+    }
+
+    pub(super) fn checking(status: Status) -> Self {
+        Self::remote("check-lost", "the check's verdict did not arrive", &status)
+    }
+}
+
+impl From<ConnectError> for Fault {
+    fn from(error: ConnectError) -> Self {
+        let mut fault = Self::not_run("target-unreachable", error.to_string());
+        fault.hint = error.hint();
+        Self { was_not_opened: true, ..fault }
+    }
+}
+
+impl From<PathError> for Fault {
+    fn from(error: PathError) -> Self {
+        let mut fault = Self::not_run("state-unusable", error.to_string());
+        fault.hint = error.hint();
+        fault
+    }
+}
+
+impl From<StateError> for Fault {
+    fn from(error: StateError) -> Self {
+        Self::not_run("state-unusable", error.to_string())
+    }
+}
+
+impl From<MarkError> for Fault {
+    fn from(error: MarkError) -> Self {
+        match error {
+            MarkError::Cancelled => Self::cancelled(),
+            error => Self::not_run("mark-failed", error.to_string())
+                .hint("run the profile's mark command by hand as the agent's user; nothing was copied"),
+        }
+    }
+}
+
+impl From<SpoolError> for Fault {
+    fn from(error: SpoolError) -> Self {
+        match error {
+            SpoolError::LinksChanged => Self::not_run("changed-under-scan", error.to_string())
+                .hint("run again; if it happens often, exclude the folder in which links come and go"),
+            error => Self::not_run("state-unusable", error.to_string()),
+        }
+    }
+}
+
+impl From<ReplicateError> for Fault {
+    fn from(error: ReplicateError) -> Self {
+        match error {
+            ReplicateError::Cancelled | ReplicateError::Read(ReadError::Stopped) => Self::cancelled(),
+            ReplicateError::Spool(error) => error.into(),
+            ReplicateError::Transfer(TransferError::Rpc(status)) => {
+                Self::remote("transfer-failed", "the transfer broke off", &status)
+            }
+            ReplicateError::Transfer(error) => Self::not_run("protocol", error.to_string()),
+            error @ (ReplicateError::Read(_) | ReplicateError::Scan(_)) => {
+                Self::not_run("read-failed", error.to_string()).hint(
+                    "what cannot be read cannot be backed up: exclude it, or let the agent's user read it",
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! One run, from its trigger to its verdict. Read [`Attempt::go`] first: it is the whole story.
+
+mod fault;
+mod progress;
+mod roots;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use assay_common::{
+    digest::RootDigest,
+    id::{GenerationNumber, RunId},
+    manifest::Header,
+    rpc_status::fault_from_status,
+    signing::{SigningKey, VerifyingKey},
+    tls::WireCounter,
+    verdict::{
+        self, Counts as StatementCounts, HexDigest, Mark as VerdictMark, Outcome, SourceStatement,
+        sign_source_statement, timestamp_to_proto, verify_verdict,
+    },
+};
+use assay_proto::v1::{
+    AbandonRunRequest, CheckRunRequest, Counts, FetchManifestRequest, Mark as MarkMessage, OpenRunRequest,
+    OpenRunResponse, Phase, Run, SealFinish, SealRunRequest, SealStart, TransferStart,
+    replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
+};
+use tokio::{io::AsyncWriteExt as _, sync::mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, transport::Channel};
+
+use crate::{
+    config::Repository,
+    mark::{Mark, Marker},
+    replicate::{Counters, Plan, ReplicateError, Replicated, replicate, spool},
+    state::RepositoryState,
+    target::Target,
+};
+
+pub use fault::Fault;
+pub use progress::Progress;
+
+/// Version of the replication protocol that this agent speaks.
+pub const PROTOCOL: u32 = 1;
+/// How long the target may take to note a run that was given up, before the source stops waiting for it.
+const ABANDON_WAIT: Duration = Duration::from_secs(20);
+/// How often the connection may be lost while a check runs on the target: the check itself goes on there.
+const CHECK_ATTEMPTS: u32 = 6;
+/// Pause before the check is asked after again.
+const CHECK_PAUSE: Duration = Duration::from_secs(5);
+
+/// What the operator asked for, for this one run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Read every file.
+    pub full_read: bool,
+    /// Let it drop more entries than the configuration allows.
+    pub allow_mass_drop: bool,
+    /// Let it read other root folders than last time.
+    pub allow_new_root: bool,
+}
+
+/// What every run of a repository needs.
+pub struct Context {
+    /// The repository.
+    pub repository: Repository,
+    /// What the agent remembers of it.
+    pub state: RepositoryState,
+    /// The other agent.
+    pub target: Target,
+    /// For the source's statements.
+    pub signing_key: SigningKey,
+    /// The target's pinned key.
+    pub target_key: VerifyingKey,
+    /// Files read side by side.
+    pub threads: usize,
+    /// Content held in memory, in bytes.
+    pub memory_bytes: usize,
+}
+
+/// One run that is under way.
+pub struct Attempt {
+    context: Arc<Context>,
+    id: RunId,
+    options: Options,
+    progress: Progress,
+    cancel: CancellationToken,
+    counters: Arc<Counters>,
+    overrides: Vec<String>,
+}
+
+type Client = ReplicationServiceClient<Channel>;
+
+impl Attempt {
+    /// A run that is about to start.
+    pub fn new(
+        context: Arc<Context>,
+        id: RunId,
+        options: Options,
+        progress: Progress,
+        cancel: CancellationToken,
+    ) -> Self {
+        let counters = Arc::default();
+        Self { context, id, options, progress, cancel, counters, overrides: Vec::new() }
+    }
+
+    /// Runs to the end, whatever it is: the outcome is in the progress, and on disk, when this returns.
+    pub async fn run(mut self) {
+        tracing::info!(run_id = %self.id, repository = %self.context.repository.name, "the run starts");
+        let ended = match self.context.target.connect().await {
+            Err(error) => Err(Fault::from(error)),
+            Ok((channel, wire)) => {
+                let client = ReplicationServiceClient::new(channel)
+                    .max_decoding_message_size(16 * 1024 * 1024)
+                    .max_encoding_message_size(64 * 1024 * 1024);
+                let ended = self.go(client.clone(), &wire).await;
+                self.count_wire(&wire);
+                if let Err(fault) = &ended {
+                    self.abandon(client, fault).await;
+                }
+                ended
+            }
+        };
+        self.progress.update(|run| {
+            run.overrides = self.overrides.clone();
+            match &ended {
+                Ok(verdict) => {
+                    run.outcome = assay_proto::v1::Outcome::from(verdict.outcome).into();
+                    (run.reason, run.message) = (verdict.reason.clone(), verdict.message.clone());
+                }
+                Err(fault) => {
+                    run.outcome = assay_proto::v1::Outcome::from(fault.outcome).into();
+                    (run.reason, run.message) = (fault.reason.to_owned(), fault.text());
+                }
+            }
+            run.finished = Some(timestamp_to_proto(jiff::Timestamp::now()));
+            run.current_path.clear();
+            run.check_step.clear();
+            run.set_phase(Phase::Done);
+        });
+        let run = self.progress.get();
+        if let Err(error) = self.context.state.save_run(&self.id, &run) {
+            tracing::error!(run_id = %self.id, %error, "the run's record cannot be kept");
+        }
+        self.context.state.forget_old_runs();
+        let outcome = run.outcome().as_str_name();
+        tracing::info!(run_id = %self.id, outcome, reason = run.reason, message = run.message, "the run has ended");
+    }
+
+    /// The story of a run.
+    async fn go(&mut self, mut client: Client, wire: &WireCounter) -> Result<verdict::Verdict, Fault> {
+        let context = Arc::clone(&self.context);
+        // The target's lock comes first: a mark that nobody copies would be made for nothing.
+        self.progress.phase(Phase::Opening);
+        let opened = self.open(&mut client).await?;
+        // Roots before the mark, too: an unmounted one ends the run before the engine is asked for anything.
+        let roots = self.open_roots()?;
+        let basis_known = self.prepare_basis(&mut client, &opened).await?;
+
+        self.progress.phase(Phase::Marking);
+        let repository = &context.repository;
+        let first = &repository.header.roots[0];
+        let databases = repository.profile.databases(&repository.vars).map_err(Fault::configuration)?;
+        let mut marker = Marker::new(
+            repository.profile.clone(),
+            repository.scope(),
+            databases,
+            (PathBuf::from(&first.live_path), first.subdirectory.clone()),
+            context.state.mark_folder(),
+        );
+        let marked = marker.begin(&self.cancel).await.map_err(Fault::from);
+        let replicated = match marked {
+            Err(fault) => Err(fault),
+            Ok(mark) => {
+                self.progress.update(|run| run.mark = Some(mark_message(&mark)));
+                tracing::info!(run_id = %self.id, mark = mark.id, "the mark holds");
+                self.progress.phase(Phase::Replicating);
+                let replicated = self.replicate(client.clone(), &marker, &roots, basis_known, wire).await;
+                replicated.map(|replicated| (mark, replicated))
+            }
+        };
+        // The mark is held for as long as it is read under, and ended on every way out.
+        let ended = marker.end().await;
+        marker.discard_files();
+        let (mark, replicated) = replicated?;
+        ended?;
+        self.check_drops(&replicated)?;
+
+        self.progress.phase(Phase::Sealing);
+        let sealed = self.seal(&mut client, &opened, basis_known, mark, replicated).await;
+        if sealed.is_err() {
+            // Whatever was wrong, the next run starts from what the target says.
+            drop(context.state.basis().clear());
+        }
+        let root = sealed?;
+        context.state.next_basis().replace(&context.state.basis())?;
+        context.state.save_roots(&roots.identities)?;
+        self.progress.update(|run| {
+            run.generation = opened.generation;
+            run.root_digest = root.to_string();
+        });
+        self.count_wire(wire);
+        tracing::info!(run_id = %self.id, generation = opened.generation, %root, "the generation is sealed");
+
+        self.progress.phase(Phase::Checking);
+        self.verdict(&mut client, root, opened.generation).await
+    }
+
+    async fn open(&mut self, client: &mut Client) -> Result<OpenRunResponse, Fault> {
+        let request = OpenRunRequest {
+            repository: self.context.repository.name.clone(),
+            run_id: self.id.to_string(),
+            protocol: PROTOCOL,
+        };
+        let opened = client.open_run(request).await.map_err(Fault::opening)?.into_inner();
+        self.progress.update(|run| run.base_generation = opened.base_generation);
+        Ok(opened)
+    }
+
+    fn open_roots(&mut self) -> Result<roots::OpenRoots, Fault> {
+        let known = self.context.state.roots()?;
+        let (roots, overridden) =
+            roots::open(&self.context.repository.header, known.as_deref(), self.options.allow_new_root)?;
+        if overridden {
+            self.overrides.push("allow_new_root".to_owned());
+        }
+        Ok(roots)
+    }
+
+    /// Makes sure that the local basis is the target's base. False when there is none.
+    async fn prepare_basis(&self, client: &mut Client, opened: &OpenRunResponse) -> Result<bool, Fault> {
+        let state = &self.context.state;
+        state.next_basis().clear()?;
+        if opened.base_generation == 0 {
+            return Ok(false);
+        }
+        let base = RootDigest::from_slice(&opened.base_root_digest)
+            .ok_or_else(|| Fault::protocol("the base's root digest has 32 bytes"))?;
+        let basis = state.basis();
+        if basis.root_digest() == Some(base) {
+            return Ok(true);
+        }
+        tracing::info!(run_id = %self.id, generation = opened.base_generation, "the base's manifest is fetched");
+        basis.clear()?;
+        let request = FetchManifestRequest {
+            repository: self.context.repository.name.clone(),
+            generation: opened.base_generation,
+        };
+        let mut parts = client.fetch_manifest(request).await.map_err(Fault::opening)?.into_inner();
+        let path = basis.manifest();
+        let mut hasher = blake3::Hasher::new_derive_key(assay_common::digest::MANIFEST_CONTEXT);
+        let write = |error| Fault::io("write", &path, error);
+        let mut file = tokio::fs::File::create(&path).await.map_err(write)?;
+        while let Some(part) = parts.message().await.map_err(Fault::opening)? {
+            hasher.update(&part.data);
+            file.write_all(&part.data).await.map_err(write)?;
+        }
+        file.flush().await.map_err(write)?;
+        if hasher.finalize() != base.0 {
+            return Err(Fault::protocol("the base's manifest has its root digest"));
+        }
+        basis.set_root_digest(base)?;
+        Ok(true)
+    }
+
+    async fn replicate(
+        &self,
+        client: Client,
+        marker: &Marker,
+        roots: &roots::OpenRoots,
+        basis_known: bool,
+        wire: &WireCounter,
+    ) -> Result<Replicated, Fault> {
+        let context = &self.context;
+        let mark = match marker.files() {
+            None => None,
+            Some(path) => {
+                let folder = assay_common::confined::Folder::open(path);
+                Some(Arc::new(folder.map_err(|error| Fault::io("open", path, error))?))
+            }
+        };
+        let plan = Plan {
+            header: context.repository.header.clone(),
+            roots: roots.folders.clone(),
+            mark,
+            rules: Arc::new(context.repository.rules()),
+            basis: basis_known.then(|| context.state.basis()),
+            full_read: self.options.full_read,
+            work: context.state.work(),
+            threads: context.threads,
+            budget_bytes: context.memory_bytes,
+        };
+        let start =
+            TransferStart { repository: context.repository.name.clone(), run_id: self.id.to_string() };
+        let work = replicate(client, start, plan, Arc::clone(&self.counters), self.cancel.clone());
+        tokio::pin!(work);
+        let mut tick = tokio::time::interval(progress::TICK);
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    self.count(wire);
+                    return done.map_err(|error| match error {
+                        ReplicateError::Cancelled if self.cancel.is_cancelled() => Fault::cancelled(),
+                        error => error.into(),
+                    });
+                }
+                _ = tick.tick() => self.count(wire),
+            }
+        }
+    }
+
+    fn count(&self, wire: &WireCounter) {
+        let (counts, current) = (self.counters.counts(), self.counters.current());
+        self.progress.update(|run| {
+            run.counts =
+                Some(Counts { wire_bytes_out: wire.bytes_out(), wire_bytes_in: wire.bytes_in(), ..counts });
+            run.current_path = current;
+        });
+    }
+
+    fn count_wire(&self, wire: &WireCounter) {
+        self.progress.update(|run| {
+            let counts = run.counts.get_or_insert_default();
+            (counts.wire_bytes_out, counts.wire_bytes_in) = (wire.bytes_out(), wire.bytes_in());
+        });
+    }
+
+    /// The safety stop: a run that drops most of the tree is more likely an unmounted folder or a disaster than work.
+    fn check_drops(&mut self, replicated: &Replicated) -> Result<(), Fault> {
+        let limit = self.context.repository.max_drop_percent;
+        if replicated.gone * 100 > replicated.basis_entries * u64::from(limit) {
+            if !self.options.allow_mass_drop {
+                return Err(Fault::mass_drop(replicated.gone, replicated.basis_entries, limit));
+            }
+            self.overrides.push("allow_mass_drop".to_owned());
+        }
+        Ok(())
+    }
+
+    async fn seal(
+        &self,
+        client: &mut Client,
+        opened: &OpenRunResponse,
+        basis_known: bool,
+        mark: Mark,
+        replicated: Replicated,
+    ) -> Result<RootDigest, Fault> {
+        let context = Arc::clone(&self.context);
+        let (requests, queue) = mpsc::channel(8);
+        let header: Header = context.repository.header.clone();
+        let start = SealStart {
+            repository: context.repository.name.clone(),
+            run_id: self.id.to_string(),
+            generation: opened.generation,
+            base_generation: if basis_known { opened.base_generation } else { 0 },
+            manifest_header: header.to_json(),
+        };
+        let (id, overrides, base) = (self.id.clone(), self.overrides.clone(), start.base_generation);
+        let mut counts = self.progress.get().counts.unwrap_or_default();
+        let telling = tokio::task::spawn_blocking(move || {
+            let send = |kind| requests.blocking_send(SealRunRequest { kind: Some(kind) }).ok();
+            send(SealKind::Start(start)).ok_or(spool::SpoolError::Stopped)?;
+            let basis = basis_known.then(|| context.state.basis());
+            counts.entries_kept = replicated.kept;
+            counts.entries_dropped = replicated.gone;
+            let root = spool::tell(
+                &context.state.work(),
+                &header,
+                basis.as_ref(),
+                &context.state.next_basis(),
+                replicated.late,
+                &mut counts,
+                |delta| send(SealKind::Delta(delta)),
+            )?;
+            let statement = SourceStatement {
+                repository: context.repository.name.clone(),
+                run_id: id,
+                mark: VerdictMark { id: mark.id.clone(), time: mark.time },
+                root: Some(HexDigest(root.0)),
+                base_generation: (base > 0).then_some(GenerationNumber(base)),
+                counts: StatementCounts::from(&counts),
+                overrides: overrides.clone(),
+                source_version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            let envelope = sign_source_statement(&statement, &context.signing_key);
+            let finish = SealFinish {
+                root_digest: root.0.to_vec(),
+                mark: Some(mark_message(&mark)),
+                counts: Some(counts),
+                source_statement: envelope.to_json(),
+                overrides,
+            };
+            send(SealKind::Finish(finish)).ok_or(spool::SpoolError::Stopped)?;
+            Ok::<_, spool::SpoolError>((root, counts))
+        });
+        let sealed = client.seal_run(ReceiverStream::new(queue)).await;
+        let told = telling.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        // The target's own error says more than the broken stream that follows from it.
+        let sealed = match (sealed, &told) {
+            (Ok(sealed), _) => sealed.into_inner(),
+            (Err(_), Err(error)) if !matches!(error, spool::SpoolError::Stopped) => {
+                told?;
+                return Err(Fault::protocol("the seal ends with an answer"));
+            }
+            (Err(status), _) => return Err(Fault::sealing(status)),
+        };
+        let (root, counts) = told?;
+        self.progress.update(|run| run.counts = Some(counts));
+        if sealed.root_digest != root.0 || sealed.generation != opened.generation {
+            return Err(Fault::protocol("the sealed generation is the one that was sent"));
+        }
+        Ok(root)
+    }
+
+    /// Waits for the check, and believes its verdict only with the target's signature on it and our own inside.
+    async fn verdict(
+        &self,
+        client: &mut Client,
+        root: RootDigest,
+        generation: u64,
+    ) -> Result<verdict::Verdict, Fault> {
+        let (verdict_id, envelope) = self.await_check(client).await?;
+        let own_key = self.context.signing_key.verifying_key();
+        let verified = verify_verdict(envelope.as_bytes(), &self.context.target_key, Some(&own_key))
+            .map_err(|error| Fault::verdict_not_trusted(error.to_string()))?;
+        let verdict = verified.verdict;
+        let about_this_run = verdict.run_id == self.id
+            && verdict.repository == self.context.repository.name
+            && verdict.generation == Some(GenerationNumber(generation))
+            && verdict.root == Some(HexDigest(root.0));
+        if !about_this_run {
+            return Err(Fault::verdict_not_trusted("it is about another run or another tree".to_owned()));
+        }
+        self.context.state.save_verdict(&self.id, &envelope)?;
+        self.progress.update(|run| run.verdict_id = verdict_id);
+        Ok(verdict)
+    }
+
+    async fn await_check(&self, client: &mut Client) -> Result<(String, String), Fault> {
+        let mut attempt = 1;
+        loop {
+            match self.follow_check(client).await {
+                Err(status) if status.code() == Code::Unavailable && attempt < CHECK_ATTEMPTS => {
+                    tracing::warn!(run_id = %self.id, error = status.message(), "the connection was lost; the check goes on");
+                    attempt += 1;
+                    tokio::select! {
+                        () = tokio::time::sleep(CHECK_PAUSE) => {}
+                        () = self.cancel.cancelled() => return Err(Fault::cancelled()),
+                    }
+                }
+                Err(status) => return Err(Fault::checking(status)),
+                Ok(Some(verdict)) => return Ok(verdict),
+                Ok(None) => return Err(Fault::cancelled()),
+            }
+        }
+    }
+
+    /// `None` when the run was cancelled.
+    async fn follow_check(&self, client: &mut Client) -> Result<Option<(String, String)>, tonic::Status> {
+        let request =
+            CheckRunRequest { repository: self.context.repository.name.clone(), run_id: self.id.to_string() };
+        let mut messages = client.check_run(request).await?.into_inner();
+        loop {
+            let message = tokio::select! {
+                message = messages.message() => message?,
+                () = self.cancel.cancelled() => return Ok(None),
+            };
+            match message {
+                None => return Err(tonic::Status::unavailable("the check's stream ended without a verdict")),
+                Some(message) if !message.envelope.is_empty() => {
+                    return Ok(Some((message.verdict_id, message.envelope)));
+                }
+                Some(message) => self.progress.update(|run| run.check_step = message.step),
+            }
+        }
+    }
+
+    /// Tells the target that the run has ended without a check, so that its ledger says so too.
+    async fn abandon(&self, mut client: Client, fault: &Fault) {
+        if fault.outcome != Outcome::NotRun || fault.was_not_opened {
+            return;
+        }
+        let request = AbandonRunRequest {
+            repository: self.context.repository.name.clone(),
+            run_id: self.id.to_string(),
+            reason: fault.reason.to_owned(),
+            message: fault.text(),
+            mark: self.progress.get().mark,
+        };
+        match tokio::time::timeout(ABANDON_WAIT, client.abandon_run(request)).await {
+            Ok(Ok(response)) => {
+                let response = response.into_inner();
+                let valid = verify_verdict(response.envelope.as_bytes(), &self.context.target_key, None);
+                if valid.is_ok() && self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
+                    self.progress.update(|run| run.verdict_id = response.verdict_id);
+                }
+            }
+            Ok(Err(status)) => {
+                let error = fault_from_status(&status).message;
+                tracing::warn!(run_id = %self.id, error, "the target did not note the end of the run");
+            }
+            Err(_) => tracing::warn!(run_id = %self.id, "the target did not note the end of the run in time"),
+        }
+    }
+}
+
+fn mark_message(mark: &Mark) -> MarkMessage {
+    MarkMessage { id: mark.id.clone(), time: Some(timestamp_to_proto(mark.time)) }
+}
+
+/// A run that has just been triggered.
+pub fn new_run(id: &RunId, repository: &str, trigger: assay_proto::v1::Trigger) -> Run {
+    Run {
+        id: id.to_string(),
+        repository: repository.to_owned(),
+        trigger: trigger.into(),
+        phase: Phase::Opening.into(),
+        started: Some(timestamp_to_proto(jiff::Timestamp::now())),
+        ..Default::default()
+    }
+}

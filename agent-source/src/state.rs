@@ -1,0 +1,240 @@
+//! What the source agent remembers of a repository between runs, as plain files:
+//!
+//! ```text
+//! STATE/REPOSITORY/runs/ID.json       every run, newest ids last in the alphabet
+//! STATE/REPOSITORY/verdicts/ID.json   the target's envelope for a run, as it was signed
+//! STATE/REPOSITORY/basis/             see [`crate::replicate::basis`]
+//! STATE/REPOSITORY/roots.json         identity of the roots at the last sealed run
+//! STATE/REPOSITORY/schedule.json      the last slot that was served or counted as missed
+//! ```
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use assay_common::{
+    durable::write_durable,
+    error::{IoContext as _, PathError},
+    id::RunId,
+    json,
+};
+use assay_proto::v1::Run;
+use serde::{Deserialize, Serialize};
+
+use crate::replicate::basis::BasisFolder;
+
+/// Runs that are kept; older ones are forgotten, their verdicts are not.
+const KEPT_RUNS: usize = 1000;
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// A file or folder.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// Another agent uses it.
+    #[error("{}: another assay-source uses this state folder", path.display())]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// A file that this version did not write.
+    #[error("{}: not understood: {source}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// Which folder a root was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootIdentity {
+    /// Its live path.
+    pub path: String,
+    /// Device and inode.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+}
+
+/// Where the schedule stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleState {
+    /// The newest slot that was served or counted as missed.
+    pub last_slot: Option<jiff::Timestamp>,
+    /// Slots that passed without a run.
+    pub missed: u64,
+    /// Runs since the last one that read all files.
+    pub runs_since_full_read: u32,
+}
+
+/// The state of one repository.
+#[derive(Debug)]
+pub struct RepositoryState {
+    path: PathBuf,
+}
+
+/// Takes the state folder for this process. The lock goes with the returned file.
+///
+/// # Errors
+/// When another agent has it.
+pub fn lock(state: &Path) -> Result<File, StateError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state).at("create", state)?;
+    let path = state.join("lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked { path }),
+        Err(error) => {
+            Err(Err::<(), _>(io::Error::from(error)).at("lock", &path).expect_err("it is one").into())
+        }
+    }
+}
+
+impl RepositoryState {
+    /// Opens the state of `repository` and makes what is missing.
+    ///
+    /// # Errors
+    /// When a folder cannot be made.
+    pub fn open(state: &Path, repository: &str) -> Result<Self, StateError> {
+        let path = state.join(repository);
+        for folder in ["runs", "verdicts"] {
+            let folder = path.join(folder);
+            fs::create_dir_all(&folder).at("create", &folder)?;
+        }
+        Ok(Self { path })
+    }
+
+    /// The basis of the last sealed generation.
+    pub fn basis(&self) -> BasisFolder {
+        BasisFolder::new(self.path.join("basis"))
+    }
+
+    /// The basis that a run is making.
+    pub fn next_basis(&self) -> BasisFolder {
+        BasisFolder::new(self.path.join("basis.next"))
+    }
+
+    /// The folder for a run's spool.
+    pub fn work(&self) -> PathBuf {
+        self.path.join("basis.next")
+    }
+
+    /// The folder for the mark's own files.
+    pub fn mark_folder(&self) -> PathBuf {
+        self.path.join("mark")
+    }
+
+    /// The folder of verdicts.
+    pub fn verdicts(&self) -> PathBuf {
+        self.path.join("verdicts")
+    }
+
+    fn run_path(&self, id: &RunId) -> PathBuf {
+        self.path.join("runs").join(format!("{id}.json"))
+    }
+
+    /// Keeps a run as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_run(&self, id: &RunId, run: &Run) -> Result<(), StateError> {
+        Ok(write_durable(&self.run_path(id), json::to_json("Run", run).to_string().as_bytes(), 0o600)?)
+    }
+
+    /// The runs, newest first.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn run_ids(&self) -> Result<Vec<RunId>, StateError> {
+        let path = self.path.join("runs");
+        let mut ids: Vec<RunId> = Vec::new();
+        for entry in fs::read_dir(&path).at("read", &path)? {
+            let name = entry.at("read", &path)?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok()));
+        }
+        ids.sort_unstable_by(|left, right| right.cmp(left));
+        Ok(ids)
+    }
+
+    /// One run.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn run(&self, id: &RunId) -> Result<Run, StateError> {
+        let path = self.run_path(id);
+        let text = fs::read_to_string(&path).at("read", &path)?;
+        json::from_json("Run", &text).map_err(|source| StateError::Content { path, source })
+    }
+
+    /// Forgets the oldest runs beyond [`KEPT_RUNS`].
+    pub fn forget_old_runs(&self) {
+        for id in self.run_ids().unwrap_or_default().into_iter().skip(KEPT_RUNS) {
+            drop(fs::remove_file(self.run_path(&id)));
+        }
+    }
+
+    /// Keeps a verdict's envelope under its run's id.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_verdict(&self, id: &RunId, envelope: &str) -> Result<PathBuf, StateError> {
+        let path = self.verdicts().join(format!("{id}.json"));
+        write_durable(&path, envelope.as_bytes(), 0o600)?;
+        Ok(path)
+    }
+
+    /// The roots of the last sealed run.
+    ///
+    /// # Errors
+    /// When the file is there and not understood.
+    pub fn roots(&self) -> Result<Option<Vec<RootIdentity>>, StateError> {
+        self.read_optional("roots.json")
+    }
+
+    /// Keeps the roots of a sealed run.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_roots(&self, roots: &[RootIdentity]) -> Result<(), StateError> {
+        self.write("roots.json", &roots)
+    }
+
+    /// Where the schedule stands.
+    ///
+    /// # Errors
+    /// When the file is there and not understood.
+    pub fn schedule(&self) -> Result<ScheduleState, StateError> {
+        Ok(self.read_optional("schedule.json")?.unwrap_or_default())
+    }
+
+    /// Keeps where the schedule stands.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_schedule(&self, schedule: &ScheduleState) -> Result<(), StateError> {
+        self.write("schedule.json", schedule)
+    }
+
+    fn read_optional<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let path = self.path.join(name);
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            read => read.at("read", &path)?,
+        };
+        serde_json::from_str(&text).map(Some).map_err(|source| StateError::Content { path, source })
+    }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {
+        let path = self.path.join(name);
+        let text = serde_json::to_string(value)
+            .map_err(|source| StateError::Content { path: path.clone(), source })?;
+        Ok(write_durable(&path, text.as_bytes(), 0o600)?)
+    }
+}

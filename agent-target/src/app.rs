@@ -1,0 +1,47 @@
+//! Puts the service together and runs it until it is told to stop.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use assay_common::{
+    serve,
+    signing::SigningKey,
+    tls::{Credentials, Role},
+};
+use assay_proto::v1::{
+    replication_service_server::ReplicationServiceServer, target_service_server::TargetServiceServer,
+};
+
+use crate::{
+    config::Config,
+    repository::Repository,
+    service::{Repositories, operator::Operator, replication::Replication},
+};
+
+/// Largest message from a source, in bytes: a pack of content with room to spare.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Serves until a signal comes.
+///
+/// # Errors
+/// When something that the configuration names cannot be used.
+pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
+    let credentials = Credentials::load(&config.tls, &[Role::Target])?;
+    let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
+    let mut repositories = Vec::new();
+    for repository in config.repositories {
+        let name = repository.name.clone();
+        let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key));
+        repositories.push(opened.with_context(|| format!("repository {name}"))?);
+    }
+    let repositories = Arc::new(Repositories::new(repositories));
+    let replication = ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories)))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
+    tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
+    serve::run(config.agent.listen, &credentials, |router| {
+        router.add_service(replication).add_service(operator)
+    })
+    .await?;
+    Ok(())
+}

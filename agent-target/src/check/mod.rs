@@ -1,0 +1,901 @@
+//! The engine's own check, run on a workspace.
+//!
+//! [`run_check`] lays the operator's files, patches the configuration, runs the profile's steps and reads
+//! what they say. A check that cannot do its work is a successful call with the outcome
+//! [`Outcome::Inconclusive`] and a reason: nothing here returns an error, and nothing that is not understood
+//! is ever PASS.
+//!
+//! # Reasons
+//!
+//! | reason | what happened |
+//! | --- | --- |
+//! | `check-passed` | every step passed |
+//! | `damage-found`, or the profile's word | a step named damage |
+//! | `check-timeout`, `check-cancelled`, `check-killed` | a step was ended from outside |
+//! | `program-missing` | the program is not there or cannot be executed |
+//! | `check-not-started` | the step could not be started for another reason |
+//! | `unexpected-exit`, `unexpected-output` | the profile does not know what the step said |
+//! | `output-too-long` | a line of more than 1 MiB could not be searched whole |
+//! | `output-incomplete` | some process kept the output open after the check's end |
+//! | `host-name-error` | no candidate for a patched value was accepted |
+//! | `key-missing`, `key-twice`, `configuration-missing`, `patch-failed` | a patch could not be made |
+//! | `no-candidate` | the target has none of the names that a patch needs |
+//! | `overlay-missing`, or the profile's word | a file of the target's own is not there |
+//! | `overlay-failed` | such a file could not be laid |
+//! | `isolation-unavailable` | isolation is required and this host cannot give it |
+//! | `isolation-failed` | the sandbox or the change of user failed; the step never ran |
+//! | `live-path-unusable` | a root cannot appear at its live path in the sandbox |
+//! | `workspace-failed` | something in the workspace could not be read or made |
+//! | `configuration` | the profile and the repository's configuration do not fit |
+//!
+//! # What stays on disk and in memory
+//!
+//! Nothing on disk but in the workspace. Of each output stream the profile's `output_limit` is kept; all of
+//! it is searched and digested, so much output is no fault.
+
+mod output;
+mod process;
+mod sandbox;
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, chown},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use assay_common::{
+    path::TreePath,
+    profile::{Check, Depth, Patch, Profile, RunAs, Scope, TargetNames, TemplateError, Value},
+};
+use rustix::fs::{Mode, OFlags};
+use tokio_util::sync::CancellationToken;
+
+pub use output::{Captured, MAX_LINE_BYTES};
+
+use crate::{
+    patch::{self, PatchRecord},
+    workspace::{LaidFile, Workspace, WorkspaceKind, open_beneath},
+};
+use output::Patterns;
+use process::{End, Launch, Ran};
+
+/// Where a step's programs are looked for.
+const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const HOST_NAME_ERROR: &str = "host-name-error";
+
+/// What came out of a check, or of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// No damage was found by a check that did its work.
+    Pass,
+    /// Damage was found.
+    Fail,
+    /// The check could not do its work.
+    Inconclusive,
+}
+
+/// Whether steps run in a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// In a sandbox where this host can make one; the report says where it could not.
+    #[default]
+    Auto,
+    /// In a sandbox or not at all.
+    Require,
+    /// Without one, on the workspace's own paths.
+    None,
+}
+
+/// What a check must know beside the profile and the workspace.
+#[derive(Clone, Debug)]
+pub struct CheckContext {
+    /// The names under which this host is known.
+    pub target: TargetNames,
+    /// The variables, as [`Profile::bind`] gave them.
+    pub vars: BTreeMap<String, Value>,
+    /// Values to try instead of the profile's, by the patch's key. They may hold the placeholders of patch
+    /// values.
+    pub patch_values: BTreeMap<String, Vec<String>>,
+    /// The operator's files, by the path of the profile's overlay.
+    pub overlay_files: BTreeMap<String, PathBuf>,
+    /// Who the steps run as, instead of what the profile says.
+    pub run_as: Option<RunAs>,
+    /// Whether they run in a sandbox.
+    pub isolation: Isolation,
+    /// Paths of this host that the sandbox shows read-only beside the profile's.
+    pub visible: Vec<PathBuf>,
+    /// Paths of this host that the sandbox covers: the store, keys, configuration.
+    pub hidden: Vec<PathBuf>,
+    /// Bubblewrap: a name or an absolute path.
+    pub sandbox_program: PathBuf,
+    /// Ends the check.
+    pub cancel: CancellationToken,
+}
+
+impl Default for CheckContext {
+    fn default() -> Self {
+        Self {
+            target: TargetNames::default(),
+            vars: BTreeMap::new(),
+            patch_values: BTreeMap::new(),
+            overlay_files: BTreeMap::new(),
+            run_as: None,
+            isolation: Isolation::Auto,
+            visible: Vec::new(),
+            hidden: Vec::new(),
+            sandbox_program: "bwrap".into(),
+            cancel: CancellationToken::new(),
+        }
+    }
+}
+
+/// How a check goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// A setting was changed.
+    Patched {
+        /// From 0: which of the candidates.
+        attempt: usize,
+        /// The key.
+        key: String,
+        /// Its value now.
+        value: String,
+    },
+    /// A step begins.
+    StepStarted {
+        /// From 0: which of the candidates.
+        attempt: usize,
+        /// Its name.
+        name: String,
+        /// From 0.
+        index: usize,
+        /// How many steps there are.
+        count: usize,
+    },
+    /// A step has ended.
+    StepEnded {
+        /// Its name.
+        name: String,
+        /// What came out of it.
+        outcome: Outcome,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A patch that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedPatch {
+    /// The root that the file is in.
+    pub root: String,
+    /// From 0: which of the candidates.
+    pub attempt: usize,
+    /// What was changed.
+    pub record: PatchRecord,
+}
+
+/// A file of the target's own that the check had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayRecord {
+    /// The file.
+    pub file: LaidFile,
+    /// True for the operator's file; false for the one that was copied from the live server, which was
+    /// allowed to do.
+    pub from_operator: bool,
+}
+
+/// How a step's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepEnd {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By this signal.
+    Signalled(i32),
+    /// Killed when its time was over.
+    TimedOut,
+    /// Killed because the check was cancelled.
+    Cancelled,
+    /// It never ran.
+    NotStarted,
+}
+
+/// What one step did.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Its name; for a step that runs for each member of a list, with the member.
+    pub name: String,
+    /// From 0: which of the candidates for patched values was in place.
+    pub attempt: usize,
+    /// The command, placeholders filled, control characters escaped.
+    pub argv: Vec<String>,
+    /// What came out of it.
+    pub outcome: Outcome,
+    /// A short stable word.
+    pub reason: String,
+    /// One line for people.
+    pub message: String,
+    /// How its process ended.
+    pub end: StepEnd,
+    /// How deep it looks.
+    pub depth: Depth,
+    /// The findings that it named, at most 200.
+    pub findings: Vec<String>,
+    /// How many more it named.
+    pub findings_dropped: u64,
+    /// Its standard output.
+    pub stdout: Captured,
+    /// Its standard error.
+    pub stderr: Captured,
+    /// How long it took.
+    pub duration: Duration,
+    /// The numeric user that it ran as.
+    pub uid: u32,
+}
+
+/// What a check did.
+#[derive(Clone, Debug)]
+pub struct CheckReport {
+    /// What came out of it.
+    pub outcome: Outcome,
+    /// A short stable word; see the list at the top of this module.
+    pub reason: String,
+    /// One line for people.
+    pub message: String,
+    /// How deep the deepest step looked that came to PASS or FAIL.
+    pub depth: Option<Depth>,
+    /// Every step that ran, in order; several times where several candidates were tried.
+    pub steps: Vec<StepReport>,
+    /// Every patch that was made, in order.
+    pub patches: Vec<AppliedPatch>,
+    /// The target's own files that the check had.
+    pub overlay_files: Vec<OverlayRecord>,
+    /// How the workspace was made.
+    pub workspace: WorkspaceKind,
+    /// What the steps were kept from, for example `network-namespace`.
+    pub isolation: Vec<String>,
+    /// What they were not kept from, and why.
+    pub not_isolated: Vec<String>,
+}
+
+/// An outcome with its reason.
+#[derive(Clone, Debug)]
+struct Judgement {
+    outcome: Outcome,
+    reason: String,
+    message: String,
+}
+
+impl Judgement {
+    fn inconclusive(reason: &str, message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Inconclusive, reason: reason.into(), message: message.into() }
+    }
+
+    fn configuration(error: &TemplateError) -> Self {
+        Self::inconclusive("configuration", error.to_string())
+    }
+
+    fn workspace(error: impl std::fmt::Display) -> Self {
+        Self::inconclusive("workspace-failed", error.to_string())
+    }
+}
+
+/// Runs the check of `profile` in `workspace`.
+///
+/// It blocks for as long as the check takes, and must stay on one thread: the sandbox dies with it.
+pub fn run_check(
+    profile: &Profile,
+    workspace: &mut Workspace,
+    context: &CheckContext,
+    progress: &mut dyn FnMut(Progress),
+) -> CheckReport {
+    let mut report = CheckReport {
+        outcome: Outcome::Inconclusive,
+        reason: String::new(),
+        message: String::new(),
+        depth: None,
+        steps: Vec::new(),
+        patches: Vec::new(),
+        overlay_files: Vec::new(),
+        workspace: workspace.kind(),
+        isolation: Vec::new(),
+        not_isolated: Vec::new(),
+    };
+    let judgement =
+        Session { profile, workspace, context, progress }.run(&mut report).unwrap_or_else(|it| it);
+    report.depth =
+        report.steps.iter().filter(|it| it.outcome != Outcome::Inconclusive).map(|it| it.depth).max();
+    report.outcome = judgement.outcome;
+    report.reason = judgement.reason;
+    report.message = judgement.message;
+    report
+}
+
+struct Session<'a> {
+    profile: &'a Profile,
+    workspace: &'a mut Workspace,
+    context: &'a CheckContext,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+/// A user and a group, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    uid: u32,
+    gid: u32,
+}
+
+impl Session<'_> {
+    /// The way of a check. An `Err` is an end before its time.
+    fn run(&mut self, report: &mut CheckReport) -> Result<Judgement, Judgement> {
+        if self.workspace.roots().is_empty() {
+            return Err(Judgement::inconclusive("configuration", "the repository has no root"));
+        }
+        self.lay_overlays(report)?;
+        let candidates = self.candidates()?;
+        let launcher = Launcher::find(self, report)?;
+        let attempts = candidates.iter().map(Vec::len).max().unwrap_or(1);
+        let mut tried = Vec::new();
+        for attempt in 0..attempts {
+            tried.extend(self.patch(&candidates, attempt, report)?);
+            let judgement = self.steps(&launcher, attempt, report);
+            if judgement.reason != HOST_NAME_ERROR {
+                return Ok(judgement);
+            }
+            if attempt + 1 == attempts {
+                let message = format!("{}; tried: {}", judgement.message, tried.join(", "));
+                return Ok(Judgement { message, ..judgement });
+            }
+        }
+        Err(Judgement::inconclusive("configuration", "there is nothing to try"))
+    }
+
+    fn first_root(&self) -> String {
+        self.workspace.roots()[0].name.clone()
+    }
+
+    fn lay_overlays(&mut self, report: &mut CheckReport) -> Result<(), Judgement> {
+        let known = |path: &String| self.profile.overlays.iter().any(|overlay| overlay.path == *path);
+        if let Some(path) = self.context.overlay_files.keys().find(|path| !known(path)) {
+            let message = format!("the profile '{}' has no overlay '{path}'", self.profile.name);
+            return Err(Judgement::inconclusive("configuration", message));
+        }
+        for overlay in &self.profile.overlays {
+            let root = overlay.root.clone().unwrap_or_else(|| self.first_root());
+            let path = TreePath::parse(overlay.path.as_bytes()).map_err(Judgement::workspace)?;
+            if let Some(source) = self.context.overlay_files.get(&overlay.path) {
+                let file = self.workspace.lay_file(&root, &path, source);
+                let file =
+                    file.map_err(|error| Judgement::inconclusive("overlay-failed", error.to_string()))?;
+                report.overlay_files.push(OverlayRecord { file, from_operator: true });
+                continue;
+            }
+            let copied = self.workspace.digest_of(&root, &path).map_err(Judgement::workspace)?;
+            match copied {
+                Some(file) if overlay.copied_allowed => {
+                    report.overlay_files.push(OverlayRecord { file, from_operator: false });
+                }
+                _ if overlay.required => {
+                    let message = format!("{path} is missing: {}", overlay.meaning);
+                    return Err(Judgement::inconclusive(&overlay.missing_reason, message));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The values of each patch that this target can fill, in order and each once.
+    fn candidates(&self) -> Result<Vec<Vec<String>>, Judgement> {
+        let scope = Scope {
+            vars: self.context.vars.clone(),
+            target: self.context.target.clone(),
+            ..Default::default()
+        };
+        let mut all = Vec::new();
+        for patch in &self.profile.patches {
+            let templates = self.context.patch_values.get(&patch.key).unwrap_or(&patch.values);
+            let mut values: Vec<String> = Vec::new();
+            for template in templates {
+                let expanded = match scope.expand_list(std::slice::from_ref(template)) {
+                    Ok(expanded) => expanded,
+                    Err(TemplateError::Unavailable(_)) => continue,
+                    Err(error) => return Err(Judgement::configuration(&error)),
+                };
+                for value in expanded.into_iter().filter_map(|value| value.into_string().ok()) {
+                    if !values.contains(&value) {
+                        values.push(value);
+                    }
+                }
+            }
+            if values.is_empty() {
+                let message = format!("this target has no value for the key '{}'", patch.key);
+                return Err(Judgement::inconclusive("no-candidate", message));
+            }
+            all.push(values);
+        }
+        Ok(all)
+    }
+
+    fn patch(
+        &mut self,
+        candidates: &[Vec<String>],
+        attempt: usize,
+        report: &mut CheckReport,
+    ) -> Result<Vec<String>, Judgement> {
+        let mut tried = Vec::new();
+        for (patch, values) in self.profile.patches.iter().zip(candidates) {
+            let Patch { root, file, key, .. } = patch;
+            // A patch with fewer candidates keeps its last.
+            let value = &values[attempt.min(values.len() - 1)];
+            let root = root.clone().unwrap_or_else(|| self.first_root());
+            let file = TreePath::parse(file.as_bytes()).map_err(Judgement::workspace)?;
+            let folder = self.workspace.root_folder(&root).map_err(Judgement::workspace)?;
+            let record = patch::apply(&folder, &file, key, value)
+                .map_err(|error| Judgement::inconclusive(error.reason(), error.to_string()))?;
+            (self.progress)(Progress::Patched { attempt, key: key.clone(), value: value.clone() });
+            tried.push(format!("{key} = {value}"));
+            report.patches.push(AppliedPatch { root, attempt, record });
+        }
+        Ok(tried)
+    }
+
+    fn steps(&mut self, launcher: &Launcher, attempt: usize, report: &mut CheckReport) -> Judgement {
+        let mut runs = Vec::new();
+        for check in &self.profile.checks {
+            let Some(name) = &check.for_each else {
+                runs.push((check, check.name.clone(), self.context.vars.clone()));
+                continue;
+            };
+            for member in self.context.vars.get(name).map(Value::texts).unwrap_or_default() {
+                let mut vars = self.context.vars.clone();
+                vars.insert(name.clone(), Value::Text(member.clone()));
+                runs.push((check, format!("{} {member}", check.name), vars));
+            }
+        }
+        let count = runs.len();
+        for (index, (check, name, vars)) in runs.into_iter().enumerate() {
+            (self.progress)(Progress::StepStarted { attempt, name: name.clone(), index, count });
+            let mut step = match self.step(launcher, check, vars, report.steps.len()) {
+                Ok(step) => step,
+                Err(judgement) => return judgement,
+            };
+            step.name = name;
+            step.attempt = attempt;
+            let judgement = Judgement {
+                outcome: step.outcome,
+                reason: step.reason.clone(),
+                message: step.message.clone(),
+            };
+            (self.progress)(Progress::StepEnded {
+                name: step.name.clone(),
+                outcome: step.outcome,
+                reason: step.reason.clone(),
+            });
+            report.steps.push(step);
+            if judgement.outcome != Outcome::Pass {
+                return judgement;
+            }
+        }
+        if count == 0 {
+            return Judgement::inconclusive("configuration", "the check has no step");
+        }
+        let message = format!("{count} {} passed", if count == 1 { "step" } else { "steps" });
+        Judgement { outcome: Outcome::Pass, reason: "check-passed".into(), message }
+    }
+
+    fn step(
+        &self,
+        launcher: &Launcher,
+        check: &Check,
+        vars: BTreeMap<String, Value>,
+        number: usize,
+    ) -> Result<StepReport, Judgement> {
+        let identity = self.identity(check)?;
+        let scratch = self.workspace.scratch().join(format!("step-{number}"));
+        make_scratch(&scratch, identity)
+            .map_err(|error| Judgement::workspace(format!("{}: {error}", scratch.display())))?;
+        let scope = launcher.scope(self, vars, &scratch)?;
+        let expand = |text: &str| scope.expand(text).map_err(|error| Judgement::configuration(&error));
+        let argv = scope.expand_list(&check.argv).map_err(|error| Judgement::configuration(&error))?;
+        let folder = check.working_directory.as_deref().unwrap_or("{root}");
+        let folder = PathBuf::from(expand(folder)?);
+        let inner_scratch = scope.scratch.clone().unwrap_or_default();
+        let mut env: Vec<(OsString, OsString)> = vec![
+            ("PATH".into(), SEARCH_PATH.into()),
+            ("HOME".into(), inner_scratch.clone().into()),
+            ("TMPDIR".into(), inner_scratch.into()),
+            ("LC_ALL".into(), "C.UTF-8".into()),
+        ];
+        for (name, value) in &check.env {
+            env.push((name.into(), expand(value)?));
+        }
+        let patterns = Arc::new(
+            Patterns::new(check).map_err(|it| Judgement::inconclusive("configuration", it.to_string()))?,
+        );
+        let launch = launcher.launch(self, identity, &argv, env, folder, &scratch, check.timeout.0)?;
+        let limit = usize::try_from(check.output_limit).unwrap_or(usize::MAX);
+        let ran = process::run(&launch, &patterns, limit, &self.context.cancel);
+        let judgement = judge(check, &patterns, &ran, launcher);
+        let end = match ran.end {
+            End::Exited(code) => StepEnd::Exited(code),
+            End::Signalled(signal) => StepEnd::Signalled(signal),
+            End::TimedOut => StepEnd::TimedOut,
+            End::Cancelled => StepEnd::Cancelled,
+            End::NotStarted(_) | End::SandboxFailed => StepEnd::NotStarted,
+        };
+        Ok(StepReport {
+            name: check.name.clone(),
+            attempt: 0,
+            argv: process::shown(&argv),
+            outcome: judgement.outcome,
+            reason: judgement.reason,
+            message: judgement.message,
+            end,
+            depth: check.depth.unwrap_or(self.profile.depth),
+            findings: ran.found.findings,
+            findings_dropped: ran.found.findings_dropped,
+            stdout: ran.stdout,
+            stderr: ran.stderr,
+            duration: ran.duration,
+            uid: identity.uid,
+        })
+    }
+
+    /// Who a step runs as. Only root can become someone else.
+    fn identity(&self, check: &Check) -> Result<Identity, Judgement> {
+        let own =
+            Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        if own.uid != 0 {
+            return Ok(own);
+        }
+        Ok(match self.context.run_as.unwrap_or(check.run_as) {
+            RunAs::Root => own,
+            RunAs::Uid(uid) => Identity { uid, gid: uid },
+            RunAs::Owner => {
+                let folder = self.workspace.root_folder(&self.first_root()).map_err(Judgement::workspace)?;
+                let stat = rustix::fs::fstat(&folder).map_err(Judgement::workspace)?;
+                Identity { uid: stat.st_uid, gid: stat.st_gid }
+            }
+        })
+    }
+}
+
+fn make_scratch(path: &Path, identity: Identity) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(path)?;
+    if rustix::process::geteuid().is_root() {
+        chown(path, Some(identity.uid), Some(identity.gid))
+    } else {
+        Ok(())
+    }
+}
+
+/// How steps are started on this host.
+struct Launcher {
+    /// Bubblewrap, when steps run in a sandbox.
+    sandbox: Option<PathBuf>,
+    /// setpriv(1), which changes the user and forbids new privileges.
+    setpriv: Option<PathBuf>,
+    privileged: bool,
+}
+
+impl Launcher {
+    /// Finds out what this host can do, and says in the report what it does and does not.
+    fn find(session: &Session<'_>, report: &mut CheckReport) -> Result<Self, Judgement> {
+        let context = session.context;
+        let privileged = rustix::process::geteuid().is_root();
+        let setpriv = process::find_program(OsStr::new("setpriv"));
+        let refusal = match context.isolation {
+            Isolation::None => Some("switched off in the configuration".to_owned()),
+            Isolation::Auto | Isolation::Require => {
+                probe(&context.sandbox_program, setpriv.as_deref(), privileged).err()
+            }
+        };
+        if let (Isolation::Require, Some(why)) = (context.isolation, &refusal) {
+            return Err(Judgement::inconclusive("isolation-unavailable", why.clone()));
+        }
+        let launcher = Self {
+            sandbox: process::find_program(context.sandbox_program.as_os_str()).filter(|_| refusal.is_none()),
+            setpriv,
+            privileged,
+        };
+        let namespaces = ["mount", "pid", "network", "uts", "ipc"].map(|name| format!("{name}-namespace"));
+        let whole = namespaces.into_iter().chain(["live-paths".to_owned()]);
+        match &refusal {
+            None => report.isolation.extend(whole),
+            Some(why) => report.not_isolated.extend(whole.map(|name| format!("{name}: {why}"))),
+        }
+        if launcher.sandbox.is_some() {
+            report.isolation.push(if privileged { "capabilities-dropped" } else { "user-namespace" }.into());
+        }
+        if launcher.setpriv.is_some() {
+            report.isolation.push("no-new-privileges".into());
+        } else {
+            report.not_isolated.push("no-new-privileges: setpriv is not installed".into());
+        }
+        for check in &session.profile.checks {
+            let uid = session.identity(check)?.uid;
+            let isolated = format!("user:{uid}");
+            let open = format!("user: the step '{}' runs as root", check.name);
+            if uid != 0 && !report.isolation.contains(&isolated) {
+                report.isolation.push(isolated);
+            } else if uid == 0 && !report.not_isolated.contains(&open) {
+                report.not_isolated.push(open);
+            }
+        }
+        Ok(launcher)
+    }
+
+    /// What the placeholders stand for in a step.
+    fn scope(
+        &self,
+        session: &Session<'_>,
+        vars: BTreeMap<String, Value>,
+        scratch: &Path,
+    ) -> Result<Scope, Judgement> {
+        let mut roots = Vec::new();
+        for root in session.workspace.roots() {
+            let path = match self.sandbox {
+                Some(_) => root.live_path.clone(),
+                None => session.workspace.root_path(&root.name).map_err(Judgement::workspace)?,
+            };
+            roots.push((root.name.clone(), path));
+        }
+        let scratch =
+            if self.sandbox.is_some() { PathBuf::from(sandbox::SCRATCH) } else { scratch.to_owned() };
+        let target = session.context.target.clone();
+        Ok(Scope { roots, vars, target, scratch: Some(scratch), ..Default::default() })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn launch(
+        &self,
+        session: &Session<'_>,
+        identity: Identity,
+        argv: &[OsString],
+        env: Vec<(OsString, OsString)>,
+        folder: PathBuf,
+        scratch: &Path,
+        timeout: Duration,
+    ) -> Result<Launch, Judgement> {
+        let mut command = self.change_user(identity);
+        command.extend_from_slice(argv);
+        // Without setpriv the change of user is left to the start of the process.
+        let change = self.privileged && self.setpriv.is_none() && identity.uid != 0;
+        let user = change.then_some((identity.uid, identity.gid));
+        let Some(program) = &self.sandbox else {
+            let working_directory = Some(folder);
+            return Ok(Launch { argv: command, env, working_directory, sandbox_status: None, user, timeout });
+        };
+        let hosts = scratch.with_extension("hosts");
+        let host_name = rustix::system::uname().nodename().to_str().unwrap_or("localhost").to_owned();
+        write_hosts(&hosts, &host_name, &session.context.target)
+            .map_err(|error| Judgement::workspace(format!("{}: {error}", hosts.display())))?;
+        let mut roots = Vec::new();
+        for root in session.workspace.roots() {
+            let path = session.workspace.root_path(&root.name).map_err(Judgement::workspace)?;
+            roots.push((path, root.live_path.clone()));
+        }
+        let plan = sandbox::Plan {
+            roots,
+            visible: session
+                .profile
+                .sandbox
+                .visible
+                .iter()
+                .chain(&session.context.visible)
+                .cloned()
+                .collect(),
+            hidden: session.context.hidden.clone(),
+            scratch: scratch.to_owned(),
+            hosts: Some(hosts),
+            host_name: Some(host_name),
+            working_directory: folder,
+            privileged: self.privileged,
+        };
+        let arguments = plan
+            .arguments()
+            .map_err(|error| Judgement::inconclusive("live-path-unusable", error.to_string()))?;
+        for (outer, way) in plan.nested() {
+            make_nested(outer, way).map_err(|error| {
+                let message = format!("the folder {} for a root within a root: {error}", way.display());
+                Judgement::inconclusive("live-path-unusable", message)
+            })?;
+        }
+        let mut whole = vec![program.clone().into_os_string(), "--json-status-fd".into(), "3".into()];
+        whole.extend(arguments);
+        whole.push("--".into());
+        whole.extend(command);
+        let sandbox_status = Some(scratch.with_extension("status"));
+        Ok(Launch { argv: whole, env, working_directory: None, sandbox_status, user: None, timeout })
+    }
+
+    /// The beginning of a command that runs as `identity`.
+    fn change_user(&self, identity: Identity) -> Vec<OsString> {
+        let Some(setpriv) = &self.setpriv else {
+            return Vec::new();
+        };
+        let mut command = vec![setpriv.clone().into_os_string(), "--no-new-privs".into()];
+        if self.privileged && identity.uid != 0 {
+            command.push(format!("--reuid={}", identity.uid).into());
+            command.push(format!("--regid={}", identity.gid).into());
+            command.extend(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(OsString::from));
+        }
+        command.push("--".into());
+        command
+    }
+}
+
+/// Makes the smallest sandbox that has all that the steps will need, and says why it cannot be made.
+fn probe(program: &Path, setpriv: Option<&Path>, privileged: bool) -> Result<(), String> {
+    let bwrap = process::find_program(program.as_os_str()).ok_or("bubblewrap (bwrap) is not installed")?;
+    let setpriv = setpriv.ok_or("setpriv is not installed")?;
+    let mut command = Command::new(bwrap);
+    command.args(["--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-ipc", "--die-with-parent"]);
+    if !privileged {
+        command.arg("--unshare-user");
+    }
+    command.args([
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--perms",
+        "1777",
+        "--tmpfs",
+        "/tmp",
+        "--",
+    ]);
+    command.arg(setpriv).arg("--no-new-privs");
+    if privileged {
+        command.args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+        ]);
+    }
+    let output = command
+        .args(["--", "/bin/sh", "-c", "exit 0"])
+        .env_clear()
+        .env("PATH", SEARCH_PATH)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("bubblewrap cannot be started: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = output.stderr.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Err(format!("bubblewrap cannot make a sandbox here: {}", output::quote(said)))
+}
+
+/// The host's names lead to an address even without a network.
+fn write_hosts(path: &Path, host_name: &str, target: &TargetNames) -> io::Result<()> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in target.fqdn.iter().chain(&target.host).map(String::as_str).chain([host_name]) {
+        let plain =
+            !name.is_empty() && !name.contains(|it: char| it.is_whitespace() || it.is_control() || it == '#');
+        if plain && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let address =
+        target.address.as_deref().filter(|it| it.parse::<std::net::IpAddr>().is_ok()).unwrap_or("127.0.1.1");
+    let mut file = fs::File::create(path)?;
+    write!(
+        file,
+        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {}\n",
+        names.join(" ")
+    )
+}
+
+/// Makes the folder, inside a root's workspace, on which another root is mounted. A link on the way is an
+/// error.
+fn make_nested(outer: &Path, way: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut folder = rustix::fs::open(outer, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    for part in way.components() {
+        let name = part.as_os_str();
+        match rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let name = TreePath::parse(std::os::unix::ffi::OsStrExt::as_bytes(name))
+            .map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault))?;
+        folder = open_beneath(std::os::fd::AsFd::as_fd(&folder), &name, flags)?;
+    }
+    Ok(())
+}
+
+/// Reads a step by the rules of [`Check`].
+fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &Launcher) -> Judgement {
+    let fail =
+        |reason: &str, message: String| Judgement { outcome: Outcome::Fail, reason: reason.into(), message };
+    let said = || {
+        let stream = if ran.stderr.bytes > 0 { &ran.stderr } else { &ran.stdout };
+        let line = stream.head.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
+        line.map(|line| format!(": {}", output::quote(line))).unwrap_or_default()
+    };
+    let code = match &ran.end {
+        End::NotStarted(error) => return Judgement::inconclusive("check-not-started", error.clone()),
+        End::SandboxFailed => {
+            return Judgement::inconclusive(
+                "isolation-failed",
+                format!("the sandbox was not made{}", said()),
+            );
+        }
+        End::TimedOut => {
+            let message = format!("killed after its {:?}", check.timeout);
+            return Judgement::inconclusive("check-timeout", message);
+        }
+        End::Cancelled => return Judgement::inconclusive("check-cancelled", "cancelled"),
+        End::Signalled(signal) => {
+            return Judgement::inconclusive("check-killed", format!("ended by signal {signal}{}", said()));
+        }
+        End::Exited(code) => *code,
+    };
+    // What setpriv says of itself comes before the step exists.
+    if launcher.setpriv.is_some() && ran.stderr.head.starts_with(b"setpriv: ") {
+        let missing = ran.stderr.head.starts_with(b"setpriv: failed to execute");
+        let reason = if missing { "program-missing" } else { "isolation-failed" };
+        return Judgement::inconclusive(reason, said().trim_start_matches(": ").to_owned());
+    }
+    if let Some(line) = ran.found.retry() {
+        return Judgement::inconclusive(HOST_NAME_ERROR, line);
+    }
+    if let Some((index, line)) = ran.found.inconclusive(patterns) {
+        return Judgement::inconclusive(&check.inconclusive_patterns[index].reason, line);
+    }
+    if let Some((index, line)) = ran.found.fail(patterns) {
+        return fail(&check.fail_patterns[index].reason, line.into());
+    }
+    if let Some(rule) = check.inconclusive_exit.iter().find(|rule| rule.code == code) {
+        return Judgement::inconclusive(&rule.reason, format!("exit code {code}{}", said()));
+    }
+    if check.fail_exit.contains(&code) {
+        return fail("damage-found", format!("exit code {code}{}", said()));
+    }
+    if !check.pass_exit.contains(&code) {
+        return Judgement::inconclusive("unexpected-exit", format!("exit code {code}{}", said()));
+    }
+    let unmatched = ran.found.unmatched(patterns);
+    if let Some(index) = unmatched.first() {
+        let message =
+            format!("exit code {code}, but no line matches '{}'", check.must_match[*index].as_str());
+        return Judgement::inconclusive("unexpected-output", message);
+    }
+    if ran.output_open {
+        return Judgement::inconclusive("output-incomplete", "a process of the check did not end with it");
+    }
+    if ran.found.overlong {
+        return Judgement::inconclusive(
+            "output-too-long",
+            format!("a line has more than {MAX_LINE_BYTES} bytes"),
+        );
+    }
+    Judgement { outcome: Outcome::Pass, reason: "check-passed".into(), message: format!("exit code {code}") }
+}
+
+/// A word that stands for one thing only.
+fn unique() -> OsString {
+    format!(
+        "{:016x}{:016x}",
+        RandomState::new().build_hasher().finish(),
+        RandomState::new().build_hasher().finish()
+    )
+    .into()
+}
+
+#[cfg(test)]
+mod tests;

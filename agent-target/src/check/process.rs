@@ -1,0 +1,349 @@
+//! Runs one command to its end, or to the end of its time, and leaves nothing of it behind.
+//!
+//! This blocks; the caller runs it on a thread for blocking work. The sandbox dies with the thread that
+//! started it (`--die-with-parent`), so that a killed agent leaves no check behind either.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs,
+    io::{self, Read},
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::output::{Capture, Captured, Found, Patterns};
+
+/// How often a wait looks whether it was cancelled.
+const CANCEL_POLL: Duration = Duration::from_millis(50);
+/// How long what was killed may take to be gone. Only a process that hangs in the kernel takes longer.
+const GRACE: Duration = Duration::from_secs(10);
+/// Marks the processes of a step that has no PID namespace, so that stragglers can be found.
+const MARKER: &str = "ASSAY_CHECK_STEP";
+
+/// A command, ready to run.
+#[derive(Debug)]
+pub(super) struct Launch {
+    /// Program and arguments.
+    pub(super) argv: Vec<OsString>,
+    /// The whole environment.
+    pub(super) env: Vec<(OsString, OsString)>,
+    /// Where it starts, if it is not the sandbox that decides this.
+    pub(super) working_directory: Option<PathBuf>,
+    /// Set when `argv` is bubblewrap: the file to which it reports.
+    pub(super) sandbox_status: Option<PathBuf>,
+    /// User and group, where `argv` does not change them itself.
+    pub(super) user: Option<(u32, u32)>,
+    /// The time limit.
+    pub(super) timeout: Duration,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    Exited(i32),
+    Signalled(i32),
+    TimedOut,
+    Cancelled,
+    /// It could not be started.
+    NotStarted(String),
+    /// The sandbox was not built, so the command never ran.
+    SandboxFailed,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) end: End,
+    pub(super) stdout: Captured,
+    pub(super) stderr: Captured,
+    pub(super) found: Found,
+    /// Someone still holds the output open, so there may be more of it.
+    pub(super) output_open: bool,
+    pub(super) duration: Duration,
+}
+
+enum Event {
+    Ended,
+    Closed,
+}
+
+/// Runs `launch`, and kills it and all that it started when it ends, when its time is over, or when it is
+/// cancelled.
+pub(super) fn run(
+    launch: &Launch,
+    patterns: &Arc<Patterns>,
+    limit: usize,
+    cancel: &CancellationToken,
+) -> Ran {
+    let started = Instant::now();
+    let captures = [(); 2].map(|()| Arc::new(Mutex::new(Capture::new(Arc::clone(patterns), limit))));
+    let (end, output_open) = match run_captured(launch, &captures, cancel, started) {
+        Ok(ended) => ended,
+        Err(error) => (End::NotStarted(error.to_string()), false),
+    };
+    let [out, err] = captures.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).finish());
+    Ran {
+        end,
+        stdout: out.0,
+        stderr: err.0,
+        found: out.1.merge(err.1),
+        output_open,
+        duration: started.elapsed(),
+    }
+}
+
+fn run_captured(
+    launch: &Launch,
+    captures: &[Arc<Mutex<Capture>>; 2],
+    cancel: &CancellationToken,
+    started: Instant,
+) -> io::Result<(End, bool)> {
+    let marker = super::unique();
+    let mut child = command(launch, &marker).spawn()?;
+    let (sender, events) = sync_channel(3);
+    let watched = watch(&mut child, captures, &sender);
+    drop(sender);
+    let forced = match watched {
+        Ok(()) => wait(&events, cancel, started, launch.timeout),
+        // Without its threads the command cannot be supervised.
+        Err(error) => Some(End::NotStarted(error.to_string())),
+    };
+    // Its leader is not reaped yet, so the group's number cannot stand for anyone else.
+    let group = Pid::from_child(&child);
+    let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    let status = child.wait()?;
+    let mut closed = 0;
+    let end = match &launch.sandbox_status {
+        Some(file) => {
+            let report = SandboxReport::read(file);
+            if let Some(init) = report.init {
+                wait_until_gone(init);
+            }
+            match report.exit_code {
+                Some(code) => from_shell_code(code),
+                None => End::SandboxFailed,
+            }
+        }
+        None => {
+            kill_marked(&marker);
+            status.code().map_or_else(|| End::Signalled(status.signal().unwrap_or(0)), End::Exited)
+        }
+    };
+    // Those who held the output are dead, so its end comes at once.
+    let patience = Instant::now() + GRACE;
+    let expected = 2 + usize::from(forced.is_some());
+    while closed < expected {
+        match events.recv_timeout(patience.saturating_duration_since(Instant::now())) {
+            Ok(Event::Closed | Event::Ended) => closed += 1,
+            Err(_) => break,
+        }
+    }
+    let output_open = closed < expected && captures.iter().any(|capture| Arc::strong_count(capture) > 1);
+    Ok((forced.unwrap_or(end), output_open))
+}
+
+fn command(launch: &Launch, marker: &OsStr) -> Command {
+    let mut command = match &launch.sandbox_status {
+        // The shell only opens the file that bubblewrap reports to; everything else is passed through
+        // untouched.
+        Some(status) => {
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", r#"exec "$@" 3>"$0""#]).arg(status).args(&launch.argv);
+            shell
+        }
+        None => {
+            let mut direct = Command::new(&launch.argv[0]);
+            direct.args(&launch.argv[1..]);
+            direct
+        }
+    };
+    command.env_clear().envs(launch.env.iter().map(|(name, value)| (name, value)));
+    if launch.sandbox_status.is_none() {
+        command.env(MARKER, marker);
+    }
+    if let Some(folder) = &launch.working_directory {
+        command.current_dir(folder);
+    }
+    if let Some((uid, gid)) = launch.user {
+        command.gid(gid).uid(uid);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command
+}
+
+fn watch(
+    child: &mut Child,
+    captures: &[Arc<Mutex<Capture>>; 2],
+    events: &SyncSender<Event>,
+) -> io::Result<()> {
+    let pid = Pid::from_child(child);
+    let sender = events.clone();
+    spawn("check-wait", move || {
+        loop {
+            // Left unreaped: see `run_captured`.
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            match rustix::process::waitid(WaitId::Pid(pid), options) {
+                Err(rustix::io::Errno::INTR) => {}
+                _ => break,
+            }
+        }
+        let _ = sender.send(Event::Ended);
+    })?;
+    let streams: [Option<Box<dyn Read + Send>>; 2] = [
+        child.stdout.take().map(|it| Box::new(it) as Box<dyn Read + Send>),
+        child.stderr.take().map(|it| Box::new(it) as Box<dyn Read + Send>),
+    ];
+    for (stream, capture) in streams.into_iter().zip(captures) {
+        let mut stream = stream.ok_or_else(|| io::Error::other("the output is not piped"))?;
+        let (sender, capture) = (events.clone(), Arc::clone(capture));
+        spawn("check-output", move || {
+            let mut buffer = vec![0; 64 * 1024];
+            loop {
+                match stream.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(read) => capture.lock().unwrap_or_else(PoisonError::into_inner).push(&buffer[..read]),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break,
+                }
+            }
+            drop(capture);
+            let _ = sender.send(Event::Closed);
+        })?;
+    }
+    Ok(())
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).spawn(work).map(drop)
+}
+
+/// Waits for the end of the leader. Says why it must be killed, if it must.
+fn wait(
+    events: &Receiver<Event>,
+    cancel: &CancellationToken,
+    started: Instant,
+    timeout: Duration,
+) -> Option<End> {
+    loop {
+        let left = timeout.saturating_sub(started.elapsed());
+        if cancel.is_cancelled() {
+            return Some(End::Cancelled);
+        }
+        if left.is_zero() {
+            return Some(End::TimedOut);
+        }
+        match events.recv_timeout(left.min(CANCEL_POLL)) {
+            Ok(Event::Ended) => return None,
+            // Closing its output does not end a command.
+            Ok(Event::Closed) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+/// Bubblewrap reports as a shell does.
+fn from_shell_code(code: i32) -> End {
+    if code > 128 { End::Signalled(code - 128) } else { End::Exited(code) }
+}
+
+/// What bubblewrap wrote to its status file.
+#[derive(Default)]
+struct SandboxReport {
+    /// The first process of the PID namespace.
+    init: Option<Pid>,
+    /// Missing when the command never ran, or did not end by itself.
+    exit_code: Option<i32>,
+}
+
+impl SandboxReport {
+    fn read(file: &Path) -> Self {
+        let text = fs::read(file).unwrap_or_default();
+        let mut report = Self::default();
+        for value in
+            serde_json::Deserializer::from_slice(&text).into_iter::<serde_json::Value>().map_while(Result::ok)
+        {
+            let number = |key: &str| value.get(key)?.as_i64().and_then(|it| i32::try_from(it).ok());
+            report.init = report.init.or(number("child-pid").and_then(Pid::from_raw));
+            report.exit_code = report.exit_code.or(number("exit-code"));
+        }
+        report
+    }
+}
+
+/// Waits for the end of a PID namespace, by its first process: the kernel lets go of it after all others.
+fn wait_until_gone(init: Pid) {
+    let Ok(held) = rustix::process::pidfd_open(init, PidfdFlags::empty()) else {
+        return;
+    };
+    let grace = Timespec { tv_sec: i64::try_from(GRACE.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let mut watched = [PollFd::new(&held, PollFlags::IN)];
+    if !matches!(rustix::event::poll(&mut watched, Some(&grace)), Ok(count) if count > 0) {
+        tracing::warn!(pid = init.as_raw_nonzero(), "a check's sandbox is slow to die");
+    }
+}
+
+/// Kills what a step without a PID namespace left, wherever it moved: found by the environment that it
+/// inherited.
+fn kill_marked(marker: &OsStr) {
+    let wanted = [MARKER.as_bytes(), b"=", marker.as_bytes()].concat();
+    let is_marked = |pid: Pid| {
+        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == wanted)
+    };
+    // A straggler that forks while it is looked for is found in the next round.
+    for _ in 0..10 {
+        let mut killed = 0;
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let number =
+                entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            let Some(pid) = number.filter(|pid| is_marked(*pid)) else {
+                continue;
+            };
+            // Held first and looked at again, so that the number cannot have passed to someone else.
+            if let Ok(held) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+                && is_marked(pid)
+            {
+                killed += 1;
+                let _ = rustix::process::pidfd_send_signal(&held, Signal::KILL);
+                let grace = Timespec { tv_sec: 2, tv_nsec: 0 };
+                let _ = rustix::event::poll(&mut [PollFd::new(&held, PollFlags::IN)], Some(&grace));
+            }
+        }
+        if killed == 0 {
+            return;
+        }
+    }
+}
+
+/// The absolute path of a program of the system.
+pub(super) fn find_program(name: &OsStr) -> Option<PathBuf> {
+    if name.as_bytes().contains(&b'/') {
+        return Some(PathBuf::from(name)).filter(|path| path.is_file());
+    }
+    let folders = super::SEARCH_PATH.split(':').map(Path::new);
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// Shows a command as one line.
+pub(super) fn shown(argv: &[OsString]) -> Vec<String> {
+    argv.iter().map(|it| assay_common::path::display_bytes(&it.clone().into_vec())).collect()
+}

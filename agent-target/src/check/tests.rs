@@ -1,0 +1,544 @@
+//! Small shell scripts stand in for checkers. They lie in the generation, as a copied server's programs do.
+
+use super::*;
+use crate::workspace::{Preference, RootView, WorkspaceOptions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+/// A generation with one root, and what a repository's configuration would say of it.
+struct Bed {
+    temp: tempfile::TempDir,
+    context: CheckContext,
+    roots: Vec<RootView>,
+    profile: String,
+}
+
+const HEAD: &str = "name = 'x'\ndescription = 'x'\nversion = '1'\ndepth = 'L2'\n";
+const CHECK: &str = "[[check]]\nname = 'check'\nargv = ['{root}/bin/check', '{root}']\nfail_exit = [1]\n";
+
+impl Bed {
+    fn new(script: &str) -> Self {
+        let temp = tempfile::tempdir().expect("temp");
+        let bed = Self {
+            roots: vec![RootView {
+                name: "main".into(),
+                live_path: "/opt/assay-test/live root".into(),
+                subdirectory: String::new(),
+            }],
+            context: CheckContext {
+                target: TargetNames {
+                    fqdn: Some("copy.example.org".into()),
+                    host: Some("copy".into()),
+                    address: Some("192.0.2.7".into()),
+                },
+                ..Default::default()
+            },
+            profile: format!("{HEAD}{CHECK}"),
+            temp,
+        };
+        bed.write("bin/check", &format!("#!/bin/sh\n{script}\n"), 0o755);
+        bed
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.temp.path().join("tree")
+    }
+
+    fn write(&self, path: &str, text: &str, mode: u32) {
+        let path = self.tree().join(path);
+        fs::create_dir_all(path.parent().expect("has one")).expect("mkdir");
+        fs::write(&path, text).expect("write");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+
+    fn keys(mut self, keys: &str) -> Self {
+        self.profile.push_str(keys);
+        self.profile.push('\n');
+        self
+    }
+
+    fn live(mut self, path: &str) -> Self {
+        self.roots[0].live_path = path.into();
+        self
+    }
+
+    fn isolation(mut self, isolation: Isolation) -> Self {
+        self.context.isolation = isolation;
+        self
+    }
+
+    fn run(&self) -> CheckReport {
+        let profile =
+            Profile::parse(Path::new("x.toml"), &self.profile).unwrap_or_else(|error| panic!("{error}"));
+        self.run_profile(&profile)
+    }
+
+    fn run_profile(&self, profile: &Profile) -> CheckReport {
+        let mut workspace = Workspace::create(&WorkspaceOptions {
+            generation_tree: self.tree(),
+            roots: self.roots.clone(),
+            directory: self.temp.path().join("workspaces"),
+            preference: Preference::Auto,
+        })
+        .expect("workspace");
+        let report = run_check(profile, &mut workspace, &self.context, &mut |_| {});
+        workspace.remove().expect("removed");
+        report
+    }
+}
+
+fn output(report: &CheckReport) -> String {
+    let step = report.steps.last().unwrap_or_else(|| panic!("no step ran: {report:#?}"));
+    String::from_utf8_lossy(&step.stdout.head).into_owned()
+}
+
+#[track_caller]
+fn assert_ends(report: &CheckReport, outcome: Outcome, reason: &str) {
+    assert_eq!((report.outcome, report.reason.as_str()), (outcome, reason), "{report:#?}");
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// False, with a note, where this machine cannot make sandboxes.
+fn can_isolate() -> bool {
+    let setpriv = process::find_program(OsStr::new("setpriv"));
+    let able = probe(Path::new("bwrap"), setpriv.as_deref(), is_root());
+    if let Err(why) = &able {
+        eprintln!("{why}: what needs a sandbox is not tested");
+    }
+    able.is_ok()
+}
+
+/// With and without a sandbox.
+const BOTH: [Isolation; 2] = [Isolation::Auto, Isolation::None];
+
+/// A word that no other process on this machine has in its arguments.
+fn unique_number() -> String {
+    let word: String = unique().into_string().expect("hexadecimal");
+    format!("9{:015}", u64::from_str_radix(&word[..12], 16).expect("hexadecimal"))
+}
+
+fn is_running(argument: &str) -> bool {
+    let running = |entry: fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|it| it == argument.as_bytes())
+    };
+    fs::read_dir("/proc").expect("list").flatten().any(running)
+}
+
+#[test]
+fn a_check_that_finds_nothing_passes() {
+    for isolation in BOTH {
+        let report = Bed::new("echo all good").keys("must_match = ['^all good$']").isolation(isolation).run();
+        assert_ends(&report, Outcome::Pass, "check-passed");
+        assert_eq!(report.depth, Some(Depth::L2));
+        let step = &report.steps[0];
+        assert_eq!(step.end, StepEnd::Exited(0));
+        assert_eq!(step.stdout.head, b"all good\n");
+        assert_eq!(step.stdout.digest, blake3::hash(b"all good\n").to_hex().as_str());
+        if isolation == Isolation::None {
+            let said = |it: &String| it == "network-namespace: switched off in the configuration";
+            assert!(report.not_isolated.iter().any(said), "{report:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_check_that_finds_damage_fails_with_its_findings() {
+    let script = "echo 'dbcheck: page 7 is bad'; echo 'dbcheck: page 9 is bad' >&2; exit 1";
+    let report = Bed::new(script).keys("findings = '^dbcheck: (.* bad)$'").run();
+    assert_ends(&report, Outcome::Fail, "damage-found");
+    assert_eq!(report.steps[0].findings, ["page 7 is bad", "page 9 is bad"]);
+    // A pattern speaks whatever the exit code says.
+    let keys = "fail_patterns = [{ pattern = 'is bad$', reason = 'bad-page' }]";
+    let report = Bed::new("echo page is bad").keys(keys).run();
+    assert_ends(&report, Outcome::Fail, "bad-page");
+}
+
+/// Only what the profile names is an answer.
+#[test]
+fn what_is_not_understood_is_inconclusive() {
+    let reason = |script: &str, keys: &str| {
+        let report = Bed::new(script).keys(keys).run();
+        assert_eq!(report.outcome, Outcome::Inconclusive, "{report:#?}");
+        assert_eq!(report.depth, None);
+        report.reason
+    };
+    assert_eq!(reason("exit 7", ""), "unexpected-exit");
+    assert_eq!(reason("exit 130", ""), "check-killed");
+    assert_eq!(reason("kill -SEGV $$", ""), "check-killed");
+    assert_eq!(reason("true", "must_match = ['good']"), "unexpected-output");
+    assert_eq!(
+        reason("exit 10", "inconclusive_exit = [{ code = 10, reason = 'licence-missing' }]"),
+        "licence-missing"
+    );
+    let keys = "inconclusive_patterns = [{ pattern = '^no licence', reason = 'licence-missing' }]";
+    assert_eq!(reason("echo no licence; exit 1", keys), "licence-missing");
+    // Even where damage is said as well: what a crippled checker says of the data is worth nothing.
+    assert_eq!(reason("exec 2>&1; head -c 3000000 /dev/zero", ""), "output-too-long");
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_missing_and_never_damage() {
+    for isolation in BOTH {
+        let mut bed = Bed::new("exit 0").isolation(isolation);
+        bed.profile = bed.profile.replace("{root}/bin/check", "{root}/bin/none");
+        assert_ends(&bed.run(), Outcome::Inconclusive, "program-missing");
+        bed.profile = bed.profile.replace("{root}/bin/none", "assay-no-such-program");
+        assert_ends(&bed.run(), Outcome::Inconclusive, "program-missing");
+        let bed = Bed::new("exit 0").isolation(isolation);
+        bed.write("bin/check", "#!/no/such/shell\n", 0o755);
+        assert_ends(&bed.run(), Outcome::Inconclusive, "program-missing");
+        bed.write("bin/check", "#!/bin/sh\n", 0o644);
+        assert_ends(&bed.run(), Outcome::Inconclusive, "program-missing");
+    }
+}
+
+#[test]
+fn a_check_without_end_is_killed_with_all_that_it_started() {
+    for isolation in BOTH {
+        let number = unique_number();
+        let script = format!("echo begun; sleep {number} & mkfifo fifo; cat fifo");
+        let report = Bed::new(&script).keys("timeout = '300ms'").isolation(isolation).run();
+        assert_ends(&report, Outcome::Inconclusive, "check-timeout");
+        assert_eq!(report.steps[0].end, StepEnd::TimedOut);
+        assert!(!is_running(&number));
+    }
+}
+
+#[test]
+fn a_cancelled_check_is_killed() {
+    let bed = Bed::new("sleep infinity");
+    let profile = Profile::parse(Path::new("x.toml"), &bed.profile).expect("valid");
+    let mut workspace = Workspace::create(&WorkspaceOptions {
+        generation_tree: bed.tree(),
+        roots: bed.roots.clone(),
+        directory: bed.temp.path().join("workspaces"),
+        preference: Preference::Auto,
+    })
+    .expect("workspace");
+    let cancel = bed.context.cancel.clone();
+    let report = run_check(&profile, &mut workspace, &bed.context, &mut |progress| {
+        if matches!(progress, Progress::StepStarted { .. }) {
+            cancel.cancel();
+        }
+    });
+    assert_ends(&report, Outcome::Inconclusive, "check-cancelled");
+}
+
+#[test]
+fn a_daemon_does_not_survive_its_check() {
+    for isolation in BOTH {
+        let number = unique_number();
+        let script = format!("setsid sleep {number} </dev/null >/dev/null 2>&1 & sleep {number} & echo good");
+        let report = Bed::new(&script).keys("must_match = ['^good$']").isolation(isolation).run();
+        assert_ends(&report, Outcome::Pass, "check-passed");
+        assert!(!is_running(&number));
+    }
+}
+
+/// Much output is no fault: all of it is searched and digested, some of it is kept.
+#[test]
+fn a_flood_of_output_is_read_whole_and_kept_in_part() {
+    const BYTES: usize = 64 * 1024 * 1024;
+    let script = format!("yes | head -c {BYTES}; echo all good; yes n | head -c {BYTES} >&2");
+    let report = Bed::new(&script).keys("must_match = ['^all good$']\noutput_limit = 4096").run();
+    assert_ends(&report, Outcome::Pass, "check-passed");
+    let captured = &report.steps[0].stdout;
+    assert_eq!(captured.bytes, BYTES as u64 + 9);
+    assert_eq!((captured.head.len(), captured.tail.len()), (2048, 2048));
+    assert!(captured.tail.ends_with(b"y\nall good\n"));
+    let mut whole = b"y\n".repeat(BYTES / 2);
+    whole.extend_from_slice(b"all good\n");
+    assert_eq!(captured.digest, blake3::hash(&whole).to_hex().as_str());
+}
+
+/// The copied server sees its files where they are live, and nothing else of this host that it could harm.
+#[test]
+fn the_sandbox_shows_live_paths_and_nothing_of_the_store() {
+    if !can_isolate() {
+        return;
+    }
+    for live in [
+        "/opt/assay-test/live root",
+        "/tmp/assay-test/x",
+        "/usr/local/assay-test/x",
+        "/etc/assay-test",
+        "/home/x",
+        "/var/lib/x",
+    ] {
+        let mut bed = Bed::new("").live(live).isolation(Isolation::Require);
+        let script = format!(
+            "#!/bin/sh\necho \"$0|$1|$PWD\"\nls -A '{}' 2>/dev/null && echo store\ntouch /usr/x /etc/x 2>/dev/null && echo host\n\
+             echo new > \"$1/new\" && cat \"$1/new\"\ncut -d: -f1 /proc/net/dev | tail -n +3\nls / | tr '\\n' ' '\nexit 0",
+            bed.temp.path().display()
+        );
+        bed.write("bin/check", &script, 0o755);
+        bed.context.hidden = vec!["/etc/ssl".into()];
+        let report = bed.run();
+        assert_ends(&report, Outcome::Pass, "check-passed");
+        let said = output(&report);
+        let mut lines = said.lines();
+        assert_eq!(lines.next(), Some(format!("{live}/bin/check|{live}|{live}").as_str()));
+        assert_eq!(lines.next(), Some("new"), "{said}");
+        assert_eq!(lines.next().map(str::trim), Some("lo"), "no network but its own: {said}");
+        assert!(!lines.next().expect("the top folder").contains("root"), "{said}");
+        assert!(!Path::new(live).exists(), "nothing is made on the host");
+        assert!(report.isolation.contains(&"network-namespace".into()));
+    }
+}
+
+#[test]
+fn the_check_believes_to_be_on_this_host_and_finds_its_names() {
+    if !can_isolate() {
+        return;
+    }
+    let report = Bed::new("hostname; getent hosts copy.example.org").run();
+    assert_ends(&report, Outcome::Pass, "check-passed");
+    let said = output(&report);
+    let own = rustix::system::uname().nodename().to_str().expect("UTF-8").to_owned();
+    assert_eq!(said.lines().next(), Some(own.as_str()));
+    assert!(said.lines().nth(1).is_some_and(|line| line.starts_with("192.0.2.7")), "{said}");
+}
+
+#[test]
+fn the_check_runs_as_the_owner_of_the_root_folder() {
+    if !is_root() {
+        return;
+    }
+    // No other user may enter a temporary folder, so without a sandbox the programs there could not be
+    // started.
+    if can_isolate() {
+        let bed = Bed::new(
+            "id -u; id -g; id -G; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; touch \"$TMPDIR/x\" && echo $TMPDIR",
+        );
+        chown(bed.tree(), Some(1234), Some(4321)).expect("chown");
+        let report = bed.run();
+        assert_ends(&report, Outcome::Pass, "check-passed");
+        let said = output(&report);
+        assert!(said.starts_with("1234\n4321\n4321\n"), "{said}");
+        assert!(said.contains("CapEff:\t0000000000000000\n") && said.contains("NoNewPrivs:\t1\n"), "{said}");
+        assert!(
+            said.ends_with(sandbox::SCRATCH.to_owned().as_str())
+                || said.trim_end().ends_with(sandbox::SCRATCH)
+        );
+        assert!(report.isolation.contains(&"user:1234".into()) && report.steps[0].uid == 1234);
+    }
+    let report = Bed::new("id -u; grep ^CapEff /proc/self/status").run();
+    assert!(report.not_isolated.contains(&"user: the step 'check' runs as root".into()), "{report:#?}");
+    assert!(output(&report).starts_with("0\n"));
+}
+
+#[test]
+fn roots_stand_where_they_are_live_even_within_each_other() {
+    if !can_isolate() {
+        return;
+    }
+    let root = |name: &str, live: &str| RootView {
+        name: name.into(),
+        live_path: live.into(),
+        subdirectory: name.into(),
+    };
+    let mut bed = Bed::new("");
+    bed.roots = vec![
+        root("main", "/opt/assay-test"),
+        root("data", "/opt/assay-test/storage/deep"),
+        root("far", "/srv/far"),
+    ];
+    bed.write(
+        "main/bin/check",
+        "#!/bin/sh\ncat /opt/assay-test/storage/deep/d /srv/far/f\necho \"$1\"\n",
+        0o755,
+    );
+    bed.write("data/d", "data\n", 0o644);
+    bed.write("far/f", "far\n", 0o644);
+    bed.profile = bed.profile.replace("'{root}']", "'{root.data}']");
+    let report = bed.run();
+    assert_ends(&report, Outcome::Pass, "check-passed");
+    assert_eq!(output(&report), "data\nfar\n/opt/assay-test/storage/deep\n");
+    // A link from the source where the inner root goes: nothing is mounted through it.
+    symlink("/etc", bed.tree().join("main/storage")).expect("symlink");
+    assert_ends(&bed.run(), Outcome::Inconclusive, "live-path-unusable");
+    assert_ends(&Bed::new("").live("/usr").run(), Outcome::Inconclusive, "live-path-unusable");
+}
+
+#[test]
+fn required_isolation_that_is_not_there_is_inconclusive() {
+    let mut bed = Bed::new("exit 0").isolation(Isolation::Require);
+    bed.context.sandbox_program = "/no/such/bwrap".into();
+    assert_ends(&bed.run(), Outcome::Inconclusive, "isolation-unavailable");
+    bed.context.isolation = Isolation::Auto;
+    let report = bed.run();
+    assert_ends(&report, Outcome::Pass, "check-passed");
+    let said = |it: &String| it.starts_with("live-paths: bubblewrap (bwrap) is not installed");
+    assert!(report.not_isolated.iter().any(said), "{report:#?}");
+    // A bubblewrap that fails with a code that means damage to the profile.
+    bed.write(
+        "../bwrap",
+        "#!/bin/sh\ncase \"$*\" in *json*) echo 'bwrap: no' >&2; exit 1;; esac\nexit 0\n",
+        0o755,
+    );
+    bed.context.sandbox_program = bed.temp.path().join("bwrap");
+    assert_ends(&bed.run(), Outcome::Inconclusive, "isolation-failed");
+}
+
+const MAINTAIN: &str = r#"
+cd "$(dirname "$0")/.." || exit 14
+[ -e storage/site_slice/keys.txt ] || { echo "maintain: license file not found"; exit 10; }
+host=$(sed -n 's/^MASTER_SERVER = //p' bin/acserver.cnf)
+[ -n "$host" ] || { echo "maintain: 'MASTER_SERVER' not found"; exit 12; }
+[ "$host" = "$(cat accepted)" ] || { echo "maintain: host name error"; exit 11; }
+grep -q bad table && { echo "dbcheck: table is damaged"; exit 1; }
+echo "dbcheck: 1 table, no problems found"
+"#;
+
+fn accurev() -> (Bed, Profile) {
+    let bed = Bed::new("");
+    bed.write("bin/maintain", &format!("#!/bin/sh\n{MAINTAIN}"), 0o755);
+    bed.write(
+        "bin/acserver.cnf",
+        "# MASTER_SERVER = x\nMASTER_SERVER=live.example.org \nPORT = 5050\n",
+        0o644,
+    );
+    bed.write("storage/site_slice/keys.txt", "licence", 0o600);
+    bed.write("table", "good", 0o644);
+    bed.write("accepted", "copy.example.org", 0o644);
+    (bed, Profile::builtin("accurev-4").expect("built in"))
+}
+
+/// Full name, short name, address: the next only on a host name error.
+#[test]
+fn host_names_are_tried_in_turn() {
+    for (accepted, attempts) in [("copy.example.org", 1), ("copy", 2), ("192.0.2.7", 3)] {
+        let (bed, profile) = accurev();
+        bed.write("accepted", accepted, 0o644);
+        let report = bed.run_profile(&profile);
+        assert_ends(&report, Outcome::Pass, "check-passed");
+        assert_eq!((report.steps.len(), report.patches.len()), (attempts, attempts));
+        let last = report.patches.last().expect("patched");
+        assert_eq!(
+            (last.record.value.as_str(), last.attempt, last.root.as_str()),
+            (accepted, attempts - 1, "main")
+        );
+        assert_eq!(report.overlay_files.len(), 1);
+        assert!(!report.overlay_files[0].from_operator);
+    }
+    let (bed, profile) = accurev();
+    bed.write("accepted", "other", 0o644);
+    let report = bed.run_profile(&profile);
+    assert_ends(&report, Outcome::Inconclusive, "host-name-error");
+    assert!(
+        report.message.contains("MASTER_SERVER = copy.example.org, MASTER_SERVER = copy, "),
+        "{}",
+        report.message
+    );
+    let (mut bed, profile) = accurev();
+    bed.write("accepted", "other", 0o644);
+    bed.context.patch_values = BTreeMap::from([("MASTER_SERVER".into(), vec!["other".into()])]);
+    assert_ends(&bed.run_profile(&profile), Outcome::Pass, "check-passed");
+    let (mut bed, profile) = accurev();
+    bed.context.target = TargetNames::default();
+    assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, "no-candidate");
+}
+
+#[test]
+fn accurevs_traps_are_inconclusive_and_its_damage_is_a_fail() {
+    let (bed, profile) = accurev();
+    bed.write("table", "bad", 0o644);
+    let report = bed.run_profile(&profile);
+    assert_ends(&report, Outcome::Fail, "damage-found");
+    assert_eq!(
+        (report.steps.len(), &report.steps[0].findings[..]),
+        (1, &["table is damaged".to_owned()][..])
+    );
+
+    let (mut bed, profile) = accurev();
+    fs::remove_file(bed.tree().join("storage/site_slice/keys.txt")).expect("unlink");
+    assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, "licence-missing");
+    let licence = bed.temp.path().join("licence");
+    fs::write(&licence, "mine").expect("write");
+    bed.context.overlay_files = BTreeMap::from([("storage/site_slice/keys.txt".into(), licence.clone())]);
+    let report = bed.run_profile(&profile);
+    assert_ends(&report, Outcome::Pass, "check-passed");
+    assert!(report.overlay_files[0].from_operator);
+    bed.context.overlay_files = BTreeMap::from([("keys.txt".into(), licence)]);
+    assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, "configuration");
+
+    for (text, reason) in
+        [("PORT = 1\n", "key-missing"), ("MASTER_SERVER = a\nMASTER_SERVER = b\n", "key-twice")]
+    {
+        let (bed, profile) = accurev();
+        bed.write("bin/acserver.cnf", text, 0o644);
+        assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, reason);
+    }
+    let (bed, profile) = accurev();
+    fs::remove_file(bed.tree().join("bin/acserver.cnf")).expect("unlink");
+    assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, "configuration-missing");
+    let (bed, profile) = accurev();
+    bed.write("bin/maintain", "#!/bin/sh\nexit 0\n", 0o755);
+    assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, "unexpected-output");
+}
+
+/// SQLite says damage with exit code 0.
+#[test]
+fn sqlite_is_read_by_its_text() {
+    if process::find_program(OsStr::new("sqlite3")).is_none() {
+        eprintln!("sqlite3 is not installed: its profile is not tested");
+        return;
+    }
+    let profile = Profile::builtin("sqlite").expect("built in");
+    let mut bed = Bed::new("");
+    let given = BTreeMap::from([("databases".into(), Value::List(vec!["a b.db".into(), "d/c.db".into()]))]);
+    bed.context.vars = profile.bind(&given, &["main"]).expect("fits");
+    fs::create_dir(bed.tree().join("d")).expect("mkdir");
+    let sql = "PRAGMA journal_mode = wal; CREATE TABLE p(k INTEGER PRIMARY KEY); CREATE TABLE t(a, b REFERENCES p(k)); \
+        CREATE INDEX i ON t(a); WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 3000) \
+        INSERT INTO t SELECT printf('%0100d', x), NULL FROM c;";
+    for name in ["a b.db", "d/c.db"] {
+        let done = Command::new("sqlite3").arg(bed.tree().join(name)).arg(sql).output().expect("sqlite3");
+        assert!(done.status.success(), "{done:?}");
+    }
+    let report = bed.run_profile(&profile);
+    assert_ends(&report, Outcome::Pass, "check-passed");
+    assert_eq!(report.depth, Some(Depth::L3));
+    let names: Vec<_> = report.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(names, ["integrity a b.db", "integrity d/c.db", "foreign-keys a b.db", "foreign-keys d/c.db"]);
+
+    let second = bed.tree().join("d/c.db");
+    let sound = fs::read(&second).expect("read");
+    for offset in [100, 60_000, 100_000] {
+        let mut bad = sound.clone();
+        bad[offset..offset + 50].fill(0x58);
+        fs::write(&second, &bad).expect("write");
+        let report = bed.run_profile(&profile);
+        assert_ends(&report, Outcome::Fail, "damage-found");
+        assert!(!report.steps.last().expect("a step").findings.is_empty(), "{report:#?}");
+    }
+    fs::write(&second, "this is no database, however long one looks at it").expect("write");
+    assert_ends(&bed.run_profile(&profile), Outcome::Fail, "damage-found");
+    fs::remove_file(&second).expect("unlink");
+    assert_ends(&bed.run_profile(&profile), Outcome::Inconclusive, "unreadable");
+    assert!(!second.exists());
+
+    fs::write(&second, &sound).expect("write");
+    let orphan = "INSERT INTO t VALUES ('x', 77);";
+    let done = Command::new("sqlite3").arg(&second).arg(orphan).output().expect("sqlite3");
+    assert!(done.status.success(), "{done:?}");
+    let report = bed.run_profile(&profile);
+    assert_ends(&report, Outcome::Fail, "foreign-key-violation");
+}
+
+#[test]
+fn the_generic_profile_runs_the_operators_command() {
+    let profile = Profile::builtin("generic").expect("built in");
+    for (script, outcome) in
+        [("exit 0", Outcome::Pass), ("exit 1", Outcome::Fail), ("exit 2", Outcome::Inconclusive)]
+    {
+        let mut bed = Bed::new(script);
+        let given =
+            BTreeMap::from([("check".into(), Value::List(vec!["{root}/bin/check".into(), "-x".into()]))]);
+        bed.context.vars = profile.bind(&given, &["main"]).expect("fits");
+        assert_eq!(bed.run_profile(&profile).outcome, outcome);
+    }
+}

@@ -1,0 +1,323 @@
+//! The operators' command line of the target.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use assay_common::{
+    cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
+    json::to_json,
+    pki::Role,
+    signing::{SigningKey, VerifyingKey},
+    telemetry,
+    tls::{Credentials, TlsFiles},
+    verdict::Outcome,
+};
+use assay_proto::v1::{
+    GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest, ListGenerationsRequest,
+    ListVerdictsRequest, VerifyGenerationRequest, target_service_client::TargetServiceClient,
+};
+use clap::Parser as _;
+use tonic::{Status, transport::Channel};
+
+use crate::{
+    app,
+    config::{self, Config},
+};
+
+/// Where the configuration is when the line does not say.
+const DEFAULT_CONFIG: &str = "/etc/assay/target.toml";
+/// What `config init` writes.
+const SAMPLE: &str = include_str!("sample.toml");
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Receives backups, seals them, runs the engine's own check on each, and signs what came out.
+///
+/// Exit codes: 0 PASS or done, 1 FAIL, 2 usage or configuration, 3 INCONCLUSIVE, 4 could not reach or run.
+#[derive(Debug, clap::Parser)]
+#[command(name = "assay-target", version)]
+struct Cli {
+    /// Configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "ASSAY_TARGET_CONFIG", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run the service
+    Serve,
+    /// Show what is proven good, and what is being done
+    Status,
+    /// List the sealed generations, newest first
+    Generations {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+    },
+    /// Run the engine's check on a sealed generation again
+    Verify {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+        /// Number of the generation; the newest when it is left out
+        #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
+        generation: u64,
+    },
+    /// List, show and check verdicts
+    #[command(subcommand)]
+    Verdict(VerdictCommand),
+    /// Write and check configurations
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make certificates and keys
+    #[command(subcommand)]
+    Pki(PkiCommand),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum VerdictCommand {
+    /// List the ledger, newest first
+    List {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+        /// At most this many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+    },
+    /// Show one verdict
+    Show {
+        /// As the list gives it; the newest when it is left out
+        #[arg(default_value = "")]
+        id: String,
+        /// Repository; may be left out when there is one only
+        #[arg(long, default_value = "")]
+        repository: String,
+        /// Print the signed envelope as it is stored
+        #[arg(long)]
+        envelope: bool,
+    },
+    /// Check a verdict file against pinned keys, offline
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ConfigCommand {
+    /// Write a commented configuration to start from
+    Init {
+        /// The file; nothing is overwritten
+        file: PathBuf,
+    },
+    /// Check the configuration and every file that it names
+    Check,
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    end(run(cli))
+}
+
+fn load(path: &Path) -> Result<Config, CommandError> {
+    config::load(path).map_err(|error| {
+        let error = CommandError::usage(error.to_string());
+        if path.exists() {
+            error
+        } else {
+            error.hint("assay-target config init FILE writes one to start from")
+        }
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CommandError::not_run(format!("the runtime cannot be started: {error}")))
+}
+
+fn run(cli: Cli) -> Result<ExitCode, CommandError> {
+    match cli.command {
+        Command::Serve => {
+            let config = load(&cli.config)?;
+            telemetry::install(config.agent.log);
+            // What is created below takes its mode from the manifest, not from this process.
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+            let served = runtime()?.block_on(app::serve(config, &cli.config));
+            served.map_err(|error| CommandError::not_run(format!("{error:#}")))?;
+            // Checks that still run are on threads of their own, and their sandboxes die with them.
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Pki(command) => command.run(),
+        Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
+        Command::Config(ConfigCommand::Init { file }) => config_init(&file),
+        Command::Config(ConfigCommand::Check) => config_check(&cli.config),
+        command => {
+            let configured =
+                if cli.connection.is_whole() { None } else { Some(endpoint(&load(&cli.config)?)) };
+            runtime()?.block_on(ask(command, &cli.connection, configured, cli.json))
+        }
+    }
+}
+
+/// Where the operators' command line finds the agent of this configuration.
+fn endpoint(config: &Config) -> (String, TlsFiles) {
+    (assay_common::cli::local_url(config.agent.listen), config.operator_tls.clone())
+}
+
+fn config_init(file: &Path) -> Result<ExitCode, CommandError> {
+    assay_common::cli::write_new(file, SAMPLE)?;
+    print(&format!("wrote {}: edit it, then run assay-target config check --config {0}\n", file.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
+    let config = load(path)?;
+    let mut faults = Vec::new();
+    faults.extend(Credentials::load(&config.tls, &[Role::Target]).err().map(|error| error.to_string()));
+    faults.extend(SigningKey::load(&config.agent.signing_key).err().map(|error| error.to_string()));
+    for repository in &config.repositories {
+        faults.extend(VerifyingKey::load(&repository.source_key).err().map(|error| error.to_string()));
+        for file in repository.overlays.values().filter(|file| !file.is_file()) {
+            faults.push(format!("repository {}: overlay: {}: no such file", repository.name, file.display()));
+        }
+        for place in repository.overlays.keys() {
+            if !repository.profile.overlays.iter().any(|overlay| overlay.path == *place) {
+                let known: Vec<_> =
+                    repository.profile.overlays.iter().map(|overlay| overlay.path.as_str()).collect();
+                let name = &repository.name;
+                faults.push(format!("repository {name}: overlay: {place:?}: the profile has {known:?}"));
+            }
+        }
+    }
+    if !faults.is_empty() {
+        return Err(CommandError::usage(faults.join("\nerror: ")));
+    }
+    let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
+    print(&format!("{}: good; repositories: {}\n", path.display(), names.join(", ")));
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(
+    command: Command,
+    connection: &Connection,
+    configured: Option<(String, TlsFiles)>,
+    json: bool,
+) -> Result<ExitCode, CommandError> {
+    let (channel, url): (Channel, String) = connection.open(Role::Target, configured).await?;
+    let mut client = TargetServiceClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
+    let failed = |status: Status| CommandError::from_status(&status, &url);
+    let timed = |message: &str| CommandError::not_run(format!("{url} did not answer in time: {message}"));
+    match command {
+        Command::Status => {
+            let call = client.get_target_status(GetTargetStatusRequest {});
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("status"))?;
+            let status = answer.map_err(failed)?.into_inner();
+            if json {
+                print_json(&to_json("GetTargetStatusResponse", &status));
+            } else {
+                print(&show_status(&status));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Generations { repository } => {
+            let call = client.list_generations(ListGenerationsRequest { repository });
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("generations"))?;
+            let list = answer.map_err(failed)?.into_inner().generations;
+            if json {
+                list.iter().for_each(|generation| print_json(&to_json("Generation", generation)));
+            } else {
+                print(&show::generations(&list));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify { repository, generation } => {
+            let request = VerifyGenerationRequest { repository, number: generation };
+            let mut progress = client.verify_generation(request).await.map_err(failed)?.into_inner();
+            while let Some(message) = progress.message().await.map_err(failed)? {
+                let Some(verdict) = message.verdict else {
+                    if !json && !message.step.is_empty() {
+                        print(&format!("checking: {}\n", message.step));
+                    }
+                    continue;
+                };
+                let outcome = Outcome::try_from(verdict.outcome()).ok();
+                show_verdict(&verdict, false, json)?;
+                return Ok(outcome_code(outcome));
+            }
+            Err(CommandError::not_run(format!("{url}: the check ended without a verdict")))
+        }
+        Command::Verdict(VerdictCommand::List { repository, limit }) => {
+            let call = client.list_verdicts(ListVerdictsRequest { repository, limit });
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("verdict list"))?;
+            let list = answer.map_err(failed)?.into_inner().verdicts;
+            if json {
+                list.iter().for_each(|verdict| print_json(&to_json("Verdict", verdict)));
+            } else {
+                print(&show::verdicts(&list));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Verdict(VerdictCommand::Show { id, repository, envelope }) => {
+            let call = client.get_verdict(GetVerdictRequest { repository, id });
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("verdict show"))?;
+            show_verdict(&answer.map_err(failed)?.into_inner(), envelope, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => unreachable!("commands that need no agent were done before"),
+    }
+}
+
+fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) -> Result<(), CommandError> {
+    if envelope {
+        print(&verdict.envelope);
+    } else if json {
+        print_json(&to_json("Verdict", verdict));
+    } else {
+        let read = assay_common::verdict::unverified_verdict(verdict.envelope.as_bytes())
+            .map_err(|error| CommandError::not_run(error.to_string()))?;
+        print(&show::verdict(&read));
+    }
+    Ok(())
+}
+
+fn show_status(status: &GetTargetStatusResponse) -> String {
+    let mut text = format!("{} (assay-target {})\n", status.agent, status.version);
+    for repository in &status.repositories {
+        let proven = match &repository.verified {
+            None => "never proven good".to_owned(),
+            Some(generation) => format!(
+                "proven good at {} (generation {}, verdict {})",
+                show::time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref())),
+                generation.number,
+                generation.verdict_id
+            ),
+        };
+        text.push_str(&format!("{}: {proven}\n", repository.repository));
+        if let Some(latest) = &repository.latest {
+            text.push_str(&format!(
+                "  newest: generation {}, {} {}\n",
+                latest.number,
+                show::outcome(latest.outcome()),
+                latest.reason
+            ));
+        }
+        if !repository.current_run_id.is_empty() {
+            text.push_str(&format!("  now: run {}\n", repository.current_run_id));
+        }
+        text.push_str(&format!(
+            "  {} generations, {} free\n",
+            repository.generations,
+            show::bytes(repository.free_bytes)
+        ));
+    }
+    text
+}

@@ -1,0 +1,230 @@
+//! The target agent's configuration file. Relative paths start at the file's own folder.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use assay_common::{
+    config::{self, ConfigError},
+    id::is_plain_name,
+    profile::{Profile, ProfileError, TargetNames, Value},
+    telemetry::LogFormat,
+    tls::TlsFiles,
+};
+use serde::Deserialize;
+
+/// A configuration that has been checked as far as that goes without running anything.
+#[derive(Debug)]
+pub struct Config {
+    /// `[agent]`.
+    pub agent: AgentSection,
+    /// This agent's certificate.
+    pub tls: TlsFiles,
+    /// The operator's, for the command line.
+    pub operator_tls: TlsFiles,
+    /// The repositories.
+    pub repositories: Vec<Repository>,
+}
+
+/// A repository, bound to its profile.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    /// Its name, here and on the source.
+    pub name: String,
+    /// Name in the certificate of the source that may write it.
+    pub source: String,
+    /// The source's public signing key, pinned.
+    pub source_key: PathBuf,
+    /// The engine, for its check.
+    pub profile: Profile,
+    /// The profile's variables, as given; they are bound when the roots are known.
+    pub vars: BTreeMap<String, Value>,
+    /// Files of this host that are laid over the workspace: path in the root to file here.
+    pub overlays: BTreeMap<String, PathBuf>,
+    /// Names of this host for patches.
+    pub names: TargetNames,
+    /// How the workspace is made.
+    pub workspace: WorkspacePreference,
+    /// How the check is isolated.
+    pub isolation: IsolationPolicy,
+}
+
+/// How a workspace is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkspacePreference {
+    /// The cheapest that works: overlay, then reflink, then copy.
+    #[default]
+    Auto,
+    /// An overlay mount.
+    Overlay,
+    /// A copy that shares its blocks.
+    Reflink,
+    /// A full copy.
+    Copy,
+}
+
+/// How a check is isolated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IsolationPolicy {
+    /// As far as this host can; the verdict says what could not be.
+    #[default]
+    Auto,
+    /// Fully, or the outcome is INCONCLUSIVE.
+    Require,
+    /// Not at all.
+    None,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    agent: AgentSection,
+    tls: TlsSection,
+    operator: Option<OperatorSection>,
+    #[serde(rename = "repository")]
+    repositories: Vec<RepositorySection>,
+}
+
+/// `[agent]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentSection {
+    /// Name of this agent, as in its certificate.
+    pub name: String,
+    /// Address and port on which sources and operators are served.
+    pub listen: std::net::SocketAddr,
+    /// Folder of the store.
+    pub store: PathBuf,
+    /// Private Ed25519 key (PKCS#8, PEM) for verdicts.
+    pub signing_key: PathBuf,
+    /// Form of the log.
+    #[serde(default)]
+    pub log: LogFormat,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsSection {
+    ca: PathBuf,
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+/// `[operator]`: what this command line uses to talk to the agent.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OperatorSection {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepositorySection {
+    name: String,
+    source: String,
+    source_key: PathBuf,
+    profile: String,
+    #[serde(default)]
+    vars: BTreeMap<String, Value>,
+    #[serde(default)]
+    overlay: BTreeMap<String, PathBuf>,
+    host: Option<HostSection>,
+    #[serde(default)]
+    workspace: WorkspacePreference,
+    #[serde(default)]
+    isolation: IsolationPolicy,
+}
+
+/// `[repository.host]`: names of this host that the checked copy may be told; what is absent is asked of the system.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostSection {
+    fqdn: Option<String>,
+    name: Option<String>,
+    address: Option<String>,
+}
+
+/// Why the configuration is not accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The file itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A profile that it names.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+}
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// All that is wrong, with file and key.
+pub fn load(path: &Path) -> Result<Config, LoadError> {
+    let file: File = config::load(path)?;
+    let resolve = |file: &Path| config::resolve(path, file);
+    let mut faults = Vec::new();
+    let mut check_name = |key: &str, name: &str| {
+        if !is_plain_name(name) {
+            faults.push(format!("{key}: {name:?}: 1 to 64 letters, digits, '-' or '_' were expected"));
+        }
+    };
+    check_name("agent.name", &file.agent.name);
+    for section in &file.repositories {
+        check_name("repository.name", &section.name);
+        check_name("repository.source", &section.source);
+    }
+    if file.repositories.is_empty() {
+        faults.push("repository: at least one [[repository]] was expected".to_owned());
+    }
+    let mut names = HashSet::new();
+    let mut repositories = Vec::new();
+    for section in file.repositories {
+        if !names.insert(section.name.clone()) {
+            faults.push(format!("repository.name: {:?} stands twice", section.name));
+        }
+        let host = section.host.unwrap_or_default();
+        let own = own_names();
+        repositories.push(Repository {
+            profile: assay_common::profile::named(path, &section.profile)?,
+            source_key: resolve(&section.source_key),
+            overlays: section.overlay.into_iter().map(|(place, file)| (place, resolve(&file))).collect(),
+            names: TargetNames {
+                fqdn: host.fqdn.or(own.fqdn),
+                host: host.name.or(own.host),
+                address: host.address.or(own.address),
+            },
+            name: section.name,
+            source: section.source,
+            vars: section.vars,
+            workspace: section.workspace,
+            isolation: section.isolation,
+        });
+    }
+    if !faults.is_empty() {
+        return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
+    }
+    let ca = resolve(&file.tls.ca);
+    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
+    let operator_tls = match &file.operator {
+        Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
+        None => tls.clone(),
+    };
+    let agent = AgentSection {
+        store: resolve(&file.agent.store),
+        signing_key: resolve(&file.agent.signing_key),
+        ..file.agent
+    };
+    Ok(Config { agent, tls, operator_tls, repositories })
+}
+
+/// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.
+fn own_names() -> TargetNames {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let short = name.split('.').next().unwrap_or(&name).to_owned();
+    TargetNames { fqdn: name.contains('.').then(|| name.clone()), host: Some(short), address: None }
+}

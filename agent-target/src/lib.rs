@@ -1,0 +1,17 @@
+//! The target agent: receives generations, seals them, checks them in a workspace, and signs what came out.
+//!
+//! The folders show how a run flows: `receive` (content), `store` (where it is kept), `seal` (names, then the seal),
+//! `workspace`, `patch` and `check` (the engine's own check in a throw-away view), `verify` (from check to signed verdict).
+
+pub mod app;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod patch;
+pub mod receive;
+pub mod repository;
+pub mod seal;
+pub mod service;
+pub mod store;
+pub mod verify;
+pub mod workspace;

@@ -1,0 +1,185 @@
+//! The receiver against sources that follow the protocol, and against sources that do not.
+
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::store::{Store, index::ChunkIndex};
+
+struct Bench {
+    _folder: tempfile::TempDir,
+    staging: Arc<Staging>,
+    receiver: Receiver,
+    store: Arc<Store>,
+    index: Arc<Mutex<ChunkIndex>>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("temp");
+        let store = Arc::new(Store::open_or_create(folder.path()).expect("store"));
+        let index = ChunkIndex::open_or_create(&folder.path().join("index.redb")).expect("index");
+        let index = Arc::new(Mutex::new(index));
+        let staging = Arc::new(store.open_staging().expect("staging"));
+        let receiver = Self::receiver(&store, &staging, &index);
+        Self { _folder: folder, staging, receiver, store, index }
+    }
+
+    fn receiver(store: &Arc<Store>, staging: &Arc<Staging>, index: &Arc<Mutex<ChunkIndex>>) -> Receiver {
+        let places = PlaceReader::new(Arc::clone(store), Arc::clone(staging), Arc::clone(index), None);
+        Receiver::new(Arc::clone(staging), places)
+    }
+
+    /// The run is taken up again over a new connection.
+    fn reconnect(&mut self) {
+        self.receiver.interrupt().expect("index");
+        self.staging = Arc::new(self.store.open_staging().expect("staging"));
+        self.receiver = Self::receiver(&self.store, &self.staging, &self.index);
+    }
+
+    fn content(&self, content: u64) -> Vec<u8> {
+        std::fs::read(self.staging.content_path(content)).expect("content")
+    }
+}
+
+fn part(content: u64, offset: u64, chunks: &[&[u8]], last: bool) -> FilePart {
+    FilePart {
+        content,
+        offset,
+        pieces: chunks.iter().map(|chunk| (chunk.len() as u64) << 1).collect(),
+        digests: chunks.iter().flat_map(|chunk| ContentDigest::of(chunk).0).collect(),
+        last,
+    }
+}
+
+fn offer(batch: u64, parts: Vec<FilePart>) -> Offer {
+    Offer { batch, parts }
+}
+
+fn pack(batch: u64, content: &[u8]) -> Pack {
+    Pack { batch, raw_bytes: content.len() as u64, zstd: false, data: content.to_vec().into() }
+}
+
+#[test]
+fn what_is_wanted_is_sent_once_and_found_afterwards() {
+    let mut bench = Bench::new();
+    let response = bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bb"], true)])).expect("offer");
+    assert_eq!(response.wanted, [0b11]);
+    bench.receiver.pack(&pack(1, b"aaabb")).expect("pack");
+    assert_eq!(bench.content(1), b"aaabb");
+    let response = bench.receiver.offer(&offer(2, vec![part(2, 0, &[b"bb", b"c"], true)])).expect("offer");
+    assert_eq!(response.wanted, [0b10]);
+    bench.receiver.pack(&pack(2, b"c")).expect("pack");
+    assert_eq!(bench.content(2), b"bbc");
+    bench.receiver.finish().expect("whole");
+}
+
+/// No chunk that had arrived is sent again, and what is on disk is not written a second time.
+#[test]
+fn a_resumed_run_finds_what_earlier_sessions_brought() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bb"], false)])).expect("offer");
+    bench.receiver.pack(&pack(1, b"aaabb")).expect("pack");
+    bench.reconnect();
+    let parts = vec![part(7, 0, &[b"aaa", b"bb", b"new"], true)];
+    let response = bench.receiver.offer(&offer(1, parts)).expect("offer");
+    assert_eq!(response.wanted, [0b100]);
+    bench.receiver.pack(&pack(1, b"new")).expect("pack");
+    bench.receiver.finish().expect("whole");
+    assert_eq!(bench.content(7), b"aaabbnew");
+    assert!(!bench.staging.path().join("content-1/0/1").exists(), "it was taken over, not copied");
+}
+
+/// A longer old file that is taken over is cut to its new length, and a hole in it is made.
+#[test]
+fn a_file_that_is_taken_over_keeps_nothing_of_its_old_content() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"secret-tail"], true)])).expect("offer");
+    bench.receiver.pack(&pack(1, b"aaasecret-tail")).expect("pack");
+    bench.reconnect();
+    let mut new = part(1, 0, &[b"aaa"], true);
+    new.pieces.push(4 << 1 | 1);
+    assert!(bench.receiver.offer(&offer(1, vec![new])).expect("offer").wanted.is_empty());
+    bench.receiver.finish().expect("whole");
+    assert_eq!(bench.content(1), b"aaa\0\0\0\0");
+}
+
+#[test]
+fn a_file_that_changed_while_it_was_read_starts_anew() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"old-old-old"], false)])).expect("offer");
+    bench.receiver.offer(&offer(2, vec![part(1, 0, &[b"new"], true)])).expect("offer");
+    bench.receiver.pack(&pack(2, b"new")).expect("pack");
+    // The answer to the first reading comes late and must not reach the file.
+    bench.receiver.pack(&pack(1, b"old-old-old")).expect("pack");
+    bench.receiver.finish().expect("whole");
+    assert_eq!(bench.content(1), b"new");
+}
+
+/// A hint that does not hold is a wanted chunk, never wrong bytes.
+#[test]
+fn a_chunk_that_rotted_on_disk_is_wanted_again() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa"], true)])).expect("offer");
+    bench.receiver.pack(&pack(1, b"aaa")).expect("pack");
+    std::fs::write(bench.staging.content_path(1), b"aab").expect("damage");
+    let response = bench.receiver.offer(&offer(2, vec![part(2, 0, &[b"aaa"], true)])).expect("offer");
+    assert_eq!(response.wanted, [1]);
+}
+
+#[test]
+fn compressed_packs_are_bounded_by_what_was_wanted() {
+    let mut bench = Bench::new();
+    let content = vec![7u8; 100_000];
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[&content], true)])).expect("offer");
+    let bomb = zstd::bulk::compress(&vec![7u8; 50_000_000], 3).expect("compress");
+    let pack = Pack { batch: 1, raw_bytes: 100_000, zstd: true, data: bomb.into() };
+    assert!(matches!(bench.receiver.pack(&pack), Err(ReceiveError::Protocol { .. })));
+}
+
+#[test]
+fn a_chunk_with_another_digest_is_not_kept() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bbb"], true)])).expect("offer");
+    let error = bench.receiver.pack(&pack(1, b"aaabbX")).expect_err("wrong bytes");
+    assert!(matches!(error, ReceiveError::ChunkMismatch { .. }));
+    assert!(!bench.staging.content_path(1).exists());
+    assert!(bench.receiver.finish().is_ok(), "what is missing shows when the generation is sealed");
+}
+
+#[test]
+fn messages_that_break_the_protocol_are_refused() {
+    type Break = fn(&mut Receiver) -> Result<(), ReceiveError>;
+    let cases: [(&str, Break); 10] = [
+        ("batch out of order", |r| r.offer(&offer(2, vec![])).map(drop)),
+        ("content zero", |r| r.offer(&offer(1, vec![part(0, 0, &[b"a"], true)])).map(drop)),
+        ("huge content number", |r| r.offer(&offer(1, vec![part(u64::MAX, 0, &[b"a"], true)])).map(drop)),
+        ("part of no content", |r| r.offer(&offer(1, vec![part(1, 5, &[b"a"], true)])).map(drop)),
+        ("gap", |r| {
+            r.offer(&offer(1, vec![part(1, 0, &[b"a"], false), part(1, 2, &[b"b"], true)])).map(drop)
+        }),
+        ("digest missing", |r| {
+            let mut part = part(1, 0, &[b"a"], true);
+            part.digests.pop();
+            r.offer(&offer(1, vec![part])).map(drop)
+        }),
+        ("empty piece", |r| {
+            let mut part = part(1, 0, &[b"a"], true);
+            part.pieces[0] = 0;
+            r.offer(&offer(1, vec![part])).map(drop)
+        }),
+        ("huge chunk", |r| {
+            let mut part = part(1, 0, &[b"a"], true);
+            part.pieces[0] = u64::MAX - 1;
+            r.offer(&offer(1, vec![part])).map(drop)
+        }),
+        ("pack that nobody wanted", |r| r.pack(&pack(9, b"x"))),
+        ("end in the middle of a content", |r| {
+            r.offer(&offer(1, vec![part(1, 0, &[], false)])).map(drop)?;
+            r.finish()
+        }),
+    ];
+    for (name, message) in cases {
+        let result = message(&mut Bench::new().receiver);
+        assert!(matches!(result, Err(ReceiveError::Protocol { .. })), "{name} was let through");
+    }
+}

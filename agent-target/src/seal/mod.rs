@@ -1,0 +1,316 @@
+//! From received content to a sealed generation: the whole manifest first, then names, then the seal.
+//!
+//! 1. [`Draft`]: the base's manifest and the source's steps become `staging/N/manifest`, validated entry by entry, beside
+//!    a plan that says where each entry comes from. Its root digest must be the one that the source signed.
+//! 2. [`verify_contents`]: every new content is read back from disk and compared with its digest and length.
+//! 3. [`build_tree`]: folders are made, kept files linked from the base, new ones moved in, metadata set.
+//! 4. `manifest.b3` and `record.json` are written beside the tree.
+//! 5. [`Store::publish`]: flush, rename, flush.
+//!
+//! A crash before the rename in 5 leaves staging, from which the next run starts again at 1 with all content at hand.
+
+mod build;
+mod draft;
+
+use std::{
+    fs::File,
+    io::{BufReader, BufWriter, Read, Write as _},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use assay_common::{
+    digest::{ContentDigest, RootDigest},
+    error::{IoContext as _, PathError},
+    id::GenerationNumber,
+    manifest::{DeltaFault, Entry, EntryKind, Header, ManifestError, ManifestReader},
+    path::{TreePath, display_bytes},
+};
+use rayon::prelude::*;
+
+use crate::store::{
+    MANIFEST, MANIFEST_B3, MarkRecord, RECORD, Record, Staging, Store, StoreError, TREE,
+    index::{ChunkIndex, IndexError},
+};
+
+pub use build::build_tree;
+pub use draft::{Draft, PlannedEntries, Source};
+
+/// Contents that are read back side by side.
+const VERIFY_BATCH: usize = 1024;
+/// Read at a time when content is read back.
+const READ_BYTES: usize = 512 * 1024;
+
+/// Why a generation is not sealed. Nothing that readers see has changed then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// The steps do not make a manifest.
+    #[error(transparent)]
+    Delta(#[from] DeltaFault),
+    /// The manifest that was put together is not the one that the source has.
+    #[error("the manifest's root digest does not match: the source has {expected}, the steps give {actual}")]
+    RootMismatch {
+        /// As the source signed it.
+        expected: RootDigest,
+        /// As it came out here.
+        actual: RootDigest,
+    },
+    /// The base that the steps are against is not the one that this run builds upon.
+    #[error("the steps are against generation {named}, and this run builds upon {base}")]
+    WrongBase {
+        /// As the source named it; 0 for none.
+        named: u64,
+        /// As this run was opened; 0 for none.
+        base: u64,
+    },
+    /// A file's content is not what its digest says.
+    #[error("{path}: its content as read back from disk does not match: {expected} expected, {actual} read")]
+    ContentMismatch {
+        /// The entry.
+        path: String,
+        /// As in the manifest.
+        expected: ContentDigest,
+        /// As read back.
+        actual: ContentDigest,
+    },
+    /// A file's content never came.
+    #[error("{path}: its content {content} was not received")]
+    ContentMissing {
+        /// The entry.
+        path: String,
+        /// The number that the source gave.
+        content: u64,
+    },
+    /// An entry cannot be made in the tree.
+    #[error("{path}: {source}")]
+    Entry {
+        /// The entry.
+        path: String,
+        /// What the file system said.
+        source: std::io::Error,
+    },
+    /// The manifest cannot be written or read back.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A file of the store.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The chunk index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The record cannot be put into JSON.
+    #[error("the generation's record cannot be written")]
+    Record(#[source] serde_json::Error),
+}
+
+/// What the source says of a generation, beside its manifest.
+#[derive(Debug, Clone)]
+pub struct Provenance {
+    /// The repository.
+    pub repository: String,
+    /// The run.
+    pub run_id: String,
+    /// The mark.
+    pub mark: MarkRecord,
+    /// Overridden safety stops.
+    pub overrides: Vec<String>,
+    /// Counts, as JSON.
+    pub counts: serde_json::Value,
+    /// The source's DSSE envelope, as JSON.
+    pub source_statement: serde_json::Value,
+}
+
+/// Seals the generation whose manifest is in `draft`. Returns its record.
+///
+/// # Errors
+/// When anything of the generation is not what its manifest says, or the store cannot be written to.
+pub fn seal(
+    store: &Store,
+    staging: &Staging,
+    index: &Arc<Mutex<ChunkIndex>>,
+    draft: Draft,
+    expected: RootDigest,
+    provenance: Provenance,
+) -> Result<Record, SealError> {
+    let base = draft.base();
+    let finished = draft.finish(expected)?;
+    verify_contents(staging)?;
+    build_tree(store, staging, base)?;
+    let not_in_manifest_b3 = write_manifest_b3(staging)?;
+    name_contents(staging, index)?;
+    let record = Record {
+        version: 1,
+        repository: provenance.repository,
+        generation: staging.number().0,
+        run_id: provenance.run_id,
+        base_generation: base.map(|base| base.0),
+        sealed: jiff::Timestamp::now(),
+        mark: provenance.mark,
+        root_digest: expected.to_string(),
+        roots: finished.header.roots,
+        entries: finished.entries,
+        files: finished.files,
+        total_bytes: finished.total_bytes,
+        new_bytes: finished.new_bytes,
+        not_in_manifest_b3,
+        overrides: provenance.overrides,
+        counts: provenance.counts,
+        source_statement: provenance.source_statement,
+    };
+    let path = staging.path().join(RECORD);
+    let mut text = serde_json::to_vec_pretty(&record).map_err(SealError::Record)?;
+    text.push(b'\n');
+    std::fs::write(&path, text).at("write", &path)?;
+    staging.remove_content()?;
+    draft::remove_plan(staging)?;
+    store.publish(staging)?;
+    Ok(record)
+}
+
+/// Reads back every content that the plan names and compares it with the manifest.
+fn verify_contents(staging: &Staging) -> Result<(), SealError> {
+    let mut planned = PlannedEntries::open(staging)?;
+    loop {
+        let mut batch = Vec::with_capacity(VERIFY_BATCH);
+        while batch.len() < VERIFY_BATCH {
+            match planned.next_entry()? {
+                Some((entry, Source::Content(content))) => batch.push((entry, content)),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.par_iter().try_for_each(|(entry, content)| verify_content(staging, entry, *content))?;
+    }
+}
+
+fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), SealError> {
+    let expected = ContentDigest::from_slice(&entry.digest).expect("the entry was validated");
+    let path = staging.content_path(content);
+    let (folder, name) = staging.locate(staging.session(), content)?;
+    let mut file = match folder.open_file(&name) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(SealError::ContentMissing { path: display_bytes(&entry.path), content });
+        }
+        opened => opened.at("open", &path)?,
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; READ_BYTES.min(entry.size as usize + 1)];
+    let mut total = 0u64;
+    loop {
+        let count = file.read(&mut buffer).at("read back", &path)?;
+        if count == 0 {
+            break;
+        }
+        hasher.update(&buffer[..count]);
+        total += count as u64;
+        // What is longer than it should be is wrong already, however long it is.
+        if total > entry.size {
+            break;
+        }
+    }
+    let actual = ContentDigest(*hasher.finalize().as_bytes());
+    if total != entry.size || actual != expected {
+        return Err(SealError::ContentMismatch { path: display_bytes(&entry.path), expected, actual });
+    }
+    Ok(())
+}
+
+/// Writes the digests of all files whose names are UTF-8 in `b3sum`'s form, paths relative to the generation's folder.
+/// Returns how many files had to be left out.
+fn write_manifest_b3(staging: &Staging) -> Result<u64, SealError> {
+    let path = staging.path().join(MANIFEST_B3);
+    let mut output = BufWriter::new(File::create(&path).at("create", &path)?);
+    let mut planned = PlannedEntries::open(staging)?;
+    let mut left_out = 0;
+    while let Some((entry, _)) = planned.next_entry()? {
+        if entry.kind() != EntryKind::File {
+            continue;
+        }
+        match b3sum_line(&entry) {
+            Some(line) => output.write_all(line.as_bytes()).at("write", &path)?,
+            None => left_out += 1,
+        }
+    }
+    output.into_inner().map_err(std::io::IntoInnerError::into_error).at("write", &path)?;
+    Ok(left_out)
+}
+
+/// One line of `manifest.b3`: a name with a backslash or a line feed is escaped, and the line starts with a backslash, as
+/// `b3sum` and the coreutils do it. `None` for names that `b3sum` cannot take.
+fn b3sum_line(entry: &Entry) -> Option<String> {
+    let name = std::str::from_utf8(&entry.path).ok()?;
+    // b3sum prints U+FFFD for what is not Unicode and refuses to check a name that has one.
+    if name.contains(['\u{fffd}', '\r']) {
+        return None;
+    }
+    let digest = hex::encode(&entry.digest);
+    Some(if name.contains(['\\', '\n']) {
+        format!("\\{digest}  {TREE}/{}\n", name.replace('\\', "\\\\").replace('\n', "\\n"))
+    } else {
+        format!("{digest}  {TREE}/{name}\n")
+    })
+}
+
+/// Tells the chunk index under which names the contents went into the tree.
+fn name_contents(staging: &Staging, index: &Arc<Mutex<ChunkIndex>>) -> Result<(), SealError> {
+    let mut planned = PlannedEntries::open(staging)?;
+    loop {
+        let mut batch = Vec::new();
+        while batch.len() < 64 * 1024 {
+            match planned.next_entry()? {
+                Some((entry, Source::Content(content))) => batch.push((staging.key(content), entry.path)),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let names = batch.iter().map(|(key, path)| (*key, path.as_slice()));
+        index.lock().unwrap_or_else(PoisonError::into_inner).name_contents(names)?;
+    }
+}
+
+/// Opens the manifest of a sealed generation.
+///
+/// # Errors
+/// When it is not there or not one.
+pub fn open_manifest(
+    store: &Store,
+    number: GenerationNumber,
+) -> Result<ManifestReader<BufReader<File>>, SealError> {
+    let path: PathBuf = store.generation_path(number).join(MANIFEST);
+    let file = File::open(&path).at("open", &path)?;
+    Ok(ManifestReader::open(BufReader::with_capacity(256 * 1024, file))?)
+}
+
+/// The header that a manifest file starts with.
+pub(crate) fn parse_header(text: &str) -> Result<Header, SealError> {
+    Ok(Header::from_json(text)?)
+}
+
+/// An error with the entry that it is about.
+fn named(path: &TreePath, source: std::io::Error) -> SealError {
+    SealError::Entry { path: path.to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b3sum_lines_escape_as_b3sum_does() {
+        let entry = |path: &[u8]| Entry { path: path.to_vec(), digest: vec![0xab; 32], ..Default::default() };
+        let hex = "ab".repeat(32);
+        assert_eq!(b3sum_line(&entry(b"a b")), Some(format!("{hex}  tree/a b\n")));
+        assert_eq!(b3sum_line(&entry(b"a\n\\b")), Some(format!("\\{hex}  tree/a\\n\\\\b\n")));
+        assert_eq!(b3sum_line(&entry(b"a\xff")), None);
+    }
+}

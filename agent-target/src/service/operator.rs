@@ -1,0 +1,272 @@
+//! `assay.v1.TargetService`: what operators ask of the target.
+
+use std::{pin::Pin, sync::Arc};
+
+use assay_common::{
+    id::{GenerationNumber, RunId},
+    pki::Role,
+    rpc_status::RpcFault,
+    tls::require_role,
+    verdict::{Verdict, timestamp_to_proto},
+};
+use assay_proto::v1::{
+    self, CheckProgress, Generation, GetGenerationRequest, GetTargetStatusRequest, GetTargetStatusResponse,
+    GetVerdictRequest, ListGenerationsRequest, ListGenerationsResponse, ListVerdictsRequest,
+    ListVerdictsResponse, TargetRepositoryStatus, VerifyGenerationRequest,
+    target_service_server::TargetService,
+};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Code, Request, Response, Status};
+
+use super::{Repositories, internal, invalid};
+use crate::{
+    repository::{Active, Repository, Stage},
+    store::{Record, TREE},
+    verify,
+};
+
+/// Verdicts in a list when the request does not say.
+const DEFAULT_LIMIT: usize = 20;
+/// Verdicts in a list at most.
+const MAX_LIMIT: usize = 1000;
+
+/// The service.
+pub struct Operator {
+    repositories: Arc<Repositories>,
+    name: String,
+}
+
+impl Operator {
+    /// For these repositories of the agent called `name`.
+    pub fn new(repositories: Arc<Repositories>, name: String) -> Self {
+        Self { repositories, name }
+    }
+
+    fn repository<T>(&self, request: &Request<T>, name: &str) -> Result<Arc<Repository>, Status> {
+        require_role(request, &[Role::Operator])?;
+        Ok(Arc::clone(self.repositories.get(name)?))
+    }
+}
+
+/// Reads the store off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RpcFault> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(Response::new(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?))
+}
+
+#[tonic::async_trait]
+impl TargetService for Operator {
+    async fn list_generations(
+        &self,
+        request: Request<ListGenerationsRequest>,
+    ) -> Result<Response<ListGenerationsResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        blocking(move || {
+            let mut numbers = repository.store.generations().map_err(|error| internal("listing", &error))?;
+            numbers.reverse();
+            let verdicts: Vec<_> = repository.verdicts().collect();
+            let generations = numbers
+                .into_iter()
+                .filter_map(|number| {
+                    let record = repository.store.record(number).ok()?;
+                    let last = verdicts.iter().find(|(_, verdict)| verdict.generation == Some(number));
+                    Some(describe(&repository, &record, last.cloned()))
+                })
+                .collect();
+            Ok(ListGenerationsResponse { generations })
+        })
+        .await
+    }
+
+    async fn get_generation(
+        &self,
+        request: Request<GetGenerationRequest>,
+    ) -> Result<Response<Generation>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let number = request.get_ref().number;
+        blocking(move || {
+            let number = match number {
+                0 => repository.store.verified().ok_or_else(|| {
+                    RpcFault::new(Code::NotFound, "none-verified", "no generation has been verified yet")
+                })?,
+                number => GenerationNumber(number),
+            };
+            let record = record(&repository, number)?;
+            let last = repository.last_verdict(number);
+            Ok(describe(&repository, &record, last))
+        })
+        .await
+    }
+
+    type VerifyGenerationStream = Pin<Box<dyn Stream<Item = Result<CheckProgress, Status>> + Send>>;
+
+    async fn verify_generation(
+        &self,
+        request: Request<VerifyGenerationRequest>,
+    ) -> Result<Response<Self::VerifyGenerationStream>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let number =
+            match request.get_ref().number {
+                0 => repository.store.latest().map_err(|error| internal("listing", &error))?.ok_or_else(
+                    || RpcFault::new(Code::NotFound, "no-generation", "there is no generation yet"),
+                )?,
+                number => GenerationNumber(number),
+            };
+        let record = record(&repository, number)?;
+        // The verdict names the run whose mark and tree it is about, and the source's statement is of that run.
+        let id: RunId = record.run_id.parse().map_err(|_| internal_record(number))?;
+        let state = {
+            let mut active = repository.active();
+            match active.as_ref() {
+                Some(Active { stage: Stage::Sealed, .. }) | None => {}
+                Some(active) => {
+                    let text = format!("run {} is under way", active.run_id);
+                    return Err(RpcFault::new(Code::Aborted, "busy", text)
+                        .with_run_id(active.run_id.as_str())
+                        .with_hint("wait for it to end; assay-target status shows it")
+                        .into());
+                }
+            }
+            let state = verify::start(Arc::clone(&repository), id.clone(), record);
+            *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
+            state
+        };
+        let stream = verify::follow(state).map(move |state| match state.done {
+            None => Ok(CheckProgress { step: state.step, verdict: None }),
+            Some(Ok((id, envelope))) => {
+                let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
+                    .map_err(|error| internal("reading the verdict", &error))?;
+                Ok(CheckProgress { step: String::new(), verdict: Some(message(&id, &verdict, envelope)) })
+            }
+            Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message).into()),
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn list_verdicts(
+        &self,
+        request: Request<ListVerdictsRequest>,
+    ) -> Result<Response<ListVerdictsResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let limit = match request.get_ref().limit as usize {
+            0 => DEFAULT_LIMIT,
+            limit if limit <= MAX_LIMIT => limit,
+            _ => return Err(invalid("limit: 0 to 1000 was expected").into()),
+        };
+        blocking(move || {
+            let verdicts = repository.verdicts().take(limit);
+            let verdicts = verdicts.map(|(id, verdict)| message(&id, &verdict, String::new())).collect();
+            Ok(ListVerdictsResponse { verdicts })
+        })
+        .await
+    }
+
+    async fn get_verdict(
+        &self,
+        request: Request<GetVerdictRequest>,
+    ) -> Result<Response<v1::Verdict>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let id = request.into_inner().id;
+        blocking(move || {
+            let id = match id.as_str() {
+                "" => repository.verdicts().next().map(|(id, _)| id).unwrap_or_default(),
+                _ => id,
+            };
+            let envelope = repository
+                .envelope(&id)
+                .map_err(|error| RpcFault::new(Code::NotFound, "no-such-verdict", error.to_string()))?;
+            let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
+                .map_err(|error| internal("reading the verdict", &error))?;
+            Ok(message(&id, &verdict, envelope))
+        })
+        .await
+    }
+
+    async fn get_target_status(
+        &self,
+        request: Request<GetTargetStatusRequest>,
+    ) -> Result<Response<GetTargetStatusResponse>, Status> {
+        require_role(&request, &[Role::Operator])?;
+        let (repositories, agent) = (Arc::clone(&self.repositories), self.name.clone());
+        blocking(move || {
+            Ok(GetTargetStatusResponse {
+                agent,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                now: Some(timestamp_to_proto(jiff::Timestamp::now())),
+                repositories: repositories.iter().map(|repository| status(repository)).collect(),
+            })
+        })
+        .await
+    }
+}
+
+fn internal_record(number: GenerationNumber) -> RpcFault {
+    RpcFault::new(Code::DataLoss, "record-damaged", format!("the record of generation {number} is damaged"))
+}
+
+fn record(repository: &Repository, number: GenerationNumber) -> Result<Record, RpcFault> {
+    repository.store.record(number).map_err(|error| {
+        RpcFault::new(Code::NotFound, "no-such-generation", format!("generation {number}: {error}"))
+            .with_hint("assay-target generations lists those that there are")
+    })
+}
+
+fn status(repository: &Repository) -> TargetRepositoryStatus {
+    let of = |number: GenerationNumber| {
+        let record = repository.store.record(number).ok()?;
+        Some(describe(repository, &record, repository.last_verdict(number)))
+    };
+    let generations = repository.store.generations().unwrap_or_default();
+    TargetRepositoryStatus {
+        repository: repository.config.name.clone(),
+        current_run_id: repository
+            .active()
+            .as_ref()
+            .map_or_else(String::new, |active| active.run_id.to_string()),
+        latest: generations.last().copied().and_then(of),
+        verified: repository.store.verified().and_then(of),
+        generations: generations.len() as u64,
+        free_bytes: repository.store.free_bytes(),
+    }
+}
+
+fn describe(repository: &Repository, record: &Record, last: Option<(String, Verdict)>) -> Generation {
+    let number = GenerationNumber(record.generation);
+    let (verdict_id, outcome, reason) = last.map_or_else(Default::default, |(id, verdict)| {
+        (id, v1::Outcome::from(verdict.outcome).into(), verdict.reason)
+    });
+    Generation {
+        repository: record.repository.clone(),
+        number: record.generation,
+        run_id: record.run_id.clone(),
+        sealed: Some(timestamp_to_proto(record.sealed)),
+        mark: Some(v1::Mark { id: record.mark.id.clone(), time: Some(timestamp_to_proto(record.mark.time)) }),
+        root_digest: record.root_digest.clone(),
+        entries: record.entries,
+        total_bytes: record.total_bytes,
+        new_bytes: record.new_bytes,
+        outcome,
+        reason,
+        verdict_id,
+        verified: repository.store.verified() == Some(number),
+        path: repository.store.generation_path(number).join(TREE).display().to_string(),
+    }
+}
+
+fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
+    v1::Verdict {
+        id: id.to_owned(),
+        sequence: verdict.sequence,
+        repository: verdict.repository.clone(),
+        run_id: verdict.run_id.to_string(),
+        generation: verdict.generation.map_or(0, |generation| generation.0),
+        outcome: v1::Outcome::from(verdict.outcome).into(),
+        reason: verdict.reason.clone(),
+        message: verdict.message.clone(),
+        time: Some(timestamp_to_proto(verdict.times.signed)),
+        root_digest: verdict.root.map(|root| root.to_string()).unwrap_or_default(),
+        envelope,
+    }
+}

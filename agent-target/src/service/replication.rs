@@ -1,0 +1,642 @@
+//! `assay.v1.ReplicationService`: what a source asks of the target.
+
+use std::{pin::Pin, sync::Arc};
+
+use assay_common::{
+    digest::RootDigest,
+    error::PathError,
+    id::{GenerationNumber, RunId},
+    pki::{PeerIdentity, Role},
+    rpc_status::RpcFault,
+    tls::require_role,
+    verdict::{self, Outcome, Verdict, verify_source_statement},
+};
+use assay_proto::v1::{
+    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, ManifestPart,
+    OpenRunRequest, OpenRunResponse, RunCheckProgress, SealFinish, SealRunRequest, SealRunResponse,
+    TransferRequest, TransferResponse, replication_service_server::ReplicationService, seal_run_request,
+    transfer_request,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{Repositories, internal, invalid};
+use crate::{
+    receive::{PlaceReader, ReceiveError, Receiver},
+    repository::{Active, CheckState, Repository, Stage, times_now},
+    seal::{Draft, Provenance, SealError, seal},
+    store::{MANIFEST, MarkRecord, Record, Staging, StoreError},
+    verify,
+};
+
+/// Version of the replication protocol that this agent speaks.
+const PROTOCOL: u32 = 1;
+/// Messages between the connection and the thread that works on them.
+const QUEUE: usize = 16;
+/// Bytes of a manifest in one message.
+const PART_BYTES: usize = 256 * 1024;
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+pub struct Replication {
+    repositories: Arc<Repositories>,
+}
+
+impl Replication {
+    /// For these repositories.
+    pub fn new(repositories: Arc<Repositories>) -> Self {
+        Self { repositories }
+    }
+
+    /// The repository, if it is this source's.
+    fn repository<T>(&self, request: &Request<T>, name: &str) -> Result<Arc<Repository>, Status> {
+        let peer = require_role(request, &[Role::Source])?;
+        self.repository_of(&peer, name)
+    }
+
+    fn repository_of(&self, peer: &PeerIdentity, name: &str) -> Result<Arc<Repository>, Status> {
+        // One answer for a repository that is not there and one that is another source's: a source learns of its own only.
+        let refused = || {
+            RpcFault::new(
+                Code::PermissionDenied,
+                "not-your-repository",
+                format!("the source {:?} has no repository {name:?} on this target", peer.name),
+            )
+            .with_hint("compare repository.name and repository.source in the target's configuration")
+        };
+        match self.repositories.get(name) {
+            Ok(repository) if repository.config.source == peer.name && repository.config.name == name => {
+                Ok(Arc::clone(repository))
+            }
+            _ => Err(refused().into()),
+        }
+    }
+}
+
+fn run_id(text: &str) -> Result<RunId, RpcFault> {
+    text.parse().map_err(|fault| invalid(format!("run_id: {fault}")))
+}
+
+fn busy(active: &Active, doing: &str) -> RpcFault {
+    RpcFault::new(Code::Aborted, "busy", format!("run {} {doing}", active.run_id))
+        .with_run_id(active.run_id.as_str())
+        .with_hint("wait for it to end; assay-target status shows it")
+}
+
+fn no_such_run(id: &RunId) -> RpcFault {
+    RpcFault::new(Code::FailedPrecondition, "no-such-run", format!("run {id} is not open on this target"))
+        .with_hint("the target may have been restarted: start a new run")
+}
+
+#[tonic::async_trait]
+impl ReplicationService for Replication {
+    async fn open_run(&self, request: Request<OpenRunRequest>) -> Result<Response<OpenRunResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let request = request.into_inner();
+        if request.protocol != PROTOCOL {
+            let text = format!("the source speaks protocol {}, this target {PROTOCOL}", request.protocol);
+            return Err(RpcFault::new(Code::FailedPrecondition, "protocol-version", text)
+                .with_hint("install the same version of both agents")
+                .into());
+        }
+        let id = run_id(&request.run_id)?;
+        let response = blocking(move || open(&repository, id)).await?;
+        Ok(Response::new(response))
+    }
+
+    type FetchManifestStream = BoxStream<ManifestPart>;
+
+    async fn fetch_manifest(
+        &self,
+        request: Request<FetchManifestRequest>,
+    ) -> Result<Response<Self::FetchManifestStream>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let number = GenerationNumber(request.get_ref().generation);
+        let path = repository.store.generation_path(number).join(MANIFEST);
+        let file = std::fs::File::open(&path).map_err(|_| {
+            RpcFault::new(Code::NotFound, "no-such-generation", format!("there is no generation {number}"))
+        })?;
+        let (parts, queue) = mpsc::channel(QUEUE);
+        tokio::task::spawn_blocking(move || {
+            use std::io::Read as _;
+            let mut file = file;
+            loop {
+                let mut data = vec![0; PART_BYTES];
+                let part = match file.read(&mut data) {
+                    Ok(0) => break,
+                    Ok(count) => {
+                        data.truncate(count);
+                        Ok(ManifestPart { data: data.into() })
+                    }
+                    Err(error) => Err(internal("reading a manifest", &error).into()),
+                };
+                let ended = part.is_err();
+                if parts.blocking_send(part).is_err() || ended {
+                    break;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    type TransferStream = BoxStream<TransferResponse>;
+
+    async fn transfer(
+        &self,
+        request: Request<Streaming<TransferRequest>>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
+        let peer = require_role(&request, &[Role::Source])?;
+        let mut messages = request.into_inner();
+        let start = match messages.message().await?.and_then(|message| message.kind) {
+            Some(transfer_request::Kind::Start(start)) => start,
+            _ => return Err(invalid("the first message of a transfer is its start").into()),
+        };
+        let repository = self.repository_of(&peer, &start.repository)?;
+        let id = run_id(&start.run_id)?;
+        let (staging, base, attached) = attach(&repository, &id)?;
+        let places = PlaceReader::new(
+            Arc::clone(&repository.store),
+            Arc::clone(&staging),
+            Arc::clone(&repository.index),
+            base,
+        );
+        let (work, work_queue) = mpsc::channel::<transfer_request::Kind>(QUEUE);
+        let (responses, queue) = mpsc::channel(QUEUE);
+        let taken_over = attached.clone();
+        // The connection's side: hands messages over until the source ends the stream or another one takes its place.
+        let forward = tokio::spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    message = messages.message() => message,
+                    () = taken_over.cancelled() => return false,
+                };
+                match message {
+                    Ok(Some(TransferRequest { kind: Some(kind) })) => {
+                        if work.send(kind).await.is_err() {
+                            return false;
+                        }
+                    }
+                    Ok(None) => return true,
+                    Ok(Some(TransferRequest { kind: None })) | Err(_) => return false,
+                }
+            }
+        });
+        tokio::task::spawn(async move {
+            let receiving = tokio::task::spawn_blocking(move || {
+                let mut receiver = Receiver::new(staging, places);
+                let result = receive(&mut receiver, work_queue, &responses);
+                (receiver, result, responses)
+            });
+            let Ok((mut receiver, result, responses)) = receiving.await else {
+                return;
+            };
+            let whole = forward.await.unwrap_or(false);
+            let end = match result {
+                Ok(()) if whole => tokio::task::block_in_place(|| receiver.finish())
+                    .map(|()| TransferResponse { stored: true, ..Default::default() })
+                    .map_err(receive_fault),
+                Ok(()) => {
+                    drop(tokio::task::block_in_place(|| receiver.interrupt()));
+                    Err(RpcFault::new(Code::Aborted, "cut-off", "the transfer was cut off before its end"))
+                }
+                Err(error) => {
+                    drop(tokio::task::block_in_place(|| receiver.interrupt()));
+                    Err(receive_fault(error))
+                }
+            };
+            detach(&repository, &id, &attached);
+            let stats = receiver.stats();
+            tracing::info!(run_id = %id, ?stats, ended = end.is_ok(), "content was received");
+            drop(responses.send(end.map_err(Status::from)).await);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    async fn seal_run(
+        &self,
+        request: Request<Streaming<SealRunRequest>>,
+    ) -> Result<Response<SealRunResponse>, Status> {
+        let peer = require_role(&request, &[Role::Source])?;
+        let mut messages = request.into_inner();
+        let start = match messages.message().await?.and_then(|message| message.kind) {
+            Some(seal_run_request::Kind::Start(start)) => start,
+            _ => return Err(invalid("the first message of a seal is its start").into()),
+        };
+        let repository = self.repository_of(&peer, &start.repository)?;
+        let id = run_id(&start.run_id)?;
+        let (staging, base, opened) = begin_seal(&repository, &id)?;
+        let (steps, queue) = mpsc::channel(QUEUE);
+        let sealing = tokio::task::spawn_blocking({
+            let (repository, id, staging) = (Arc::clone(&repository), id.clone(), Arc::clone(&staging));
+            move || seal_blocking(&repository, &id, &staging, base, &start, queue)
+        });
+        loop {
+            match messages.message().await {
+                Ok(Some(SealRunRequest { kind: Some(kind) })) => {
+                    if steps.send(kind).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                // A cut-off delta has no finish: the thread notices.
+                Ok(Some(SealRunRequest { kind: None })) | Err(_) => break,
+            }
+        }
+        drop(steps);
+        let sealed = sealing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let mut active = repository.active();
+        match sealed {
+            Ok(record) => {
+                tracing::info!(run_id = %id, generation = record.generation, root = record.root_digest, "sealed");
+                *active = Some(Active { run_id: id, stage: Stage::Sealed });
+                let root = RootDigest::from_hex(&record.root_digest).expect("it was written just now");
+                Ok(Response::new(SealRunResponse {
+                    generation: record.generation,
+                    root_digest: root.0.to_vec(),
+                }))
+            }
+            Err(fault) => {
+                tracing::warn!(run_id = %id, reason = %fault.reason, message = fault.message, "not sealed");
+                *active = Some(Active {
+                    run_id: id,
+                    stage: Stage::Receiving { staging, base, attached: None, opened },
+                });
+                Err(fault.into())
+            }
+        }
+    }
+
+    type CheckRunStream = BoxStream<RunCheckProgress>;
+
+    async fn check_run(
+        &self,
+        request: Request<CheckRunRequest>,
+    ) -> Result<Response<Self::CheckRunStream>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let id = run_id(&request.get_ref().run_id)?;
+        let known = {
+            let (repository, id) = (Arc::clone(&repository), id.clone());
+            blocking(move || Ok(verdict_of_run(&repository, &id))).await?
+        };
+        let state = match known {
+            Some(verdict) => {
+                let done = CheckState { step: String::new(), done: Some(Ok(verdict)) };
+                watch::Sender::new(done).subscribe()
+            }
+            None => start_check(&repository, id)?,
+        };
+        let stream = verify::follow(state).map(|state| match state.done {
+            None => Ok(RunCheckProgress { step: state.step, ..Default::default() }),
+            Some(Ok((verdict_id, envelope))) => {
+                Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })
+            }
+            Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message).into()),
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn abandon_run(
+        &self,
+        request: Request<AbandonRunRequest>,
+    ) -> Result<Response<AbandonRunResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let request = request.into_inner();
+        let id = run_id(&request.run_id)?;
+        let opened = {
+            let mut active = repository.active();
+            match active.as_ref() {
+                Some(Active { run_id, stage: Stage::Receiving { attached, opened, .. } })
+                    if *run_id == id =>
+                {
+                    if let Some(attached) = attached {
+                        attached.cancel();
+                    }
+                    let opened = *opened;
+                    *active = None;
+                    Some(opened)
+                }
+                Some(Active { run_id, stage: Stage::Sealed }) if *run_id == id => {
+                    *active = None;
+                    None
+                }
+                Some(active) if active.run_id == id => {
+                    return Err(busy(active, "is sealed or checked").into());
+                }
+                _ => return Err(no_such_run(&id).into()),
+            }
+        };
+        let (verdict_id, envelope) = blocking(move || abandon(&repository, id, request, opened)).await?;
+        Ok(Response::new(AbandonRunResponse { verdict_id, envelope }))
+    }
+}
+
+/// Runs file work off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RpcFault> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
+}
+
+fn store_fault(error: StoreError) -> RpcFault {
+    match &error {
+        StoreError::Io(error) if is_full(error) => full(error),
+        error => internal("the store", error),
+    }
+}
+
+fn is_full(error: &PathError) -> bool {
+    matches!(error.source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+fn full(error: &PathError) -> RpcFault {
+    RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
+        .with_hint("free some space on the target; what has arrived is kept and not sent again")
+}
+
+fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
+    let mut active = repository.active();
+    match active.as_ref() {
+        Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) => {
+            if let Some(attached) = attached {
+                if *run_id != id {
+                    return Err(busy(active.as_ref().expect("it is some"), "is under way"));
+                }
+                attached.cancel();
+            }
+        }
+        Some(other @ Active { stage: Stage::Sealed, run_id, .. }) if *run_id == id => {
+            return Err(busy(other, "is sealed already"));
+        }
+        // Its source went away between seal and check: the generation stays, without a verdict.
+        None | Some(Active { stage: Stage::Sealed, .. }) => {}
+        Some(active) => return Err(busy(active, "is being sealed or checked")),
+    }
+    let base = repository.store.latest().map_err(store_fault)?;
+    let base_root = match base {
+        None => Vec::new(),
+        Some(base) => {
+            let record = repository.store.record(base).map_err(store_fault)?;
+            RootDigest::from_hex(&record.root_digest).map(|root| root.0.to_vec()).unwrap_or_default()
+        }
+    };
+    let staging = repository.store.open_staging().map_err(store_fault)?;
+    let response = OpenRunResponse {
+        generation: staging.number().0,
+        base_generation: base.map_or(0, |base| base.0),
+        base_root_digest: base_root,
+        staged_bytes: staging.staged_bytes(),
+    };
+    tracing::info!(run_id = %id, generation = response.generation, base = response.base_generation, "the run is open");
+    let stage =
+        Stage::Receiving { staging: Arc::new(staging), base, attached: None, opened: jiff::Timestamp::now() };
+    *active = Some(Active { run_id: id, stage });
+    Ok(response)
+}
+
+type Attached = (Arc<Staging>, Option<GenerationNumber>, CancellationToken);
+
+fn attach(repository: &Repository, id: &RunId) -> Result<Attached, RpcFault> {
+    let mut active = repository.active();
+    match active.as_mut() {
+        Some(Active { run_id, stage: Stage::Receiving { staging, base, attached, .. } }) if run_id == id => {
+            if attached.is_some() {
+                return Err(RpcFault::new(Code::Aborted, "busy", format!("run {id} has a transfer already"))
+                    .with_run_id(id.as_str()));
+            }
+            let token = CancellationToken::new();
+            *attached = Some(token.clone());
+            Ok((Arc::clone(staging), *base, token))
+        }
+        _ => Err(no_such_run(id)),
+    }
+}
+
+fn detach(repository: &Repository, id: &RunId, token: &CancellationToken) {
+    // A token that was cancelled belongs to a stream whose place has been taken.
+    if let Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) = repository.active().as_mut()
+        && run_id == id
+        && !token.is_cancelled()
+    {
+        *attached = None;
+    }
+}
+
+fn receive(
+    receiver: &mut Receiver,
+    mut work: mpsc::Receiver<transfer_request::Kind>,
+    responses: &mpsc::Sender<Result<TransferResponse, Status>>,
+) -> Result<(), ReceiveError> {
+    while let Some(kind) = work.blocking_recv() {
+        match kind {
+            transfer_request::Kind::Start(_) => {
+                return Err(ReceiveError::Protocol { rule: "a transfer starts once" });
+            }
+            transfer_request::Kind::Offer(offer) => {
+                let response = receiver.offer(&offer)?;
+                if responses.blocking_send(Ok(response)).is_err() {
+                    return Ok(());
+                }
+            }
+            transfer_request::Kind::Pack(pack) => receiver.pack(&pack)?,
+        }
+    }
+    Ok(())
+}
+
+fn receive_fault(error: ReceiveError) -> RpcFault {
+    match &error {
+        ReceiveError::Protocol { .. } => invalid(error.to_string()),
+        ReceiveError::ChunkMismatch { .. } => {
+            RpcFault::new(Code::DataLoss, "chunk-mismatch", error.to_string())
+                .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
+        }
+        ReceiveError::Io(error) if is_full(error) => full(error),
+        _ => internal("receiving content", &error),
+    }
+}
+
+type Sealing = (Arc<Staging>, Option<GenerationNumber>, jiff::Timestamp);
+
+fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing, RpcFault> {
+    let mut active = repository.active();
+    let parts = match active.as_ref() {
+        Some(Active { run_id, stage: Stage::Receiving { staging, base, attached: None, opened } })
+            if run_id == id =>
+        {
+            (Arc::clone(staging), *base, *opened)
+        }
+        Some(other) if other.run_id == *id => return Err(busy(other, "is not ready to be sealed")),
+        _ => return Err(no_such_run(id)),
+    };
+    *active = Some(Active { run_id: id.clone(), stage: Stage::Sealing });
+    Ok(parts)
+}
+
+fn seal_blocking(
+    repository: &Repository,
+    id: &RunId,
+    staging: &Staging,
+    base: Option<GenerationNumber>,
+    start: &assay_proto::v1::SealStart,
+    mut queue: mpsc::Receiver<seal_run_request::Kind>,
+) -> Result<Record, RpcFault> {
+    let named = (start.base_generation > 0).then_some(GenerationNumber(start.base_generation));
+    if start.generation != staging.number().0 || (named.is_some() && named != base) {
+        let error =
+            SealError::WrongBase { named: start.base_generation, base: base.map_or(0, |base| base.0) };
+        return Err(seal_fault(error));
+    }
+    let mut draft =
+        Draft::create(&repository.store, staging, named, &start.manifest_header).map_err(seal_fault)?;
+    while let Some(kind) = queue.blocking_recv() {
+        match kind {
+            seal_run_request::Kind::Start(_) => return Err(invalid("a seal starts once")),
+            seal_run_request::Kind::Delta(delta) => {
+                for step in delta.steps {
+                    draft.apply(step).map_err(seal_fault)?;
+                }
+            }
+            seal_run_request::Kind::Finish(finish) => {
+                let (root, provenance) = provenance(repository, id, finish)?;
+                let store = &repository.store;
+                return seal(store, staging, &repository.index, draft, root, provenance).map_err(seal_fault);
+            }
+        }
+    }
+    Err(RpcFault::new(Code::Aborted, "cut-off", "the manifest was cut off before its end"))
+}
+
+/// Checks what the source says of the generation: its statement must carry its signature and agree with the rest.
+fn provenance(
+    repository: &Repository,
+    id: &RunId,
+    finish: SealFinish,
+) -> Result<(RootDigest, Provenance), RpcFault> {
+    let root = RootDigest::from_slice(&finish.root_digest)
+        .ok_or_else(|| invalid("finish.root_digest: 32 bytes were expected"))?;
+    let mark = finish
+        .mark
+        .as_ref()
+        .and_then(verdict::Mark::from_proto)
+        .ok_or_else(|| invalid("finish.mark: an id and a time were expected"))?;
+    let refused = |text: String| {
+        RpcFault::new(Code::PermissionDenied, "statement-refused", format!("the source's statement: {text}"))
+            .with_hint(
+                "compare repository.source_key in the target's configuration with the source's public key",
+            )
+    };
+    let envelope = assay_common::dsse::Envelope::parse(finish.source_statement.as_bytes())
+        .map_err(|error| refused(error.to_string()))?;
+    let statement = verify_source_statement(&envelope, &repository.source_key)
+        .map_err(|error| refused(error.to_string()))?;
+    let agrees = statement.repository == repository.config.name
+        && statement.run_id == *id
+        && statement.root.is_some_and(|signed| signed.0 == root.0)
+        && statement.mark == mark
+        && statement.overrides == finish.overrides;
+    if !agrees {
+        return Err(refused("it is about another run, mark or tree than the one that was sent".to_owned()));
+    }
+    let counts = finish.counts.unwrap_or_default();
+    let provenance = Provenance {
+        repository: repository.config.name.clone(),
+        run_id: id.to_string(),
+        mark: MarkRecord { id: mark.id, time: mark.time },
+        overrides: finish.overrides,
+        counts: assay_common::json::to_json("Counts", &counts),
+        source_statement: serde_json::from_str(&finish.source_statement)
+            .map_err(|_| invalid("finish.source_statement: JSON was expected"))?,
+    };
+    Ok((root, provenance))
+}
+
+fn seal_fault(error: SealError) -> RpcFault {
+    match &error {
+        SealError::Delta(_) | SealError::Manifest(_) => {
+            RpcFault::new(Code::InvalidArgument, "manifest-refused", error.to_string())
+        }
+        SealError::WrongBase { .. } => RpcFault::new(Code::FailedPrecondition, "wrong-base", error.to_string()),
+        SealError::RootMismatch { .. } | SealError::ContentMismatch { .. } | SealError::ContentMissing { .. } => {
+            RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
+                .with_hint("start the run again; nothing was sealed")
+        }
+        SealError::Io(error) | SealError::Store(StoreError::Io(error)) if is_full(error) => full(error),
+        SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            RpcFault::new(Code::FailedPrecondition, "not-privileged", error.to_string()).with_hint(
+                "run assay-target as root, so that it can give files the owners and modes that they have at the source",
+            )
+        }
+        _ => internal("sealing the generation", &error),
+    }
+}
+
+fn verdict_of_run(repository: &Repository, id: &RunId) -> Option<(String, String)> {
+    let (verdict_id, _) = repository
+        .verdicts()
+        .find(|(_, verdict)| verdict.run_id == *id && verdict.outcome != Outcome::NotRun)?;
+    let envelope = repository.envelope(&verdict_id).ok()?;
+    Some((verdict_id, envelope))
+}
+
+/// Starts the check of a run's generation, or joins the one that runs.
+fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receiver<CheckState>, RpcFault> {
+    let mut active = repository.active();
+    match active.as_ref() {
+        Some(Active { run_id, stage: Stage::Checking(state) }) if *run_id == id => return Ok(state.clone()),
+        Some(Active { run_id, stage: Stage::Sealed }) if *run_id == id => {}
+        Some(other) => return Err(busy(other, "is under way")),
+        // The agent was restarted between seal and check.
+        None => {}
+    }
+    let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
+    let state = verify::start(Arc::clone(repository), id.clone(), record);
+    *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
+    Ok(state)
+}
+
+fn abandon(
+    repository: &Repository,
+    id: RunId,
+    request: AbandonRunRequest,
+    opened: Option<jiff::Timestamp>,
+) -> Result<(String, String), RpcFault> {
+    let reason = request.reason;
+    let plain = !reason.is_empty()
+        && reason.len() <= 64
+        && reason.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    if !plain || request.message.len() > 4096 {
+        return Err(invalid(
+            "reason: up to 64 small letters and '-' were expected; message: up to 4096 bytes",
+        ));
+    }
+    tracing::warn!(run_id = %id, reason, message = request.message, "the source gave the run up");
+    let mark = request.mark.as_ref().and_then(verdict::Mark::from_proto);
+    let recorded = repository.record_verdict(|sequence, previous| Verdict {
+        repository: repository.config.name.clone(),
+        run_id: id,
+        sequence,
+        previous,
+        outcome: Outcome::NotRun,
+        reason,
+        message: request.message,
+        generation: None,
+        root: None,
+        mark,
+        depth: None,
+        profile: None,
+        steps: Vec::new(),
+        patches: Vec::new(),
+        overlay_files: Vec::new(),
+        workspace: None,
+        negative_control: None,
+        overrides: Vec::new(),
+        times: verdict::Times { opened, ..times_now() },
+        versions: verify::versions(None),
+        source_statement: None,
+    });
+    recorded.map_err(|error| internal("recording the verdict", &error))
+}

@@ -1,0 +1,229 @@
+//! Where chunks may be found on this machine: a hint for every digest, kept in an embedded database.
+//!
+//! A hint is never believed: whoever uses one reads the bytes and compares their digest, and asks the source when they do
+//! not match. So the index may lose entries (a crash, a pruned generation, a deleted file) without any harm but a chunk
+//! that is sent again, and it needs no reference counts and no garbage collection that could race a run.
+
+use std::{collections::HashMap, path::Path};
+
+use assay_common::digest::ContentDigest;
+use redb::{Database, ReadableDatabase as _, TableDefinition};
+
+/// Digest to place.
+const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; PLACE_BYTES]> = TableDefinition::new("chunks-1");
+/// (generation, session and content) to path below the generation's tree, filled in when the generation is sealed.
+const CONTENTS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("contents-1");
+
+/// Memory that the database may use to hold pages, in bytes: enough for the inner nodes of a terabyte's chunks.
+const CACHE_BYTES: usize = 48 * 1024 * 1024;
+/// Places that wait in memory for the next write: few enough to be cheap, many enough to make a write worth its while.
+const RECENT_PLACES: usize = 16 * 1024;
+const PLACE_BYTES: usize = 28;
+
+/// A content as the stream of one run knew it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ContentKey {
+    /// Generation that the run was making.
+    pub generation: u64,
+    /// Count of the connection that brought it, from 1: a resumed run numbers its contents anew.
+    pub session: u16,
+    /// Number that the source gave it, below 2^48.
+    pub content: u64,
+}
+
+impl ContentKey {
+    fn packed(self) -> (u64, u64) {
+        (self.generation, u64::from(self.session) << 48 | self.content)
+    }
+}
+
+/// Where a chunk may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The content that it is a part of.
+    pub key: ContentKey,
+    /// Offset of its first byte.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u32,
+}
+
+impl Place {
+    fn encode(self) -> [u8; PLACE_BYTES] {
+        let (generation, content) = self.key.packed();
+        let mut place = [0; PLACE_BYTES];
+        place[..8].copy_from_slice(&generation.to_le_bytes());
+        place[8..16].copy_from_slice(&content.to_le_bytes());
+        place[16..24].copy_from_slice(&self.offset.to_le_bytes());
+        place[24..].copy_from_slice(&self.bytes.to_le_bytes());
+        place
+    }
+
+    fn decode(place: &[u8; PLACE_BYTES]) -> Self {
+        let word = |range: std::ops::Range<usize>| {
+            u64::from_le_bytes(place[range].try_into().expect("eight bytes are a word"))
+        };
+        let packed = word(8..16);
+        Self {
+            key: ContentKey {
+                generation: word(0..8),
+                session: (packed >> 48) as u16,
+                content: packed & ((1 << 48) - 1),
+            },
+            offset: word(16..24),
+            bytes: u32::from_le_bytes(place[24..].try_into().expect("four bytes are left")),
+        }
+    }
+}
+
+/// The database does not answer. Its content can be thrown away: it is only hints.
+#[derive(Debug, thiserror::Error)]
+#[error("the chunk index {path}: {source}")]
+pub struct IndexError {
+    path: String,
+    source: redb::Error,
+}
+
+/// The index of one repository.
+pub struct ChunkIndex {
+    database: Database,
+    path: String,
+    recent: HashMap<ContentDigest, Place>,
+}
+
+impl ChunkIndex {
+    /// Opens the index, or makes a new one when there is none or when it is damaged.
+    ///
+    /// # Errors
+    /// When no database can be made there either.
+    pub fn open_or_create(path: &Path) -> Result<Self, IndexError> {
+        let open = || redb::Builder::new().set_cache_size(CACHE_BYTES).create(path);
+        let database = open().or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "the chunk index is unusable and is made anew");
+            drop(std::fs::remove_file(path));
+            open()
+        });
+        let path = path.display().to_string();
+        let database = database.map_err(|error| IndexError { path: path.clone(), source: error.into() })?;
+        let index = Self { database, path, recent: HashMap::new() };
+        index.wrapped(|| {
+            let transaction = index.database.begin_write()?;
+            transaction.open_table(CHUNKS)?;
+            transaction.open_table(CONTENTS)?;
+            Ok(transaction.commit()?)
+        })?;
+        Ok(index)
+    }
+
+    fn wrapped<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, IndexError> {
+        work().map_err(|source| IndexError { path: self.path.clone(), source })
+    }
+
+    /// Looks up many digests at once; the answers come in the order of the questions.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn find(&self, digests: &[ContentDigest]) -> Result<Vec<Option<Place>>, IndexError> {
+        self.wrapped(|| {
+            let transaction = self.database.begin_read()?;
+            let table = transaction.open_table(CHUNKS)?;
+            digests
+                .iter()
+                .map(|digest| match self.recent.get(digest) {
+                    Some(place) => Ok(Some(*place)),
+                    None => Ok(table.get(&digest.0)?.map(|place| Place::decode(place.value()))),
+                })
+                .collect()
+        })
+    }
+
+    /// Notes where a chunk is now.
+    ///
+    /// # Errors
+    /// When the database cannot be written to.
+    pub fn insert(&mut self, digest: ContentDigest, place: Place) -> Result<(), IndexError> {
+        self.recent.insert(digest, place);
+        if self.recent.len() >= RECENT_PLACES { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes what waits in memory, durably.
+    ///
+    /// # Errors
+    /// When the database cannot be written to.
+    pub fn flush(&mut self) -> Result<(), IndexError> {
+        if self.recent.is_empty() {
+            return Ok(());
+        }
+        let mut recent: Vec<_> = std::mem::take(&mut self.recent).into_iter().collect();
+        recent.sort_unstable_by_key(|(digest, _)| *digest);
+        self.wrapped(|| {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(CHUNKS)?;
+                for (digest, place) in &recent {
+                    table.insert(&digest.0, &place.encode())?;
+                }
+            }
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// Notes under which paths the contents of a generation went into its tree.
+    ///
+    /// # Errors
+    /// When the database cannot be written to.
+    pub fn name_contents<'a>(
+        &mut self,
+        names: impl Iterator<Item = (ContentKey, &'a [u8])>,
+    ) -> Result<(), IndexError> {
+        self.flush()?;
+        self.wrapped(|| {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(CONTENTS)?;
+                for (key, path) in names {
+                    table.insert(key.packed(), path)?;
+                }
+            }
+            Ok(transaction.commit()?)
+        })
+    }
+
+    /// The path of a sealed content below its generation's tree.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn content_path(&self, key: ContentKey) -> Result<Option<Vec<u8>>, IndexError> {
+        self.wrapped(|| {
+            let transaction = self.database.begin_read()?;
+            let table = transaction.open_table(CONTENTS)?;
+            Ok(table.get(key.packed())?.map(|path| path.value().to_vec()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_survive_a_restart_and_a_damaged_index_is_made_anew() {
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("index.redb");
+        let key = ContentKey { generation: 7, session: 3, content: 99 };
+        let place = Place { key, offset: 1 << 40, bytes: 4096 };
+        let (known, unknown) = (ContentDigest::of(b"known"), ContentDigest::of(b"unknown"));
+        let mut index = ChunkIndex::open_or_create(&path).expect("new");
+        index.insert(known, place).expect("insert");
+        assert_eq!(index.find(&[unknown, known]).expect("find"), [None, Some(place)]);
+        index.name_contents([(key, b"a/b".as_slice())].into_iter()).expect("names");
+        drop(index);
+        let index = ChunkIndex::open_or_create(&path).expect("again");
+        assert_eq!(index.find(&[known]).expect("find"), [Some(place)]);
+        assert_eq!(index.content_path(key).expect("path").as_deref(), Some(b"a/b".as_slice()));
+        drop(index);
+        std::fs::write(&path, b"not a database").expect("write");
+        let index = ChunkIndex::open_or_create(&path).expect("anew");
+        assert_eq!(index.find(&[known]).expect("find"), [None]);
+    }
+}

@@ -1,0 +1,263 @@
+//! What the target keeps of one repository, and where:
+//!
+//! ```text
+//! generations/000042/tree/ manifest manifest.b3 record.json     sealed, never written to again
+//! verified -> generations/000041     newest generation with a PASS
+//! latest   -> generations/000042
+//! staging/000043/                    the generation being received
+//! ledger/                            verdicts, chained
+//! workspaces/                        throw-away views for checks
+//! index.redb                         hints where chunks are; can be thrown away
+//! lock                               held by the agent that serves this repository
+//! ```
+
+pub mod index;
+mod record;
+mod staging;
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{DirBuilderExt as _, symlink},
+    path::{Path, PathBuf},
+};
+
+use assay_common::{
+    confined::Folder,
+    error::{IoContext as _, PathError},
+    id::GenerationNumber,
+};
+
+pub use record::{MarkRecord, Record};
+pub use staging::{MANIFEST, MANIFEST_B3, RECORD, Staging, TREE};
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// A file or folder of the store.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// Another process serves this repository.
+    #[error("{}: another assay-target serves this store", path.display())]
+    Locked {
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// A record is not what this version wrote.
+    #[error("{}: not a generation's record: {source}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// The store of one repository, held by its lock.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store below `path` and makes what is missing.
+    ///
+    /// # Errors
+    /// When another agent holds it, or when it cannot be made.
+    pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
+        // A check's unprivileged user must be able to reach its workspace, and nothing else.
+        for (folder, mode) in [
+            ("", 0o711),
+            ("generations", 0o700),
+            ("staging", 0o700),
+            ("ledger", 0o700),
+            ("workspaces", 0o711),
+        ] {
+            let folder = path.join(folder);
+            fs::DirBuilder::new().recursive(true).mode(mode).create(&folder).at("create", &folder)?;
+        }
+        let lock_path = path.join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .at("open", &lock_path)?;
+        if let Err(error) = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            return Err(match error {
+                rustix::io::Errno::WOULDBLOCK => StoreError::Locked { path: lock_path },
+                error => {
+                    Err::<(), _>(io::Error::from(error)).at("lock", &lock_path).expect_err("it is one").into()
+                }
+            });
+        }
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The folder of this repository.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of a generation.
+    pub fn generation_path(&self, number: GenerationNumber) -> PathBuf {
+        self.path.join("generations").join(number.folder())
+    }
+
+    /// All sealed generations, oldest first.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn generations(&self) -> Result<Vec<GenerationNumber>, StoreError> {
+        numbers(&self.path.join("generations"))
+    }
+
+    /// The newest sealed generation.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn latest(&self) -> Result<Option<GenerationNumber>, StoreError> {
+        Ok(self.generations()?.pop())
+    }
+
+    /// The generation that `verified` points at.
+    pub fn verified(&self) -> Option<GenerationNumber> {
+        let target = fs::read_link(self.path.join("verified")).ok()?;
+        let number = GenerationNumber::from_folder(target.file_name()?.to_str()?)?;
+        self.generation_path(number).is_dir().then_some(number)
+    }
+
+    /// Points `verified` at a generation that passed.
+    ///
+    /// # Errors
+    /// When the link cannot be moved; it then stays where it was.
+    pub fn set_verified(&self, number: GenerationNumber) -> Result<(), StoreError> {
+        self.point("verified", number)
+    }
+
+    /// Points `latest` at a sealed generation.
+    ///
+    /// # Errors
+    /// When the link cannot be moved; it then stays where it was.
+    pub fn set_latest(&self, number: GenerationNumber) -> Result<(), StoreError> {
+        self.point("latest", number)
+    }
+
+    /// New link beside the old one, rename over it, fsync of the folder: a crash leaves the old or the new one.
+    fn point(&self, name: &str, number: GenerationNumber) -> Result<(), StoreError> {
+        let (link, new) = (self.path.join(name), self.path.join(format!(".{name}.new")));
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("remove", &new)?,
+            _ => {}
+        }
+        symlink(Path::new("generations").join(number.folder()), &new).at("create", &new)?;
+        fs::rename(&new, &link).at("replace", &link)?;
+        Folder::open(&self.path).and_then(|folder| folder.sync()).at("sync", &self.path)?;
+        Ok(())
+    }
+
+    /// The record of a sealed generation.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not one.
+    pub fn record(&self, number: GenerationNumber) -> Result<Record, StoreError> {
+        let path = self.generation_path(number).join(RECORD);
+        let text = fs::read_to_string(&path).at("read", &path)?;
+        serde_json::from_str(&text).map_err(|source| StoreError::Record { path, source })
+    }
+
+    /// Opens the staging area of the next generation and keeps what an unfinished run left there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open_staging(&self) -> Result<Staging, StoreError> {
+        let number = GenerationNumber(self.latest()?.map_or(1, |latest| latest.0 + 1));
+        let staging = self.path.join("staging");
+        for stale in numbers(&staging)?.into_iter().filter(|stale| *stale != number) {
+            let stale = staging.join(stale.folder());
+            fs::remove_dir_all(&stale).at("remove", &stale)?;
+        }
+        Staging::open(&staging.join(number.folder()), number)
+    }
+
+    /// Makes a complete staging area the newest generation:
+    ///
+    /// 1. everything in staging is on disk (`syncfs`) — a crash before step 2 leaves staging, which the next run clears or
+    ///    takes up again;
+    /// 2. `staging/N` is renamed to `generations/N` — from here on the generation exists, whole;
+    /// 3. both folders are synced; a crash in between shows either state, and both are sound;
+    /// 4. `latest` is moved. Opening the agent moves it again when a crash kept it from being moved.
+    ///
+    /// # Errors
+    /// When a step fails. Before step 2 nothing has changed for any reader.
+    pub fn publish(&self, staging: &Staging) -> Result<(), StoreError> {
+        let (generations, stagings) = (self.path.join("generations"), self.path.join("staging"));
+        let from = Folder::open(&stagings).at("open", &stagings)?;
+        let to = Folder::open(&generations).at("open", &generations)?;
+        from.sync_file_system().at("sync", &stagings)?;
+        let name = staging.number().folder();
+        from.rename(name.as_bytes(), &to, name.as_bytes()).at("seal", staging.path())?;
+        to.sync().at("sync", &generations)?;
+        from.sync().at("sync", &stagings)?;
+        self.set_latest(staging.number())
+    }
+
+    /// Free bytes for this process on the store's file system.
+    pub fn free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+fn numbers(folder: &Path) -> Result<Vec<GenerationNumber>, StoreError> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(folder).at("read", folder)? {
+        let entry = entry.at("read", folder)?;
+        numbers.extend(entry.file_name().to_str().and_then(GenerationNumber::from_folder));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_agent_cannot_open_the_store() {
+        let folder = tempfile::tempdir().expect("temp");
+        let store = Store::open_or_create(folder.path()).expect("first");
+        assert!(matches!(Store::open_or_create(folder.path()), Err(StoreError::Locked { .. })));
+        drop(store);
+        Store::open_or_create(folder.path()).expect("after the first has gone");
+    }
+
+    #[test]
+    fn publishing_moves_staging_as_a_whole_and_points_latest() {
+        let folder = tempfile::tempdir().expect("temp");
+        let store = Store::open_or_create(folder.path()).expect("open");
+        let staging = store.open_staging().expect("staging");
+        fs::create_dir(staging.path().join(TREE)).expect("mkdir");
+        store.publish(&staging).expect("publish");
+        assert_eq!(store.latest().expect("latest"), Some(GenerationNumber(1)));
+        assert!(folder.path().join("latest/tree").is_dir());
+        assert_eq!(store.verified(), None);
+        store.set_verified(GenerationNumber(1)).expect("point");
+        assert_eq!(store.verified(), Some(GenerationNumber(1)));
+        assert_eq!(store.open_staging().expect("next").number(), GenerationNumber(2));
+    }
+
+    /// What an unfinished run left for another generation is cleared.
+    #[test]
+    fn stale_staging_is_cleared_and_the_current_one_kept() {
+        let folder = tempfile::tempdir().expect("temp");
+        let store = Store::open_or_create(folder.path()).expect("open");
+        fs::create_dir_all(folder.path().join("staging/000009/content-1")).expect("mkdir");
+        fs::create_dir_all(folder.path().join("staging/000001/content-1")).expect("mkdir");
+        let staging = store.open_staging().expect("staging");
+        assert_eq!((staging.number(), staging.session()), (GenerationNumber(1), 2));
+        assert!(!folder.path().join("staging/000009").exists());
+        assert!(folder.path().join("staging/000001/content-1").exists());
+    }
+}

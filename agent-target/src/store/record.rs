@@ -1,0 +1,54 @@
+//! `record.json`: what a generation is, for people and for the agent itself.
+
+use assay_common::manifest::Root;
+use serde::{Deserialize, Serialize};
+
+/// The record of a sealed generation. Written once, before the seal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Version of this record's form.
+    pub version: u32,
+    /// The repository's name.
+    pub repository: String,
+    /// The generation's number.
+    pub generation: u64,
+    /// The run that made it.
+    pub run_id: String,
+    /// The generation that it was built upon.
+    pub base_generation: Option<u64>,
+    /// When it was sealed, by the target's clock.
+    pub sealed: jiff::Timestamp,
+    /// The point in time that it stands for.
+    pub mark: MarkRecord,
+    /// Root digest of its manifest, hexadecimal.
+    pub root_digest: String,
+    /// The repository's roots and where they are in the tree.
+    pub roots: Vec<Root>,
+    /// Entries of the manifest.
+    pub entries: u64,
+    /// Files among them.
+    pub files: u64,
+    /// Content of all files, in bytes.
+    pub total_bytes: u64,
+    /// Content of the files that this generation does not share with its base, in bytes.
+    pub new_bytes: u64,
+    /// Files that `manifest.b3` leaves out, because `b3sum` takes only names that are UTF-8.
+    pub not_in_manifest_b3: u64,
+    /// Safety stops that were overridden.
+    pub overrides: Vec<String>,
+    /// What the source counted.
+    pub counts: serde_json::Value,
+    /// The source's signed statement, a DSSE envelope.
+    pub source_statement: serde_json::Value,
+}
+
+/// The mark, as the source told it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MarkRecord {
+    /// What the engine called it.
+    pub id: String,
+    /// When it was complete, by the source's clock.
+    pub time: jiff::Timestamp,
+}

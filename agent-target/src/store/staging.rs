@@ -1,0 +1,165 @@
+//! The generation that is being received.
+//!
+//! Content lies under numbers, not names (`content-SESSION/SHARD/NUMBER`), until the whole manifest is known and
+//! validated. A session is one connection's worth of it: a run that is taken up again numbers its contents anew, and finds
+//! what earlier sessions brought through the chunk index.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use assay_common::{
+    confined::Folder,
+    error::{IoContext as _, PathError},
+    id::GenerationNumber,
+};
+
+use super::{StoreError, index::ContentKey};
+
+/// The exact copy.
+pub const TREE: &str = "tree";
+/// The manifest.
+pub const MANIFEST: &str = "manifest";
+/// File digests in the form that `b3sum --check` takes.
+pub const MANIFEST_B3: &str = "manifest.b3";
+/// The record.
+pub const RECORD: &str = "record.json";
+/// Contents in one folder: as many as any file system handles well.
+const SHARD_CONTENTS: u64 = 4096;
+
+/// A staging area and the session that fills it.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    number: GenerationNumber,
+    session: u16,
+    shards: Mutex<HashMap<(u16, u64), Arc<Folder>>>,
+}
+
+impl Staging {
+    pub(super) fn open(path: &Path, number: GenerationNumber) -> Result<Self, StoreError> {
+        fs::create_dir_all(path).at("create", path)?;
+        // Half a seal of an earlier session is made again from scratch: its links and folders cost little.
+        for half in [TREE, MANIFEST, MANIFEST_B3, RECORD] {
+            let half = path.join(half);
+            let removed = if half.is_dir() { fs::remove_dir_all(&half) } else { fs::remove_file(&half) };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).at("remove", &half)?;
+                }
+                _ => {}
+            }
+        }
+        let session = sessions(path)?.last().map_or(1, |last| last + 1);
+        let own = path.join(format!("content-{session}"));
+        fs::create_dir(&own).at("create", &own)?;
+        Ok(Self { path: path.to_owned(), number, session, shards: Mutex::default() })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number that the generation will have.
+    pub fn number(&self) -> GenerationNumber {
+        self.number
+    }
+
+    /// The session that fills it, from 1.
+    pub fn session(&self) -> u16 {
+        self.session
+    }
+
+    /// The key of a content of this session.
+    pub fn key(&self, content: u64) -> ContentKey {
+        ContentKey { generation: self.number.0, session: self.session, content }
+    }
+
+    /// The folder and the name in it of a content of any session.
+    ///
+    /// # Errors
+    /// When its folder cannot be opened or made.
+    pub fn locate(&self, session: u16, content: u64) -> Result<(Arc<Folder>, Vec<u8>), PathError> {
+        let shard = content / SHARD_CONTENTS;
+        let name = content.to_string().into_bytes();
+        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = shards.get(&(session, shard)) {
+            return Ok((Arc::clone(folder), name));
+        }
+        let path = self.path.join(format!("content-{session}")).join(shard.to_string());
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).at("create", &path);
+            }
+            _ => {}
+        }
+        let folder = Arc::new(Folder::open(&path).at("open", &path)?);
+        // A folder costs a descriptor: keep those that are in use now.
+        if shards.len() >= 64 {
+            shards.clear();
+        }
+        shards.insert((session, shard), Arc::clone(&folder));
+        Ok((folder, name))
+    }
+
+    /// Opens a content of this session for writing.
+    ///
+    /// # Errors
+    /// When it cannot be opened or made.
+    pub fn open_content(&self, content: u64) -> Result<File, PathError> {
+        let (folder, name) = self.locate(self.session, content)?;
+        folder.open_or_create_file(&name).at("open", &self.content_path(content))
+    }
+
+    /// The path of a content of this session, for messages.
+    pub fn content_path(&self, content: u64) -> PathBuf {
+        self.path
+            .join(format!("content-{}", self.session))
+            .join((content / SHARD_CONTENTS).to_string())
+            .join(content.to_string())
+    }
+
+    /// Bytes on disk that earlier sessions left.
+    pub fn staged_bytes(&self) -> u64 {
+        fn bytes_below(path: &Path) -> u64 {
+            use std::os::unix::fs::MetadataExt as _;
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries
+                .map(|entry| match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+                    Ok(metadata) => metadata.blocks() * 512,
+                    Err(_) => 0,
+                })
+                .sum()
+        }
+        bytes_below(&self.path)
+    }
+
+    /// Removes all content that did not go into the tree.
+    ///
+    /// # Errors
+    /// When a folder cannot be removed.
+    pub fn remove_content(&self) -> Result<(), StoreError> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for session in sessions(&self.path)? {
+            let path = self.path.join(format!("content-{session}"));
+            fs::remove_dir_all(&path).at("remove", &path)?;
+        }
+        Ok(())
+    }
+}
+
+fn sessions(path: &Path) -> Result<Vec<u16>, StoreError> {
+    let mut sessions = Vec::new();
+    for entry in fs::read_dir(path).at("read", path)? {
+        let name = entry.at("read", path)?.file_name();
+        sessions.extend(name.to_str().and_then(|name| name.strip_prefix("content-")?.parse::<u16>().ok()));
+    }
+    sessions.sort_unstable();
+    Ok(sessions)
+}

@@ -1,0 +1,244 @@
+//! From a sealed generation to a signed verdict: workspace, check, evidence, signature, ledger.
+
+use std::{path::PathBuf, sync::Arc};
+
+use assay_common::{
+    id::{GenerationNumber, RunId},
+    profile::Depth as ProfileDepth,
+    verdict::{
+        Depth, HexDigest, Mark, Outcome, OverlayFile, Patch, ProfileUsed, Step, Times, Verdict, Versions,
+        WorkspaceKind as UsedKind, WorkspaceUsed, output_tail,
+    },
+};
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+
+use crate::{
+    check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
+    config::{IsolationPolicy, WorkspacePreference},
+    repository::{CheckState, Repository},
+    store::{Record, TREE},
+    workspace::{Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
+};
+
+/// Findings of one step that go into a verdict; more of the same would not tell more.
+const FINDINGS: usize = 100;
+
+/// Starts the check of a generation on a thread of its own. It goes on whoever follows it, and frees the repository when
+/// it ends.
+pub fn start(repository: Arc<Repository>, id: RunId, record: Record) -> watch::Receiver<CheckState> {
+    let (sender, receiver) = watch::channel(CheckState::default());
+    // A thread, not a task: the sandbox dies with the thread that started it.
+    let body = move || {
+        let done = check_and_record(&repository, &id, &record, &|step| {
+            sender.send_modify(|state| step.clone_into(&mut state.step));
+        });
+        repository.release(&id);
+        if let Err(error) = &done {
+            tracing::error!(run_id = %id, error, "the check has no verdict");
+        }
+        sender.send_modify(|state| state.done = Some(done));
+    };
+    if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
+        tracing::error!(%error, "no thread for the check");
+    }
+    receiver
+}
+
+/// The states of a check as they come, up to the one that is its end.
+pub fn follow(state: watch::Receiver<CheckState>) -> impl Stream<Item = CheckState> + Send {
+    let mut ended = false;
+    WatchStream::new(state).take_while(move |state| {
+        let more = !ended;
+        ended |= state.done.is_some();
+        more
+    })
+}
+
+/// The versions that a verdict names.
+pub fn versions(source: Option<String>) -> Versions {
+    Versions { source, target: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
+fn check_and_record(
+    repository: &Repository,
+    id: &RunId,
+    record: &Record,
+    on_step: &dyn Fn(&str),
+) -> Result<(String, String), String> {
+    let check_started = jiff::Timestamp::now();
+    tracing::info!(run_id = %id, generation = record.generation, "the check starts");
+    let checked = check(repository, record, on_step);
+    let check_finished = jiff::Timestamp::now();
+    let profile = &repository.config.profile;
+    let root = HexDigest::parse(&record.root_digest).ok_or("the generation's record has no root digest")?;
+    let source_statement = serde_json::to_vec(&record.source_statement)
+        .ok()
+        .and_then(|json| assay_common::dsse::Envelope::parse(&json).ok())
+        .ok_or("the generation's record has no source statement")?;
+    let statement = assay_common::verdict::verify_source_statement(&source_statement, &repository.source_key)
+        .map_err(|error| error.to_string())?;
+    let profile_digest = HexDigest::parse(profile.digest()).ok_or("the profile has no digest")?;
+    let (outcome, reason, message) = match &checked {
+        Ok(report) => (outcome(report.outcome), report.reason.clone(), report.message.clone()),
+        Err(message) => (Outcome::Inconclusive, "workspace-failed".to_owned(), message.clone()),
+    };
+    let report = checked.ok();
+    let build = |sequence, previous| Verdict {
+        repository: repository.config.name.clone(),
+        run_id: id.clone(),
+        sequence,
+        previous,
+        outcome,
+        reason: reason.clone(),
+        message: message.clone(),
+        generation: Some(GenerationNumber(record.generation)),
+        root: Some(root),
+        mark: Some(Mark { id: record.mark.id.clone(), time: record.mark.time }),
+        depth: report.as_ref().and_then(|report| report.depth).map(depth),
+        profile: Some(ProfileUsed {
+            name: profile.name.clone(),
+            version: profile.version.clone(),
+            digest: profile_digest,
+        }),
+        steps: report.iter().flat_map(|report| &report.steps).map(step).collect(),
+        patches: report.iter().flat_map(patches).collect(),
+        overlay_files: report.iter().flat_map(overlay_files).collect(),
+        workspace: report.as_ref().map(|report| WorkspaceUsed {
+            kind: match report.workspace {
+                WorkspaceKind::Overlay => UsedKind::Overlay,
+                WorkspaceKind::Reflink => UsedKind::Reflink,
+                WorkspaceKind::Copy => UsedKind::Copy,
+            },
+            isolation: report.isolation.clone(),
+            not_isolated: report.not_isolated.clone(),
+        }),
+        negative_control: None,
+        overrides: record.overrides.clone(),
+        times: Times {
+            opened: None,
+            sealed: Some(record.sealed),
+            check_started: Some(check_started),
+            check_finished: Some(check_finished),
+            signed: jiff::Timestamp::now(),
+        },
+        versions: versions(Some(statement.source_version.clone())),
+        source_statement: Some(source_statement.clone()),
+    };
+    let recorded = repository.record_verdict(build).map_err(|error| error.to_string())?;
+    tracing::info!(run_id = %id, generation = record.generation, verdict = recorded.0, %outcome, reason, message, "verdict");
+    Ok(recorded)
+}
+
+fn check(repository: &Repository, record: &Record, on_step: &dyn Fn(&str)) -> Result<CheckReport, String> {
+    let config = &repository.config;
+    let generation = repository.store.generation_path(GenerationNumber(record.generation));
+    let roots: Vec<_> = record
+        .roots
+        .iter()
+        .map(|root| RootView {
+            name: root.name.clone(),
+            live_path: PathBuf::from(&root.live_path),
+            subdirectory: root.subdirectory.clone(),
+        })
+        .collect();
+    let names: Vec<_> = roots.iter().map(|root| root.name.as_str()).collect();
+    let vars = config.profile.bind(&config.vars, &names).map_err(|faults| faults.join("; "))?;
+    let options = WorkspaceOptions {
+        generation_tree: generation.join(TREE),
+        roots: roots.clone(),
+        directory: repository.store.path().join("workspaces"),
+        preference: match config.workspace {
+            WorkspacePreference::Auto => Preference::Auto,
+            WorkspacePreference::Overlay => Preference::Overlay,
+            WorkspacePreference::Reflink => Preference::Reflink,
+            WorkspacePreference::Copy => Preference::Copy,
+        },
+    };
+    let mut workspace = Workspace::create(&options).map_err(|error| error.to_string())?;
+    let context = CheckContext {
+        target: config.names.clone(),
+        vars,
+        overlay_files: config.overlays.clone(),
+        isolation: match config.isolation {
+            IsolationPolicy::Auto => Isolation::Auto,
+            IsolationPolicy::Require => Isolation::Require,
+            IsolationPolicy::None => Isolation::None,
+        },
+        hidden: vec![repository.store.path().to_owned()],
+        ..Default::default()
+    };
+    let report = run_check(&config.profile, &mut workspace, &context, &mut |progress| {
+        if let Progress::StepStarted { name, .. } = &progress {
+            on_step(name);
+        }
+        tracing::debug!(?progress, "check");
+    });
+    if let Err(error) = workspace.remove() {
+        // The verdict stands: what is left is cleared when the agent starts again.
+        tracing::error!(%error, "the workspace cannot be removed");
+    }
+    Ok(report)
+}
+
+fn outcome(outcome: check::Outcome) -> Outcome {
+    match outcome {
+        check::Outcome::Pass => Outcome::Pass,
+        check::Outcome::Fail => Outcome::Fail,
+        check::Outcome::Inconclusive => Outcome::Inconclusive,
+    }
+}
+
+fn depth(depth: ProfileDepth) -> Depth {
+    match depth {
+        ProfileDepth::L0 => Depth::L0,
+        ProfileDepth::L1 => Depth::L1,
+        ProfileDepth::L2 => Depth::L2,
+        ProfileDepth::L3 => Depth::L3,
+    }
+}
+
+fn step(report: &StepReport) -> Step {
+    let (exit_code, signal) = match report.end {
+        StepEnd::Exited(code) => (Some(code), None),
+        StepEnd::Signalled(signal) => (None, Some(signal)),
+        StepEnd::TimedOut | StepEnd::Cancelled | StepEnd::NotStarted => (None, None),
+    };
+    let mut output = Vec::new();
+    for captured in [&report.stdout, &report.stderr] {
+        output.extend_from_slice(&captured.head);
+        output.extend_from_slice(&captured.tail);
+    }
+    // Of both streams, each by its own digest: a text that any reader of the verdict can put together again.
+    let both = format!("stdout {}\nstderr {}\n", report.stdout.digest, report.stderr.digest);
+    Step {
+        name: report.name.clone(),
+        argv: report.argv.clone(),
+        exit_code,
+        signal,
+        duration_ms: u64::try_from(report.duration.as_millis()).unwrap_or(u64::MAX),
+        output_digest: HexDigest(*blake3::hash(both.as_bytes()).as_bytes()),
+        output_tail: output_tail(&output),
+        outcome: outcome(report.outcome),
+        findings: report.findings.iter().take(FINDINGS).cloned().collect(),
+    }
+}
+
+fn patches(report: &CheckReport) -> impl Iterator<Item = Patch> + '_ {
+    report.patches.iter().filter_map(|applied| {
+        Some(Patch {
+            file: applied.record.file.to_string(),
+            digest_before: HexDigest::parse(&applied.record.digest_before)?,
+            digest_after: HexDigest::parse(&applied.record.digest_after)?,
+            key: applied.record.key.clone(),
+            value: applied.record.value.clone(),
+        })
+    })
+}
+
+fn overlay_files(report: &CheckReport) -> impl Iterator<Item = OverlayFile> + '_ {
+    report.overlay_files.iter().filter_map(|overlay| {
+        let digest = HexDigest::parse(&overlay.file.digest)?;
+        Some(OverlayFile { path: overlay.file.path.to_string(), digest })
+    })
+}

@@ -1,0 +1,742 @@
+//! A throw-away writable view of a sealed generation, in which configuration is patched and the check runs.
+//!
+//! Best is an overlay mount: it costs nothing and the generation below it cannot be written through it. Where
+//! overlays cannot be mounted it is a reflink copy, else a full copy. A workspace lives in its own folder:
+//!
+//! ```text
+//! DIRECTORY/ws-XXXXXXXXXXXXXXXX/tree/      the view
+//!                               upper/     what was changed (overlay only)
+//!                               work/      the kernel's own (overlay only)
+//!                               scratch/   for the check and those who run it
+//! ```
+//!
+//! Nothing in it is worth keeping: nothing is flushed, and [`sweep`] removes what a killed agent left.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, DirBuilder, File},
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            fs::DirBuilderExt as _,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use assay_common::path::TreePath;
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, ResolveFlags},
+    mount::{MountFlags, UnmountFlags},
+};
+
+use crate::patch::{copy_xattrs, temporary_name};
+
+const PREFIX: &str = "ws-";
+
+/// Why there is no workspace, or why something could not be done in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkspaceError {
+    /// None of the ways that were allowed worked.
+    #[error("no workspace could be made: {}", tried.join("; "))]
+    NoWay {
+        /// What was tried, and what was said to it.
+        tried: Vec<String>,
+    },
+    /// The generation has no such root folder, or a link in its place.
+    #[error("the generation's folder '{}' for the root '{name}' cannot be opened: {source}", subdirectory.escape_debug())]
+    Root {
+        /// The root's name.
+        name: String,
+        /// Its folder in the tree.
+        subdirectory: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No root has this name.
+    #[error("there is no root named '{}'", name.escape_debug())]
+    NoSuchRoot {
+        /// The name.
+        name: String,
+    },
+    /// A file or folder of the workspace's own.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A mount that could not be taken away. What is in it is left alone.
+    #[error("{}: cannot be unmounted: {source}", path.display())]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn told(path: &Path) -> impl FnOnce(io::Error) -> WorkspaceError {
+    move |source| WorkspaceError::Io { path: path.to_owned(), source }
+}
+
+/// How a workspace is to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preference {
+    /// Overlay, else reflink copy, else full copy.
+    #[default]
+    Auto,
+    /// Only an overlay mount.
+    Overlay,
+    /// Only a reflink copy.
+    Reflink,
+    /// Only a full copy.
+    Copy,
+}
+
+/// How a workspace was made. Stands in the verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkspaceKind {
+    /// An overlay mount.
+    Overlay,
+    /// A copy that shares its blocks with the generation.
+    Reflink,
+    /// A full copy.
+    Copy,
+}
+
+impl WorkspaceKind {
+    /// The word for it in verdicts and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+        }
+    }
+}
+
+/// One root folder of the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootView {
+    /// The root's name.
+    pub name: String,
+    /// The absolute path that it has on the live server.
+    pub live_path: PathBuf,
+    /// Its folder in the generation's tree; empty for a repository with a single root, which is the tree
+    /// itself.
+    pub subdirectory: String,
+}
+
+/// What a workspace is made of.
+#[derive(Clone, Debug)]
+pub struct WorkspaceOptions {
+    /// The sealed tree.
+    pub generation_tree: PathBuf,
+    /// The roots in it, in the order of the configuration.
+    pub roots: Vec<RootView>,
+    /// The folder for workspaces; created where it is missing. An overlay needs a file system with extended
+    /// attributes here, and a reflink copy that of the generation.
+    pub directory: PathBuf,
+    /// How to make it.
+    pub preference: Preference,
+}
+
+/// A workspace. Dropped without [`Workspace::remove`], it is removed as well as can be.
+#[derive(Debug)]
+pub struct Workspace {
+    directory: PathBuf,
+    kind: WorkspaceKind,
+    roots: Vec<RootView>,
+    removed: bool,
+}
+
+/// A file that was laid over the workspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaidFile {
+    /// The root that it is in.
+    pub root: String,
+    /// The path in the root.
+    pub path: TreePath,
+    /// BLAKE3 of the file, in hexadecimal digits.
+    pub digest: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+impl Workspace {
+    /// Makes a workspace of a sealed generation.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`]; then nothing is left of it.
+    pub fn create(options: &WorkspaceOptions) -> Result<Self, WorkspaceError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(&options.directory)
+            .map_err(told(&options.directory))?;
+        // Resolved once, so that what the kernel says of mounts can be compared with it.
+        let parent = fs::canonicalize(&options.directory).map_err(told(&options.directory))?;
+        // No collision is likely, and where one is, creation fails.
+        let directory = parent.join(format!("{PREFIX}{:016x}", RandomState::new().build_hasher().finish()));
+        // Others may pass, because a check without a sandbox runs as another user, and the name cannot be
+        // listed.
+        DirBuilder::new().mode(0o711).create(&directory).map_err(told(&directory))?;
+        let mut workspace =
+            Self { directory, kind: WorkspaceKind::Copy, roots: options.roots.clone(), removed: false };
+        let scratch = workspace.scratch();
+        DirBuilder::new().mode(0o711).create(&scratch).map_err(told(&scratch))?;
+        workspace.kind = workspace.fill(&options.generation_tree, options.preference)?;
+        for root in &workspace.roots {
+            workspace.root_folder(&root.name)?;
+        }
+        Ok(workspace)
+    }
+
+    fn fill(&self, tree: &Path, preference: Preference) -> Result<WorkspaceKind, WorkspaceError> {
+        let kinds: &[WorkspaceKind] = match preference {
+            Preference::Auto => &[WorkspaceKind::Overlay, WorkspaceKind::Reflink, WorkspaceKind::Copy],
+            Preference::Overlay => &[WorkspaceKind::Overlay],
+            Preference::Reflink => &[WorkspaceKind::Reflink],
+            Preference::Copy => &[WorkspaceKind::Copy],
+        };
+        let mut tried = Vec::new();
+        for kind in kinds {
+            let result = match kind {
+                WorkspaceKind::Overlay => self.mount_overlay(tree),
+                WorkspaceKind::Reflink => self.copy(tree, "--reflink=always"),
+                WorkspaceKind::Copy => self.copy(tree, "--reflink=auto"),
+            };
+            match result {
+                Ok(()) => return Ok(*kind),
+                Err(error) => {
+                    tracing::debug!(kind = kind.as_str(), %error, "this kind of workspace cannot be made");
+                    tried.push(format!("{}: {error}", kind.as_str()));
+                    for name in ["tree", "upper", "work"] {
+                        let path = self.directory.join(name);
+                        remove_tree(&path).map_err(told(&path))?;
+                    }
+                }
+            }
+        }
+        Err(WorkspaceError::NoWay { tried })
+    }
+
+    fn mount_overlay(&self, lower: &Path) -> io::Result<()> {
+        let make = |name: &str| -> io::Result<OwnedFd> {
+            let path = self.directory.join(name);
+            DirBuilder::new().mode(0o700).create(&path)?;
+            open_folder(&path)
+        };
+        let (lower, upper, work, tree) = (open_folder(lower)?, make("upper")?, make("work")?, make("tree")?);
+        // The view's top folder has the metadata of the upper one, which must therefore be that of the
+        // generation.
+        let stat = rustix::fs::fstat(&lower)?;
+        let (owner, group) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
+        rustix::fs::fchown(&upper, Some(owner), Some(group))?;
+        copy_xattrs(&lower, &upper)?;
+        rustix::fs::fchmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        // Paths through descriptors: a comma, a colon or a backslash in a path would have a meaning in these
+        // options.
+        let way = |folder: &OwnedFd| format!("/proc/self/fd/{}", folder.as_raw_fd());
+        let options = format!("lowerdir={},upperdir={},workdir={}", way(&lower), way(&upper), way(&work));
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let mount = |options: String| {
+            let options = std::ffi::CString::new(options).expect("made of digits and names above");
+            rustix::mount::mount("overlay", way(&tree), "overlay", flags, options.as_c_str())
+        };
+        // Volatile leaves out every flush of what is thrown away anyway; Linux knows it from 5.10 on.
+        mount(format!("{options},volatile")).or_else(|_| mount(options))?;
+        Ok(())
+    }
+
+    fn copy(&self, from: &Path, reflink: &str) -> io::Result<()> {
+        let output = Command::new("cp")
+            .args(["-a", "--no-target-directory", reflink, "--"])
+            .arg(from)
+            .arg(self.path())
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = assay_common::path::display_bytes(
+            output.stderr.split(|it| *it == b'\n').next().unwrap_or_default(),
+        );
+        Err(io::Error::other(format!("cp ended with {}: {said}", output.status)))
+    }
+
+    /// How it was made.
+    pub fn kind(&self) -> WorkspaceKind {
+        self.kind
+    }
+
+    /// The writable tree.
+    pub fn path(&self) -> PathBuf {
+        self.directory.join("tree")
+    }
+
+    /// A folder beside the tree, for whoever runs the check. Only root may list it.
+    pub fn scratch(&self) -> PathBuf {
+        self.directory.join("scratch")
+    }
+
+    /// The roots, in the order of the configuration.
+    pub fn roots(&self) -> &[RootView] {
+        &self.roots
+    }
+
+    /// Where a root's folder is in the workspace.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::NoSuchRoot`].
+    pub fn root_path(&self, name: &str) -> Result<PathBuf, WorkspaceError> {
+        let root = self.root(name)?;
+        Ok(if root.subdirectory.is_empty() { self.path() } else { self.path().join(&root.subdirectory) })
+    }
+
+    fn root(&self, name: &str) -> Result<&RootView, WorkspaceError> {
+        let found = self.roots.iter().find(|root| root.name == name);
+        found.ok_or_else(|| WorkspaceError::NoSuchRoot { name: name.into() })
+    }
+
+    /// Opens a root's folder. A link in its place, which a hostile source could send, is an error. Hold it
+    /// shortly: the workspace cannot be unmounted meanwhile.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::NoSuchRoot`], [`WorkspaceError::Root`].
+    pub fn root_folder(&self, name: &str) -> Result<OwnedFd, WorkspaceError> {
+        let root = self.root(name)?;
+        let failed = |source| WorkspaceError::Root {
+            name: root.name.clone(),
+            subdirectory: root.subdirectory.clone(),
+            source,
+        };
+        let below = TreePath::parse(root.subdirectory.as_bytes())
+            .map_err(|fault| failed(io::Error::new(io::ErrorKind::InvalidInput, format!("it {fault}"))))?;
+        let tree = open_folder(&self.path()).map_err(failed)?;
+        open_beneath(tree.as_fd(), &below, OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)
+    }
+
+    /// Lays `source`, a file of the target's operator, over the workspace at `path` in a root. It gets the
+    /// owner of the root folder and mode 0600. Its folder must be there.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`]; then what was there is still there.
+    pub fn lay_file(
+        &mut self,
+        root: &str,
+        path: &TreePath,
+        source: &Path,
+    ) -> Result<LaidFile, WorkspaceError> {
+        let mut from = File::open(source).map_err(told(source))?;
+        if !from.metadata().map_err(told(source))?.is_file() {
+            return Err(told(source)(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a regular file was expected",
+            )));
+        }
+        let folder = self.root_folder(root)?;
+        let shown = self.root_path(root)?.join(OsStr::from_bytes(path.as_bytes()));
+        let (digest, bytes) = lay(&folder, path, &mut from).map_err(told(&shown))?;
+        Ok(LaidFile { root: root.into(), path: path.clone(), digest, bytes })
+    }
+
+    /// The digest of a regular file in a root, or nothing when there is none.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`]; a link on the way is one.
+    pub fn digest_of(&self, root: &str, path: &TreePath) -> Result<Option<LaidFile>, WorkspaceError> {
+        let folder = self.root_folder(root)?;
+        let shown = self.root_path(root)?.join(OsStr::from_bytes(path.as_bytes()));
+        let mut file = match open_beneath(folder.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Ok(file) => File::from(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(told(&shown)(error)),
+        };
+        if !file.metadata().map_err(told(&shown))?.is_file() {
+            return Ok(None);
+        }
+        let mut hasher = blake3::Hasher::new();
+        let bytes = io::copy(&mut file, &mut hasher).map_err(told(&shown))?;
+        let digest = hasher.finalize().to_hex().to_string();
+        Ok(Some(LaidFile { root: root.into(), path: path.clone(), digest, bytes }))
+    }
+
+    /// Takes the workspace away.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`]; [`sweep`] tries again.
+    pub fn remove(mut self) -> Result<(), WorkspaceError> {
+        self.removed = true;
+        discard(&self.directory)
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        if !self.removed
+            && let Err(error) = discard(&self.directory)
+        {
+            tracing::warn!(%error, "a workspace is left over");
+        }
+    }
+}
+
+fn lay(root: &OwnedFd, path: &TreePath, from: &mut File) -> io::Result<(String, u64)> {
+    let stat = rustix::fs::fstat(root)?;
+    let parent = TreePath::parse(path.parent().unwrap_or_default()).unwrap_or_default();
+    let folder = open_beneath(root.as_fd(), &parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let temporary = temporary_name(path.name());
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut new = File::from(rustix::fs::openat(&folder, &temporary, flags, Mode::from_raw_mode(0o600))?);
+    let written = (|| {
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 64 * 1024];
+        let mut bytes = 0;
+        loop {
+            let read = from.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+            new.write_all(&buffer[..read])?;
+            bytes += read as u64;
+        }
+        let now = rustix::fs::fstat(&new)?;
+        if (stat.st_uid, stat.st_gid) != (now.st_uid, now.st_gid) {
+            let (owner, group) =
+                (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
+            rustix::fs::fchown(&new, Some(owner), Some(group))?;
+        }
+        rustix::fs::fchmod(&new, Mode::from_raw_mode(0o600))?;
+        rustix::fs::renameat(&folder, &temporary, &folder, path.name())?;
+        Ok((hasher.finalize().to_hex().to_string(), bytes))
+    })();
+    if written.is_err() {
+        let _ = rustix::fs::unlinkat(&folder, &temporary, AtFlags::empty());
+    }
+    written
+}
+
+/// Opens what is at `path` below a held folder, following no link and leaving the folder by no way.
+pub(crate) fn open_beneath(folder: BorrowedFd<'_>, path: &TreePath, flags: OFlags) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let path = if path.is_root() { b"." } else { path.as_bytes() };
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // The kernel answers EAGAIN when some rename raced the resolution.
+    for _ in 0..16 {
+        match rustix::fs::openat2(folder, path, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            result => return Ok(result?),
+        }
+    }
+    Err(rustix::io::Errno::AGAIN.into())
+}
+
+fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Removes all workspaces that an agent left in `directory`, mounts first. For the start of the agent, when
+/// it alone uses the directory. Says how many there were.
+///
+/// # Errors
+/// The first thing that cannot be removed; the others are removed nevertheless.
+pub fn sweep(directory: &Path) -> Result<usize, WorkspaceError> {
+    let directory = match fs::canonicalize(directory) {
+        Ok(directory) => directory,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(told(directory)(error)),
+    };
+    let mut count = 0;
+    let mut first_error = Ok(());
+    for entry in fs::read_dir(&directory).map_err(told(&directory))? {
+        let entry = entry.map_err(told(&directory))?;
+        if !entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        count += 1;
+        let result = discard(&entry.path());
+        first_error = first_error.and(result);
+    }
+    first_error.map(|()| count)
+}
+
+/// Unmounts what is mounted below a workspace's folder and removes it. Nothing is removed through a mount.
+fn discard(directory: &Path) -> Result<(), WorkspaceError> {
+    for mount in mounts_below(directory)? {
+        let unmount = |flags| rustix::mount::unmount(&mount, flags | UnmountFlags::NOFOLLOW);
+        // A straggler may still hold it; detached, it is gone for everyone else.
+        unmount(UnmountFlags::empty())
+            .or_else(|_| unmount(UnmountFlags::DETACH))
+            .map_err(|error| WorkspaceError::Unmount { path: mount.clone(), source: error.into() })?;
+    }
+    if let Some(path) = mounts_below(directory)?.into_iter().next() {
+        return Err(WorkspaceError::Unmount { path, source: io::Error::other("it is mounted still") });
+    }
+    remove_tree(directory).map_err(told(directory))
+}
+
+/// The mount points strictly below `directory`, the latest first.
+fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read(table).map_err(told(table))?;
+    let mut mounts: Vec<_> = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescape)
+        .filter(|mount| mount.starts_with(directory) && mount != directory)
+        .collect();
+    mounts.reverse();
+    Ok(mounts)
+}
+
+/// Undoes the octal escapes in which the kernel writes blanks and the like.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) if *byte == b'\\' => {
+                bytes.push(escaped);
+                rest = &after[3..];
+            }
+            _ => {
+                bytes.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Removes a file or a folder with all that is in it, following no link. What is not there is fine.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let attempt = || match fs::symlink_metadata(path) {
+        Ok(stat) if stat.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    let result = match attempt() {
+        // A copy made by an unprivileged agent can hold folders that nobody may write.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Command::new("chmod")
+                .args(["-R", "u+rwX", "--"])
+                .arg(path)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?;
+            attempt()
+        }
+        result => result,
+    };
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+    fn path(text: &str) -> TreePath {
+        TreePath::parse(text.as_bytes()).expect("valid")
+    }
+
+    /// A temporary folder whose name holds what mount options are made of.
+    fn temp() -> tempfile::TempDir {
+        tempfile::Builder::new().prefix("a,b:c\\d e").tempdir().expect("temp")
+    }
+
+    fn options(temp: &Path, preference: Preference) -> WorkspaceOptions {
+        let tree = temp.join("tree");
+        fs::create_dir_all(tree.join("one/bin")).expect("mkdir");
+        fs::create_dir_all(tree.join("two")).expect("mkdir");
+        fs::write(tree.join("one/bin/file"), "old").expect("write");
+        fs::write(tree.join("one/long"), "0123456789").expect("write");
+        fs::hard_link(tree.join("one/long"), tree.join("one/hard")).expect("link");
+        symlink("bin/file", tree.join("one/link")).expect("symlink");
+        fs::set_permissions(&tree, fs::Permissions::from_mode(0o2750)).expect("chmod");
+        let root = |name: &str| RootView {
+            name: name.into(),
+            live_path: Path::new("/opt").join(name),
+            subdirectory: name.into(),
+        };
+        WorkspaceOptions {
+            generation_tree: tree,
+            roots: vec![root("one"), root("two")],
+            directory: temp.join("workspaces"),
+            preference,
+        }
+    }
+
+    /// Everything that a check could notice or change, as text.
+    fn image(tree: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut folders = vec![tree.to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).expect("list") {
+                let path = entry.expect("entry").path();
+                let stat = fs::symlink_metadata(&path).expect("stat");
+                let content = if stat.is_file() { fs::read(&path).expect("read") } else { Vec::new() };
+                if stat.is_dir() {
+                    folders.push(path.clone());
+                }
+                let relative = path.strip_prefix(tree).expect("below");
+                lines.push(format!(
+                    "{} {:o} {} {} {} {:?}",
+                    relative.display(),
+                    stat.mode(),
+                    stat.uid(),
+                    stat.mtime_nsec(),
+                    stat.nlink(),
+                    content
+                ));
+            }
+        }
+        let stat = fs::metadata(tree).expect("stat");
+        lines.push(format!(". {:o} {} {}", stat.mode(), stat.uid(), stat.gid()));
+        lines.sort();
+        lines
+    }
+
+    fn can_mount() -> bool {
+        let temp = temp();
+        let able = Workspace::create(&options(temp.path(), Preference::Overlay)).is_ok();
+        if !able {
+            eprintln!("overlays cannot be mounted here: what needs one is not tested");
+        }
+        able
+    }
+
+    /// A sealed generation is never written to, whatever the check does in its workspace.
+    #[test]
+    fn the_generation_stays_as_it_was() {
+        for preference in [Preference::Auto, Preference::Copy] {
+            let temp = temp();
+            let options = options(temp.path(), preference);
+            let sealed = image(&options.generation_tree);
+            let mut workspace = Workspace::create(&options).expect("workspace");
+            if preference == Preference::Copy {
+                assert_eq!(workspace.kind(), WorkspaceKind::Copy);
+            } else if can_mount() {
+                assert_eq!(workspace.kind(), WorkspaceKind::Overlay);
+            }
+            let without_times = |lines: &[String]| -> Vec<String> {
+                lines.iter().filter(|line| line.starts_with(['.'])).cloned().collect()
+            };
+            assert_eq!(
+                without_times(&image(&workspace.path())),
+                without_times(&sealed),
+                "the top folder's metadata"
+            );
+            let root = workspace.root_path("one").expect("root");
+            fs::write(root.join("bin/file"), "new").expect("write");
+            fs::set_permissions(root.join("bin"), fs::Permissions::from_mode(0o700)).expect("chmod");
+            File::options().write(true).open(root.join("hard")).expect("open").set_len(3).expect("truncate");
+            fs::remove_file(root.join("link")).expect("unlink");
+            fs::write(workspace.path().join("two/new"), "new").expect("create");
+            fs::rename(root.join("long"), workspace.path().join("moved")).expect("rename");
+            fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+            let source = temp.path().join("licence");
+            fs::write(&source, "licence").expect("write");
+            workspace.lay_file("one", &path("bin/file"), &source).expect("laid");
+            assert_eq!(image(&options.generation_tree), sealed);
+            workspace.remove().expect("removed");
+            assert_eq!(image(&options.generation_tree), sealed);
+            assert_eq!(fs::read_dir(temp.path().join("workspaces")).expect("list").count(), 0);
+        }
+    }
+
+    #[test]
+    fn what_a_killed_agent_left_is_swept_and_nothing_else() {
+        let temp = temp();
+        let options = options(temp.path(), Preference::Auto);
+        let sealed = image(&options.generation_tree);
+        std::mem::forget(Workspace::create(&options).expect("workspace"));
+        std::mem::forget(Workspace::create(&WorkspaceOptions {
+            preference: Preference::Copy,
+            ..options.clone()
+        }));
+        let directory = temp.path().join("workspaces");
+        symlink(&options.generation_tree, directory.join("ws-link")).expect("symlink");
+        fs::write(directory.join("other"), "kept").expect("write");
+        assert_eq!(sweep(&directory).expect("swept"), 3);
+        assert_eq!(
+            mounts_below(&fs::canonicalize(temp.path()).expect("real")).expect("mounts"),
+            [] as [PathBuf; 0]
+        );
+        let left: Vec<_> =
+            fs::read_dir(&directory).expect("list").map(|it| it.expect("entry").file_name()).collect();
+        assert_eq!(left, ["other"]);
+        assert_eq!(image(&options.generation_tree), sealed);
+        assert_eq!(sweep(&temp.path().join("none")).expect("nothing to do"), 0);
+    }
+
+    #[test]
+    fn a_workspace_that_is_dropped_leaves_nothing() {
+        let temp = temp();
+        drop(Workspace::create(&options(temp.path(), Preference::Auto)).expect("workspace"));
+        assert_eq!(fs::read_dir(temp.path().join("workspaces")).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn an_overlay_file_belongs_to_the_roots_owner_and_only_to_it() {
+        let temp = temp();
+        let options = options(temp.path(), Preference::Auto);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(options.generation_tree.join("one"), Some(1234), Some(4321))
+                .expect("chown");
+        }
+        let owner = fs::metadata(options.generation_tree.join("one")).expect("stat");
+        let mut workspace = Workspace::create(&options).expect("workspace");
+        let source = temp.path().join("licence");
+        fs::write(&source, "licence").expect("write");
+        let laid = workspace.lay_file("one", &path("bin/keys.txt"), &source).expect("laid");
+        assert_eq!(laid.digest, blake3::hash(b"licence").to_hex().as_str());
+        assert_eq!(workspace.digest_of("one", &path("bin/keys.txt")).expect("there"), Some(laid));
+        let stat = fs::metadata(workspace.path().join("one/bin/keys.txt")).expect("stat");
+        assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (owner.uid(), owner.gid(), 0o600));
+        assert!(
+            workspace.lay_file("one", &path("none/keys.txt"), &source).is_err(),
+            "its folder must be there"
+        );
+        assert!(workspace.lay_file("one", &path("bin"), &source).is_err(), "a folder is not replaced");
+        assert!(workspace.lay_file("three", &path("keys.txt"), &source).is_err());
+        assert_eq!(workspace.digest_of("one", &path("none")).expect("not there"), None);
+        workspace.remove().expect("removed");
+    }
+
+    /// A hostile source could send a link where a root folder is expected.
+    #[test]
+    fn a_link_is_no_root_and_no_way_to_one() {
+        let temp = temp();
+        let options = options(temp.path(), Preference::Auto);
+        fs::remove_dir(options.generation_tree.join("two")).expect("rmdir");
+        symlink("/etc", options.generation_tree.join("two")).expect("symlink");
+        assert!(
+            matches!(Workspace::create(&options), Err(WorkspaceError::Root { name, .. }) if name == "two")
+        );
+        assert_eq!(fs::read_dir(temp.path().join("workspaces")).expect("list").count(), 0);
+    }
+
+    #[test]
+    fn escapes_of_the_mount_table_are_undone() {
+        assert_eq!(unescape(b"/a\\040b\\134c"), Path::new("/a b\\c"));
+        assert_eq!(unescape(b"/a\\"), Path::new("/a\\"));
+    }
+}

@@ -1,0 +1,190 @@
+//! What both command lines share: exit codes, errors with their `HINT:` line, `pki`, `verdict verify`, and how things
+//! read for a person.
+
+mod pki;
+pub mod show;
+mod verify;
+
+use std::{fmt::Write as _, io::Write as _, path::PathBuf, process::ExitCode};
+
+use tonic::{Code, Status, transport::Channel};
+
+use crate::{
+    error::Hint as _,
+    rpc_status::RpcFault,
+    tls::{ConnectError, ConnectOptions, Role, TlsFiles, connect, explain_rpc_error},
+    verdict::Outcome,
+};
+
+pub use pki::PkiCommand;
+pub use verify::VerifyArgs;
+
+/// Usage or configuration.
+pub const EXIT_USAGE: u8 = 2;
+/// The agent could not be reached, or the run did not come to its check.
+pub const EXIT_NOT_RUN: u8 = 4;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub struct CommandError {
+    /// The exit code.
+    pub exit: u8,
+    /// What happened, to what.
+    pub message: String,
+    /// What the operator may try.
+    pub hint: Option<String>,
+}
+
+impl CommandError {
+    /// A mistake in what was asked for, or in the configuration.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { exit: EXIT_USAGE, message: message.into(), hint: None }
+    }
+
+    /// Something that could not be reached or run.
+    pub fn not_run(message: impl Into<String>) -> Self {
+        Self { exit: EXIT_NOT_RUN, message: message.into(), hint: None }
+    }
+
+    /// With what the operator may try.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// From an agent's answer.
+    pub fn from_status(status: &Status, peer: &str) -> Self {
+        explain_rpc_error(status, peer).into()
+    }
+}
+
+impl From<RpcFault> for CommandError {
+    fn from(fault: RpcFault) -> Self {
+        let exit = match fault.code {
+            Code::InvalidArgument | Code::NotFound => EXIT_USAGE,
+            _ => EXIT_NOT_RUN,
+        };
+        Self { exit, message: fault.message, hint: fault.hint }
+    }
+}
+
+impl From<ConnectError> for CommandError {
+    fn from(error: ConnectError) -> Self {
+        let hint = error.hint();
+        Self { exit: EXIT_NOT_RUN, message: error.to_string(), hint }
+    }
+}
+
+/// Ends the process: prints an error if there is one, and gives the exit code.
+pub fn end(result: Result<ExitCode, CommandError>) -> ExitCode {
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            let mut text = format!("error: {}\n", error.message);
+            if let Some(hint) = error.hint {
+                let _ = writeln!(text, "HINT: {hint}");
+            }
+            // A closed standard error leaves the exit code to speak.
+            drop(std::io::stderr().write_all(text.as_bytes()));
+            ExitCode::from(error.exit)
+        }
+    }
+}
+
+/// The exit code of an outcome.
+pub fn outcome_code(outcome: Option<Outcome>) -> ExitCode {
+    // Unknown means failure.
+    ExitCode::from(outcome.map_or(EXIT_NOT_RUN, Outcome::exit_code))
+}
+
+/// How a command line reaches its agent: what the configuration says, or what stands on the line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Connection {
+    /// Address of the agent, https://HOST:PORT, instead of the one in the configuration
+    #[arg(long, global = true, value_name = "URL", env = "ASSAY_SERVER")]
+    pub server: Option<String>,
+    /// Certificate authority (PEM), instead of the configuration's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Operator's certificate (PEM), instead of the configuration's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Operator's private key (PEM), instead of the configuration's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+}
+
+impl Connection {
+    /// True when the line says everything, so that no configuration is needed.
+    pub fn is_whole(&self) -> bool {
+        self.server.is_some() && self.ca.is_some() && self.cert.is_some() && self.key.is_some()
+    }
+
+    /// Connects to the agent of role `role`. Returns the channel and the agent's address for messages.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn open(
+        &self,
+        role: Role,
+        configured: Option<(String, TlsFiles)>,
+    ) -> Result<(Channel, String), CommandError> {
+        let (url, files) = match (configured, self.is_whole()) {
+            (Some((url, files)), _) => (self.server.clone().unwrap_or(url), Some(files)),
+            (None, true) => (self.server.clone().unwrap_or_default(), None),
+            (None, false) => {
+                return Err(CommandError::usage(
+                    "no configuration: --server, --ca, --cert and --key were expected",
+                ));
+            }
+        };
+        let pick = |given: &Option<PathBuf>, configured: Option<&PathBuf>| {
+            given.clone().or_else(|| configured.cloned()).unwrap_or_default()
+        };
+        let files = TlsFiles {
+            ca: pick(&self.ca, files.as_ref().map(|files| &files.ca)),
+            cert: pick(&self.cert, files.as_ref().map(|files| &files.cert)),
+            key: pick(&self.key, files.as_ref().map(|files| &files.key)),
+        };
+        let (channel, _) = connect(&url, role, &files, &[Role::Operator], &ConnectOptions::default()).await?;
+        Ok((channel, url))
+    }
+}
+
+/// The address at which a command line on the same host finds an agent that listens on `listen`.
+pub fn local_url(listen: std::net::SocketAddr) -> String {
+    let ip = match listen.ip() {
+        std::net::IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("https://{}", std::net::SocketAddr::new(ip, listen.port()))
+}
+
+/// Writes a file that must not exist yet.
+///
+/// # Errors
+/// When it exists, or cannot be written.
+pub fn write_new(file: &std::path::Path, text: &str) -> Result<(), CommandError> {
+    let failed = |error: std::io::Error| {
+        let told = CommandError::usage(format!("{}: {error}", file.display()));
+        if error.kind() == std::io::ErrorKind::AlreadyExists {
+            told.hint("it is left as it is: name another file, or move it away")
+        } else {
+            told
+        }
+    };
+    let mut output = std::fs::File::create_new(file).map_err(failed)?;
+    output.write_all(text.as_bytes()).map_err(failed)
+}
+
+/// Prints a value as JSON on one line.
+pub fn print_json(value: &serde_json::Value) {
+    print(&format!("{value}\n"));
+}
+
+/// Prints text; a reader that has gone away ends the output and is not an error.
+pub fn print(text: &str) {
+    drop(std::io::stdout().write_all(text.as_bytes()));
+    drop(std::io::stdout().flush());
+}

@@ -1,0 +1,258 @@
+//! How runs, generations and verdicts read for a person: short lines, the outcome first.
+
+use std::fmt::Write as _;
+
+use assay_proto::v1::{self, Generation, Phase, Run};
+
+use crate::verdict::{Outcome, Verdict, timestamp_from_proto};
+
+/// Bytes with a unit: `0 B`, `812 B`, `1.4 MB`. Decimal, as disks and networks are sold.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let (mut value, mut unit) = (count as f64, 0);
+    while value >= 999.95 && unit < UNITS.len() - 1 {
+        (value, unit) = (value / 1000.0, unit + 1);
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A time as people write it, UTC, to the second.
+pub fn time(time: Option<&prost_types::Timestamp>) -> String {
+    time.and_then(timestamp_from_proto)
+        .map_or_else(|| "-".to_owned(), |time| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
+}
+
+/// An age as people say it: `45 s`, `12 min`, `3 h`, `9 days`.
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+/// An outcome as people read it.
+pub fn outcome(outcome: v1::Outcome) -> &'static str {
+    match outcome {
+        v1::Outcome::Pass => "PASS",
+        v1::Outcome::Fail => "FAIL",
+        v1::Outcome::Inconclusive => "INCONCLUSIVE",
+        v1::Outcome::NotRun => "NOT_RUN",
+        v1::Outcome::Unspecified => "-",
+    }
+}
+
+/// What an outcome means, in a sentence for three in the morning.
+pub fn meaning(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Pass => "this backup is good, and the live repository was good at the mark",
+        Outcome::Fail => "the check found damage; the last verified generation is untouched",
+        Outcome::Inconclusive => "the check could not do its work; nothing is known of the data",
+        Outcome::NotRun => "the run ended before its check; nothing was checked",
+    }
+}
+
+/// What a run is doing.
+pub fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unspecified => "waiting",
+        Phase::Opening => "opening",
+        Phase::Marking => "marking",
+        Phase::Replicating => "replicating",
+        Phase::Sealing => "sealing",
+        Phase::Checking => "checking",
+        Phase::Done => "done",
+    }
+}
+
+/// A run that has ended, in a few lines.
+pub fn run(run: &Run) -> String {
+    let mut text = format!("{}  {}", outcome(run.outcome()), run.reason);
+    if let Ok(outcome) = Outcome::try_from(run.outcome()) {
+        let _ = write!(text, " - {}", meaning(outcome));
+    }
+    text.push('\n');
+    for (index, line) in run.message.lines().enumerate() {
+        let _ = writeln!(text, "  {}{line}", if index == 0 || line.starts_with("HINT:") { "" } else { "  " });
+    }
+    let _ = writeln!(text, "  run {} of {}, {}", run.id, run.repository, time(run.started.as_ref()));
+    if let Some(mark) = &run.mark {
+        let _ = writeln!(text, "  mark {:?} at {}", mark.id, time(mark.time.as_ref()));
+    }
+    if run.generation > 0 {
+        let _ = writeln!(text, "  generation {}, root {}", run.generation, short(&run.root_digest));
+    }
+    if let Some(counts) = &run.counts {
+        let _ = writeln!(text, "  {}", sent(counts));
+    }
+    if !run.overrides.is_empty() {
+        let _ = writeln!(text, "  overridden safety stops: {}", run.overrides.join(", "));
+    }
+    if !run.verdict_id.is_empty() {
+        let _ = writeln!(text, "  verdict {}", run.verdict_id);
+    }
+    text
+}
+
+/// How much was sent of how much.
+pub fn sent(counts: &v1::Counts) -> String {
+    let mut text = format!(
+        "sent {} of {} ({} over the wire); read {} files, kept {} entries",
+        bytes(counts.bytes_sent),
+        bytes(counts.total_bytes),
+        bytes(counts.wire_bytes_out),
+        counts.files_read,
+        counts.entries_kept,
+    );
+    if counts.entries_dropped > 0 {
+        let _ = write!(text, ", dropped {}", counts.entries_dropped);
+    }
+    if counts.files_unstable > 0 {
+        let _ = write!(text, "; {} files changed while they were read", counts.files_unstable);
+    }
+    text
+}
+
+/// The front of a digest: enough to tell two apart.
+pub fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}
+
+/// A table of runs.
+pub fn runs(runs: &[Run]) -> String {
+    let mut text = format!(
+        "{:<24} {:<13} {:<22} {:>5} {:>10}  {}\n",
+        "RUN", "OUTCOME", "REASON", "GEN", "SENT", "STARTED"
+    );
+    for run in runs {
+        let state = if run.phase() == Phase::Done { outcome(run.outcome()) } else { phase(run.phase()) };
+        let sent = run.counts.as_ref().map_or(0, |counts| counts.bytes_sent);
+        let generation = if run.generation > 0 { run.generation.to_string() } else { "-".to_owned() };
+        let _ = writeln!(
+            text,
+            "{:<24} {:<13} {:<22} {:>5} {:>10}  {}",
+            run.id,
+            state,
+            run.reason,
+            generation,
+            bytes(sent),
+            time(run.started.as_ref())
+        );
+    }
+    text
+}
+
+/// A table of generations.
+pub fn generations(generations: &[Generation]) -> String {
+    let mut text = format!(
+        "{:>6}  {:<13} {:<20} {:>9} {:>9}  {:<20}  {}\n",
+        "GEN", "OUTCOME", "REASON", "SIZE", "NEW", "MARK", ""
+    );
+    for generation in generations {
+        let state = match generation.outcome() {
+            v1::Outcome::Unspecified => "not checked",
+            known => outcome(known),
+        };
+        let _ = writeln!(
+            text,
+            "{:>6}  {:<13} {:<20} {:>9} {:>9}  {:<20}  {}",
+            generation.number,
+            state,
+            generation.reason,
+            bytes(generation.total_bytes),
+            bytes(generation.new_bytes),
+            time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref())),
+            if generation.verified { "<- verified" } else { "" }
+        );
+    }
+    text
+}
+
+/// A table of verdicts.
+pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
+    let mut text = format!(
+        "{:<10} {:<13} {:<22} {:>6}  {:<20}  {}\n",
+        "VERDICT", "OUTCOME", "REASON", "GEN", "TIME", "RUN"
+    );
+    for verdict in verdicts {
+        let generation = if verdict.generation > 0 { verdict.generation.to_string() } else { "-".to_owned() };
+        let _ = writeln!(
+            text,
+            "{:<10} {:<13} {:<22} {:>6}  {:<20}  {}",
+            verdict.id,
+            outcome(verdict.outcome()),
+            verdict.reason,
+            generation,
+            time(verdict.time.as_ref()),
+            verdict.run_id
+        );
+    }
+    text
+}
+
+/// A verdict, whole.
+pub fn verdict(verdict: &Verdict) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "{}  {} - {}", verdict.outcome, verdict.reason, meaning(verdict.outcome));
+    for line in verdict.message.lines() {
+        let _ = writeln!(text, "  {line}");
+    }
+    let _ = writeln!(
+        text,
+        "  repository {}, run {}, verdict {:09}",
+        verdict.repository, verdict.run_id, verdict.sequence
+    );
+    if let Some(mark) = &verdict.mark {
+        let _ = writeln!(text, "  mark {:?} at {}", mark.id, mark.time.strftime("%Y-%m-%d %H:%M:%SZ"));
+    }
+    if let (Some(generation), Some(root)) = (verdict.generation, verdict.root) {
+        let _ = writeln!(text, "  generation {generation}, root {root}");
+    }
+    if let Some(profile) = &verdict.profile {
+        let depth = verdict.depth.map_or_else(|| "-".to_owned(), |depth| format!("{depth:?}"));
+        let _ = writeln!(text, "  profile {} {}, depth {depth}", profile.name, profile.version);
+    }
+    for step in &verdict.steps {
+        let end = match (step.exit_code, step.signal) {
+            (Some(code), _) => format!("exit {code}"),
+            (_, Some(signal)) => format!("signal {signal}"),
+            _ => "no exit".to_owned(),
+        };
+        let _ = writeln!(text, "  step {}: {} ({end}, {} ms)", step.name, step.outcome, step.duration_ms);
+        for finding in step.findings.iter().take(10) {
+            let _ = writeln!(text, "    {finding}");
+        }
+        if step.findings.len() > 10 {
+            let _ = writeln!(text, "    and {} more", step.findings.len() - 10);
+        }
+    }
+    for patch in &verdict.patches {
+        let _ = writeln!(text, "  patched {}: {} = {}", patch.file, patch.key, patch.value);
+    }
+    if let Some(workspace) = &verdict.workspace {
+        let _ =
+            writeln!(text, "  workspace {:?}, isolated: {}", workspace.kind, workspace.isolation.join(", "));
+        if !workspace.not_isolated.is_empty() {
+            let _ = writeln!(text, "  not isolated: {}", workspace.not_isolated.join(", "));
+        }
+    }
+    if !verdict.overrides.is_empty() {
+        let _ = writeln!(text, "  overridden safety stops: {}", verdict.overrides.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_have_a_unit() {
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (1_400_000, "1.4 MB")]
+        {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}

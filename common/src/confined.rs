@@ -1,0 +1,388 @@
+//! The one module whose file-system calls take names that came from elsewhere: from the other agent, from a manifest or
+//! from the tree that is scanned.
+//!
+//! Every call starts at a held descriptor ([`Folder`]) and takes either one component (checked by [`check_component`])
+//! or a [`TreePath`], which the kernel resolves with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`. Links are data:
+//! none is ever followed, so no name can reach beyond the folder that was opened. The rule for each call comes from the
+//! faults of other tools (rsync CVE-2026-29518, -43619, -53799 and their kin: `open` was confined, and chmod, chown,
+//! utimes, rename, link, mkdir and the attribute calls were not).
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+
+use crate::{
+    manifest::{Entry, EntryKind, ExtendedAttribute},
+    path::{TreePath, check_component},
+};
+
+/// A folder that is held open.
+#[derive(Debug)]
+pub struct Folder(OwnedFd);
+
+const FOLDER_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn component(name: &[u8]) -> io::Result<&[u8]> {
+    check_component(name)
+        .map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, format!("the name {fault}")))?;
+    Ok(name)
+}
+
+impl Folder {
+    /// Opens a folder by a path that this host's administrator chose. The last component may not be a symbolic link.
+    ///
+    /// # Errors
+    /// As the kernel says; `ENOTDIR` or `ELOOP` for what is no folder.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(fs::open(path, FOLDER_FLAGS, Mode::empty())?))
+    }
+
+    /// Opens the folder `name` in this one.
+    ///
+    /// # Errors
+    /// As the kernel says; `ENOTDIR` for what is no folder, a link included.
+    pub fn open_folder(&self, name: &[u8]) -> io::Result<Self> {
+        Ok(Self(fs::openat(&self.0, component(name)?, FOLDER_FLAGS, Mode::empty())?))
+    }
+
+    /// Opens a folder anywhere below this one.
+    ///
+    /// # Errors
+    /// As the kernel says; `ELOOP` when a link is on the way.
+    pub fn open_folder_below(&self, path: &TreePath) -> io::Result<Self> {
+        Ok(Self(self.resolve(path, FOLDER_FLAGS)?))
+    }
+
+    /// Opens a file anywhere below this one for reading. FIFOs and devices do not block and should not be read.
+    ///
+    /// # Errors
+    /// As the kernel says; `ELOOP` when a link is on the way.
+    pub fn open_file_below(&self, path: &TreePath) -> io::Result<File> {
+        Ok(self.resolve(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC)?.into())
+    }
+
+    fn resolve(&self, path: &TreePath, flags: OFlags) -> io::Result<OwnedFd> {
+        let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let path = if path.is_root() { b"." } else { path.as_bytes() };
+        // The kernel answers EAGAIN when some rename raced the resolution.
+        for _ in 0..16 {
+            match fs::openat2(&self.0, path, flags, Mode::empty(), confined) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                result => return Ok(result?),
+            }
+        }
+        Err(rustix::io::Errno::AGAIN.into())
+    }
+
+    /// Opens the regular file `name` in this folder for reading, without changing its access time where that is allowed.
+    ///
+    /// # Errors
+    /// As the kernel says; `ELOOP` for a link.
+    pub fn open_file(&self, name: &[u8]) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match fs::openat(&self.0, component(name)?, flags | OFlags::NOATIME, Mode::empty()) {
+            // Only the owner and root may leave the access time alone.
+            Err(rustix::io::Errno::PERM) => Ok(fs::openat(&self.0, name, flags, Mode::empty())?.into()),
+            result => Ok(result?.into()),
+        }
+    }
+
+    /// Creates the file `name`, mode 0600, for reading and writing. It may not exist.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn create_file(&self, name: &[u8]) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.0, component(name)?, flags, Mode::from_raw_mode(0o600))?.into())
+    }
+
+    /// Opens the file `name` for writing and creates it, mode 0600, when it is not there.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn open_or_create_file(&self, name: &[u8]) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.0, component(name)?, flags, Mode::from_raw_mode(0o600))?.into())
+    }
+
+    /// Creates the folder `name`, mode 0700, and opens it. It may not exist.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn create_folder(&self, name: &[u8]) -> io::Result<Self> {
+        fs::mkdirat(&self.0, component(name)?, Mode::from_raw_mode(0o700))?;
+        self.open_folder(name)
+    }
+
+    /// Gives `name` in this folder the further name `new_name` in `to`. A link is linked, not followed.
+    ///
+    /// # Errors
+    /// As the kernel says; `EMLINK` when the file has as many names as its file system allows.
+    pub fn link(&self, name: &[u8], to: &Self, new_name: &[u8]) -> io::Result<()> {
+        Ok(fs::linkat(&self.0, component(name)?, &to.0, component(new_name)?, AtFlags::empty())?)
+    }
+
+    /// Moves `name` in this folder to `new_name` in `to`, which may not exist.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn rename(&self, name: &[u8], to: &Self, new_name: &[u8]) -> io::Result<()> {
+        let flags = fs::RenameFlags::NOREPLACE;
+        Ok(fs::renameat_with(&self.0, component(name)?, &to.0, component(new_name)?, flags)?)
+    }
+
+    /// Creates what `entry` describes under `name`, if it is a symbolic link, a FIFO, a socket or a device. Metadata is set
+    /// apart, by [`Folder::set_metadata`].
+    ///
+    /// # Errors
+    /// As the kernel says; `EPERM` for devices where this process is not privileged.
+    pub fn create_special(&self, name: &[u8], entry: &Entry) -> io::Result<()> {
+        let name = component(name)?;
+        let kind = match entry.kind() {
+            EntryKind::Symlink => {
+                return Ok(fs::symlinkat(entry.link_target.as_slice(), &self.0, name)?);
+            }
+            EntryKind::Fifo => FileType::Fifo,
+            EntryKind::Socket => FileType::Socket,
+            EntryKind::CharDevice => FileType::CharacterDevice,
+            EntryKind::BlockDevice => FileType::BlockDevice,
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a special entry")),
+        };
+        let device = fs::makedev(entry.device_major, entry.device_minor);
+        Ok(fs::mknodat(&self.0, name, kind, Mode::from_raw_mode(0o600), device)?)
+    }
+
+    /// Gives `name` the owner, extended attributes, mode and times of `entry`, in this order: a change of owner clears
+    /// set-user-id bits and capabilities, an ACL changes mode bits, and everything changes times.
+    ///
+    /// # Errors
+    /// Says which of them failed.
+    pub fn set_metadata(&self, name: &[u8], entry: &Entry) -> io::Result<()> {
+        let name = component(name)?;
+        let stat = fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if stat.st_uid != entry.uid || stat.st_gid != entry.gid {
+            let (owner, group) = (fs::Uid::from_raw(entry.uid), fs::Gid::from_raw(entry.gid));
+            fs::chownat(&self.0, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| explain(error, "its owner cannot be set"))?;
+        }
+        if !entry.xattrs.is_empty() {
+            let path = self.proc_path(name);
+            for attribute in &entry.xattrs {
+                fs::lsetxattr(&path, attribute.name.as_slice(), &attribute.value, fs::XattrFlags::empty())
+                    .map_err(|error| explain(error, "an extended attribute or ACL cannot be set"))?;
+            }
+        }
+        if entry.kind() != EntryKind::Symlink {
+            // Only a descriptor says for certain what is changed, and only O_PATH opens FIFOs and devices unharmed.
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let held = fs::openat(&self.0, name, flags, Mode::empty())?;
+            let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+            fs::chmod(path, Mode::from_raw_mode(entry.mode))
+                .map_err(|error| explain(error, "its mode cannot be set"))?;
+        }
+        let time = Timespec { tv_sec: entry.mtime_seconds, tv_nsec: entry.mtime_nanos.into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        fs::utimensat(&self.0, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| explain(error, "its times cannot be set"))
+    }
+
+    /// The same for a folder that has no name in this one: the root of a tree.
+    ///
+    /// # Errors
+    /// Says which of them failed.
+    pub fn set_own_metadata(&self, entry: &Entry) -> io::Result<()> {
+        let stat = fs::fstat(&self.0)?;
+        if stat.st_uid != entry.uid || stat.st_gid != entry.gid {
+            fs::fchown(&self.0, Some(fs::Uid::from_raw(entry.uid)), Some(fs::Gid::from_raw(entry.gid)))
+                .map_err(|error| explain(error, "its owner cannot be set"))?;
+        }
+        for attribute in &entry.xattrs {
+            fs::fsetxattr(&self.0, attribute.name.as_slice(), &attribute.value, fs::XattrFlags::empty())
+                .map_err(|error| explain(error, "an extended attribute or ACL cannot be set"))?;
+        }
+        fs::fchmod(&self.0, Mode::from_raw_mode(entry.mode))?;
+        let time = Timespec { tv_sec: entry.mtime_seconds, tv_nsec: entry.mtime_nanos.into() };
+        Ok(fs::futimens(&self.0, &Timestamps { last_access: time, last_modification: time })?)
+    }
+
+    /// What `name` is. A link is not followed.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn stat(&self, name: &[u8]) -> io::Result<fs::Stat> {
+        Ok(fs::statat(&self.0, component(name)?, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// What this folder itself is.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn stat_self(&self) -> io::Result<fs::Stat> {
+        Ok(fs::fstat(&self.0)?)
+    }
+
+    /// The text of the symbolic link `name`.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn read_link(&self, name: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(fs::readlinkat(&self.0, component(name)?, Vec::new())?.into_bytes())
+    }
+
+    /// The names in this folder, sorted by their bytes.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&self.0)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The extended attributes of `name` (of this folder for an empty name) that a copy keeps: all but the kernel's own in
+    /// `system.`, of which only the ACLs are kept. Sorted by name.
+    ///
+    /// # Errors
+    /// As the kernel says; none for a file system without such attributes.
+    pub fn xattrs(&self, name: &[u8]) -> io::Result<Vec<ExtendedAttribute>> {
+        let path = if name.is_empty() { self.proc_path(b".") } else { self.proc_path(component(name)?) };
+        let mut list = Vec::with_capacity(512);
+        loop {
+            match fs::llistxattr(&path, rustix::buffer::spare_capacity(&mut list)) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::RANGE) if list.capacity() < 128 * 1024 => {
+                    list = Vec::with_capacity(list.capacity() * 8);
+                }
+                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut attributes = Vec::new();
+        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            if name.starts_with(b"system.") && !name.starts_with(b"system.posix_acl_") {
+                continue;
+            }
+            let mut value = Vec::with_capacity(256);
+            loop {
+                match fs::lgetxattr(&path, name, rustix::buffer::spare_capacity(&mut value)) {
+                    Ok(_) => {
+                        attributes.push(ExtendedAttribute { name: name.to_vec(), value });
+                        break;
+                    }
+                    Err(rustix::io::Errno::RANGE) if value.capacity() < 128 * 1024 => {
+                        value = Vec::with_capacity(value.capacity() * 8);
+                    }
+                    // Gone since it was listed.
+                    Err(rustix::io::Errno::NODATA) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        attributes.sort_unstable_by(|left, right| left.name.cmp(&right.name));
+        Ok(attributes)
+    }
+
+    /// Removes the file, link or special entry `name`.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_file(&self, name: &[u8]) -> io::Result<()> {
+        Ok(fs::unlinkat(&self.0, component(name)?, AtFlags::empty())?)
+    }
+
+    /// Makes the names in this folder durable.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(fs::fsync(&self.0)?)
+    }
+
+    /// Makes everything on this folder's file system durable: one call for a whole new generation, where one for each
+    /// file would cost a journal commit each. Errors of earlier write-back are reported (Linux 5.8 and later).
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn sync_file_system(&self) -> io::Result<()> {
+        Ok(fs::syncfs(&self.0)?)
+    }
+
+    /// A second descriptor of the same folder.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// A path for the attribute calls, which take no folder descriptor: the kernel resolves it through the held one.
+    fn proc_path(&self, name: &[u8]) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt as _;
+        let mut path = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        path.push(std::ffi::OsStr::from_bytes(name));
+        path
+    }
+}
+
+fn explain(error: rustix::io::Errno, what: &str) -> io::Error {
+    let error = io::Error::from(error);
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn no_call_follows_a_link_or_climbs() {
+        let outer = tempfile::tempdir().expect("temp");
+        let inner = outer.path().join("inner");
+        std::fs::create_dir(&inner).expect("mkdir");
+        std::fs::write(outer.path().join("secret"), "x").expect("write");
+        symlink("..", inner.join("up")).expect("symlink");
+        symlink("../secret", inner.join("file")).expect("symlink");
+        let folder = Folder::open(&inner).expect("open");
+        let path = |text: &str| TreePath::parse(text.as_bytes()).expect("valid");
+        assert!(folder.open_file_below(&path("up/secret")).is_err());
+        assert!(folder.open_file_below(&path("file")).is_err());
+        assert!(folder.open_file(b"file").is_err());
+        assert!(folder.open_folder(b"up").is_err());
+        assert!(folder.open_folder(b"..").is_err());
+        assert!(folder.open_file(b"../secret").is_err());
+        assert!(folder.create_file(b"up/new").is_err());
+        assert!(folder.open_or_create_file(b"file").is_err());
+        assert!(folder.create_folder(b"../new").is_err());
+        assert!(folder.rename(b"file", &folder, b"../moved").is_err());
+        assert!(folder.link(b"../secret", &folder, b"x").is_err());
+        assert!(folder.remove_file(b"../secret").is_err());
+        assert!(Folder::open(&inner.join("up")).is_err());
+        // Metadata goes to the link itself.
+        let entry = Entry {
+            kind: EntryKind::Symlink.into(),
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            mtime_seconds: 1,
+            ..Default::default()
+        };
+        folder.set_metadata(b"file", &entry).expect("times of a link");
+        assert!(
+            std::fs::metadata(outer.path().join("secret")).expect("stat").modified().expect("time")
+                > std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000)
+        );
+        assert_eq!(std::fs::read(outer.path().join("secret")).expect("read"), b"x");
+    }
+}

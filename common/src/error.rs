@@ -1,0 +1,105 @@
+//! What errors of every module share: a path with each failed file operation, and a hint for the operator.
+//!
+//! An error's own text says what failed and on which object; what the operator may try comes from [`Hint`]
+//! and is printed on a line of its own, so that scripts can tell the two apart.
+
+use std::{
+    error::Error,
+    fmt, io,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::path::display_bytes;
+
+/// A file operation failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", ShowPath(path))]
+pub struct PathError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What was tried, as a verb that fits after 'cannot'.
+    pub action: &'static str,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+impl PathError {
+    /// An error of `action`, a verb that fits after 'cannot', on `path`.
+    pub fn new(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        Self { path: path.to_owned(), action, source: source.into() }
+    }
+}
+
+impl Hint for PathError {
+    fn hint(&self) -> Option<String> {
+        let path = ShowPath(&self.path);
+        match self.source.kind() {
+            io::ErrorKind::PermissionDenied => {
+                Some(format!("check the owner and the mode of {path} and its folders"))
+            }
+            io::ErrorKind::StorageFull => Some(format!("free some space on the file system of {path}")),
+            io::ErrorKind::ReadOnlyFilesystem => {
+                Some(format!("the file system of {path} is mounted read-only"))
+            }
+            io::ErrorKind::NotFound => Some(format!("check that {path} and the folders above it exist")),
+            _ => None,
+        }
+    }
+}
+
+/// Gives a failed file operation its path.
+pub trait IoContext<T> {
+    /// Says what was tried (`action` is a verb that fits after 'cannot') and on which path.
+    ///
+    /// # Errors
+    /// The same error, with its context.
+    fn at(self, action: &'static str, path: &Path) -> Result<T, PathError>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, PathError> {
+        self.map_err(|error| PathError::new(action, path, error))
+    }
+}
+
+/// What the operator may try about an error.
+pub trait Hint {
+    /// One or two sentences without a full stop at the end, or nothing when we know no better than the
+    /// error's text.
+    fn hint(&self) -> Option<String>;
+}
+
+/// The text of an error as a command line prints it: the error, then its `HINT:` line where there is one.
+pub fn report<E: Error + Hint>(error: &E) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}\nHINT: {hint}"),
+        None => error.to_string(),
+    }
+}
+
+/// Shows a path on one line, whatever its bytes are.
+pub struct ShowPath<'a>(pub &'a Path);
+
+impl fmt::Display for ShowPath<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&display_bytes(self.0.as_os_str().as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_operation_names_its_path_and_hints_on_a_line_of_its_own() {
+        let error = std::fs::read("/nonexistent/a\nb")
+            .at("read", Path::new("/nonexistent/a\nb"))
+            .expect_err("absent");
+        assert_eq!(
+            report(&error),
+            "cannot read /nonexistent/a\\nb: No such file or directory (os error 2)\n\
+             HINT: check that /nonexistent/a\\nb and the folders above it exist"
+        );
+    }
+}

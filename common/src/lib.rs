@@ -1,0 +1,26 @@
+//! What both agents mean by the same words: paths, chunks, digests, manifests, profiles, identities and verdicts.
+//!
+//! Rules without input or output come first; the few shared edges (TLS, configuration files, durable writes, logs) are
+//! modules of their own. Nothing here knows of a run, a store or an engine.
+
+pub mod chunking;
+pub mod cli;
+pub mod config;
+pub mod confined;
+pub mod digest;
+pub mod dsse;
+pub mod durable;
+pub mod error;
+pub mod id;
+pub mod json;
+pub mod ledger;
+pub mod manifest;
+pub mod path;
+pub mod pki;
+pub mod profile;
+pub mod rpc_status;
+pub mod serve;
+pub mod signing;
+pub mod telemetry;
+pub mod tls;
+pub mod verdict;

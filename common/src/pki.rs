@@ -1,0 +1,639 @@
+//! Roles in certificates, and a small certificate authority for those who have none.
+//!
+//! A certificate says who its holder is in one URI among its subject alternative names,
+//! `urn:assay:ROLE:NAME`. The common name is for people and decides nothing. Keys are ECDSA P-256, statements
+//! are signed with Ed25519 keys of their own. Whoever holds `ca.key` can be anybody: it belongs on neither
+//! agent's machine.
+
+use std::{
+    fmt, fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, string::Ia5String,
+};
+use serde::{Deserialize, Serialize};
+use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+use crate::{
+    error::{Hint, PathError, ShowPath},
+    id::is_plain_name,
+    signing::{KeyError, SigningKey, create_private, create_public, read_private, read_public},
+};
+
+/// How every identity starts.
+const URN_PREFIX: &str = "urn:assay:";
+/// Certificates are valid from a little before they are made, because the two hosts' clocks differ.
+const CLOCK_SLACK: Duration = Duration::from_secs(3600);
+/// How long certificates are valid unless said otherwise: two years and a little.
+pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(760 * DAY_SECONDS);
+/// How long the CA is valid unless said otherwise: ten years.
+pub const DEFAULT_CA_VALIDITY: Duration = Duration::from_secs(3652 * DAY_SECONDS);
+const DAY_SECONDS: u64 = 86_400;
+
+/// What a certificate's holder may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The source agent: sends generations, serves operators.
+    Source,
+    /// The target agent: receives and checks generations, serves operators.
+    Target,
+    /// A person or program that operates both.
+    Operator,
+    /// Whoever may take generations back.
+    Restore,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Source, Self::Target, Self::Operator, Self::Restore];
+
+    /// The word in the certificate.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+            Self::Operator => "operator",
+            Self::Restore => "restore",
+        }
+    }
+
+    /// True for the two agents, which serve as well as call.
+    fn serves(self) -> bool {
+        matches!(self, Self::Source | Self::Target)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// The text is not a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a role is source, target, operator or restore")]
+pub struct NoRole;
+
+impl FromStr for Role {
+    type Err = NoRole;
+
+    fn from_str(text: &str) -> Result<Self, NoRole> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or(NoRole)
+    }
+}
+
+/// Who a certificate's holder is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PeerIdentity {
+    /// What it may do.
+    pub role: Role,
+    /// Its name, a plain one.
+    pub name: String,
+}
+
+/// A certificate does not say who its holder is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// Not X.509.
+    #[error("the certificate cannot be parsed")]
+    Unreadable,
+    /// No identity, or several.
+    #[error("the certificate has {found} names urn:assay:ROLE:NAME, expected exactly 1")]
+    Count {
+        /// How many.
+        found: usize,
+    },
+    /// The identity is not `urn:assay:ROLE:NAME`.
+    #[error("the certificate's name is not urn:assay:ROLE:NAME with a known role and a plain name")]
+    Malformed,
+}
+
+impl PeerIdentity {
+    /// Reads who a certificate's holder is. Does not check who issued it.
+    ///
+    /// # Errors
+    /// [`IdentityError`] unless there is exactly one identity.
+    pub fn from_certificate(der: &[u8]) -> Result<Self, IdentityError> {
+        let (rest, certificate) = x509_parser::certificate::X509Certificate::from_der(der)
+            .map_err(|_| IdentityError::Unreadable)?;
+        if !rest.is_empty() {
+            return Err(IdentityError::Unreadable);
+        }
+        let names = certificate.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
+        let names = names.map_or(&[][..], |extension| &extension.value.general_names);
+        let uris: Vec<&str> = names
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::URI(uri) if is_ours(uri) => Some(*uri),
+                _ => None,
+            })
+            .collect();
+        match uris.as_slice() {
+            [uri] => uri.parse(),
+            all => Err(IdentityError::Count { found: all.len() }),
+        }
+    }
+}
+
+/// Counts what somebody might take for an identity, also in capital letters, which are not accepted.
+fn is_ours(uri: &str) -> bool {
+    uri.get(..URN_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(URN_PREFIX))
+}
+
+impl FromStr for PeerIdentity {
+    type Err = IdentityError;
+
+    fn from_str(uri: &str) -> Result<Self, IdentityError> {
+        let (role, name) = uri
+            .strip_prefix(URN_PREFIX)
+            .and_then(|rest| rest.split_once(':'))
+            .ok_or(IdentityError::Malformed)?;
+        let role = role.parse().map_err(|_| IdentityError::Malformed)?;
+        if !is_plain_name(name) {
+            return Err(IdentityError::Malformed);
+        }
+        Ok(Self { role, name: name.to_owned() })
+    }
+}
+
+impl fmt::Display for PeerIdentity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} '{}'", self.role, self.name)
+    }
+}
+
+/// The holder of a certificate to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Party {
+    /// A plain name.
+    pub name: String,
+    /// Host names and addresses under which the others reach it. An agent needs one at least.
+    pub hosts: Vec<String>,
+}
+
+/// What `pki init` makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PkiOptions {
+    /// Stands in every certificate, for people.
+    pub organisation: String,
+    /// The source agent.
+    pub source: Party,
+    /// The target agent.
+    pub target: Party,
+    /// The first operator; [`issue`] makes more.
+    pub operator: Party,
+    /// How long the certificates are valid.
+    pub validity: Duration,
+    /// How long the CA is valid.
+    pub ca_validity: Duration,
+}
+
+/// Why no certificates were made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PkiError {
+    /// A file cannot be read or written, or is in the way.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A name cannot stand in a certificate.
+    #[error("'{name}' cannot be the name of a {role}")]
+    Name {
+        /// The name, shown safely.
+        name: String,
+        /// Whose.
+        role: Role,
+    },
+    /// A host is neither a host name nor an address.
+    #[error("'{host}' is neither a host name nor an IP address")]
+    Host {
+        /// The text, shown safely.
+        host: String,
+    },
+    /// An agent without a host cannot be called.
+    #[error("the {role} '{name}' has no host name or address")]
+    NoHost {
+        /// Which agent.
+        role: Role,
+        /// Its name.
+        name: String,
+    },
+    /// The CA's files do not hold a CA.
+    #[error("{} and ca.key are not the certificate and the key of a CA", ShowPath(path))]
+    Authority {
+        /// The CA's certificate.
+        path: PathBuf,
+    },
+    /// The certificate library failed.
+    #[error("cannot make the certificate of the {role}: {source}")]
+    Certificate {
+        /// Whose.
+        role: &'static str,
+        /// Why.
+        source: rcgen::Error,
+    },
+}
+
+impl Hint for PkiError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Key(error) => error.hint(),
+            Self::Name { .. } => {
+                Some("use 1 to 64 letters, digits, '-' and '_', a letter or digit first".to_owned())
+            }
+            Self::Host { .. } => Some("for example backup.example.org, 192.0.2.7 or 2001:db8::7".to_owned()),
+            Self::NoHost { .. } => {
+                Some("name every host name and address under which the others reach it".to_owned())
+            }
+            Self::Authority { .. } => Some("name the folder that `pki init` wrote".to_owned()),
+            Self::Certificate { .. } => None,
+        }
+    }
+}
+
+/// The two files of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedFiles {
+    /// The certificate, PEM.
+    pub cert: PathBuf,
+    /// Its private key, PKCS#8 PEM, mode 0600.
+    pub key: PathBuf,
+}
+
+/// Makes a CA, certificates for the two agents and an operator, and signing keys for the two agents, in
+/// `folder`, which is created (mode 0700) when it is absent. Replaces no file: when one is in the way nothing
+/// is written.
+///
+/// # Errors
+/// [`PkiError`].
+pub fn init_pki(folder: &Path, options: &PkiOptions, now: Timestamp) -> Result<(), PkiError> {
+    let parties = [
+        (Role::Source, &options.source),
+        (Role::Target, &options.target),
+        (Role::Operator, &options.operator),
+    ];
+    create_folder(folder)?;
+    let mut names: Vec<String> = vec!["ca.crt".into(), "ca.key".into()];
+    for (role, party) in parties {
+        check_party(role, party)?;
+        names.extend([format!("{role}.crt"), format!("{role}.key")]);
+        if role.serves() {
+            names.extend([format!("{role}-signing.key"), format!("{role}-signing.pub")]);
+        }
+    }
+    for path in names.iter().map(|name| folder.join(name)) {
+        if fs::symlink_metadata(&path).is_ok() {
+            return Err(KeyError::Exists { path }.into());
+        }
+    }
+
+    let failed = |source| PkiError::Certificate { role: "CA", source };
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    // Two CAs of one organisation have different names, so that a mistake shows as 'unknown CA', not as a bad
+    // signature.
+    let common_name = format!("Assay CA {:08x}", rand::random::<u32>());
+    params.distinguished_name = subject(&options.organisation, &common_name);
+    set_validity(&mut params, now, options.ca_validity);
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    create_private(&folder.join("ca.key"), key.serialize_pem().as_bytes())?;
+    create_public(&folder.join("ca.crt"), certificate.pem().as_bytes())?;
+
+    let issuer = Issuer::new(params, key);
+    for (role, party) in parties {
+        write_leaf(
+            folder,
+            role.as_str(),
+            &issuer,
+            role,
+            party,
+            &options.organisation,
+            now,
+            options.validity,
+        )?;
+        if role.serves() {
+            create_signing_key(folder, &format!("{role}-signing"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes one more certificate with the CA in `folder`: `ROLE-NAME.crt` and `ROLE-NAME.key` there.
+///
+/// # Errors
+/// [`PkiError`].
+pub fn issue(
+    folder: &Path,
+    role: Role,
+    party: &Party,
+    validity: Duration,
+    now: Timestamp,
+) -> Result<IssuedFiles, PkiError> {
+    check_party(role, party)?;
+    let path = folder.join("ca.crt");
+    let (certificate, key) = (read_public(&path)?, read_private(&folder.join("ca.key"))?);
+    let authority = || -> Option<(Issuer<'static, KeyPair>, String)> {
+        let certificate = std::str::from_utf8(&certificate).ok()?;
+        let key = KeyPair::from_pem(std::str::from_utf8(&key).ok()?).ok()?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).ok()?;
+        let parsed = pem.parse_x509().ok()?;
+        if !parsed.is_ca() || parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return None;
+        }
+        let organisation = parsed.subject().iter_organization().next().and_then(|name| name.as_str().ok());
+        let organisation = organisation.unwrap_or_default().to_owned();
+        Some((Issuer::from_ca_cert_pem(certificate, key).ok()?, organisation))
+    };
+    let (issuer, organisation) = authority().ok_or(PkiError::Authority { path })?;
+    write_leaf(folder, &format!("{role}-{}", party.name), &issuer, role, party, &organisation, now, validity)
+}
+
+/// Makes a signing key: `STEM.key` and `STEM.pub` in `folder`. Replaces nothing.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn create_signing_key(folder: &Path, stem: &str) -> Result<SigningKey, KeyError> {
+    let key = SigningKey::generate();
+    key.save(&folder.join(format!("{stem}.key")))?;
+    key.verifying_key().save(&folder.join(format!("{stem}.pub")))?;
+    Ok(key)
+}
+
+fn create_folder(folder: &Path) -> Result<(), KeyError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| PathError::new("create", folder, error).into())
+}
+
+fn check_party(role: Role, party: &Party) -> Result<(), PkiError> {
+    if !is_plain_name(&party.name) {
+        let name = crate::path::display_bytes(party.name.as_bytes());
+        return Err(PkiError::Name { name, role });
+    }
+    if role.serves() && party.hosts.is_empty() {
+        return Err(PkiError::NoHost { role, name: party.name.clone() });
+    }
+    party.hosts.iter().try_for_each(|host| alternative_name(host).map(drop))
+}
+
+fn alternative_name(host: &str) -> Result<SanType, PkiError> {
+    let fault = || PkiError::Host { host: crate::path::display_bytes(host.as_bytes()) };
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(SanType::IpAddress(address));
+    }
+    rustls_pki_types::DnsName::try_from(host).map_err(|_| fault())?;
+    Ok(SanType::DnsName(Ia5String::try_from(host).map_err(|_| fault())?))
+}
+
+fn subject(organisation: &str, common_name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    if !organisation.is_empty() {
+        subject.push(DnType::OrganizationName, organisation);
+    }
+    subject.push(DnType::CommonName, common_name);
+    subject
+}
+
+fn set_validity(params: &mut CertificateParams, now: Timestamp, validity: Duration) {
+    let now = Duration::from_secs(u64::try_from(now.as_second()).unwrap_or(0));
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + now.saturating_sub(CLOCK_SLACK);
+    params.not_after = epoch + now + validity;
+}
+
+#[allow(clippy::too_many_arguments)] // One private function, called twice.
+fn write_leaf(
+    folder: &Path,
+    stem: &str,
+    issuer: &Issuer<'_, KeyPair>,
+    role: Role,
+    party: &Party,
+    organisation: &str,
+    now: Timestamp,
+    validity: Duration,
+) -> Result<IssuedFiles, PkiError> {
+    let failed = |source| PkiError::Certificate { role: role.as_str(), source };
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(organisation, &party.name);
+    let identity = Ia5String::try_from(format!("{URN_PREFIX}{role}:{}", party.name)).map_err(failed)?;
+    params.subject_alt_names = vec![SanType::URI(identity)];
+    for host in &party.hosts {
+        params.subject_alt_names.push(alternative_name(host)?);
+    }
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = match role.serves() {
+        true => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        false => vec![ExtendedKeyUsagePurpose::ClientAuth],
+    };
+    params.use_authority_key_identifier_extension = true;
+    set_validity(&mut params, now, validity);
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let certificate = params.signed_by(&key, issuer).map_err(failed)?;
+    let files =
+        IssuedFiles { cert: folder.join(format!("{stem}.crt")), key: folder.join(format!("{stem}.key")) };
+    create_private(&files.key, key.serialize_pem().as_bytes())?;
+    create_public(&files.cert, certificate.pem().as_bytes())?;
+    Ok(files)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::{error::report, signing::VerifyingKey};
+
+    pub(crate) fn options() -> PkiOptions {
+        let party = |name: &str, hosts: &[&str]| Party {
+            name: name.into(),
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+        };
+        PkiOptions {
+            organisation: "Example".into(),
+            source: party("live", &["localhost", "127.0.0.1"]),
+            target: party("check", &["localhost", "127.0.0.1", "::1"]),
+            operator: party("anna", &[]),
+            validity: DEFAULT_VALIDITY,
+            ca_validity: DEFAULT_CA_VALIDITY,
+        }
+    }
+
+    pub(crate) fn identity_in(path: &Path) -> Result<PeerIdentity, IdentityError> {
+        let pem = fs::read(path).expect("certificate");
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).expect("PEM");
+        PeerIdentity::from_certificate(&pem.contents)
+    }
+
+    #[test]
+    fn init_makes_all_files_and_keeps_private_keys_private() {
+        let folder = tempfile::tempdir().expect("folder");
+        let folder = folder.path().join("pki");
+        init_pki(&folder, &options(), Timestamp::now()).expect("init");
+        let mut names: Vec<_> = fs::read_dir(&folder)
+            .expect("list")
+            .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "ca.crt",
+                "ca.key",
+                "operator.crt",
+                "operator.key",
+                "source-signing.key",
+                "source-signing.pub",
+                "source.crt",
+                "source.key",
+                "target-signing.key",
+                "target-signing.pub",
+                "target.crt",
+                "target.key"
+            ]
+        );
+        for name in names.iter().filter(|name| name.ends_with(".key")) {
+            assert_eq!(fs::metadata(folder.join(name)).expect("metadata").mode() & 0o7777, 0o600, "{name}");
+        }
+        let private = SigningKey::load(&folder.join("target-signing.key")).expect("key");
+        let public = VerifyingKey::load(&folder.join("target-signing.pub")).expect("key");
+        assert_eq!(private.verifying_key(), public);
+        for (role, name) in [(Role::Source, "live"), (Role::Target, "check"), (Role::Operator, "anna")] {
+            let identity = identity_in(&folder.join(format!("{role}.crt"))).expect("identity");
+            assert_eq!(identity, PeerIdentity { role, name: name.into() });
+        }
+    }
+
+    #[test]
+    fn init_replaces_nothing_and_then_writes_nothing() {
+        let folder = tempfile::tempdir().expect("folder");
+        fs::write(folder.path().join("operator.key"), "mine").expect("write");
+        let text = report(&init_pki(folder.path(), &options(), Timestamp::now()).expect_err("in the way"));
+        assert!(text.contains("operator.key already exists") && text.contains("HINT: move"), "{text}");
+        assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn more_certificates_come_from_the_same_ca() {
+        let folder = tempfile::tempdir().expect("folder");
+        init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+        let party = Party { name: "bob".into(), hosts: vec![] };
+        let files =
+            issue(folder.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now()).expect("issue");
+        assert_eq!(files.cert, folder.path().join("restore-bob.crt"));
+        assert_eq!(identity_in(&files.cert), Ok(PeerIdentity { role: Role::Restore, name: "bob".into() }));
+        let again = issue(folder.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now());
+        assert!(matches!(again, Err(PkiError::Key(KeyError::Exists { .. }))));
+    }
+
+    #[test]
+    fn a_leaf_is_no_ca_to_issue_from() {
+        let folder = tempfile::tempdir().expect("folder");
+        init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+        let copy = |from: &str, to: &str| {
+            fs::copy(folder.path().join(from), folder.path().join(to)).expect("copy");
+        };
+        copy("source.crt", "ca.crt");
+        let party = Party { name: "bob".into(), hosts: vec![] };
+        for _ in 0..2 {
+            let result = issue(folder.path(), Role::Operator, &party, DEFAULT_VALIDITY, Timestamp::now());
+            assert!(matches!(result, Err(PkiError::Authority { .. })), "{result:?}");
+            copy("source.key", "ca.key");
+        }
+    }
+
+    #[test]
+    fn names_and_hosts_are_checked_before_anything_is_written() {
+        let folder = tempfile::tempdir().expect("folder");
+        let changes: [fn(&mut PkiOptions); 5] = [
+            |options| options.source.name = "a:b".into(),
+            |options| options.operator.name = String::new(),
+            |options| options.target.hosts.clear(),
+            |options| options.target.hosts = vec!["a b".into()],
+            |options| options.source.hosts = vec!["host:7443".into()],
+        ];
+        for change in changes {
+            let mut options = options();
+            change(&mut options);
+            assert!(init_pki(folder.path(), &options, Timestamp::now()).is_err());
+            assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);
+        }
+    }
+
+    #[test]
+    fn an_identity_is_read_in_one_spelling_only() {
+        assert_eq!(
+            "urn:assay:operator:anna".parse(),
+            Ok(PeerIdentity { role: Role::Operator, name: "anna".into() })
+        );
+        for uri in [
+            "urn:assay:operator",
+            "urn:assay:operator:",
+            "urn:assay:Operator:anna",
+            "URN:assay:operator:anna",
+            "urn:assay:root:anna",
+            "urn:assay:operator:an na",
+            "urn:assay:operator:a:b",
+            "urn:assay:operator:anna\n",
+        ] {
+            assert_eq!(uri.parse::<PeerIdentity>(), Err(IdentityError::Malformed), "{uri}");
+        }
+    }
+
+    /// Rule: exactly one identity, also when the second one is written differently.
+    #[test]
+    fn two_identities_are_none() {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
+        for (uris, expected) in [
+            (&["urn:assay:source:a", "urn:assay:operator:a"][..], Err(IdentityError::Count { found: 2 })),
+            (&["urn:assay:source:a", "URN:ASSAY:operator:a"], Err(IdentityError::Count { found: 2 })),
+            (&["https://example.com"], Err(IdentityError::Count { found: 0 })),
+            (&[], Err(IdentityError::Count { found: 0 })),
+            (
+                &["https://example.com", "urn:assay:source:a"],
+                Ok(PeerIdentity { role: Role::Source, name: "a".into() }),
+            ),
+        ] {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names =
+                uris.iter().map(|uri| SanType::URI((*uri).try_into().expect("ASCII"))).collect();
+            let certificate = params.self_signed(&key).expect("certificate");
+            assert_eq!(PeerIdentity::from_certificate(certificate.der()), expected, "{uris:?}");
+        }
+    }
+
+    #[test]
+    fn openssl_accepts_the_chain() {
+        let folder = tempfile::tempdir().expect("folder");
+        init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+        for (name, purpose) in [
+            ("source", "sslserver"),
+            ("source", "sslclient"),
+            ("target", "sslserver"),
+            ("operator", "sslclient"),
+        ] {
+            let verified = std::process::Command::new("openssl")
+                .args(["verify", "-x509_strict", "-purpose", purpose, "-CAfile"])
+                .arg(folder.path().join("ca.crt"))
+                .arg(folder.path().join(format!("{name}.crt")))
+                .output();
+            let Ok(output) = verified else {
+                return; // No openssl on this machine.
+            };
+            assert!(output.status.success(), "{name} {purpose}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}

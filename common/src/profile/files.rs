@@ -1,0 +1,132 @@
+//! The file patterns of a profile, ready to be asked.
+
+use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
+
+use globset::{Candidate, Glob, GlobBuilder, GlobSet, GlobSetBuilder};
+
+use super::{Profile, Value, template};
+use crate::path::TreePath;
+
+/// When a file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// Before everything else; the number is that of the pattern.
+    First(usize),
+    /// Neither first nor last.
+    Middle,
+    /// After everything else; the number is that of the pattern.
+    Last(usize),
+}
+
+/// A profile's `[copy]` for one repository. Paths are relative to the root that they are in.
+#[derive(Debug)]
+pub struct FileRules {
+    first: GlobSet,
+    last: GlobSet,
+    exclude: GlobSet,
+    append_only: GlobSet,
+}
+
+impl FileRules {
+    /// The rules of `profile` with the variables of one repository, as [`Profile::bind`] gave them.
+    /// `also_exclude` are the repository's own patterns.
+    ///
+    /// # Errors
+    /// Names the pattern that is none.
+    pub fn new(
+        profile: &Profile,
+        vars: &BTreeMap<String, Value>,
+        also_exclude: &[String],
+    ) -> Result<Self, String> {
+        let mut exclude = profile.copy.exclude.clone();
+        exclude.extend_from_slice(also_exclude);
+        for database in profile.databases(vars)? {
+            let path =
+                std::str::from_utf8(database.as_bytes()).map_err(|_| "a database is not named in UTF-8")?;
+            // A leading slash, so that a database in the root is not excluded by its name at every depth.
+            let literal = format!("/{}", globset::escape(path));
+            exclude.extend(["", "-wal", "-shm", "-journal"].map(|tail| format!("{literal}{tail}")));
+        }
+        Ok(Self {
+            first: set(&profile.copy.first)?,
+            last: set(&profile.copy.last)?,
+            exclude: set(&exclude)?,
+            append_only: set(&profile.copy.append_only)?,
+        })
+    }
+
+    /// True for what is not copied. What is in an excluded folder is not asked for: the walk does not enter
+    /// it.
+    pub fn is_excluded(&self, path: &TreePath) -> bool {
+        self.exclude.is_match_candidate(&candidate(path))
+    }
+
+    /// True for a file that only grows.
+    pub fn is_append_only(&self, path: &TreePath) -> bool {
+        self.append_only.is_match_candidate(&candidate(path))
+    }
+
+    /// True when some files are to be read before all others.
+    pub fn has_first(&self) -> bool {
+        !self.first.is_empty()
+    }
+
+    /// When a file is read. `first` wins over `last`, an earlier pattern over a later one.
+    pub fn turn(&self, path: &TreePath) -> Turn {
+        let candidate = candidate(path);
+        if let Some(index) = self.first.matches_candidate(&candidate).first() {
+            return Turn::First(*index);
+        }
+        self.last.matches_candidate(&candidate).first().map_or(Turn::Middle, |index| Turn::Last(*index))
+    }
+}
+
+impl Profile {
+    /// The paths of `[sqlite]` in the first root, with the variables of one repository.
+    ///
+    /// # Errors
+    /// Names the one that is no path inside the root.
+    pub fn databases(&self, vars: &BTreeMap<String, Value>) -> Result<Vec<TreePath>, String> {
+        let Some(sqlite) = &self.sqlite else {
+            return Ok(Vec::new());
+        };
+        let scope = template::Scope { vars: vars.clone(), ..Default::default() };
+        let paths =
+            scope.expand_list(&sqlite.databases).map_err(|error| format!("sqlite.databases: {error}"))?;
+        let parse = |path: std::ffi::OsString| {
+            let told = |what: &dyn std::fmt::Display| format!("the database '{}' {what}", path.display());
+            let parsed = TreePath::parse(path.as_bytes()).map_err(|fault| told(&fault))?;
+            if parsed.is_root() { Err(told(&"is empty")) } else { Ok(parsed) }
+        };
+        paths.into_iter().map(parse).collect()
+    }
+}
+
+fn candidate(path: &TreePath) -> Candidate<'_> {
+    Candidate::new(Path::new(OsStr::from_bytes(path.as_bytes())))
+}
+
+fn set(patterns: &[String]) -> Result<GlobSet, String> {
+    let mut builder = GlobSetBuilder::new();
+    for pattern in patterns {
+        builder.add(glob(pattern)?);
+    }
+    builder.build().map_err(|error| error.to_string())
+}
+
+/// One pattern by the rules of [`super::Copy`].
+pub(super) fn glob(pattern: &str) -> Result<Glob, String> {
+    if pattern.is_empty() || pattern.ends_with('/') {
+        return Err("a file pattern was expected, which is not empty and does not end in a slash".into());
+    }
+    let anchored = match pattern.strip_prefix('/') {
+        Some(rest) => rest.to_owned(),
+        None if pattern.contains('/') => pattern.to_owned(),
+        None => format!("**/{pattern}"),
+    };
+    GlobBuilder::new(&anchored)
+        .literal_separator(true)
+        .backslash_escape(true)
+        .build()
+        .map_err(|error| format!("a file pattern was expected: {}", error.kind()))
+}

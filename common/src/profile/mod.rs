@@ -1,0 +1,559 @@
+//! Engine profiles: what Assay must know of one kind of system, as TOML that an operator can write.
+//!
+//! A profile says how to make a mark, what to copy in which order, what to change in the copy, which files
+//! belong to the target, how to run the engine's own check, and how to read what the check says. It says
+//! nothing about one installation: where its folders are, its names and its schedule stand in the agents'
+//! configuration, which fills the profile's placeholders and variables.
+//!
+//! **The rule of reading a check.** Only what the profile names as good is PASS, only what it names as damage
+//! is FAIL, and everything else is INCONCLUSIVE. A profile can therefore be incomplete without ever being
+//! wrong.
+//!
+//! Unknown keys are errors. A fault of form ends the reading where it stands; all faults of meaning are
+//! reported together, each with its line, its column and its key.
+
+mod fault;
+mod files;
+pub mod template;
+mod validate;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Deserializer, de};
+
+pub use fault::{Fault, ProfileError};
+pub use files::{FileRules, Turn};
+pub use template::{Scope, TargetNames, TemplateError};
+
+use crate::config::Span;
+
+/// The profiles that Assay brings, by name.
+const BUILTINS: [(&str, &str); 3] = [
+    ("accurev-4", include_str!("../../../profiles/accurev-4.toml")),
+    ("generic", include_str!("../../../profiles/generic.toml")),
+    ("sqlite", include_str!("../../../profiles/sqlite.toml")),
+];
+
+/// One engine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// The engine's name, in lower case: letters, digits, `-` and `.`.
+    pub name: String,
+    /// One line for people.
+    pub description: String,
+    /// The profile's own version. Whoever changes how a check is read changes this.
+    pub version: String,
+    /// How deep the checks of this profile look, when a check does not say it for itself.
+    pub depth: Depth,
+    /// What a repository's configuration fills in, used as `{var.NAME}`.
+    #[serde(default)]
+    pub vars: BTreeMap<String, Variable>,
+    /// How the point in time is made that the backup stands for.
+    #[serde(default)]
+    pub mark: Mark,
+    /// What is copied, and in which order.
+    #[serde(default)]
+    pub copy: Copy,
+    /// The databases of `mark.kind = "sqlite"`.
+    pub sqlite: Option<Sqlite>,
+    /// Changes to configuration files, made in the workspace only.
+    #[serde(default, rename = "patch")]
+    pub patches: Vec<Patch>,
+    /// Files that belong to the target and are laid over the workspace.
+    #[serde(default, rename = "overlay")]
+    pub overlays: Vec<Overlay>,
+    /// What the sandbox of the check shows.
+    #[serde(default)]
+    pub sandbox: Sandbox,
+    /// The steps of the check, in order. The first that does not pass ends the check. At least one.
+    #[serde(default, rename = "check")]
+    pub checks: Vec<Check>,
+    /// BLAKE3 of the text that this was read from.
+    #[serde(skip)]
+    digest: String,
+}
+
+/// How deep a check looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+pub enum Depth {
+    /// The bytes are those that were read.
+    L0,
+    /// Pages or blocks, each for itself.
+    L1,
+    /// The structure: indexes, links, sequences.
+    L2,
+    /// The application's own rules.
+    L3,
+}
+
+impl fmt::Display for Depth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, formatter)
+    }
+}
+
+/// A variable that a repository's configuration sets: `[vars.NAME]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variable {
+    /// What the operator is asked for, in one line.
+    pub meaning: String,
+    /// A text or a list of texts. Without it the configuration must set the variable.
+    pub default: Option<Value>,
+    /// True for a variable that holds a list. As a whole argument of an `argv`, `{var.NAME}` becomes all its
+    /// members.
+    #[serde(default)]
+    pub list: bool,
+}
+
+/// The value of a variable. It may hold any placeholder but `{var.…}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "a text or a list of texts was expected")]
+pub enum Value {
+    /// One text.
+    Text(String),
+    /// Several.
+    List(Vec<String>),
+}
+
+impl Value {
+    /// The texts: one, or those of the list.
+    pub fn texts(&self) -> &[String] {
+        match self {
+            Self::Text(text) => std::slice::from_ref(text),
+            Self::List(texts) => texts,
+        }
+    }
+}
+
+/// `[mark]`: how the point in time is made that the backup stands for.
+///
+/// Commands run on the live server, directly and never through a shell. Placeholders: `{root}`,
+/// `{root.NAME}`, `{mark_dir}`, `{var.NAME}`, and in `end` also `{mark_id}`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mark {
+    /// `"command"`, `"sqlite"` or `"none"`.
+    pub kind: MarkKind,
+    /// The command that makes the mark; its first member is the program. Needed for `kind = "command"`.
+    #[serde(default)]
+    pub begin: Vec<String>,
+    /// The command that ends the mark, run after the copy and on every way out.
+    #[serde(default)]
+    pub end: Vec<String>,
+    /// Added to the commands' environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The folder in which the commands run; the first root when it is not set.
+    pub working_directory: Option<String>,
+    /// How long each command may take.
+    #[serde(default = "minute")]
+    pub timeout: Span,
+    /// How long to wait between the mark and the copy.
+    #[serde(default = "nothing")]
+    pub settle: Span,
+    /// A regular expression whose first group (or whole match) in the output of `begin` is the mark's id.
+    pub id_pattern: Option<Pattern>,
+    /// Regular expressions that must each match a line of the output of `begin`; otherwise the mark failed.
+    #[serde(default)]
+    pub must_match: Vec<Pattern>,
+    /// The exit codes of a command that did its work.
+    #[serde(default = "zero")]
+    pub pass_exit: Vec<i32>,
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self {
+            kind: MarkKind::None,
+            begin: Vec::new(),
+            end: Vec::new(),
+            env: BTreeMap::new(),
+            working_directory: None,
+            timeout: minute(),
+            settle: nothing(),
+            id_pattern: None,
+            must_match: Vec::new(),
+            pass_exit: zero(),
+        }
+    }
+}
+
+/// The kinds of marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MarkKind {
+    /// `begin`, and where the engine needs it `end`, are commands.
+    Command,
+    /// Each database of `[sqlite]` is copied by SQLite's online backup into the mark folder.
+    Sqlite,
+    /// No mark: the backup is of whatever was there while it was read.
+    None,
+}
+
+/// `[copy]`: what is copied, and in which order.
+///
+/// The lists hold file patterns: `*` and `?` stay within a name, `**` crosses folders, `[ab]` and `{a,b}` are
+/// choices. A pattern with a slash is relative to a root; one without matches a name at any depth.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Copy {
+    /// Read before everything else, pattern by pattern.
+    #[serde(default)]
+    pub first: Vec<String>,
+    /// Read after everything else, pattern by pattern.
+    #[serde(default)]
+    pub last: Vec<String>,
+    /// Not copied. An excluded folder is not entered.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Files that only grow: what counts is the length that they had at the mark.
+    #[serde(default)]
+    pub append_only: Vec<String>,
+}
+
+/// `[sqlite]`: the databases of `mark.kind = "sqlite"`.
+///
+/// The source copies each by SQLite's online backup into the mark folder, and these files stand in the backup
+/// under the databases' names. The live files, with their `-wal`, `-shm` and `-journal`, are excluded without
+/// being named.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sqlite {
+    /// Paths relative to the first root, at least one. `{var.NAME}` alone stands for all members of a list.
+    pub databases: Vec<String>,
+}
+
+/// `[[patch]]`: one setting that the workspace's copy of a configuration file gets.
+///
+/// The key must stand in the file exactly once. The line becomes `KEY = VALUE`, with nothing after the value.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Patch {
+    /// The root that `file` is in; the first root when it is not set.
+    pub root: Option<String>,
+    /// The configuration file, relative to the root.
+    pub file: String,
+    /// `"key-value"`: lines of `KEY = VALUE`, comment lines start with `#`.
+    pub kind: PatchKind,
+    /// The key.
+    pub key: String,
+    /// The values to try, in order: the next is tried only when a check says `retry_next_candidate_on`.
+    /// Placeholders: `{target.fqdn}`, `{target.host}`, `{target.address}`, `{var.NAME}`. A value whose
+    /// placeholder this target cannot fill is left out.
+    pub values: Vec<String>,
+}
+
+/// The kinds of configuration files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PatchKind {
+    /// `KEY = VALUE`, one on each line.
+    KeyValue,
+}
+
+/// `[[overlay]]`: a file that belongs to the target, such as a licence for its host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlay {
+    /// The root that `path` is in; the first root when it is not set.
+    pub root: Option<String>,
+    /// Where the operator's file goes, relative to the root.
+    pub path: String,
+    /// True when the check is pointless without the file.
+    #[serde(default)]
+    pub required: bool,
+    /// True when the file that was copied from the live server serves as well.
+    #[serde(default)]
+    pub copied_allowed: bool,
+    /// What the operator is asked for, in one line.
+    pub meaning: String,
+    /// The reason of the INCONCLUSIVE verdict when a required file is missing.
+    #[serde(default = "overlay_missing")]
+    pub missing_reason: String,
+}
+
+/// `[sandbox]`: what a check sees of the target besides its own roots, `/usr`, `/bin`, `/sbin`, `/lib*` and
+/// `/etc`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    /// Further absolute paths, shown read-only where they exist, for example `/opt/pgsql`.
+    #[serde(default)]
+    pub visible: Vec<PathBuf>,
+}
+
+/// `[[check]]`: one step of the engine's own check, run in the workspace.
+///
+/// How a step is read, the first that applies:
+///
+/// 1. not started, killed, out of time: INCONCLUSIVE;
+/// 2. a line matches `retry_next_candidate_on`: INCONCLUSIVE with `host-name-error`;
+/// 3. a line matches one of `inconclusive_patterns`: INCONCLUSIVE;
+/// 4. a line matches one of `fail_patterns`: FAIL;
+/// 5. the exit code is in `inconclusive_exit`: INCONCLUSIVE;
+/// 6. the exit code is in `fail_exit`: FAIL;
+/// 7. the exit code is in `pass_exit` and every one of `must_match` matched a line: PASS;
+/// 8. anything else: INCONCLUSIVE, with `unexpected-output` or `unexpected-exit`.
+///
+/// After the reason `host-name-error`, by whatever rule, the patches are made again with their next values and
+/// all steps are run again. It stands in the verdict only when no value is left.
+///
+/// Patterns are regular expressions that are held against each line of standard output and of standard error,
+/// over the whole output, whatever its length; `^` and `$` are a line's ends, what is not UTF-8 counts as
+/// U+FFFD, and a line is searched up to its first MiB (a longer one is never PASS).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Check {
+    /// The step's name, unique in the profile.
+    pub name: String,
+    /// The command; its first member is the program. Executed directly, never through a shell. Placeholders:
+    /// `{root}`, `{root.NAME}`, `{scratch}` (an empty writable folder), `{target.fqdn}`, `{target.host}`,
+    /// `{target.address}`, `{var.NAME}`.
+    pub argv: Vec<String>,
+    /// The name of a list variable: the step runs once for each member, for which `{var.NAME}` then stands.
+    pub for_each: Option<String>,
+    /// How long the step may take.
+    #[serde(default = "hour")]
+    pub timeout: Span,
+    /// Exit codes that mean "no damage", 0 to 125.
+    #[serde(default = "zero")]
+    pub pass_exit: Vec<i32>,
+    /// Exit codes that mean damage, 0 to 125.
+    #[serde(default)]
+    pub fail_exit: Vec<i32>,
+    /// Exit codes that mean that the check could not do its work, 0 to 125, each with the reason for the
+    /// verdict.
+    #[serde(default)]
+    pub inconclusive_exit: Vec<ExitRule>,
+    /// What a check that did its work prints. Each must match a line.
+    #[serde(default)]
+    pub must_match: Vec<Pattern>,
+    /// Lines that mean damage.
+    #[serde(default)]
+    pub fail_patterns: Vec<PatternRule>,
+    /// Lines that mean that the check could not do its work.
+    #[serde(default)]
+    pub inconclusive_patterns: Vec<PatternRule>,
+    /// Lines that mean that the host name in the configuration is not accepted.
+    #[serde(default)]
+    pub retry_next_candidate_on: Vec<Pattern>,
+    /// The step's environment, beside `PATH`, `HOME`, `TMPDIR` and `LC_ALL=C.UTF-8`. Nothing is inherited.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The folder in which the step runs; the first root when it is not set.
+    pub working_directory: Option<String>,
+    /// `"owner"` (of the first root folder), `"root"`, or a numeric user id.
+    #[serde(default)]
+    pub run_as: RunAs,
+    /// How deep this step looks; the profile's `depth` when it is not set.
+    pub depth: Option<Depth>,
+    /// A regular expression: each match in a line (the first of its groups that matched, or the whole) is
+    /// reported as a finding.
+    pub findings: Option<Pattern>,
+    /// How much of each output stream is kept, in bytes: half from its start, half from its end. All of it is
+    /// read, searched and digested, so more output than this is no fault.
+    #[serde(default = "output_limit")]
+    pub output_limit: u32,
+}
+
+/// An exit code and what it stands for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitRule {
+    /// The exit code, 0 to 125.
+    pub code: i32,
+    /// A short stable word such as `licence-missing`.
+    pub reason: String,
+}
+
+/// A pattern and what it stands for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatternRule {
+    /// A regular expression.
+    pub pattern: Pattern,
+    /// A short stable word such as `licence-missing`.
+    pub reason: String,
+}
+
+/// Who a check step runs as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunAs {
+    /// The numeric owner of the first root folder.
+    #[default]
+    Owner,
+    /// The agent's own user, which is root where the agent is.
+    Root,
+    /// A numeric user, with the group of the same number.
+    Uid(u32),
+}
+
+impl<'de> Deserialize<'de> for RunAs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = RunAs;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("\"owner\", \"root\" or a numeric user id")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RunAs, E> {
+                match text {
+                    "owner" => Ok(RunAs::Owner),
+                    "root" => Ok(RunAs::Root),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<RunAs, E> {
+                let uid = u32::try_from(number).ok().filter(|uid| *uid != u32::MAX);
+                uid.map(RunAs::Uid).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(number), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// A regular expression, checked when it is read. `^` and `$` are the ends of a line, with or without a
+/// carriage return.
+#[derive(Clone)]
+pub struct Pattern(regex::bytes::Regex);
+
+impl Pattern {
+    /// The expression, for bytes: output need not be UTF-8.
+    pub fn regex(&self) -> &regex::bytes::Regex {
+        &self.0
+    }
+
+    /// The expression's text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), formatter)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let regex = regex::bytes::RegexBuilder::new(&text).multi_line(true).crlf(true).build();
+        regex
+            .map(Self)
+            .map_err(|error| de::Error::custom(format!("a regular expression was expected: {error}")))
+    }
+}
+
+fn minute() -> Span {
+    Span(std::time::Duration::from_secs(60))
+}
+
+fn hour() -> Span {
+    Span(std::time::Duration::from_secs(3600))
+}
+
+fn nothing() -> Span {
+    Span(std::time::Duration::ZERO)
+}
+
+fn zero() -> Vec<i32> {
+    vec![0]
+}
+
+fn overlay_missing() -> String {
+    "overlay-missing".into()
+}
+
+fn output_limit() -> u32 {
+    64 * 1024
+}
+
+impl Profile {
+    /// Reads and checks profile text. `path` is only named in errors.
+    ///
+    /// # Errors
+    /// [`ProfileError::Config`] for what is not TOML of this shape, [`ProfileError::Meaning`] with all that
+    /// is wrong.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ProfileError> {
+        let mut profile: Self = crate::config::parse(path, text)?;
+        profile.digest = blake3::hash(text.as_bytes()).to_hex().to_string();
+        let faults = validate::faults(&profile, text);
+        if faults.is_empty() {
+            Ok(profile)
+        } else {
+            Err(ProfileError::Meaning { path: path.to_owned(), faults })
+        }
+    }
+
+    /// Reads and checks a profile file.
+    ///
+    /// # Errors
+    /// As [`Profile::parse`], and [`ProfileError::Config`] for a file that cannot be read.
+    pub fn load(path: &Path) -> Result<Self, ProfileError> {
+        let text = fs::read_to_string(path)
+            .map_err(|source| crate::config::ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// A profile that Assay brings.
+    ///
+    /// # Errors
+    /// [`ProfileError::NoSuchBuiltin`], which lists those that there are.
+    pub fn builtin(name: &str) -> Result<Self, ProfileError> {
+        let text =
+            Self::builtin_text(name).ok_or_else(|| ProfileError::NoSuchBuiltin { name: name.into() })?;
+        Self::parse(Path::new(&format!("{name}.toml")), text)
+    }
+
+    /// The text of a profile that Assay brings: where an operator's own profile starts.
+    pub fn builtin_text(name: &str) -> Option<&'static str> {
+        BUILTINS.iter().find(|(builtin, _)| *builtin == name).map(|(_, text)| *text)
+    }
+
+    /// The names of the profiles that Assay brings, sorted.
+    pub fn builtin_names() -> impl Iterator<Item = &'static str> {
+        BUILTINS.iter().map(|(name, _)| *name)
+    }
+
+    /// BLAKE3 of the profile's text, in hexadecimal digits: names in a verdict how the check was read.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Joins a repository's variables with the profile's defaults, and checks that the profile fits the
+    /// repository.
+    ///
+    /// # Errors
+    /// All that is wrong: a variable that is unknown, missing, or not of its kind, and a root that the
+    /// profile names and the repository does not have.
+    pub fn bind(
+        &self,
+        given: &BTreeMap<String, Value>,
+        root_names: &[&str],
+    ) -> Result<BTreeMap<String, Value>, Vec<String>> {
+        validate::bind(self, given, root_names)
+    }
+}
+
+/// The profile that a configuration names: a built-in one by its name, or a file by its path (anything with a
+/// `/` or ending in `.toml`), which is relative to the configuration's folder.
+///
+/// # Errors
+/// As [`Profile::builtin`] and [`Profile::load`].
+pub fn named(config: &Path, name: &str) -> Result<Profile, ProfileError> {
+    if name.contains('/') || name.ends_with(".toml") {
+        Profile::load(&crate::config::resolve(config, Path::new(name)))
+    } else {
+        Profile::builtin(name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use super::*;
+
+const GOOD: &str = r#"
+name = "x"
+description = "an engine"
+version = "1"
+depth = "L1"
+[[check]]
+name = "check"
+argv = ["{root}/bin/check"]
+fail_exit = [1]
+"#;
+
+fn parse(text: &str) -> Result<Profile, ProfileError> {
+    Profile::parse(Path::new("x.toml"), text)
+}
+
+fn path(text: &str) -> TreePath {
+    TreePath::parse(text.as_bytes()).expect("valid")
+}
+
+use crate::path::TreePath;
+
+#[test]
+fn every_builtin_is_accepted_and_named_as_its_file() {
+    for name in Profile::builtin_names() {
+        let profile = Profile::builtin(name).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(profile.name, name);
+        assert_eq!(profile.digest().len(), 64);
+    }
+    let error = Profile::builtin("oracle").expect_err("no such").to_string();
+    assert!(error.contains("accurev-4, generic, sqlite"), "{error}");
+}
+
+#[test]
+fn faults_of_form_tell_place_and_expectation() {
+    let error = parse(&GOOD.replace("argv", "argvv")).expect_err("unknown key").to_string();
+    assert!(
+        error.starts_with("x.toml:8:1: unknown field `argvv`, expected one of `name`, `argv`"),
+        "{error}"
+    );
+    let error = parse(&GOOD.replace("\"L1\"", "\"L9\"")).expect_err("unknown depth").to_string();
+    assert!(error.starts_with("x.toml:5:9: unknown variant `L9`"), "{error}");
+    let error = parse(&format!("{GOOD}timeout = 5")).expect_err("no unit").to_string();
+    assert!(error.starts_with("x.toml:10:11: "), "{error}");
+    let error = parse(&format!("{GOOD}must_match = ['(']")).expect_err("no regex").to_string();
+    assert!(error.contains("a regular expression was expected"), "{error}");
+    let error = parse(&format!("{GOOD}run_as = 'nobody'")).expect_err("no user").to_string();
+    assert!(error.contains("\"owner\", \"root\" or a numeric user id"), "{error}");
+}
+
+/// An operator corrects everything in one go.
+#[test]
+fn all_faults_of_meaning_come_together_with_line_column_and_key() {
+    let text = r#"
+name = "X"
+description = "an engine"
+version = "1"
+depth = "L1"
+[mark]
+kind = "none"
+begin = ["mark"]
+[copy]
+exclude = ["a{"]
+[[patch]]
+file = "../etc/passwd"
+kind = "key-value"
+key = "A B"
+values = ["{root}", "{target.fqdn}"]
+[[check]]
+name = "check"
+argv = ["{roott}", "{mark_dir}", "{var.what}", "}"]
+pass_exit = [0, 137]
+fail_exit = [0]
+inconclusive_exit = [{ code = 3, reason = "No Licence" }]
+"#;
+    let error = parse(text).expect_err("bad");
+    let ProfileError::Meaning { faults, .. } = &error else { panic!("{error}") };
+    let told: Vec<_> = faults.iter().map(|fault| (fault.line, fault.key.as_str())).collect();
+    assert_eq!(
+        told,
+        [
+            (2, "name"),
+            (8, "mark.begin"),
+            (10, "copy.exclude[0]"),
+            (12, "patch[0].file"),
+            (14, "patch[0].key"),
+            (15, "patch[0].values[0]"),
+            (18, "check[0].argv[0]"),
+            (18, "check[0].argv[1]"),
+            (18, "check[0].argv[2]"),
+            (18, "check[0].argv[3]"),
+            (19, "check[0].pass_exit[1]"),
+            (20, "check[0].fail_exit[0]"),
+            (21, "check[0].inconclusive_exit[0]"),
+        ]
+    );
+    let text = error.to_string();
+    assert!(text.contains("x.toml:18:9: check[0].argv[0]: '{roott}' is not a placeholder"), "{text}");
+}
+
+/// Damage that cannot be told makes a check that says PASS to everything.
+#[test]
+fn a_check_that_cannot_fail_is_refused() {
+    assert!(parse(GOOD).is_ok());
+    let error = parse(&GOOD.replace("fail_exit = [1]", "")).expect_err("cannot fail").to_string();
+    assert!(error.contains("a check that can fail was expected"), "{error}");
+    let error = parse(&GOOD[..GOOD.find("[[check").expect("there")]).expect_err("no check").to_string();
+    assert!(error.contains("at least one [[check]]"), "{error}");
+}
+
+#[test]
+fn placeholders_are_filled_and_lists_become_arguments() {
+    let scope = Scope {
+        roots: vec![("main".into(), "/opt/a".into()), ("data".into(), "/srv/d".into())],
+        vars: BTreeMap::from([
+            ("list".into(), Value::List(vec!["{root}/x".into(), "y".into()])),
+            ("text".into(), Value::Text("{root.data}".into())),
+        ]),
+        target: TargetNames { host: Some("t".into()), ..Default::default() },
+        ..Default::default()
+    };
+    let argv = ["{root}/bin", "{var.list}", "{{{target.host}}}", "-d{var.text}"].map(String::from);
+    assert_eq!(scope.expand_list(&argv).expect("valid"), ["/opt/a/bin", "/opt/a/x", "y", "{t}", "-d/srv/d"]);
+    assert!(matches!(scope.expand("{target.fqdn}"), Err(TemplateError::Unavailable(_))));
+    assert!(matches!(scope.expand("a{var.list}"), Err(TemplateError::ListInText(_))));
+    assert_eq!(scope.expand("{"), Err(TemplateError::Unbalanced));
+}
+
+#[test]
+fn a_repository_that_does_not_fit_hears_of_everything() {
+    let profile = Profile::builtin("sqlite").expect("built in");
+    assert_eq!(profile.bind(&BTreeMap::new(), &["main"]).expect_err("no database").len(), 1);
+    let given = BTreeMap::from([
+        ("databases".into(), Value::Text("app.db".into())),
+        ("database".into(), Value::Text("app.db".into())),
+    ]);
+    let faults = profile.bind(&given, &["main"]).expect_err("text for a list, and an unknown name");
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    let given = BTreeMap::from([("databases".into(), Value::List(vec!["../app.db".into()]))]);
+    assert!(profile.bind(&given, &["main"]).is_err());
+
+    let profile = parse(&GOOD.replace("{root}", "{root.data}")).expect("valid");
+    assert!(profile.bind(&BTreeMap::new(), &["main"]).expect_err("no root")[0].contains("'data'"));
+    assert!(profile.bind(&BTreeMap::new(), &["main", "data"]).is_ok());
+
+    let profile = Profile::builtin("generic").expect("built in");
+    assert!(profile.bind(&BTreeMap::new(), &["main"]).expect_err("no command")[0].starts_with("vars.check"));
+}
+
+#[test]
+fn live_databases_and_their_side_files_are_not_copied() {
+    let profile = Profile::builtin("sqlite").expect("built in");
+    let given = BTreeMap::from([("databases".into(), Value::List(vec!["a[1].db".into(), "d/b.db".into()]))]);
+    let vars = profile.bind(&given, &["main"]).expect("valid");
+    let rules = FileRules::new(&profile, &vars, &["*.tmp".into()]).expect("valid");
+    for excluded in
+        ["a[1].db", "a[1].db-wal", "a[1].db-shm", "a[1].db-journal", "d/b.db", "d/b.db-wal", "d/x.tmp"]
+    {
+        assert!(rules.is_excluded(&path(excluded)), "{excluded}");
+    }
+    for copied in ["a1.db", "d/a[1].db", "b.db", "d/b.db-x"] {
+        assert!(!rules.is_excluded(&path(copied)), "{copied}");
+    }
+}
+
+#[test]
+fn patterns_give_files_their_turn() {
+    let text =
+        format!("{GOOD}[copy]\nfirst = ['CURRENT', 'db/*']\nlast = ['/log/**']\nappend_only = ['**/*.ndb']");
+    let rules = FileRules::new(&parse(&text).expect("valid"), &BTreeMap::new(), &[]).expect("valid");
+    assert_eq!(rules.turn(&path("a/b/CURRENT")), Turn::First(0));
+    assert_eq!(rules.turn(&path("db/x")), Turn::First(1));
+    assert_eq!(rules.turn(&path("db/x/y")), Turn::Middle);
+    assert_eq!(rules.turn(&path("log/x/y")), Turn::Last(0));
+    assert_eq!(rules.turn(&path("a/log/x")), Turn::Middle);
+    assert!(rules.is_append_only(&path("a/b.ndb")) && rules.is_append_only(&path("b.ndb")));
+    assert!(rules.turn(&path("db/x")) < rules.turn(&path("z")));
+}
+
+#[test]
+fn accurev_leaves_out_what_only_the_live_server_may_have() {
+    let profile = Profile::builtin("accurev-4").expect("built in");
+    let rules = FileRules::new(&profile, &BTreeMap::new(), &[]).expect("valid");
+    for excluded in ["storage/site_slice/acserver.command.pause", "bin/server.port", "bin/x.pid", "a.sock"] {
+        assert!(rules.is_excluded(&path(excluded)), "{excluded}");
+    }
+    assert!(!rules.is_excluded(&path("storage/depots/amber/data/12/34/56.sto")));
+}

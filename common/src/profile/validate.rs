@@ -1,0 +1,445 @@
+//! What must hold in a profile beyond its shape, and between a profile and a repository. Everything is
+//! reported at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Check, MarkKind, Profile, Value,
+    fault::{Fault, Step, key_text, place},
+    files,
+    template::{self, Placeholder, is_name},
+};
+use crate::path::TreePath;
+
+/// Exit codes from here on are the launcher's (126, 127) or stand for a signal.
+const HIGHEST_EXIT: i32 = 125;
+
+/// Where a text with placeholders stands, which decides what may stand in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    MarkBegin,
+    MarkEnd,
+    PatchValue,
+    Check,
+    Database,
+}
+
+impl Place {
+    fn allows(self, placeholder: &Placeholder) -> bool {
+        use Placeholder as P;
+        match placeholder {
+            P::Var(_) => true,
+            P::Root | P::RootNamed(_) => matches!(self, Self::MarkBegin | Self::MarkEnd | Self::Check),
+            P::MarkDir => matches!(self, Self::MarkBegin | Self::MarkEnd),
+            P::MarkId => self == Self::MarkEnd,
+            P::Scratch => self == Self::Check,
+            P::TargetFqdn | P::TargetHost | P::TargetAddress => {
+                matches!(self, Self::PatchValue | Self::Check)
+            }
+        }
+    }
+}
+
+struct Faults<'a> {
+    profile: &'a Profile,
+    text: &'a str,
+    faults: Vec<Fault>,
+}
+
+macro_rules! way {
+    ($($step:expr),* $(,)?) => { &[$(Step::from($step)),*] };
+}
+
+/// All that is wrong with `profile`, which was read from `text`, in the order of the text.
+pub(super) fn faults(profile: &Profile, text: &str) -> Vec<Fault> {
+    let mut faults = Faults { profile, text, faults: Vec::new() };
+    faults.general();
+    faults.mark();
+    faults.files();
+    faults.changes();
+    for (index, check) in profile.checks.iter().enumerate() {
+        faults.check(index, check);
+    }
+    faults.faults.sort_by_key(|fault| (fault.line, fault.column));
+    faults.faults
+}
+
+impl Faults<'_> {
+    fn say(&mut self, way: &[Step], message: impl Into<String>) {
+        let (line, column) = place(self.text, way);
+        self.faults.push(Fault { line, column, key: key_text(way), message: message.into() });
+    }
+
+    fn expect(&mut self, holds: bool, way: &[Step], message: &str) {
+        if !holds {
+            self.say(way, message);
+        }
+    }
+
+    fn general(&mut self) {
+        let profile = self.profile;
+        let good = !profile.name.is_empty()
+            && profile
+                .name
+                .chars()
+                .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "-.".contains(it));
+        self.expect(good, way!["name"], "lower-case letters, digits, '-' and '.' were expected");
+        for (key, text) in [("description", &profile.description), ("version", &profile.version)] {
+            self.expect(is_line(text), way![key], "one line of text was expected");
+        }
+        for (name, variable) in &profile.vars {
+            let at = way!["vars", name.as_str()];
+            self.expect(is_name(name), at, "letters, digits, '-' and '_' were expected in a variable's name");
+            self.expect(
+                is_line(&variable.meaning),
+                way!["vars", name.as_str(), "meaning"],
+                "one line of text was expected",
+            );
+            if let Some(value) = &variable.default
+                && let Some(message) = value_fault(value, variable.list)
+            {
+                self.say(way!["vars", name.as_str(), "default"], message);
+            }
+        }
+        self.expect(!profile.checks.is_empty(), way!["check"], "at least one [[check]] was expected");
+        for (index, path) in profile.sandbox.visible.iter().enumerate() {
+            let good = path.is_absolute() && path.parent().is_some();
+            self.expect(
+                good,
+                way!["sandbox", "visible", index],
+                "an absolute path was expected, other than /",
+            );
+        }
+    }
+
+    fn mark(&mut self) {
+        let mark = &self.profile.mark;
+        let is_command = mark.kind == MarkKind::Command;
+        self.expect(
+            !is_command || !mark.begin.is_empty(),
+            way!["mark", "begin"],
+            "a command was expected, because kind is \"command\"",
+        );
+        let keys = [
+            ("begin", mark.begin.is_empty()),
+            ("end", mark.end.is_empty()),
+            ("must_match", mark.must_match.is_empty()),
+            ("id_pattern", mark.id_pattern.is_none()),
+            ("working_directory", mark.working_directory.is_none()),
+            ("env", mark.env.is_empty()),
+        ];
+        for (key, unset) in keys {
+            self.expect(is_command || unset, way!["mark", key], "is only for kind = \"command\"");
+        }
+        self.expect(!mark.timeout.0.is_zero(), way!["mark", "timeout"], "more than no time was expected");
+        self.argv(&mark.begin, Place::MarkBegin, &["mark", "begin"].map(Step::from));
+        self.argv(&mark.end, Place::MarkEnd, &["mark", "end"].map(Step::from));
+        self.environment(&mark.env, Place::MarkBegin, &["mark", "env"].map(Step::from));
+        if let Some(folder) = &mark.working_directory {
+            self.template(folder, Place::MarkBegin, false, way!["mark", "working_directory"]);
+        }
+        self.exits(&mark.pass_exit, &["mark", "pass_exit"].map(Step::from));
+        match (&self.profile.sqlite, mark.kind) {
+            (None, MarkKind::Sqlite) => {
+                self.say(way!["mark", "kind"], "a [sqlite] section was expected, because kind is \"sqlite\"");
+            }
+            (Some(_), MarkKind::Command | MarkKind::None) => {
+                self.say(way!["sqlite"], "is only for mark.kind = \"sqlite\"");
+            }
+            (Some(sqlite), MarkKind::Sqlite) => {
+                let at = way!["sqlite", "databases"];
+                self.expect(!sqlite.databases.is_empty(), at, "at least one database was expected");
+                for (index, path) in sqlite.databases.iter().enumerate() {
+                    let at = way!["sqlite", "databases", index];
+                    self.template(path, Place::Database, true, at);
+                    if template::placeholders(path).is_ok_and(|places| places.is_empty()) {
+                        self.path(path, at);
+                    }
+                }
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn files(&mut self) {
+        let copy = &self.profile.copy;
+        let lists = [
+            ("first", &copy.first),
+            ("last", &copy.last),
+            ("exclude", &copy.exclude),
+            ("append_only", &copy.append_only),
+        ];
+        for (key, patterns) in lists {
+            for (index, pattern) in patterns.iter().enumerate() {
+                if let Err(message) = files::glob(pattern) {
+                    self.say(way!["copy", key, index], message);
+                }
+            }
+        }
+    }
+
+    fn changes(&mut self) {
+        let mut seen = BTreeSet::new();
+        for (index, patch) in self.profile.patches.iter().enumerate() {
+            self.path(&patch.file, way!["patch", index, "file"]);
+            self.root(patch.root.as_deref(), way!["patch", index, "root"]);
+            let good = !patch.key.is_empty()
+                && !patch.key.starts_with('#')
+                && patch.key.chars().all(|it| !it.is_control() && !it.is_whitespace() && it != '=');
+            self.expect(
+                good,
+                way!["patch", index, "key"],
+                "a key without blanks, '=' or a leading '#' was expected",
+            );
+            self.expect(
+                !patch.values.is_empty(),
+                way!["patch", index, "values"],
+                "at least one value was expected",
+            );
+            for (value, text) in patch.values.iter().enumerate() {
+                self.template(text, Place::PatchValue, true, way!["patch", index, "values", value]);
+            }
+            let new = seen.insert((&patch.root, &patch.file, &patch.key));
+            self.expect(new, way!["patch", index, "key"], "is patched twice in the same file");
+        }
+        let mut seen = BTreeSet::new();
+        for (index, overlay) in self.profile.overlays.iter().enumerate() {
+            self.path(&overlay.path, way!["overlay", index, "path"]);
+            self.root(overlay.root.as_deref(), way!["overlay", index, "root"]);
+            self.reason(&overlay.missing_reason, way!["overlay", index, "missing_reason"]);
+            self.expect(
+                is_line(&overlay.meaning),
+                way!["overlay", index, "meaning"],
+                "one line of text was expected",
+            );
+            let new = seen.insert((&overlay.root, &overlay.path));
+            self.expect(new, way!["overlay", index, "path"], "is laid twice");
+        }
+    }
+
+    fn check(&mut self, index: usize, check: &Check) {
+        let key = |key: &str| [Step::from("check"), Step::from(index), Step::from(key)];
+        let earlier = &self.profile.checks[..index];
+        self.expect(is_line(&check.name), &key("name"), "one line of text was expected");
+        let new = earlier.iter().all(|other| other.name != check.name);
+        self.expect(new, &key("name"), "another check has this name");
+        self.expect(!check.argv.is_empty(), &key("argv"), "a command was expected");
+        self.argv(&check.argv, Place::Check, &key("argv"));
+        self.environment(&check.env, Place::Check, &key("env"));
+        if let Some(folder) = &check.working_directory {
+            self.template(folder, Place::Check, false, &key("working_directory"));
+        }
+        if let Some(name) = &check.for_each {
+            let is_list = self.profile.vars.get(name).is_some_and(|variable| variable.list);
+            self.expect(is_list, &key("for_each"), "the name of a variable with list = true was expected");
+        }
+        self.expect(!check.timeout.0.is_zero(), &key("timeout"), "more than no time was expected");
+        self.expect(check.output_limit >= 1024, &key("output_limit"), "at least 1024 bytes were expected");
+        self.exits(&check.pass_exit, &key("pass_exit"));
+        self.expect(!check.pass_exit.is_empty(), &key("pass_exit"), "at least one exit code was expected");
+        self.exits(&check.fail_exit, &key("fail_exit"));
+        let mut seen: BTreeSet<i32> = check.pass_exit.iter().copied().collect();
+        for (at, code) in check.fail_exit.iter().enumerate() {
+            let way = [&key("fail_exit")[..], way![at]].concat();
+            self.expect(seen.insert(*code), &way, "this exit code stands for two things");
+        }
+        for (at, rule) in check.inconclusive_exit.iter().enumerate() {
+            let way = [&key("inconclusive_exit")[..], way![at]].concat();
+            self.expect((0..=HIGHEST_EXIT).contains(&rule.code), &way, EXIT_EXPECTED);
+            self.expect(seen.insert(rule.code), &way, "this exit code stands for two things");
+            self.reason(&rule.reason, &way);
+        }
+        for (list, rules) in
+            [("fail_patterns", &check.fail_patterns), ("inconclusive_patterns", &check.inconclusive_patterns)]
+        {
+            for (at, rule) in rules.iter().enumerate() {
+                self.reason(&rule.reason, &[&key(list)[..], way![at, "reason"]].concat());
+            }
+        }
+        let can_fail = !check.fail_exit.is_empty() || !check.fail_patterns.is_empty();
+        self.expect(
+            can_fail,
+            &key("argv"),
+            "a check that can fail was expected: set fail_exit or fail_patterns",
+        );
+        let retries = check.retry_next_candidate_on.is_empty() || !self.profile.patches.is_empty();
+        self.expect(
+            retries,
+            &key("retry_next_candidate_on"),
+            "a [[patch]] was expected, whose next value can be tried",
+        );
+    }
+
+    fn argv(&mut self, argv: &[String], place: Place, way: &[Step]) {
+        for (index, text) in argv.iter().enumerate() {
+            let at = [way, way![index]].concat();
+            self.expect(!text.contains('\0'), &at, "a text without NUL was expected");
+            self.expect(index > 0 || !text.is_empty(), &at, "a program was expected");
+            self.template(text, place, true, &at);
+        }
+    }
+
+    fn environment(&mut self, env: &BTreeMap<String, String>, place: Place, way: &[Step]) {
+        for (name, value) in env {
+            let at = [way, way![name.as_str()]].concat();
+            let good = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+            self.expect(good, &at, "a name without '=' and a text without NUL were expected");
+            self.template(value, place, false, &at);
+        }
+    }
+
+    fn template(&mut self, text: &str, place: Place, list_allowed: bool, way: &[Step]) {
+        let pieces = match template::parse(text) {
+            Ok(pieces) => pieces,
+            Err(error) => return self.say(way, error.to_string()),
+        };
+        let alone = pieces.len() == 1;
+        for piece in pieces {
+            let template::Piece::Place(placeholder) = piece else {
+                continue;
+            };
+            if !place.allows(&placeholder) {
+                self.say(way, format!("{placeholder} has no value here"));
+            }
+            let Placeholder::Var(name) = &placeholder else {
+                continue;
+            };
+            let each = self.is_member(name, way);
+            match self.profile.vars.get(name) {
+                None => self.say(way, format!("{placeholder} is not declared: a [vars.{name}] was expected")),
+                Some(variable) if variable.list && !each && !(alone && list_allowed) => {
+                    self.say(
+                        way,
+                        format!("{placeholder} is a list, which can only stand alone as a whole argument"),
+                    );
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// True where `for_each` makes of a list variable one of its members.
+    fn is_member(&self, name: &str, way: &[Step]) -> bool {
+        let [Step::Key(section), Step::Index(index), ..] = way else {
+            return false;
+        };
+        let check = self.profile.checks.get(*index);
+        section == "check" && check.is_some_and(|check| check.for_each.as_deref() == Some(name))
+    }
+
+    fn path(&mut self, path: &str, way: &[Step]) {
+        let result = TreePath::parse(path.as_bytes());
+        match result {
+            Ok(path) if !path.is_root() => {}
+            Ok(_) => self.say(way, "a path relative to the root was expected"),
+            Err(fault) => {
+                self.say(way, format!("a path relative to the root was expected; this one {fault}"))
+            }
+        }
+    }
+
+    fn root(&mut self, name: Option<&str>, way: &[Step]) {
+        self.expect(name.is_none_or(is_name), way, "the name of a root was expected");
+    }
+
+    fn reason(&mut self, reason: &str, way: &[Step]) {
+        let good = reason.starts_with(|it: char| it.is_ascii_lowercase())
+            && reason.chars().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-');
+        self.expect(good, way, "a short word such as \"licence-missing\" was expected");
+    }
+
+    fn exits(&mut self, codes: &[i32], way: &[Step]) {
+        for (index, code) in codes.iter().enumerate() {
+            self.expect((0..=HIGHEST_EXIT).contains(code), &[way, way![index]].concat(), EXIT_EXPECTED);
+        }
+    }
+}
+
+const EXIT_EXPECTED: &str =
+    "an exit code from 0 to 125 was expected (what is above means a signal or no program)";
+
+fn is_line(text: &str) -> bool {
+    !text.trim().is_empty() && !text.chars().any(char::is_control)
+}
+
+fn value_fault(value: &Value, list: bool) -> Option<String> {
+    match (value, list) {
+        (Value::Text(_), true) => return Some("a list of texts was expected".into()),
+        (Value::List(_), false) => return Some("a text was expected".into()),
+        (Value::List(texts), true) if texts.is_empty() => {
+            return Some("at least one text was expected".into());
+        }
+        _ => {}
+    }
+    for text in value.texts() {
+        if text.contains('\0') {
+            return Some("a text without NUL was expected".into());
+        }
+        match template::placeholders(text) {
+            Err(error) => return Some(error.to_string()),
+            Ok(places) => {
+                if let Some(place) = places.iter().find(|place| matches!(place, Placeholder::Var(_))) {
+                    return Some(format!("{place} cannot stand in another variable's value"));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// See [`Profile::bind`].
+pub(super) fn bind(
+    profile: &Profile,
+    given: &BTreeMap<String, Value>,
+    root_names: &[&str],
+) -> Result<BTreeMap<String, Value>, Vec<String>> {
+    let mut faults = Vec::new();
+    for (name, value) in given {
+        match profile.vars.get(name) {
+            None => faults.push(format!(
+                "vars.{name}: the profile '{}' has no such variable; it has: {}",
+                profile.name,
+                profile.vars.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+            )),
+            Some(variable) => {
+                faults.extend(
+                    value_fault(value, variable.list).map(|message| format!("vars.{name}: {message}")),
+                );
+            }
+        }
+    }
+    let mut bound = BTreeMap::new();
+    for (name, variable) in &profile.vars {
+        match given.get(name).or(variable.default.as_ref()) {
+            Some(value) => {
+                bound.insert(name.clone(), value.clone());
+            }
+            None => faults.push(format!("vars.{name}: was expected: {}", variable.meaning)),
+        }
+    }
+    let mut wanted: BTreeSet<String> = BTreeSet::new();
+    let mark = &profile.mark;
+    let texts = mark.begin.iter().chain(&mark.end).chain(mark.env.values()).chain(&mark.working_directory);
+    let checks = profile.checks.iter();
+    let texts =
+        texts.chain(checks.flat_map(|it| it.argv.iter().chain(it.env.values()).chain(&it.working_directory)));
+    let texts = texts.map(String::as_str).chain(bound.values().flat_map(Value::texts).map(String::as_str));
+    for text in texts {
+        for place in template::placeholders(text).unwrap_or_default() {
+            if let Placeholder::RootNamed(name) = place {
+                wanted.insert(name);
+            }
+        }
+    }
+    wanted.extend(profile.patches.iter().filter_map(|patch| patch.root.clone()));
+    wanted.extend(profile.overlays.iter().filter_map(|overlay| overlay.root.clone()));
+    for name in wanted.iter().filter(|name| !root_names.contains(&name.as_str())) {
+        faults.push(format!("roots: a root named '{name}' was expected by the profile '{}'", profile.name));
+    }
+    if faults.is_empty()
+        && let Err(message) = profile.databases(&bound)
+    {
+        faults.push(message);
+    }
+    if faults.is_empty() { Ok(bound) } else { Err(faults) }
+}

@@ -1,0 +1,89 @@
+//! What both agents' servers share: the listening socket, TLS, health, reflection, and the end on a signal.
+
+use std::{io, net::SocketAddr};
+
+use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tonic::service::Routes;
+
+use crate::tls::{Credentials, IncomingLimits, TlsError, incoming, server_builder};
+
+/// Why an agent cannot serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("{address} cannot be listened on: {source}\nHINT: {}", listen_hint(source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Reflection cannot be set up: the build is broken.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The server broke.
+    #[error("the server ended: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// Signals cannot be waited for.
+    #[error("signals cannot be waited for: {0}")]
+    Signal(#[source] io::Error),
+}
+
+fn listen_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program has this port: stop it, or change agent.listen",
+        io::ErrorKind::AddrNotAvailable => "agent.listen must be an address of this host",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need a privilege: use another one in agent.listen"
+        }
+        _ => "check agent.listen in the configuration",
+    }
+}
+
+/// Serves what `add` adds, with health and reflection (v1 and v1alpha), until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`ServeError`].
+pub async fn run(
+    address: SocketAddr,
+    credentials: &Credentials,
+    add: impl FnOnce(Routes) -> Routes,
+) -> Result<(), ServeError> {
+    let config = credentials.server_config()?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let bound = listener.local_addr().unwrap_or(address);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(assay_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(health_service)
+        .add_service(builder().build_v1()?)
+        .add_service(builder().build_v1alpha()?);
+    let routes = add(routes);
+    let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signal);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!(address = %bound, identity = %credentials.identity(), "serving");
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to stop");
+    };
+    let connections = incoming(listener, config, IncomingLimits::default());
+    let serving = server_builder().add_routes(routes).serve_with_incoming(connections);
+    // Streams that operators watch may stay open for ever: the end is not waited for. What is on disk is sound at any
+    // instant, so there is nothing to drain that a restart would not find again.
+    tokio::select! {
+        served = serving => Ok(served?),
+        () = stop => Ok(()),
+    }
+}

@@ -1,0 +1,410 @@
+//! An agent's own certificate, its key and the CA that it trusts, checked when they are loaded.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+    server::{
+        NoServerSessionStorage, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
+use serde::Deserialize;
+use x509_parser::prelude::FromDer as _;
+
+use crate::{
+    error::{Hint, ShowPath},
+    pki::{IdentityError, PeerIdentity, Role},
+    signing::{KeyError, read_private, read_public},
+};
+
+/// Where an agent's TLS files are.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// The CA that issues every certificate that is accepted, PEM.
+    pub ca: PathBuf,
+    /// The own certificate, PEM, followed by intermediate ones where there are any.
+    pub cert: PathBuf,
+    /// Its private key, PEM, mode 0600.
+    pub key: PathBuf,
+}
+
+/// Why the own TLS files cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file cannot be read, or others can read the key.
+    #[error(transparent)]
+    File(#[from] KeyError),
+    /// No certificate in the file.
+    #[error("{} does not hold a certificate (PEM)", ShowPath(path))]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No private key in the file.
+    #[error("{} does not hold a private key (PEM) that TLS can use", ShowPath(path))]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The certificate or the CA has expired.
+    #[error("the certificate {} expired on {when}", ShowPath(path))]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// Its last moment.
+        when: Timestamp,
+    },
+    /// The certificate or the CA is not valid yet.
+    #[error("the certificate {} is valid only from {when} on", ShowPath(path))]
+    NotYetValid {
+        /// The file.
+        path: PathBuf,
+        /// Its first moment.
+        when: Timestamp,
+    },
+    /// Certificate and key are not a pair.
+    #[error("the key {} does not belong to the certificate {}", ShowPath(key), ShowPath(cert))]
+    KeyMismatch {
+        /// The certificate's file.
+        cert: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+    },
+    /// The own certificate does not say who we are.
+    #[error("{}: {source}", ShowPath(path))]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IdentityError,
+    },
+    /// The own certificate is for something else.
+    #[error("the certificate {} has the role {found}, expected {}", ShowPath(path), list(expected))]
+    WrongRole {
+        /// The file.
+        path: PathBuf,
+        /// Its role.
+        found: Role,
+        /// The roles that fit here.
+        expected: Vec<Role>,
+    },
+    /// The TLS library refuses the CA.
+    #[error("{} cannot be used as a CA: {source}", ShowPath(path))]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::server::VerifierBuilderError,
+    },
+    /// The TLS library refuses the files for another reason.
+    #[error("{}: {source}", ShowPath(path))]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+impl Hint for TlsError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::Expired { .. } => Some(
+                "issue a new certificate (`assay-target pki issue`), put it in place of the old one, \
+                 and check this host's clock"
+                    .to_owned(),
+            ),
+            Self::NotYetValid { .. } => Some("check this host's clock".to_owned()),
+            Self::KeyMismatch { .. } => Some("name the key that was made with the certificate".to_owned()),
+            Self::Identity { .. } => {
+                Some("issue one with the name urn:assay:ROLE:NAME (`assay-target pki issue`)".to_owned())
+            }
+            Self::WrongRole { expected, .. } => {
+                Some(format!("name a certificate that was issued with the role {}", list(expected)))
+            }
+            Self::NoCertificate { .. } | Self::NoKey { .. } | Self::Authority { .. } => {
+                Some("`assay-target pki init` makes a set of files that fit".to_owned())
+            }
+            Self::Library { .. } => None,
+        }
+    }
+}
+
+/// Roles for a text.
+pub(super) fn list(roles: &[Role]) -> String {
+    roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(" or ")
+}
+
+/// The own side of every connection, checked.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    roots: Arc<RootCertStore>,
+    key: Arc<SingleCertAndKey>,
+    identity: PeerIdentity,
+    not_after: Timestamp,
+    files: TlsFiles,
+}
+
+impl Credentials {
+    /// Loads and checks the files, for an agent or a command that may have one of `roles`.
+    ///
+    /// # Errors
+    /// [`TlsError`], which names the file and the remedy.
+    pub fn load(files: &TlsFiles, roles: &[Role]) -> Result<Self, TlsError> {
+        let now = Timestamp::now();
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&files.ca)? {
+            check_validity(&certificate, &files.ca, now)?;
+            roots.add(certificate).map_err(|source| TlsError::Library { path: files.ca.clone(), source })?;
+        }
+        let chain = certificates(&files.cert)?;
+        let not_after = check_validity(&chain[0], &files.cert, now)?;
+        let identity = PeerIdentity::from_certificate(&chain[0])
+            .map_err(|source| TlsError::Identity { path: files.cert.clone(), source })?;
+        if !roles.contains(&identity.role) {
+            let (path, found) = (files.cert.clone(), identity.role);
+            return Err(TlsError::WrongRole { path, found, expected: roles.to_vec() });
+        }
+        let no_key = || TlsError::NoKey { path: files.key.clone() };
+        let key = PrivateKeyDer::from_pem_slice(&read_private(&files.key)?).map_err(|_| no_key())?;
+        let key = provider().key_provider.load_private_key(key).map_err(|_| no_key())?;
+        let certified = CertifiedKey::new(chain, key);
+        certified.keys_match().map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => {
+                TlsError::KeyMismatch { cert: files.cert.clone(), key: files.key.clone() }
+            }
+            source => TlsError::Library { path: files.cert.clone(), source },
+        })?;
+        Ok(Self {
+            roots: Arc::new(roots),
+            key: Arc::new(SingleCertAndKey::from(certified)),
+            identity,
+            not_after,
+            files: files.clone(),
+        })
+    }
+
+    /// Who we are.
+    pub fn identity(&self) -> &PeerIdentity {
+        &self.identity
+    }
+
+    /// Until when the own certificate is valid.
+    pub fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// What a server needs that asks every client for a certificate with an identity.
+    ///
+    /// # Errors
+    /// [`TlsError::Authority`] or [`TlsError::Library`].
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let inner = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .build()
+            .map_err(|source| TlsError::Authority { path: self.files.ca.clone(), source })?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|source| self.library(source))?
+            .with_client_cert_verifier(Arc::new(IdentifiedClient { inner }))
+            .with_cert_resolver(Arc::clone(&self.key) as _);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// What a client needs that calls a server of the role `expected`.
+    ///
+    /// # Errors
+    /// [`TlsError::Authority`] or [`TlsError::Library`].
+    pub fn client_config(&self, expected: Role) -> Result<Arc<ClientConfig>, TlsError> {
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::clone(&self.roots), provider())
+            .build()
+            .map_err(|source| TlsError::Authority { path: self.files.ca.clone(), source })?;
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|source| self.library(source))?
+            // Its word for a verifier of one's own. This one checks more than the library's, not less.
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(ServerOfRole { inner, expected }))
+            .with_client_cert_resolver(Arc::clone(&self.key) as _);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Arc::new(config))
+    }
+
+    fn library(&self, source: rustls::Error) -> TlsError {
+        TlsError::Library { path: self.files.cert.clone(), source }
+    }
+}
+
+/// [`Credentials::load`] and [`Credentials::server_config`] in one.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn server_config(files: &TlsFiles, role: Role) -> Result<Arc<ServerConfig>, TlsError> {
+    Credentials::load(files, &[role])?.server_config()
+}
+
+/// [`Credentials::load`] and [`Credentials::client_config`] in one.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn client_config(files: &TlsFiles, own: &[Role], expected: Role) -> Result<Arc<ClientConfig>, TlsError> {
+    Credentials::load(files, own)?.client_config(expected)
+}
+
+/// Never the process's default: which one that is would depend on other libraries.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// At least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read_public(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(TlsError::NoCertificate { path: path.to_owned() }),
+    }
+}
+
+fn check_validity(der: &[u8], path: &Path, now: Timestamp) -> Result<Timestamp, TlsError> {
+    let no_certificate = || TlsError::NoCertificate { path: path.to_owned() };
+    let (_, certificate) =
+        x509_parser::certificate::X509Certificate::from_der(der).map_err(|_| no_certificate())?;
+    let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp());
+    let not_before = time(certificate.validity().not_before).map_err(|_| no_certificate())?;
+    let not_after = time(certificate.validity().not_after).map_err(|_| no_certificate())?;
+    if now < not_before {
+        return Err(TlsError::NotYetValid { path: path.to_owned(), when: not_before });
+    }
+    if now > not_after {
+        return Err(TlsError::Expired { path: path.to_owned(), when: not_after });
+    }
+    Ok(not_after)
+}
+
+/// Why a peer's certificate is refused although the CA issued it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerFault {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("the server is the {found}, expected a {expected}")]
+    WrongRole { found: PeerIdentity, expected: Role },
+}
+
+impl From<PeerFault> for rustls::Error {
+    fn from(fault: PeerFault) -> Self {
+        CertificateError::Other(OtherError(Arc::new(fault))).into()
+    }
+}
+
+/// The library's checks of a client, and that it says who it is.
+#[derive(Debug)]
+struct IdentifiedClient {
+    inner: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for IdentifiedClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
+        PeerIdentity::from_certificate(end_entity).map_err(PeerFault::from)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// The library's checks of a server, and that it has the role that we mean to call.
+#[derive(Debug)]
+struct ServerOfRole {
+    inner: Arc<WebPkiServerVerifier>,
+    expected: Role,
+}
+
+impl ServerCertVerifier for ServerOfRole {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let found = PeerIdentity::from_certificate(end_entity).map_err(PeerFault::from)?;
+        if found.role != self.expected {
+            return Err(PeerFault::WrongRole { found, expected: self.expected }.into());
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

@@ -1,0 +1,3 @@
+//! What the tests of Assay share.
+
+pub mod standin;
