@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use assay_common::{id::RunId, rpc_status::RpcFault};
@@ -115,6 +116,20 @@ impl Agent {
             .and_then(|(id, repository)| repository.context.state.run(&id).ok())
             .map(|run| (run, None))
             .ok_or_else(|| RpcFault::new(Code::NotFound, "no-such-run", "there has been no run yet"))
+    }
+
+    /// Stops all runs and waits until each has ended its mark and told the target, for `patience` at most.
+    pub async fn stop(&self, patience: Duration) {
+        let ending = self.repositories.values().filter_map(|repository| repository.current()).map(
+            |current| async move {
+                current.cancel.cancel();
+                // An error means that the run's last word has been said and nobody is left to say another.
+                drop(current.progress.subscribe().wait_for(|run| run.phase() == Phase::Done).await);
+            },
+        );
+        if tokio::time::timeout(patience, futures::future::join_all(ending)).await.is_err() {
+            tracing::warn!("a run did not end in time; its mark may still be held");
+        }
     }
 
     /// Asks a run to stop.

@@ -19,6 +19,9 @@ use crate::{
     target::Target,
 };
 
+/// How long runs may take to end when the agent is told to stop: a mark's end command, and a word to the target.
+const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Serves until a signal comes.
 ///
 /// # Errors
@@ -41,12 +44,25 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     }
     let agent = Arc::new(Agent::new(config.agent.name.clone(), contexts)?);
     for repository in agent.repositories() {
+        // An engine may hold back its own cleaning for as long as a mark is held.
+        let left_over = match repository.context.marker() {
+            Ok(mut marker) => marker.end_left_over().await.map_err(|error| error.to_string()),
+            Err(fault) => Err(fault.text()),
+        };
+        if let Err(error) = left_over {
+            tracing::error!(
+                repository = repository.context.repository.name,
+                error,
+                "a left-over mark is still held"
+            );
+        }
         if let Some(schedule) = repository.context.repository.schedule.clone() {
             tokio::spawn(schedule::run(Arc::clone(repository), schedule));
         }
     }
-    let service = SourceServiceServer::new(Source::new(agent));
+    let service = SourceServiceServer::new(Source::new(Arc::clone(&agent)));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-source starts");
     serve::run(config.agent.listen, &credentials, |router| router.add_service(service)).await?;
+    agent.stop(STOP_PATIENCE).await;
     Ok(())
 }

@@ -10,6 +10,7 @@
 //! All of it is decided under one lock, which is never held across a wait.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -110,7 +111,7 @@ impl Repository {
     ///
     /// 1. workspaces and their mounts are cleared away;
     /// 2. `latest` is pointed at the newest sealed generation (a crash between seal and link);
-    /// 3. `verified` is pointed at the newest generation that has a PASS in the ledger (a crash between verdict and link).
+    /// 3. `verified` is pointed where the ledger says (a crash between verdict and link).
     ///
     /// # Errors
     /// When the store cannot be used.
@@ -136,16 +137,7 @@ impl Repository {
             signing_key,
             active: Mutex::new(None),
         };
-        let passed = repository
-            .verdicts()
-            .filter(|(_, verdict)| verdict.outcome == Outcome::Pass)
-            .filter_map(|(_, verdict)| verdict.generation)
-            .find(|generation| repository.store.generation_path(*generation).is_dir());
-        if let Some(passed) = passed
-            && repository.store.verified().is_none_or(|verified| verified < passed)
-        {
-            repository.store.set_verified(passed)?;
-        }
+        repository.settle_verified()?;
         Ok(repository)
     }
 
@@ -186,7 +178,7 @@ impl Repository {
         self.verdicts().find(|(_, verdict)| verdict.generation == Some(generation))
     }
 
-    /// Signs a verdict, appends it to the ledger, and after a PASS moves `verified`, in this order: a `verified` without
+    /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without
     /// its verdict could never be explained. A crash in between is put right when the repository is opened. Returns id and
     /// envelope.
     ///
@@ -196,20 +188,39 @@ impl Repository {
         &self,
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
-        let mut passed = None;
-        let id = self.ledger.append(|sequence, previous| {
-            let verdict = build(sequence, previous);
-            passed = verdict.generation.filter(|_| verdict.outcome == Outcome::Pass);
-            sign_verdict(&verdict, &self.signing_key)
-        })?;
-        if let Some(passed) = passed
-            && self.store.verified().is_none_or(|verified| verified <= passed)
-        {
-            self.store.set_verified(passed)?;
-        }
+        let id = self
+            .ledger
+            .append(|sequence, previous| sign_verdict(&build(sequence, previous), &self.signing_key))?;
+        self.settle_verified()?;
         let id = id.to_string();
         let envelope = self.envelope(&id)?;
         Ok((id, envelope))
+    }
+
+    /// Points `verified` at the newest generation whose last conclusive verdict is PASS. A new generation that fails moves
+    /// nothing; a generation that passed once and fails when it is checked again is not called verified any longer.
+    fn settle_verified(&self) -> Result<(), StoreError> {
+        let mut last: BTreeMap<GenerationNumber, Outcome> = BTreeMap::new();
+        for (_, verdict) in self.verdicts() {
+            if let (Some(generation), Outcome::Pass | Outcome::Fail) = (verdict.generation, verdict.outcome) {
+                // Newest first: what came before does not count any more.
+                last.entry(generation).or_insert(verdict.outcome);
+            }
+        }
+        let passed = last
+            .iter()
+            .rev()
+            .find(|(generation, outcome)| {
+                **outcome == Outcome::Pass && self.store.generation_path(**generation).is_dir()
+            })
+            .map(|(generation, _)| *generation);
+        match (passed, self.store.verified()) {
+            (Some(passed), verified) if verified != Some(passed) => self.store.set_verified(passed),
+            (None, Some(verified)) if last.get(&verified) == Some(&Outcome::Fail) => {
+                self.store.clear_verified()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The generation that a run has sealed.

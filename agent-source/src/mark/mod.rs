@@ -8,6 +8,7 @@ mod sqlite;
 use std::path::{Path, PathBuf};
 
 use assay_common::{
+    durable::write_durable,
     error::{IoContext as _, PathError},
     path::TreePath,
     profile::{MarkKind, Profile, TemplateError, template::Scope},
@@ -94,6 +95,9 @@ impl Marker {
         };
         let mark = Mark { id, time: jiff::Timestamp::now() };
         self.scope.mark_id = Some(mark.id.clone());
+        if !self.profile.mark.end.is_empty() {
+            write_durable(&self.held_path(), mark.id.as_bytes(), 0o600)?;
+        }
         let settle = self.profile.mark.settle.0;
         if !settle.is_zero() {
             tokio::select! {
@@ -118,8 +122,28 @@ impl Marker {
     pub async fn end(&self) -> Result<(), MarkError> {
         if !self.profile.mark.end.is_empty() && self.scope.mark_id.is_some() {
             command::end(&self.profile.mark, &self.scope).await?;
+            let held = self.held_path();
+            std::fs::remove_file(&held).at("remove", &held)?;
         }
         Ok(())
+    }
+
+    /// Ends the mark of a run that was killed, if there is one.
+    ///
+    /// # Errors
+    /// When the engine's end command fails; the mark is then still noted as held.
+    pub async fn end_left_over(&mut self) -> Result<(), MarkError> {
+        if let Ok(id) = std::fs::read_to_string(self.held_path()) {
+            tracing::warn!(mark = id, "a mark was left over by a run that was killed, and is ended now");
+            self.scope.mark_id = Some(id);
+            self.end().await?;
+        }
+        Ok(())
+    }
+
+    /// Where it is noted that a mark is held: it outlives this process.
+    fn held_path(&self) -> PathBuf {
+        self.folder.with_extension("held")
     }
 
     /// Removes the mark's own files: they may be as large as the repository.

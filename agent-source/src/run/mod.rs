@@ -77,6 +77,25 @@ pub struct Context {
     pub memory_bytes: usize,
 }
 
+impl Context {
+    /// Makes the marks of this repository.
+    ///
+    /// # Errors
+    /// When the profile's databases have no valid paths.
+    pub fn marker(&self) -> Result<Marker, Fault> {
+        let repository = &self.repository;
+        let databases = repository.profile.databases(&repository.vars).map_err(Fault::configuration)?;
+        let first = &repository.header.roots[0];
+        Ok(Marker::new(
+            repository.profile.clone(),
+            repository.scope(),
+            databases,
+            (PathBuf::from(&first.live_path), first.subdirectory.clone()),
+            self.state.mark_folder(),
+        ))
+    }
+}
+
 /// One run that is under way.
 pub struct Attempt {
     context: Arc<Context>,
@@ -157,16 +176,9 @@ impl Attempt {
         let basis_known = self.prepare_basis(&mut client, &opened).await?;
 
         self.progress.phase(Phase::Marking);
-        let repository = &context.repository;
-        let first = &repository.header.roots[0];
-        let databases = repository.profile.databases(&repository.vars).map_err(Fault::configuration)?;
-        let mut marker = Marker::new(
-            repository.profile.clone(),
-            repository.scope(),
-            databases,
-            (PathBuf::from(&first.live_path), first.subdirectory.clone()),
-            context.state.mark_folder(),
-        );
+        let mut marker = context.marker()?;
+        // One that a killed run left would be in the way of this one's.
+        marker.end_left_over().await?;
         let marked = marker.begin(&self.cancel).await.map_err(Fault::from);
         let replicated = match marked {
             Err(fault) => Err(fault),

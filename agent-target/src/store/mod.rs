@@ -137,6 +137,17 @@ impl Store {
         self.point("verified", number)
     }
 
+    /// Takes `verified` away: no generation is proven good any longer.
+    ///
+    /// # Errors
+    /// When the link cannot be removed.
+    pub fn clear_verified(&self) -> Result<(), StoreError> {
+        let link = self.path.join("verified");
+        fs::remove_file(&link).at("remove", &link)?;
+        Folder::open(&self.path).and_then(|folder| folder.sync()).at("sync", &self.path)?;
+        Ok(())
+    }
+
     /// Points `latest` at a sealed generation.
     ///
     /// # Errors
