@@ -84,6 +84,13 @@ impl Fault {
     /// From the target's answer.
     fn remote(reason: &'static str, doing: &str, status: &Status) -> Self {
         let fault = fault_from_status(status);
+        let cut = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
+        if fault.reason.is_empty() && cut {
+            // No agent said this: the connection did.
+            let text = format!("{doing}: the connection to the target was lost ({})", fault.message);
+            return Self::not_run("connection-lost", text)
+                .hint("check that the target agent runs; what has arrived there is kept and not sent again");
+        }
         let reason = match status.code() {
             Code::Unavailable if reason != "not-sealed" => "target-unreachable",
             Code::PermissionDenied | Code::Unauthenticated => "target-refused",

@@ -172,6 +172,7 @@ impl Receiver {
         if !wanted.is_empty() {
             self.wanted.insert(offer.batch, wanted);
         }
+        self.places.settle()?;
         Ok(TransferResponse { batch: offer.batch, wanted: bitmap, stored: false })
     }
 
@@ -370,7 +371,7 @@ impl Receiver {
         self.outstanding_bytes -= expected;
         self.stats.received += pieces.len() as u64;
         self.stats.received_bytes += expected;
-        Ok(())
+        Ok(self.places.settle()?)
     }
 
     /// Writes verified pieces that lie side by side in one content.

@@ -45,6 +45,10 @@ impl PlaceReader {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, place)
     }
 
+    pub(super) fn settle(&self) -> Result<(), IndexError> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).settle()
+    }
+
     pub(super) fn flush(&self) -> Result<(), IndexError> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner).flush()
     }

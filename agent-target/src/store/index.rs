@@ -4,7 +4,12 @@
 //! not match. So the index may lose entries (a crash, a pruned generation, a deleted file) without any harm but a chunk
 //! that is sent again, and it needs no reference counts and no garbage collection that could race a run.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read as _, Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
 
 use assay_common::digest::ContentDigest;
 use redb::{Database, ReadableDatabase as _, TableDefinition};
@@ -19,6 +24,8 @@ const CACHE_BYTES: usize = 48 * 1024 * 1024;
 /// Places that wait in memory for the next write: few enough to be cheap, many enough to make a write worth its while.
 const RECENT_PLACES: usize = 16 * 1024;
 const PLACE_BYTES: usize = 28;
+/// A place with its digest, as it stands in the journal.
+const RECORD_BYTES: usize = 32 + PLACE_BYTES;
 
 /// A content as the stream of one run knew it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,14 +88,20 @@ impl Place {
 #[error("the chunk index {path}: {source}")]
 pub struct IndexError {
     path: String,
-    source: redb::Error,
+    source: Box<redb::Error>,
 }
 
 /// The index of one repository.
+///
+/// Places that are not in the database yet are in a journal beside it, written without waiting for the disk: it makes what
+/// had arrived survive a kill of the agent. After a power cut its end may be missing, or point at bytes that are not there:
+/// hints, all of them.
 pub struct ChunkIndex {
     database: Database,
     path: String,
     recent: HashMap<ContentDigest, Place>,
+    journal: File,
+    unwritten: Vec<u8>,
 }
 
 impl ChunkIndex {
@@ -103,20 +116,38 @@ impl ChunkIndex {
             drop(std::fs::remove_file(path));
             open()
         });
+        let journal_path = journal_path(path);
         let path = path.display().to_string();
-        let database = database.map_err(|error| IndexError { path: path.clone(), source: error.into() })?;
-        let index = Self { database, path, recent: HashMap::new() };
+        let failed = |source: redb::Error| IndexError { path: path.clone(), source: Box::new(source) };
+        let database = database.map_err(|error| failed(error.into()))?;
+        let mut journal = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .append(true)
+            .open(journal_path)
+            .map_err(|error| failed(error.into()))?;
+        let mut bytes = Vec::new();
+        journal.read_to_end(&mut bytes).map_err(|error| failed(error.into()))?;
+        let records = bytes.chunks_exact(RECORD_BYTES).map(|record| {
+            let (digest, place) = record.split_at(32);
+            let digest = ContentDigest(digest.try_into().expect("a digest is 32 bytes"));
+            (digest, Place::decode(place.try_into().expect("the rest is a place")))
+        });
+        let recent = records.collect();
+        let mut index = Self { database, path, recent, journal, unwritten: Vec::new() };
         index.wrapped(|| {
             let transaction = index.database.begin_write()?;
             transaction.open_table(CHUNKS)?;
             transaction.open_table(CONTENTS)?;
             Ok(transaction.commit()?)
         })?;
+        index.flush()?;
         Ok(index)
     }
 
     fn wrapped<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, IndexError> {
-        work().map_err(|source| IndexError { path: self.path.clone(), source })
+        work().map_err(|source| IndexError { path: self.path.clone(), source: Box::new(source) })
     }
 
     /// Looks up many digests at once; the answers come in the order of the questions.
@@ -143,7 +174,18 @@ impl ChunkIndex {
     /// When the database cannot be written to.
     pub fn insert(&mut self, digest: ContentDigest, place: Place) -> Result<(), IndexError> {
         self.recent.insert(digest, place);
+        self.unwritten.extend_from_slice(&digest.0);
+        self.unwritten.extend_from_slice(&place.encode());
         if self.recent.len() >= RECENT_PLACES { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes what was noted since the last call to the journal, so that a kill does not lose it.
+    ///
+    /// # Errors
+    /// When the journal cannot be written to.
+    pub fn settle(&mut self) -> Result<(), IndexError> {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        self.wrapped(|| Ok((&self.journal).write_all(&unwritten)?))
     }
 
     /// Writes what waits in memory, durably.
@@ -164,8 +206,13 @@ impl ChunkIndex {
                     table.insert(&digest.0, &place.encode())?;
                 }
             }
-            Ok(transaction.commit()?)
-        })
+            transaction.commit()?;
+            // What the journal says is in the database now.
+            self.journal.set_len(0)?;
+            Ok((&self.journal).rewind()?)
+        })?;
+        self.unwritten.clear();
+        Ok(())
     }
 
     /// Notes under which paths the contents of a generation went into its tree.
@@ -202,9 +249,32 @@ impl ChunkIndex {
     }
 }
 
+fn journal_path(index: &Path) -> PathBuf {
+    index.with_extension("journal")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What was settled is there after a kill, though the database was never written; half a record is not.
+    #[test]
+    fn settled_places_survive_a_kill() {
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("index.redb");
+        let place =
+            Place { key: ContentKey { generation: 1, session: 1, content: 1 }, offset: 0, bytes: 3 };
+        let mut index = ChunkIndex::open_or_create(&path).expect("new");
+        index.insert(ContentDigest::of(b"settled"), place).expect("insert");
+        index.settle().expect("settle");
+        index.insert(ContentDigest::of(b"not settled"), place).expect("insert");
+        drop(index);
+        File::options().append(true).open(journal_path(&path)).expect("open").write_all(b"half").expect("write");
+        let index = ChunkIndex::open_or_create(&path).expect("again");
+        let found = index.find(&[ContentDigest::of(b"settled"), ContentDigest::of(b"not settled")]);
+        assert_eq!(found.expect("find"), [Some(place), None]);
+        assert_eq!(std::fs::metadata(journal_path(&path)).expect("stat").len(), 0);
+    }
 
     #[test]
     fn places_survive_a_restart_and_a_damaged_index_is_made_anew() {
