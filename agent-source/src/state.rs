@@ -173,7 +173,7 @@ impl RepositoryState {
         json::from_json("Run", &text).map_err(|source| StateError::Content { path, source })
     }
 
-    /// Forgets the oldest runs beyond [`KEPT_RUNS`].
+    /// Forgets the oldest runs beyond `KEPT_RUNS`.
     pub fn forget_old_runs(&self) {
         for id in self.run_ids().unwrap_or_default().into_iter().skip(KEPT_RUNS) {
             drop(fs::remove_file(self.run_path(&id)));

@@ -85,10 +85,9 @@ fn copy_database(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
     to.pragma_update(None, "journal_mode", "off")?;
     let backup = Backup::new(&from, &mut to)?;
     for _ in 0..TRIES {
-        match backup.step(-1)? {
-            StepResult::Done => return Ok(Some(backup.progress().pagecount)),
-            // Busy or locked: a writer in rollback-journal mode is in the middle of its commit.
-            _ => {}
+        // Busy or locked otherwise: a writer in rollback-journal mode is in the middle of its commit.
+        if backup.step(-1)? == StepResult::Done {
+            return Ok(Some(backup.progress().pagecount));
         }
     }
     Ok(None)

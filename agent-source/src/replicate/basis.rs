@@ -161,14 +161,15 @@ impl BasisFolder {
 
 /// The entries of a basis with how they looked, in order.
 pub struct BasisReader {
-    source: Option<(ManifestReader<BufReader<File>>, Option<BufReader<File>>)>,
+    manifest: Option<ManifestReader<BufReader<File>>>,
+    seen: Option<BufReader<File>>,
     next: Option<(Entry, Option<Seen>)>,
 }
 
 impl BasisReader {
     /// A basis without entries.
     pub fn empty() -> Self {
-        Self { source: None, next: None }
+        Self { manifest: None, seen: None, next: None }
     }
 
     /// Reads the basis in `folder`.
@@ -179,14 +180,14 @@ impl BasisReader {
         let manifest =
             ManifestReader::open(BufReader::with_capacity(256 * 1024, File::open(folder.manifest())?))?;
         let seen = File::open(folder.seen()).ok().map(|file| BufReader::with_capacity(64 * 1024, file));
-        let mut reader = Self { source: Some((manifest, seen)), next: None };
+        let mut reader = Self { manifest: Some(manifest), seen, next: None };
         reader.advance()?;
         Ok(reader)
     }
 
     /// The header of its manifest.
     pub fn header(&self) -> Option<&Header> {
-        self.source.as_ref().map(|(manifest, _)| manifest.header())
+        self.manifest.as_ref().map(ManifestReader::header)
     }
 
     /// The next entry.
@@ -205,17 +206,14 @@ impl BasisReader {
     }
 
     fn advance(&mut self) -> Result<(), ManifestError> {
-        self.next = match &mut self.source {
-            None => None,
-            Some((manifest, seen)) => match manifest.next_entry()? {
-                None => None,
-                Some(entry) => {
-                    let mut record = [0; SEEN_BYTES];
-                    let known = seen.as_mut().is_some_and(|seen| seen.read_exact(&mut record).is_ok());
-                    Some((entry, known.then(|| Seen::decode(&record))))
-                }
-            },
-        };
+        self.next = None;
+        if let Some(manifest) = &mut self.manifest
+            && let Some(entry) = manifest.next_entry()?
+        {
+            let mut record = [0; SEEN_BYTES];
+            let known = self.seen.as_mut().is_some_and(|seen| seen.read_exact(&mut record).is_ok());
+            self.next = Some((entry, known.then(|| Seen::decode(&record))));
+        }
         Ok(())
     }
 }

@@ -243,8 +243,10 @@ fn run_threads(
         drop(job_queue);
         let compared = compare::compare(plan, early, &steps, &jobs, counters, stop);
         drop((steps, jobs));
-        let read: Result<(), ReadError> =
-            readers.into_iter().map(|reader| reader.join().expect("readers do not panic")).collect();
+        let mut read = Ok(());
+        for reader in readers {
+            read = read.and(reader.join().expect("readers do not panic"));
+        }
         (compared, spooler.join().expect("the spooler does not panic"), read)
     });
     read?;

@@ -84,7 +84,8 @@ impl Fault {
     /// From the target's answer.
     fn remote(reason: &'static str, doing: &str, status: &Status) -> Self {
         let fault = fault_from_status(status);
-        let cut = matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
+        let cut =
+            matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
         if fault.reason.is_empty() && cut {
             // No agent said this: the connection did.
             let text = format!("{doing}: the connection to the target was lost ({})", fault.message);

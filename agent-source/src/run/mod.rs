@@ -1,4 +1,4 @@
-//! One run, from its trigger to its verdict. Read [`Attempt::go`] first: it is the whole story.
+//! One run, from its trigger to its verdict. Read `Attempt::go` first: it is the whole story.
 
 mod fault;
 mod progress;

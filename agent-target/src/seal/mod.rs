@@ -2,7 +2,7 @@
 //!
 //! 1. [`Draft`]: the base's manifest and the source's steps become `staging/N/manifest`, validated entry by entry, beside
 //!    a plan that says where each entry comes from. Its root digest must be the one that the source signed.
-//! 2. [`verify_contents`]: every new content is read back from disk and compared with its digest and length.
+//! 2. `verify_contents`: every new content is read back from disk and compared with its digest and length.
 //! 3. [`build_tree`]: folders are made, kept files linked from the base, new ones moved in, metadata set.
 //! 4. `manifest.b3` and `record.json` are written beside the tree.
 //! 5. [`Store::publish`]: flush, rename, flush.
@@ -302,15 +302,4 @@ fn named(path: &TreePath, source: std::io::Error) -> SealError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn b3sum_lines_escape_as_b3sum_does() {
-        let entry = |path: &[u8]| Entry { path: path.to_vec(), digest: vec![0xab; 32], ..Default::default() };
-        let hex = "ab".repeat(32);
-        assert_eq!(b3sum_line(&entry(b"a b")), Some(format!("{hex}  tree/a b\n")));
-        assert_eq!(b3sum_line(&entry(b"a\n\\b")), Some(format!("\\{hex}  tree/a\\n\\\\b\n")));
-        assert_eq!(b3sum_line(&entry(b"a\xff")), None);
-    }
-}
+mod tests;

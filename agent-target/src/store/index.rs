@@ -262,14 +262,18 @@ mod tests {
     fn settled_places_survive_a_kill() {
         let folder = tempfile::tempdir().expect("temp");
         let path = folder.path().join("index.redb");
-        let place =
-            Place { key: ContentKey { generation: 1, session: 1, content: 1 }, offset: 0, bytes: 3 };
+        let place = Place { key: ContentKey { generation: 1, session: 1, content: 1 }, offset: 0, bytes: 3 };
         let mut index = ChunkIndex::open_or_create(&path).expect("new");
         index.insert(ContentDigest::of(b"settled"), place).expect("insert");
         index.settle().expect("settle");
         index.insert(ContentDigest::of(b"not settled"), place).expect("insert");
         drop(index);
-        File::options().append(true).open(journal_path(&path)).expect("open").write_all(b"half").expect("write");
+        File::options()
+            .append(true)
+            .open(journal_path(&path))
+            .expect("open")
+            .write_all(b"half")
+            .expect("write");
         let index = ChunkIndex::open_or_create(&path).expect("again");
         let found = index.find(&[ContentDigest::of(b"settled"), ContentDigest::of(b"not settled")]);
         assert_eq!(found.expect("find"), [Some(place), None]);

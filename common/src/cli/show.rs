@@ -99,7 +99,11 @@ pub fn run(run: &Run) -> String {
 pub fn sent(counts: &v1::Counts) -> String {
     if counts.total_bytes == 0 {
         // The run ended before its manifest was complete.
-        return format!("sent {} before it ended; read {} files", bytes(counts.bytes_sent), counts.files_read);
+        return format!(
+            "sent {} before it ended; read {} files",
+            bytes(counts.bytes_sent),
+            counts.files_read
+        );
     }
     let mut text = format!(
         "sent {} of {} ({} over the wire); read {} files, kept {} entries",
