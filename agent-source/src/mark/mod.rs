@@ -5,9 +5,14 @@
 mod command;
 mod sqlite;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use assay_common::{
+    confined::Folder,
+    digest::ContentDigest,
     durable::write_durable,
     error::{IoContext as _, PathError},
     path::TreePath,
@@ -17,6 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use command::CommandError;
 pub use sqlite::SqliteError;
+
+/// A trace is a small file; of a larger one the front tells enough.
+const MAX_TRACE_BYTES: u64 = 1024 * 1024;
 
 /// A mark that holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +51,12 @@ pub enum MarkError {
     /// The folder for the mark's files.
     #[error(transparent)]
     Io(#[from] PathError),
+    /// Another mark was made while the copy was.
+    #[error("another mark was made while the copy was under way: {path} has changed since ours")]
+    Foreign {
+        /// The file that tells.
+        path: String,
+    },
     /// The run was cancelled meanwhile.
     #[error("the run was cancelled while the mark was made")]
     Cancelled,
@@ -56,6 +70,8 @@ pub struct Marker {
     /// First root, live; and the folder of the tree that it is.
     first_root: (PathBuf, String),
     folder: PathBuf,
+    /// Digests of the profile's traces right after the mark; `None` for one that is not there.
+    traces: Vec<Option<ContentDigest>>,
 }
 
 impl Marker {
@@ -68,7 +84,7 @@ impl Marker {
         folder: PathBuf,
     ) -> Self {
         scope.mark_dir = Some(folder.join(&first_root.1));
-        Self { profile, scope, databases, first_root, folder }
+        Self { profile, scope, databases, first_root, folder, traces: Vec::new() }
     }
 
     /// Makes the mark, then waits for the profile's settle time.
@@ -98,6 +114,7 @@ impl Marker {
         if !self.profile.mark.end.is_empty() {
             write_durable(&self.held_path(), mark.id.as_bytes(), 0o600)?;
         }
+        self.traces = self.read_traces();
         let settle = self.profile.mark.settle.0;
         if !settle.is_zero() {
             tokio::select! {
@@ -106,6 +123,30 @@ impl Marker {
             }
         }
         Ok(mark)
+    }
+
+    /// Makes sure that the mark is still the engine's last one.
+    ///
+    /// # Errors
+    /// When a trace has changed since.
+    pub fn still_holds(&self) -> Result<(), MarkError> {
+        let changed = self.read_traces().iter().zip(&self.traces).position(|(now, then)| now != then);
+        match changed.and_then(|index| self.profile.mark.traces.get(index)) {
+            Some(path) => Err(MarkError::Foreign { path: path.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn read_traces(&self) -> Vec<Option<ContentDigest>> {
+        let root = Folder::open(&self.first_root.0).ok();
+        let digest = |path: &String| {
+            let path = TreePath::parse(path.as_bytes()).ok()?;
+            let mut content = Vec::new();
+            let file = root.as_ref()?.open_file_below(&path).ok()?;
+            file.take(MAX_TRACE_BYTES).read_to_end(&mut content).ok()?;
+            Some(ContentDigest::of(&content))
+        };
+        self.profile.mark.traces.iter().map(digest).collect()
     }
 
     /// The folder of the mark's own files, when the mark has some.

@@ -144,6 +144,8 @@ impl From<MarkError> for Fault {
     fn from(error: MarkError) -> Self {
         match error {
             MarkError::Cancelled => Self::cancelled(),
+            MarkError::Foreign { .. } => Self::not_run("foreign-mark", error.to_string())
+                .hint("nothing but this agent may make marks of the repository: look for another backup job"),
             error => Self::not_run("mark-failed", error.to_string())
                 .hint("run the profile's mark command by hand as the agent's user; nothing was copied"),
         }

@@ -190,6 +190,10 @@ impl Attempt {
                 replicated.map(|replicated| (mark, replicated))
             }
         };
+        let replicated = replicated.and_then(|done| {
+            marker.still_holds()?;
+            Ok(done)
+        });
         // The mark is held for as long as it is read under, and ended on every way out.
         let ended = marker.end().await;
         marker.discard_files();

@@ -165,6 +165,10 @@ pub struct Mark {
     /// The exit codes of a command that did its work.
     #[serde(default = "zero")]
     pub pass_exit: Vec<i32>,
+    /// Files, relative to the first root, that only a mark changes. When one has changed by the end of the copy, another
+    /// mark was made meanwhile and the run is void.
+    #[serde(default)]
+    pub traces: Vec<String>,
 }
 
 impl Default for Mark {
@@ -180,6 +184,7 @@ impl Default for Mark {
             id_pattern: None,
             must_match: Vec::new(),
             pass_exit: zero(),
+            traces: Vec::new(),
         }
     }
 }

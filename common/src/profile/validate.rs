@@ -139,6 +139,14 @@ impl Faults<'_> {
             self.template(folder, Place::MarkBegin, false, way!["mark", "working_directory"]);
         }
         self.exits(&mark.pass_exit, &["mark", "pass_exit"].map(Step::from));
+        for trace in &mark.traces {
+            let valid = TreePath::parse(trace.as_bytes()).is_ok_and(|path| !path.is_root());
+            self.expect(
+                valid,
+                way!["mark", "traces"],
+                "paths of files, relative to the first root, were expected",
+            );
+        }
         match (&self.profile.sqlite, mark.kind) {
             (None, MarkKind::Sqlite) => {
                 self.say(way!["mark", "kind"], "a [sqlite] section was expected, because kind is \"sqlite\"");
