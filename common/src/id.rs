@@ -2,10 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 
-/// A run, for example `20261122T224501Z-7f3a9c`: when it was triggered, and six hexadecimal digits against two in a second.
+/// A run, for example `20261122T224501Z-7f3a9c`: when it was triggered, the hexadecimal digits being the fraction of the
+/// second. So ids sort by time, and an agent, which triggers one run of a repository at a time, never gives one twice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
@@ -13,8 +13,9 @@ pub struct RunId(String);
 impl RunId {
     /// A new id for a run that starts now.
     pub fn generate(now: jiff::Timestamp) -> Self {
-        let random: u32 = rand::rng().random_range(0..0x0100_0000);
-        Self(format!("{}-{random:06x}", now.strftime("%Y%m%dT%H%M%SZ")))
+        let nanoseconds = now.as_nanosecond().rem_euclid(1_000_000_000);
+        let fraction = (nanoseconds << 24) / 1_000_000_000;
+        Self(format!("{}-{fraction:06x}", now.strftime("%Y%m%dT%H%M%SZ")))
     }
 
     /// The text.
@@ -110,6 +111,16 @@ mod tests {
         {
             assert_eq!(text.parse::<RunId>(), Err(IdFault));
         }
+    }
+
+    /// Lists and "the newest" go by the order of ids.
+    #[test]
+    fn run_ids_sort_by_time() {
+        let times = [(5, 0), (5, 60), (5, 500_000_000), (5, 999_999_999), (6, 0), (6, 1_000)];
+        let ids = times.map(|(second, nanosecond)| {
+            RunId::generate(jiff::Timestamp::new(second, nanosecond).expect("a time"))
+        });
+        assert!(ids.is_sorted_by(|left, right| left < right), "{ids:?}");
     }
 
     #[test]
