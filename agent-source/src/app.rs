@@ -62,7 +62,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     }
     let service = SourceServiceServer::new(Source::new(Arc::clone(&agent)));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-source starts");
-    serve::run(config.agent.listen, &credentials, |router| router.add_service(service)).await?;
+    serve::run(config.agent.listen, &credentials, &["assay.v1.SourceService"], |router| {
+        router.add_service(service)
+    })
+    .await?;
     agent.stop(STOP_PATIENCE).await;
     Ok(())
 }

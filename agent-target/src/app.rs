@@ -39,9 +39,12 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
-    serve::run(config.agent.listen, &credentials, |router| {
-        router.add_service(replication).add_service(operator)
-    })
+    serve::run(
+        config.agent.listen,
+        &credentials,
+        &["assay.v1.ReplicationService", "assay.v1.TargetService"],
+        |router| router.add_service(replication).add_service(operator),
+    )
     .await?;
     Ok(())
 }

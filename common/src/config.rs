@@ -72,9 +72,11 @@ pub fn parse<T: de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Conf
     })
 }
 
-/// A file named in a configuration: relative names start at the folder of the configuration file.
+/// A file named in a configuration, as an absolute path: relative names start at the folder of the configuration file.
 pub fn resolve(config: &Path, file: &Path) -> PathBuf {
-    config.parent().unwrap_or(Path::new(".")).join(file)
+    let path = config.parent().unwrap_or(Path::new(".")).join(file);
+    // It fails without a current folder only; then the relative path is as good as any.
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// A length of time with its unit, as in `"1h 30m"`.

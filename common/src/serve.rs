@@ -44,13 +44,14 @@ fn listen_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Serves what `add` adds, with health and reflection (v1 and v1alpha), until SIGTERM or SIGINT.
+/// Serves what `add` adds, the services called `names`, with health and reflection (v1 and v1alpha), until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// [`ServeError`].
 pub async fn run(
     address: SocketAddr,
     credentials: &Credentials,
+    names: &[&str],
     add: impl FnOnce(Routes) -> Routes,
 ) -> Result<(), ServeError> {
     let config = credentials.server_config()?;
@@ -60,9 +61,14 @@ pub async fn run(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     let builder = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(assay_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The details of errors, so that grpcurl can print them.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name("grpc.health.v1.Health");
+        // The contract has services of both agents: only this one's are named.
+        names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     };
     let routes = Routes::new(health_service)
         .add_service(builder().build_v1()?)
