@@ -196,3 +196,53 @@ impl Marker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marker(folder: &Path, mark: &str) -> Marker {
+        let text = format!(
+            "name = \"test\"\ndescription = \"x\"\nversion = \"1\"\ndepth = \"L0\"\n[mark]\nkind = \"command\"\n{mark}\n\
+             [[check]]\nname = \"list\"\nargv = [\"ls\"]\nfail_exit = [1]\n"
+        );
+        let profile = Profile::parse(Path::new("test.toml"), &text).expect("valid");
+        let live = folder.join("live");
+        std::fs::create_dir_all(&live).expect("mkdir");
+        let scope = Scope { roots: vec![("main".into(), live.clone())], ..Default::default() };
+        Marker::new(profile, scope, Vec::new(), (live, String::new()), folder.join("mark"))
+    }
+
+    /// A foreign mark that appears while ours is held voids the run; everything else that changes does not.
+    #[tokio::test]
+    async fn a_foreign_mark_is_seen() {
+        let folder = tempfile::tempdir().expect("temp");
+        let mark = "begin = [\"sh\", \"-c\", \"echo ours > trace\"]\ntraces = [\"trace\", \"not/there\"]";
+        let mut marker = marker(folder.path(), mark);
+        marker.begin(&CancellationToken::new()).await.expect("mark");
+        marker.still_holds().expect("nothing has changed");
+        std::fs::write(folder.path().join("live/other"), "work goes on").expect("write");
+        marker.still_holds().expect("only other files have changed");
+        std::fs::write(folder.path().join("live/trace"), "theirs").expect("write");
+        assert!(matches!(marker.still_holds(), Err(MarkError::Foreign { path }) if path == "trace"));
+    }
+
+    /// A mark is ended once, by its own id; one that a killed run left is ended by the next.
+    #[tokio::test]
+    async fn a_mark_that_was_left_over_is_ended() {
+        let folder = tempfile::tempdir().expect("temp");
+        let mark = "begin = [\"echo\", \"mark 7\"]\nend = [\"sh\", \"-c\", \"echo ended {mark_id} >> log\"]";
+        let log = || std::fs::read_to_string(folder.path().join("live/log")).unwrap_or_default();
+        let mut killed = marker(folder.path(), mark);
+        killed.begin(&CancellationToken::new()).await.expect("mark");
+        drop(killed);
+        let mut next = marker(folder.path(), mark);
+        next.end_left_over().await.expect("ended");
+        assert_eq!(log(), "ended mark 7\n");
+        let mut third = marker(folder.path(), mark);
+        third.end_left_over().await.expect("nothing to do");
+        third.begin(&CancellationToken::new()).await.expect("mark");
+        third.end().await.expect("ended");
+        assert_eq!(log(), "ended mark 7\nended mark 7\n");
+    }
+}

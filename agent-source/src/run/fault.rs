@@ -11,7 +11,7 @@ use assay_common::{
 use tonic::{Code, Status};
 
 use crate::{
-    mark::MarkError,
+    mark::{CommandError, MarkError},
     replicate::{ReplicateError, reader::ReadError, spool::SpoolError, transfer::TransferError},
     state::StateError,
 };
@@ -143,7 +143,7 @@ impl From<StateError> for Fault {
 impl From<MarkError> for Fault {
     fn from(error: MarkError) -> Self {
         match error {
-            MarkError::Cancelled => Self::cancelled(),
+            MarkError::Cancelled | MarkError::Command(CommandError::Cancelled { .. }) => Self::cancelled(),
             MarkError::Foreign { .. } => Self::not_run("foreign-mark", error.to_string())
                 .hint("nothing but this agent may make marks of the repository: look for another backup job"),
             error => Self::not_run("mark-failed", error.to_string())

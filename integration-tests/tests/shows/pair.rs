@@ -1,0 +1,348 @@
+//! Two real agents on loopback, with a counting proxy between them.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use assay_common::pki::{Party, PkiOptions, init_pki};
+
+/// How long something may take that should take a moment: patience for a busy machine, not a measurement.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Done {
+    /// Its exit code.
+    pub(crate) code: i32,
+    /// Its standard output.
+    pub(crate) stdout: String,
+    /// Its standard error.
+    pub(crate) stderr: String,
+}
+
+/// A source and a target agent, everything in one folder that goes away with it.
+pub(crate) struct Pair {
+    folder: tempfile::TempDir,
+    ports: (u16, u16),
+    agents: Mutex<HashMap<String, Child>>,
+    wire: Arc<AtomicU64>,
+}
+
+/// Parses JSON that must be some.
+pub(crate) fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// The referee: rsync, which prints what it would have to change.
+pub(crate) fn rsync_finds_no_difference(source: &Path, copy: &Path) {
+    let output = Command::new("rsync")
+        .args(["-aHAXn", "--checksum", "--delete", "--itemize-changes"])
+        .args([format!("{}/", source.display()), format!("{}/", copy.display())])
+        .output()
+        .expect("rsync is installed by ./test");
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // Of devices and sockets rsync says what it does not compare, on standard output, only when it would make them.
+    assert!(output.status.success() && out.is_empty() && errors.is_empty(), "rsync says:\n{out}{errors}");
+}
+
+pub(crate) fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("own path");
+    let folder = test.ancestors().nth(2).expect("target/debug/deps/test");
+    let program = folder.join(name);
+    assert!(program.exists(), "{} is not built: run cargo build --workspace first", program.display());
+    program
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
+impl Pair {
+    /// Agents for a plain tree of `roots` folders, whose check lists the copy.
+    pub(crate) fn plain(roots: usize) -> Self {
+        Self::new(roots, "generic", "vars = { check = [\"ls\", \"-la\"] }\nmax_drop_percent = 100\n", "")
+    }
+
+    /// Agents for an engine with a built-in profile, rooted in `root0`.
+    pub(crate) fn engine(profile: &str, repository_keys: &str) -> Self {
+        Self::new(1, profile, repository_keys, "")
+    }
+
+    /// Agents whose mark command says that it waits, and waits for a line from a FIFO.
+    pub(crate) fn with_blocking_mark() -> Self {
+        let profile = r#"
+            name = "blocking"
+            description = "a mark that waits"
+            version = "1"
+            depth = "L0"
+            [mark]
+            kind = "command"
+            begin = ["sh", "-c", "touch ../mark-waits; read line < ../mark-fifo; echo $line"]
+            [[check]]
+            name = "list"
+            argv = ["ls", "-la", "{root}"]
+            fail_exit = [1, 2]
+        "#;
+        Self::new(1, "profile.toml", "", profile)
+    }
+
+    fn new(roots: usize, profile: &str, source_keys: &str, profile_text: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("assay-test-").tempdir().expect("temp");
+        let path = |name: &str| folder.path().join(name);
+        let party = |name: &str| Party { name: name.to_owned(), hosts: vec!["127.0.0.1".to_owned()] };
+        let day = Duration::from_secs(24 * 3600);
+        let options = PkiOptions {
+            organisation: "Test".to_owned(),
+            source: party("source"),
+            target: party("target"),
+            operator: Party { name: "operator".to_owned(), hosts: Vec::new() },
+            validity: day,
+            ca_validity: day,
+        };
+        init_pki(&path("pki"), &options, jiff::Timestamp::now()).expect("pki");
+        if !profile_text.is_empty() {
+            fs::write(path("profile.toml"), profile_text).expect("write");
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                path("mark-fifo"),
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::from_raw_mode(0o600),
+                0,
+            )
+            .expect("mkfifo");
+        }
+        let (source_port, target_port) = (free_port(), free_port());
+        let (proxy_port, wire) = proxy(target_port);
+        let tls = |role: &str| {
+            format!(
+                "[tls]\nca = \"pki/ca.crt\"\ncert = \"pki/{role}.crt\"\nkey = \"pki/{role}.key\"\n\
+                 [operator]\ncert = \"pki/operator.crt\"\nkey = \"pki/operator.key\"\n"
+            )
+        };
+        let mut source = format!(
+            "[agent]\nname = \"source\"\nlisten = \"127.0.0.1:{source_port}\"\nstate = \"state\"\n\
+             signing_key = \"pki/source-signing.key\"\n{}[target]\nurl = \"https://127.0.0.1:{proxy_port}\"\n\
+             signing_key = \"pki/target-signing.pub\"\n[[repository]]\nname = \"repo\"\nprofile = {profile:?}\n{source_keys}",
+            tls("source")
+        );
+        for root in 0..roots {
+            fs::create_dir(path(&format!("root{root}"))).expect("mkdir");
+            let live = path(&format!("root{root}"));
+            source.push_str(&format!("[[repository.root]]\nname = \"root{root}\"\npath = {live:?}\n"));
+        }
+        fs::write(path("source.toml"), source).expect("write");
+        let vars = source_keys.lines().find(|line| line.starts_with("vars")).unwrap_or_default();
+        let target = format!(
+            "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = \"store\"\n\
+             signing_key = \"pki/target-signing.key\"\n{}[[repository]]\nname = \"repo\"\nsource = \"source\"\n\
+             source_key = \"pki/source-signing.pub\"\nprofile = {profile:?}\n{vars}\n",
+            tls("target")
+        );
+        fs::write(path("target.toml"), target).expect("write");
+        let pair = Self { folder, ports: (source_port, target_port), agents: Mutex::default(), wire };
+        pair.start("target");
+        pair.start("source");
+        pair
+    }
+
+    /// Starts an agent and waits until it serves.
+    pub(crate) fn start(&self, role: &str) {
+        self.spawn(&format!("assay-{role}"), role);
+        let name = format!("assay-{role}");
+        self.eventually("the agent serves", || self.command(&name, role, &["status"]).code == 0);
+    }
+
+    /// Kills an agent, as a power cut would.
+    pub(crate) fn kill(&self, role: &str) {
+        if let Some(mut agent) = self.agents.lock().expect("no panic").remove(role) {
+            agent.kill().expect("kill");
+            agent.wait().expect("wait");
+        }
+    }
+
+    /// Changes an agent's configuration and starts it anew with it.
+    pub(crate) fn restart_with(&self, role: &str, from: &str, to: &str) {
+        self.kill(role);
+        self.configure(role, from, to);
+        self.start(role);
+    }
+
+    /// Changes an agent's configuration.
+    pub(crate) fn configure(&self, role: &str, from: &str, to: &str) {
+        let path = self.path(&format!("{role}.toml"));
+        let text = fs::read_to_string(&path).expect("read");
+        assert!(text.contains(from), "{from:?} is not in {text}");
+        fs::write(path, text.replace(from, to)).expect("write");
+    }
+
+    fn spawn(&self, name: &str, role: &str) {
+        let log = fs::File::create(self.path(&format!("{role}.log"))).expect("log");
+        let child = Command::new(program(name))
+            .args(["--config", &format!("{role}.toml"), "serve"])
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the agent starts");
+        self.agents.lock().expect("no panic").insert(role.to_owned(), child);
+    }
+
+    /// A path in the folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A live root.
+    pub(crate) fn root(&self, number: usize) -> PathBuf {
+        self.path(&format!("root{number}"))
+    }
+
+    /// The tree of the newest generation.
+    pub(crate) fn latest(&self) -> PathBuf {
+        self.path("store/repo/latest/tree")
+    }
+
+    /// The tree of a generation.
+    pub(crate) fn generation(&self, number: &str) -> PathBuf {
+        self.path("store/repo/generations").join(number).join("tree")
+    }
+
+    /// Bytes that the source has sent to the target, counted by the proxy.
+    pub(crate) fn wire_bytes(&self) -> u64 {
+        self.wire.load(Ordering::SeqCst)
+    }
+
+    /// Polls until `ready`, with a bounded patience.
+    pub(crate) fn eventually(&self, what: &str, ready: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !ready() {
+            assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+
+    fn command(&self, name: &str, role: &str, arguments: &[&str]) -> Done {
+        let mut command = Command::new(program(name));
+        done(
+            command
+                .args(["--config", &format!("{role}.toml")])
+                .args(arguments)
+                .current_dir(self.folder.path()),
+        )
+    }
+
+    /// The source's command line.
+    pub(crate) fn source(&self, arguments: &[&str]) -> Done {
+        self.command("assay-source", "source", arguments)
+    }
+
+    /// The target's command line.
+    pub(crate) fn target(&self, arguments: &[&str]) -> Done {
+        self.command("assay-target", "target", arguments)
+    }
+
+    /// Runs to the end, which must have this exit code, and returns the run.
+    pub(crate) fn run(&self, code: i32) -> serde_json::Value {
+        let done = self.source(&["--json", "run", "--follow"]);
+        assert_eq!(done.code, code, "{done:?}\n{}", self.logs());
+        json(done.stdout.lines().last().expect("a line"))
+    }
+
+    /// Lets the blocking mark go on.
+    pub(crate) fn release_mark(&self) {
+        fs::write(self.path("mark-fifo"), "released\n").expect("write");
+    }
+
+    /// grpcurl with the operator's certificate.
+    pub(crate) fn grpcurl(&self, target: bool, arguments: &[&str]) -> String {
+        self.call(target, &[], arguments)
+    }
+
+    /// A call by grpcurl.
+    pub(crate) fn grpcurl_call(&self, target: bool, message: &str, method: &str) -> String {
+        self.call(target, &["-d", message], &[method])
+    }
+
+    fn call(&self, target: bool, options: &[&str], arguments: &[&str]) -> String {
+        let port = if target { self.ports.1 } else { self.ports.0 };
+        let mut command = Command::new("grpcurl");
+        command.args(["-cacert", "pki/ca.crt", "-cert", "pki/operator.crt", "-key", "pki/operator.key"]);
+        command
+            .args(options)
+            .arg(format!("127.0.0.1:{port}"))
+            .args(arguments)
+            .current_dir(self.folder.path());
+        let done = done(&mut command);
+        assert_eq!(done.code, 0, "{done:?}");
+        done.stdout
+    }
+
+    fn logs(&self) -> String {
+        let log = |role: &str| fs::read_to_string(self.path(&format!("{role}.log"))).unwrap_or_default();
+        format!("source:\n{}\ntarget:\n{}", log("source"), log("target"))
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for agent in self.agents.get_mut().expect("no panic").values_mut() {
+            // Whatever became of it, it is gone afterwards.
+            drop(agent.kill());
+            drop(agent.wait());
+        }
+    }
+}
+
+fn done(command: &mut Command) -> Done {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    Done {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Forwards connections to `target`, counting what goes there. Its threads end with their connections.
+fn proxy(target: u16) -> (u16, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let counted = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&counted);
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", target))) else {
+                continue;
+            };
+            let (from_client, from_server) = (client.try_clone(), server.try_clone());
+            let counter = Arc::clone(&counter);
+            std::thread::spawn(move || forward(from_client.expect("clone"), server, &counter));
+            std::thread::spawn(move || forward(from_server.expect("clone"), client, &AtomicU64::new(0)));
+        }
+    });
+    (port, counted)
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, counter: &AtomicU64) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(count) = from.read(&mut buffer)
+        && count > 0
+    {
+        counter.fetch_add(count as u64, Ordering::SeqCst);
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    drop(to.shutdown(Shutdown::Write));
+}
