@@ -33,8 +33,10 @@
 //! Nothing on disk but in the workspace. Of each output stream the profile's `output_limit` is kept; all of
 //! it is searched and digested, so much output is no fault.
 
+mod judge;
 mod output;
 mod process;
+mod report;
 mod sandbox;
 
 use std::{
@@ -52,240 +54,26 @@ use std::{
 
 use assay_common::{
     path::TreePath,
-    profile::{Check, Depth, Patch, Profile, RunAs, Scope, TargetNames, TemplateError, Value},
+    profile::{Check, Patch, Profile, RunAs, Scope, TargetNames, TemplateError, Value},
 };
 use rustix::fs::{Mode, OFlags};
-use tokio_util::sync::CancellationToken;
 
 pub use output::{Captured, MAX_LINE_BYTES};
+pub use report::{
+    AppliedPatch, CheckContext, CheckReport, Isolation, Outcome, OverlayRecord, Progress, StepEnd, StepReport,
+};
 
 use crate::{
-    patch::{self, PatchRecord},
-    workspace::{LaidFile, Workspace, WorkspaceKind, open_beneath},
+    patch,
+    workspace::{Workspace, open_beneath},
 };
+use judge::{Judgement, judge};
 use output::Patterns;
-use process::{End, Launch, Ran};
+use process::{End, Launch};
 
 /// Where a step's programs are looked for.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const HOST_NAME_ERROR: &str = "host-name-error";
-
-/// What came out of a check, or of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// No damage was found by a check that did its work.
-    Pass,
-    /// Damage was found.
-    Fail,
-    /// The check could not do its work.
-    Inconclusive,
-}
-
-/// Whether steps run in a sandbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Isolation {
-    /// In a sandbox where this host can make one; the report says where it could not.
-    #[default]
-    Auto,
-    /// In a sandbox or not at all.
-    Require,
-    /// Without one, on the workspace's own paths.
-    None,
-}
-
-/// What a check must know beside the profile and the workspace.
-#[derive(Clone, Debug)]
-pub struct CheckContext {
-    /// The names under which this host is known.
-    pub target: TargetNames,
-    /// The variables, as [`Profile::bind`] gave them.
-    pub vars: BTreeMap<String, Value>,
-    /// Values to try instead of the profile's, by the patch's key. They may hold the placeholders of patch
-    /// values.
-    pub patch_values: BTreeMap<String, Vec<String>>,
-    /// The operator's files, by the path of the profile's overlay.
-    pub overlay_files: BTreeMap<String, PathBuf>,
-    /// Who the steps run as, instead of what the profile says.
-    pub run_as: Option<RunAs>,
-    /// Whether they run in a sandbox.
-    pub isolation: Isolation,
-    /// Paths of this host that the sandbox shows read-only beside the profile's.
-    pub visible: Vec<PathBuf>,
-    /// Paths of this host that the sandbox covers: the store, keys, configuration.
-    pub hidden: Vec<PathBuf>,
-    /// Bubblewrap: a name or an absolute path.
-    pub sandbox_program: PathBuf,
-    /// Ends the check.
-    pub cancel: CancellationToken,
-}
-
-impl Default for CheckContext {
-    fn default() -> Self {
-        Self {
-            target: TargetNames::default(),
-            vars: BTreeMap::new(),
-            patch_values: BTreeMap::new(),
-            overlay_files: BTreeMap::new(),
-            run_as: None,
-            isolation: Isolation::Auto,
-            visible: Vec::new(),
-            hidden: Vec::new(),
-            sandbox_program: "bwrap".into(),
-            cancel: CancellationToken::new(),
-        }
-    }
-}
-
-/// How a check goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Progress {
-    /// A setting was changed.
-    Patched {
-        /// From 0: which of the candidates.
-        attempt: usize,
-        /// The key.
-        key: String,
-        /// Its value now.
-        value: String,
-    },
-    /// A step begins.
-    StepStarted {
-        /// From 0: which of the candidates.
-        attempt: usize,
-        /// Its name.
-        name: String,
-        /// From 0.
-        index: usize,
-        /// How many steps there are.
-        count: usize,
-    },
-    /// A step has ended.
-    StepEnded {
-        /// Its name.
-        name: String,
-        /// What came out of it.
-        outcome: Outcome,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// A patch that was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AppliedPatch {
-    /// The root that the file is in.
-    pub root: String,
-    /// From 0: which of the candidates.
-    pub attempt: usize,
-    /// What was changed.
-    pub record: PatchRecord,
-}
-
-/// A file of the target's own that the check had.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OverlayRecord {
-    /// The file.
-    pub file: LaidFile,
-    /// True for the operator's file; false for the one that was copied from the live server, which was
-    /// allowed to do.
-    pub from_operator: bool,
-}
-
-/// How a step's process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepEnd {
-    /// By itself, with this code.
-    Exited(i32),
-    /// By this signal.
-    Signalled(i32),
-    /// Killed when its time was over.
-    TimedOut,
-    /// Killed because the check was cancelled.
-    Cancelled,
-    /// It never ran.
-    NotStarted,
-}
-
-/// What one step did.
-#[derive(Clone, Debug)]
-pub struct StepReport {
-    /// Its name; for a step that runs for each member of a list, with the member.
-    pub name: String,
-    /// From 0: which of the candidates for patched values was in place.
-    pub attempt: usize,
-    /// The command, placeholders filled, control characters escaped.
-    pub argv: Vec<String>,
-    /// What came out of it.
-    pub outcome: Outcome,
-    /// A short stable word.
-    pub reason: String,
-    /// One line for people.
-    pub message: String,
-    /// How its process ended.
-    pub end: StepEnd,
-    /// How deep it looks.
-    pub depth: Depth,
-    /// The findings that it named, at most 200.
-    pub findings: Vec<String>,
-    /// How many more it named.
-    pub findings_dropped: u64,
-    /// Its standard output.
-    pub stdout: Captured,
-    /// Its standard error.
-    pub stderr: Captured,
-    /// How long it took.
-    pub duration: Duration,
-    /// The numeric user that it ran as.
-    pub uid: u32,
-}
-
-/// What a check did.
-#[derive(Clone, Debug)]
-pub struct CheckReport {
-    /// What came out of it.
-    pub outcome: Outcome,
-    /// A short stable word; see the list at the top of this module.
-    pub reason: String,
-    /// One line for people.
-    pub message: String,
-    /// How deep the deepest step looked that came to PASS or FAIL.
-    pub depth: Option<Depth>,
-    /// Every step that ran, in order; several times where several candidates were tried.
-    pub steps: Vec<StepReport>,
-    /// Every patch that was made, in order.
-    pub patches: Vec<AppliedPatch>,
-    /// The target's own files that the check had.
-    pub overlay_files: Vec<OverlayRecord>,
-    /// How the workspace was made.
-    pub workspace: WorkspaceKind,
-    /// What the steps were kept from, for example `network-namespace`.
-    pub isolation: Vec<String>,
-    /// What they were not kept from, and why.
-    pub not_isolated: Vec<String>,
-}
-
-/// An outcome with its reason.
-#[derive(Clone, Debug)]
-struct Judgement {
-    outcome: Outcome,
-    reason: String,
-    message: String,
-}
-
-impl Judgement {
-    fn inconclusive(reason: &str, message: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Inconclusive, reason: reason.into(), message: message.into() }
-    }
-
-    fn configuration(error: &TemplateError) -> Self {
-        Self::inconclusive("configuration", error.to_string())
-    }
-
-    fn workspace(error: impl std::fmt::Display) -> Self {
-        Self::inconclusive("workspace-failed", error.to_string())
-    }
-}
 
 /// Runs the check of `profile` in `workspace`.
 ///
@@ -816,75 +604,6 @@ fn make_nested(outer: &Path, way: &Path) -> io::Result<()> {
         folder = open_beneath(std::os::fd::AsFd::as_fd(&folder), &name, flags)?;
     }
     Ok(())
-}
-
-/// Reads a step by the rules of [`Check`].
-fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &Launcher) -> Judgement {
-    let fail =
-        |reason: &str, message: String| Judgement { outcome: Outcome::Fail, reason: reason.into(), message };
-    let said = || {
-        let stream = if ran.stderr.bytes > 0 { &ran.stderr } else { &ran.stdout };
-        let line = stream.head.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
-        line.map(|line| format!(": {}", output::quote(line))).unwrap_or_default()
-    };
-    let code = match &ran.end {
-        End::NotStarted(error) => return Judgement::inconclusive("check-not-started", error.clone()),
-        End::SandboxFailed => {
-            return Judgement::inconclusive(
-                "isolation-failed",
-                format!("the sandbox was not made{}", said()),
-            );
-        }
-        End::TimedOut => {
-            let message = format!("killed after its {:?}", check.timeout);
-            return Judgement::inconclusive("check-timeout", message);
-        }
-        End::Cancelled => return Judgement::inconclusive("check-cancelled", "cancelled"),
-        End::Signalled(signal) => {
-            return Judgement::inconclusive("check-killed", format!("ended by signal {signal}{}", said()));
-        }
-        End::Exited(code) => *code,
-    };
-    // What setpriv says of itself comes before the step exists.
-    if launcher.setpriv.is_some() && ran.stderr.head.starts_with(b"setpriv: ") {
-        let missing = ran.stderr.head.starts_with(b"setpriv: failed to execute");
-        let reason = if missing { "program-missing" } else { "isolation-failed" };
-        return Judgement::inconclusive(reason, said().trim_start_matches(": ").to_owned());
-    }
-    if let Some(line) = ran.found.retry() {
-        return Judgement::inconclusive(HOST_NAME_ERROR, line);
-    }
-    if let Some((index, line)) = ran.found.inconclusive(patterns) {
-        return Judgement::inconclusive(&check.inconclusive_patterns[index].reason, line);
-    }
-    if let Some((index, line)) = ran.found.fail(patterns) {
-        return fail(&check.fail_patterns[index].reason, line.into());
-    }
-    if let Some(rule) = check.inconclusive_exit.iter().find(|rule| rule.code == code) {
-        return Judgement::inconclusive(&rule.reason, format!("exit code {code}{}", said()));
-    }
-    if check.fail_exit.contains(&code) {
-        return fail("damage-found", format!("exit code {code}{}", said()));
-    }
-    if !check.pass_exit.contains(&code) {
-        return Judgement::inconclusive("unexpected-exit", format!("exit code {code}{}", said()));
-    }
-    let unmatched = ran.found.unmatched(patterns);
-    if let Some(index) = unmatched.first() {
-        let message =
-            format!("exit code {code}, but no line matches '{}'", check.must_match[*index].as_str());
-        return Judgement::inconclusive("unexpected-output", message);
-    }
-    if ran.output_open {
-        return Judgement::inconclusive("output-incomplete", "a process of the check did not end with it");
-    }
-    if ran.found.overlong {
-        return Judgement::inconclusive(
-            "output-too-long",
-            format!("a line has more than {MAX_LINE_BYTES} bytes"),
-        );
-    }
-    Judgement { outcome: Outcome::Pass, reason: "check-passed".into(), message: format!("exit code {code}") }
 }
 
 /// A word that stands for one thing only.

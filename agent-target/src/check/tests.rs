@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::workspace::{Preference, RootView, WorkspaceOptions};
+use assay_common::profile::Depth;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 /// A generation with one root, and what a repository's configuration would say of it.

@@ -1,0 +1,183 @@
+use super::*;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+fn path(text: &str) -> TreePath {
+    TreePath::parse(text.as_bytes()).expect("valid")
+}
+
+/// A temporary folder whose name holds what mount options are made of.
+fn temp() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("a,b:c\\d e").tempdir().expect("temp")
+}
+
+fn options(temp: &Path, preference: Preference) -> WorkspaceOptions {
+    let tree = temp.join("tree");
+    fs::create_dir_all(tree.join("one/bin")).expect("mkdir");
+    fs::create_dir_all(tree.join("two")).expect("mkdir");
+    fs::write(tree.join("one/bin/file"), "old").expect("write");
+    fs::write(tree.join("one/long"), "0123456789").expect("write");
+    fs::hard_link(tree.join("one/long"), tree.join("one/hard")).expect("link");
+    symlink("bin/file", tree.join("one/link")).expect("symlink");
+    fs::set_permissions(&tree, fs::Permissions::from_mode(0o2750)).expect("chmod");
+    let root = |name: &str| RootView {
+        name: name.into(),
+        live_path: Path::new("/opt").join(name),
+        subdirectory: name.into(),
+    };
+    WorkspaceOptions {
+        generation_tree: tree,
+        roots: vec![root("one"), root("two")],
+        directory: temp.join("workspaces"),
+        preference,
+    }
+}
+
+/// Everything that a check could notice or change, as text.
+fn image(tree: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut folders = vec![tree.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("list") {
+            let path = entry.expect("entry").path();
+            let stat = fs::symlink_metadata(&path).expect("stat");
+            let content = if stat.is_file() { fs::read(&path).expect("read") } else { Vec::new() };
+            if stat.is_dir() {
+                folders.push(path.clone());
+            }
+            let relative = path.strip_prefix(tree).expect("below");
+            lines.push(format!(
+                "{} {:o} {} {} {} {:?}",
+                relative.display(),
+                stat.mode(),
+                stat.uid(),
+                stat.mtime_nsec(),
+                stat.nlink(),
+                content
+            ));
+        }
+    }
+    let stat = fs::metadata(tree).expect("stat");
+    lines.push(format!(". {:o} {} {}", stat.mode(), stat.uid(), stat.gid()));
+    lines.sort();
+    lines
+}
+
+fn can_mount() -> bool {
+    let temp = temp();
+    let able = Workspace::create(&options(temp.path(), Preference::Overlay)).is_ok();
+    if !able {
+        eprintln!("overlays cannot be mounted here: what needs one is not tested");
+    }
+    able
+}
+
+/// A sealed generation is never written to, whatever the check does in its workspace.
+#[test]
+fn the_generation_stays_as_it_was() {
+    for preference in [Preference::Auto, Preference::Copy] {
+        let temp = temp();
+        let options = options(temp.path(), preference);
+        let sealed = image(&options.generation_tree);
+        let mut workspace = Workspace::create(&options).expect("workspace");
+        if preference == Preference::Copy {
+            assert_eq!(workspace.kind(), WorkspaceKind::Copy);
+        } else if can_mount() {
+            assert_eq!(workspace.kind(), WorkspaceKind::Overlay);
+        }
+        let without_times = |lines: &[String]| -> Vec<String> {
+            lines.iter().filter(|line| line.starts_with(['.'])).cloned().collect()
+        };
+        assert_eq!(
+            without_times(&image(&workspace.path())),
+            without_times(&sealed),
+            "the top folder's metadata"
+        );
+        let root = workspace.root_path("one").expect("root");
+        fs::write(root.join("bin/file"), "new").expect("write");
+        fs::set_permissions(root.join("bin"), fs::Permissions::from_mode(0o700)).expect("chmod");
+        File::options().write(true).open(root.join("hard")).expect("open").set_len(3).expect("truncate");
+        fs::remove_file(root.join("link")).expect("unlink");
+        fs::write(workspace.path().join("two/new"), "new").expect("create");
+        fs::rename(root.join("long"), workspace.path().join("moved")).expect("rename");
+        fs::set_permissions(workspace.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+        let source = temp.path().join("licence");
+        fs::write(&source, "licence").expect("write");
+        workspace.lay_file("one", &path("bin/file"), &source).expect("laid");
+        assert_eq!(image(&options.generation_tree), sealed);
+        workspace.remove().expect("removed");
+        assert_eq!(image(&options.generation_tree), sealed);
+        assert_eq!(fs::read_dir(temp.path().join("workspaces")).expect("list").count(), 0);
+    }
+}
+
+#[test]
+fn what_a_killed_agent_left_is_swept_and_nothing_else() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    let sealed = image(&options.generation_tree);
+    std::mem::forget(Workspace::create(&options).expect("workspace"));
+    std::mem::forget(Workspace::create(&WorkspaceOptions {
+        preference: Preference::Copy,
+        ..options.clone()
+    }));
+    let directory = temp.path().join("workspaces");
+    symlink(&options.generation_tree, directory.join("ws-link")).expect("symlink");
+    fs::write(directory.join("other"), "kept").expect("write");
+    assert_eq!(sweep(&directory).expect("swept"), 3);
+    assert_eq!(
+        mounts_below(&fs::canonicalize(temp.path()).expect("real")).expect("mounts"),
+        [] as [PathBuf; 0]
+    );
+    let left: Vec<_> =
+        fs::read_dir(&directory).expect("list").map(|it| it.expect("entry").file_name()).collect();
+    assert_eq!(left, ["other"]);
+    assert_eq!(image(&options.generation_tree), sealed);
+    assert_eq!(sweep(&temp.path().join("none")).expect("nothing to do"), 0);
+}
+
+#[test]
+fn a_workspace_that_is_dropped_leaves_nothing() {
+    let temp = temp();
+    drop(Workspace::create(&options(temp.path(), Preference::Auto)).expect("workspace"));
+    assert_eq!(fs::read_dir(temp.path().join("workspaces")).expect("list").count(), 0);
+}
+
+#[test]
+fn an_overlay_file_belongs_to_the_roots_owner_and_only_to_it() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(options.generation_tree.join("one"), Some(1234), Some(4321)).expect("chown");
+    }
+    let owner = fs::metadata(options.generation_tree.join("one")).expect("stat");
+    let mut workspace = Workspace::create(&options).expect("workspace");
+    let source = temp.path().join("licence");
+    fs::write(&source, "licence").expect("write");
+    let laid = workspace.lay_file("one", &path("bin/keys.txt"), &source).expect("laid");
+    assert_eq!(laid.digest, blake3::hash(b"licence").to_hex().as_str());
+    assert_eq!(workspace.digest_of("one", &path("bin/keys.txt")).expect("there"), Some(laid));
+    let stat = fs::metadata(workspace.path().join("one/bin/keys.txt")).expect("stat");
+    assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (owner.uid(), owner.gid(), 0o600));
+    assert!(workspace.lay_file("one", &path("none/keys.txt"), &source).is_err(), "its folder must be there");
+    assert!(workspace.lay_file("one", &path("bin"), &source).is_err(), "a folder is not replaced");
+    assert!(workspace.lay_file("three", &path("keys.txt"), &source).is_err());
+    assert_eq!(workspace.digest_of("one", &path("none")).expect("not there"), None);
+    workspace.remove().expect("removed");
+}
+
+/// A hostile source could send a link where a root folder is expected.
+#[test]
+fn a_link_is_no_root_and_no_way_to_one() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    fs::remove_dir(options.generation_tree.join("two")).expect("rmdir");
+    symlink("/etc", options.generation_tree.join("two")).expect("symlink");
+    assert!(matches!(Workspace::create(&options), Err(WorkspaceError::Root { name, .. }) if name == "two"));
+    assert_eq!(fs::read_dir(temp.path().join("workspaces")).expect("list").count(), 0);
+}
+
+#[test]
+fn escapes_of_the_mount_table_are_undone() {
+    assert_eq!(unescape(b"/a\\040b\\134c"), Path::new("/a b\\c"));
+    assert_eq!(unescape(b"/a\\"), Path::new("/a\\"));
+}

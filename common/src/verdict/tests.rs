@@ -1,0 +1,297 @@
+use super::*;
+
+/// A passing verdict with all its parts, and what may differ between two such verdicts.
+pub(crate) struct Example {
+    pub(crate) repository: &'static str,
+    pub(crate) run_id: &'static str,
+    pub(crate) root: HexDigest,
+    pub(crate) mark: &'static str,
+}
+
+impl Default for Example {
+    fn default() -> Self {
+        Self {
+            repository: "acc",
+            run_id: "20261122T224501Z-7f3a9c",
+            root: HexDigest([7; 32]),
+            mark: "backup mark 1",
+        }
+    }
+}
+
+impl Example {
+    pub(crate) fn statement(&self) -> SourceStatement {
+        SourceStatement {
+            repository: self.repository.into(),
+            run_id: self.run_id.parse().expect("id"),
+            mark: self.mark(),
+            root: Some(self.root),
+            base_generation: Some(GenerationNumber(41)),
+            counts: Counts { files: 3, ..Default::default() },
+            overrides: vec![],
+            source_version: "0.1.0".into(),
+        }
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { id: self.mark.into(), time: "2026-11-22T22:45:04.5Z".parse().expect("time") }
+    }
+
+    pub(crate) fn verdict(&self, source_key: &SigningKey, sequence: u64, previous: HexDigest) -> Verdict {
+        let time: Timestamp = "2026-11-22T22:50:00Z".parse().expect("time");
+        Verdict {
+            repository: self.repository.into(),
+            run_id: self.run_id.parse().expect("id"),
+            sequence,
+            previous,
+            outcome: Outcome::Pass,
+            reason: "check-passed".into(),
+            message: "all steps passed".into(),
+            generation: Some(GenerationNumber(42)),
+            root: Some(self.root),
+            mark: Some(self.mark()),
+            depth: Some(Depth::L2),
+            profile: Some(ProfileUsed {
+                name: "accurev".into(),
+                version: "1".into(),
+                digest: HexDigest([1; 32]),
+            }),
+            steps: vec![Step {
+                name: "dbcheck".into(),
+                argv: vec!["bin/maintain".into(), "dbcheck".into()],
+                exit_code: Some(0),
+                signal: None,
+                duration_ms: 1200,
+                output_digest: HexDigest([2; 32]),
+                output_tail: "ok\n".into(),
+                outcome: Outcome::Pass,
+                findings: vec![],
+            }],
+            patches: vec![Patch {
+                file: "bin/acserver.cnf".into(),
+                digest_before: HexDigest([3; 32]),
+                digest_after: HexDigest([4; 32]),
+                key: "MASTER_SERVER".into(),
+                value: "check.example".into(),
+            }],
+            overlay_files: vec![OverlayFile { path: "bin/keys.txt".into(), digest: HexDigest([5; 32]) }],
+            workspace: Some(WorkspaceUsed {
+                kind: WorkspaceKind::Overlay,
+                isolation: vec!["mount".into(), "network".into()],
+                not_isolated: vec![],
+            }),
+            negative_control: Some(NegativeControl { outcome: Outcome::Fail, time }),
+            overrides: vec![],
+            times: Times {
+                opened: Some(time),
+                sealed: Some(time),
+                check_started: Some(time),
+                check_finished: Some(time),
+                signed: time,
+            },
+            versions: Versions { source: Some("0.1.0".into()), target: "0.1.0".into() },
+            source_statement: Some(sign_source_statement(&self.statement(), source_key)),
+        }
+    }
+}
+
+fn keys() -> (SigningKey, SigningKey) {
+    (SigningKey::generate(), SigningKey::generate())
+}
+
+/// Signs without looking: what a target that was taken over does.
+fn sign_anything(verdict: &Verdict, key: &SigningKey) -> String {
+    sign(VERDICT_TYPE, verdict_subject(verdict), verdict, key).to_json()
+}
+
+#[test]
+fn a_verdict_verifies_with_both_keys_and_with_the_targets_alone() {
+    let (target, source) = keys();
+    let verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let json = sign_verdict(&verdict, &target).expect("sound").to_json();
+    let both = verify_verdict(json.as_bytes(), &target.verifying_key(), Some(&source.verifying_key()));
+    let both = both.expect("valid");
+    assert_eq!(both.verdict, verdict);
+    assert_eq!(both.source, Some(Example::default().statement()));
+    assert_eq!(both.source_signature, SourceSignature::Checked);
+    let one = verify_verdict(json.as_bytes(), &target.verifying_key(), None).expect("valid");
+    assert_eq!(one.source_signature.to_string(), "not checked");
+    assert_eq!(unverified_verdict(json.as_bytes()).expect("shape"), verdict);
+}
+
+/// The form is for others to read: it stays.
+#[test]
+fn the_payload_is_an_in_toto_statement() {
+    let (target, source) = keys();
+    let envelope =
+        sign_verdict(&Example::default().verdict(&source, 1, HexDigest::ZERO), &target).expect("sound");
+    let payload = envelope.verify(IN_TOTO_PAYLOAD_TYPE, &target.verifying_key()).expect("valid");
+    let json: serde_json::Value = serde_json::from_slice(&payload).expect("JSON");
+    assert_eq!(json["_type"], "https://in-toto.io/Statement/v1");
+    assert_eq!(json["predicateType"], "https://assay.dev/verdict/v1");
+    assert_eq!(json["subject"][0]["name"], "acc/generations/000042");
+    assert_eq!(json["subject"][0]["digest"]["blake3-assay-manifest"], "07".repeat(32));
+    let predicate = &json["predicate"];
+    assert_eq!(predicate["outcome"], "PASS");
+    assert_eq!(predicate["depth"], "L2");
+    assert_eq!(predicate["mark"]["time"], "2026-11-22T22:45:04.5Z");
+    assert_eq!(predicate["workspace"]["kind"], "overlay");
+    assert_eq!(predicate["sourceStatement"]["payloadType"], "application/vnd.in-toto+json");
+}
+
+/// Rule of cosign GHSA-8gw7-4j42-w388: each part taken from another valid verdict is refused, even when
+/// the target's own key signs the mixture.
+#[test]
+fn a_part_of_another_valid_verdict_is_refused() {
+    let (target, source) = keys();
+    let sound = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let others = [
+        ("repository", Example { repository: "other", ..Default::default() }),
+        ("run", Example { run_id: "20261122T234501Z-7f3a9d", ..Default::default() }),
+        ("root", Example { root: HexDigest([8; 32]), ..Default::default() }),
+        ("mark", Example { mark: "backup mark 2", ..Default::default() }),
+    ];
+    for (part, other) in others {
+        let other = other.verdict(&source, 1, HexDigest::ZERO);
+        sign_verdict(&other, &target).expect("sound by itself");
+        let mut mixed = sound.clone();
+        mixed.source_statement = other.source_statement;
+        assert!(sign_verdict(&mixed, &target).is_err(), "{part}");
+        let json = sign_anything(&mixed, &target);
+        for source_key in [None, Some(&source.verifying_key())] {
+            let result = verify_verdict(json.as_bytes(), &target.verifying_key(), source_key);
+            assert!(
+                matches!(result, Err(VerdictError::Mismatch { what, .. }) if what == part),
+                "{part}: {result:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_subject_that_is_not_the_predicates_is_refused() {
+    let (target, source) = keys();
+    let verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    for subject in [
+        None,
+        Some(("acc/generations/000043".to_owned(), HexDigest([7; 32]))),
+        Some(("acc/generations/000042".to_owned(), HexDigest([8; 32]))),
+    ] {
+        let json = sign(VERDICT_TYPE, subject, &verdict, &target).to_json();
+        let result = verify_verdict(json.as_bytes(), &target.verifying_key(), None);
+        assert!(matches!(result, Err(VerdictError::Mismatch { what: "subject", .. })), "{result:?}");
+    }
+}
+
+/// Rule of Borg CVE-2016-10099: authentic data in the wrong role is refused.
+#[test]
+fn statements_do_not_stand_in_for_each_other() {
+    let (target, source) = keys();
+    let verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let statement = verdict.source_statement.clone().expect("there");
+    let result = verify_verdict(statement.to_json().as_bytes(), &source.verifying_key(), None);
+    assert!(matches!(result, Err(VerdictError::OtherType { part: "verdict", .. })), "{result:?}");
+    let signed = sign_verdict(&verdict, &target).expect("sound");
+    let result = verify_source_statement(&signed, &target.verifying_key());
+    assert!(matches!(result, Err(VerdictError::OtherType { part: "source statement", .. })), "{result:?}");
+}
+
+#[test]
+fn neither_agent_can_speak_for_the_other() {
+    let (target, source) = keys();
+    let mut verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    verdict.source_statement = Some(sign_source_statement(&Example::default().statement(), &target));
+    let json = sign_verdict(&verdict, &target).expect("consistent").to_json();
+    let result = verify_verdict(json.as_bytes(), &target.verifying_key(), Some(&source.verifying_key()));
+    assert!(matches!(result, Err(VerdictError::SourceEnvelope { .. })), "{result:?}");
+    let result = verify_verdict(json.as_bytes(), &source.verifying_key(), None);
+    assert!(matches!(result, Err(VerdictError::Envelope { .. })), "{result:?}");
+}
+
+#[test]
+fn a_pass_that_nothing_backs_is_neither_signed_nor_believed() {
+    let (target, source) = keys();
+    let sound = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let changes: [fn(&mut Verdict); 7] = [
+        |verdict| verdict.steps.clear(),
+        |verdict| verdict.steps[0].outcome = Outcome::Inconclusive,
+        |verdict| verdict.depth = None,
+        |verdict| verdict.generation = None,
+        |verdict| verdict.generation = Some(GenerationNumber(0)),
+        |verdict| verdict.source_statement = None,
+        |verdict| verdict.sequence = 0,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut changed = sound.clone();
+        change(&mut changed);
+        assert!(matches!(sign_verdict(&changed, &target), Err(VerdictError::Unfounded { .. })), "{number}");
+        let json = sign_anything(&changed, &target);
+        assert!(verify_verdict(json.as_bytes(), &target.verifying_key(), None).is_err(), "{number}");
+    }
+}
+
+#[test]
+fn a_run_that_never_read_is_a_record_too() {
+    let (target, source) = keys();
+    let verdict = Verdict {
+        outcome: Outcome::NotRun,
+        reason: "mark-failed".into(),
+        generation: None,
+        root: None,
+        mark: None,
+        depth: None,
+        steps: vec![],
+        source_statement: None,
+        ..Example::default().verdict(&source, 1, HexDigest::ZERO)
+    };
+    let json = sign_verdict(&verdict, &target).expect("sound").to_json();
+    let verified = verify_verdict(json.as_bytes(), &target.verifying_key(), Some(&source.verifying_key()));
+    assert_eq!(verified.expect("valid").source_signature, SourceSignature::Absent);
+}
+
+#[test]
+fn unknown_fields_and_loose_digests_are_refused() {
+    let (target, source) = keys();
+    let verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let envelope = sign_verdict(&verdict, &target).expect("sound");
+    let payload = envelope.verify(IN_TOTO_PAYLOAD_TYPE, &target.verifying_key()).expect("valid");
+    let payload = String::from_utf8(payload).expect("UTF-8");
+    for (from, to) in [
+        (r#""predicate":{"#, r#""predicate":{"x":1,"#),
+        (r#""exitCode":0"#, r#""exitCode":0,"x":1"#),
+        (r#""_type""#, r#""x":1,"_type""#),
+        (&*"05".repeat(32), &*"5A".repeat(32)),
+        (&*"05".repeat(32), &*"05".repeat(31)),
+    ] {
+        let changed = payload.replacen(from, to, 1);
+        assert_ne!(changed, payload);
+        let json = Envelope::sign(IN_TOTO_PAYLOAD_TYPE, changed.as_bytes(), &target).to_json();
+        let result = verify_verdict(json.as_bytes(), &target.verifying_key(), None);
+        assert!(matches!(result, Err(VerdictError::Shape { .. })), "{to}: {result:?}");
+    }
+}
+
+#[test]
+fn only_pass_exits_zero() {
+    let codes =
+        [Outcome::Pass, Outcome::Fail, Outcome::Inconclusive, Outcome::NotRun].map(Outcome::exit_code);
+    assert_eq!(codes, [0, 1, 3, 4]);
+    assert_eq!(Outcome::try_from(v1::Outcome::Unspecified), Err(NoOutcome));
+    assert_eq!(Outcome::try_from(v1::Outcome::from(Outcome::NotRun)), Ok(Outcome::NotRun));
+}
+
+#[test]
+fn times_of_the_wire_are_checked() {
+    let before_1970: Timestamp = "1969-12-31T23:59:59.25Z".parse().expect("time");
+    assert_eq!(timestamp_from_proto(&timestamp_to_proto(before_1970)), Some(before_1970));
+    for (seconds, nanos) in [(i64::MAX, 0), (0, -1), (0, 1_000_000_000)] {
+        assert_eq!(timestamp_from_proto(&prost_types::Timestamp { seconds, nanos }), None);
+    }
+}
+
+#[test]
+fn the_tail_is_the_last_bytes_and_starts_with_a_whole_character() {
+    assert_eq!(output_tail(b"short\xff"), "short\u{fffd}");
+    let long = "é".repeat(OUTPUT_TAIL_BYTES) + "x";
+    assert_eq!(output_tail(long.as_bytes()), "é".repeat(OUTPUT_TAIL_BYTES / 2 - 1) + "x");
+}
