@@ -68,11 +68,10 @@ pub fn phase(phase: Phase) -> &'static str {
 
 /// A run that has ended, in a few lines.
 pub fn run(run: &Run) -> String {
-    let mut text = format!("{}  {}", outcome(run.outcome()), run.reason);
+    let mut text = format!("{}  {}\n", outcome(run.outcome()), run.reason);
     if let Ok(outcome) = Outcome::try_from(run.outcome()) {
-        let _ = write!(text, " - {}", meaning(outcome));
+        let _ = writeln!(text, "  {}", meaning(outcome));
     }
-    text.push('\n');
     for (index, line) in run.message.lines().enumerate() {
         let _ = writeln!(text, "  {}{line}", if index == 0 || line.starts_with("HINT:") { "" } else { "  " });
     }
@@ -106,7 +105,7 @@ pub fn sent(counts: &v1::Counts) -> String {
         );
     }
     let mut text = format!(
-        "sent {} of {} ({} over the wire); read {} files, kept {} entries",
+        "sent {} of {} ({} over the wire)\n  read {} files, kept {} entries",
         bytes(counts.bytes_sent),
         bytes(counts.total_bytes),
         bytes(counts.wire_bytes_out),
@@ -117,7 +116,7 @@ pub fn sent(counts: &v1::Counts) -> String {
         let _ = write!(text, ", dropped {}", counts.entries_dropped);
     }
     if counts.files_unstable > 0 {
-        let _ = write!(text, "; {} files changed while they were read", counts.files_unstable);
+        let _ = write!(text, "\n  {} files changed while they were read", counts.files_unstable);
     }
     text
 }
@@ -153,10 +152,8 @@ pub fn runs(runs: &[Run]) -> String {
 
 /// A table of generations.
 pub fn generations(generations: &[Generation]) -> String {
-    let mut text = format!(
-        "{:>6}  {:<13} {:<20} {:>9} {:>9}  {:<20}  {}\n",
-        "GEN", "OUTCOME", "REASON", "SIZE", "NEW", "MARK", ""
-    );
+    let mut text =
+        format!("{:>6}  {:<13} {:<20} {:>9} {:>9}  {}\n", "GEN", "OUTCOME", "REASON", "SIZE", "NEW", "MARK");
     for generation in generations {
         let state = match generation.outcome() {
             v1::Outcome::Unspecified => "not checked",
@@ -164,14 +161,14 @@ pub fn generations(generations: &[Generation]) -> String {
         };
         let _ = writeln!(
             text,
-            "{:>6}  {:<13} {:<20} {:>9} {:>9}  {:<20}  {}",
+            "{:>6}  {:<13} {:<20} {:>9} {:>9}  {}{}",
             generation.number,
             state,
             generation.reason,
             bytes(generation.total_bytes),
             bytes(generation.new_bytes),
             time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref())),
-            if generation.verified { "<- verified" } else { "" }
+            if generation.verified { "  <- verified" } else { "" }
         );
     }
     text
@@ -202,7 +199,7 @@ pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
 /// A verdict, whole.
 pub fn verdict(verdict: &Verdict) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "{}  {} - {}", verdict.outcome, verdict.reason, meaning(verdict.outcome));
+    let _ = writeln!(text, "{}  {}\n  {}", verdict.outcome, verdict.reason, meaning(verdict.outcome));
     for line in verdict.message.lines() {
         let _ = writeln!(text, "  {line}");
     }
