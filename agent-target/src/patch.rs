@@ -15,10 +15,11 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use assay_common::path::TreePath;
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
-
-use crate::workspace::open_beneath;
+use assay_common::{
+    confined::{copy_xattrs, open_beneath, temporary_name},
+    path::TreePath,
+};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid};
 
 /// No configuration file is larger; what is larger is something else.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -193,12 +194,6 @@ fn replace(folder: &OwnedFd, name: &[u8], old: &File, bytes: &[u8]) -> io::Resul
     written
 }
 
-/// A name beside `name` that no engine uses, within the length that names may have.
-pub(crate) fn temporary_name(name: &[u8]) -> Vec<u8> {
-    let kept = &name[..name.len().min(200)];
-    [b".assay-new-", kept].concat()
-}
-
 /// Owner first, because changing it clears bits of the mode; an ACL before the mode, because it changes the
 /// mode.
 fn keep_metadata(old: &File, new: &File) -> io::Result<()> {
@@ -211,33 +206,6 @@ fn keep_metadata(old: &File, new: &File) -> io::Result<()> {
     let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
     debug_assert_eq!(FileType::from_raw_mode(stat.st_mode), FileType::RegularFile);
     Ok(fs::fchmod(new, mode)?)
-}
-
-/// Copies extended attributes and ACLs where both file systems have them.
-pub(crate) fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
-    let mut names = Vec::with_capacity(64 * 1024);
-    match fs::flistxattr(&from, rustix::buffer::spare_capacity(&mut names)) {
-        Ok(_) => {}
-        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    }
-    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        // What the overlay itself needs, and labels that the system sets, are not ours to carry.
-        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"security.selinux") {
-            continue;
-        }
-        let mut value = Vec::with_capacity(64 * 1024);
-        match fs::fgetxattr(&from, name, rustix::buffer::spare_capacity(&mut value)) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::NODATA) => continue,
-            Err(error) => return Err(error.into()),
-        }
-        match fs::fsetxattr(&to, name, &value, XattrFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::{
             ffi::{OsStrExt as _, OsStringExt as _},
             fs::DirBuilderExt as _,
@@ -28,13 +28,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use assay_common::path::TreePath;
+use assay_common::{
+    confined::{copy_xattrs, open_beneath, temporary_name},
+    path::TreePath,
+};
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, Mode, OFlags},
     mount::{MountFlags, UnmountFlags},
 };
-
-use crate::patch::{copy_xattrs, temporary_name};
 
 const PREFIX: &str = "ws-";
 
@@ -425,21 +426,6 @@ fn lay(root: &OwnedFd, path: &TreePath, from: &mut File) -> io::Result<(String, 
         let _ = rustix::fs::unlinkat(&folder, &temporary, AtFlags::empty());
     }
     written
-}
-
-/// Opens what is at `path` below a held folder, following no link and leaving the folder by no way.
-pub(crate) fn open_beneath(folder: BorrowedFd<'_>, path: &TreePath, flags: OFlags) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let path = if path.is_root() { b"." } else { path.as_bytes() };
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    // The kernel answers EAGAIN when some rename raced the resolution.
-    for _ in 0..16 {
-        match rustix::fs::openat2(folder, path, flags, Mode::empty(), resolve) {
-            Err(rustix::io::Errno::AGAIN) => {}
-            result => return Ok(result?),
-        }
-    }
-    Err(rustix::io::Errno::AGAIN.into())
 }
 
 fn open_folder(path: &Path) -> io::Result<OwnedFd> {

@@ -10,7 +10,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -56,7 +56,7 @@ impl Folder {
     /// # Errors
     /// As the kernel says; `ELOOP` when a link is on the way.
     pub fn open_folder_below(&self, path: &TreePath) -> io::Result<Self> {
-        Ok(Self(self.resolve(path, FOLDER_FLAGS)?))
+        Ok(Self(open_beneath(&self.0, path, FOLDER_FLAGS)?))
     }
 
     /// Opens a file anywhere below this one for reading. FIFOs and devices do not block and should not be read.
@@ -64,20 +64,7 @@ impl Folder {
     /// # Errors
     /// As the kernel says; `ELOOP` when a link is on the way.
     pub fn open_file_below(&self, path: &TreePath) -> io::Result<File> {
-        Ok(self.resolve(path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC)?.into())
-    }
-
-    fn resolve(&self, path: &TreePath, flags: OFlags) -> io::Result<OwnedFd> {
-        let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let path = if path.is_root() { b"." } else { path.as_bytes() };
-        // The kernel answers EAGAIN when some rename raced the resolution.
-        for _ in 0..16 {
-            match fs::openat2(&self.0, path, flags, Mode::empty(), confined) {
-                Err(rustix::io::Errno::AGAIN) => {}
-                result => return Ok(result?),
-            }
-        }
-        Err(rustix::io::Errno::AGAIN.into())
+        Ok(open_beneath(&self.0, path, OFlags::RDONLY | OFlags::NONBLOCK)?.into())
     }
 
     /// Opens the regular file `name` in this folder for reading, without changing its access time where that is allowed.
@@ -335,6 +322,60 @@ impl Folder {
         path.push(std::ffi::OsStr::from_bytes(name));
         path
     }
+}
+
+/// Opens what is at `path` below a held folder, following no link and leaving the folder by no way.
+///
+/// # Errors
+/// As the kernel says; `ELOOP` when a link is on the way.
+pub fn open_beneath(folder: impl AsFd, path: &TreePath, flags: OFlags) -> io::Result<OwnedFd> {
+    let confined = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let path = if path.is_root() { b"." } else { path.as_bytes() };
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // The kernel answers EAGAIN when some rename raced the resolution.
+    for _ in 0..16 {
+        match fs::openat2(&folder, path, flags, Mode::empty(), confined) {
+            Err(rustix::io::Errno::AGAIN) => {}
+            result => return Ok(result?),
+        }
+    }
+    Err(rustix::io::Errno::AGAIN.into())
+}
+
+/// Copies extended attributes and ACLs of an open file to another, where both file systems have them.
+///
+/// # Errors
+/// As the kernel says.
+pub fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
+    let mut names = Vec::with_capacity(64 * 1024);
+    match fs::flistxattr(&from, rustix::buffer::spare_capacity(&mut names)) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        // What the overlay itself needs, and labels that the system sets, are not ours to carry.
+        if name.starts_with(b"trusted.overlay.") || name.starts_with(b"security.selinux") {
+            continue;
+        }
+        let mut value = Vec::with_capacity(64 * 1024);
+        match fs::fgetxattr(&from, name, rustix::buffer::spare_capacity(&mut value)) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::NODATA) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        match fs::fsetxattr(&to, name, &value, fs::XattrFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A name beside `name` that no engine uses, within the length that names may have.
+pub fn temporary_name(name: &[u8]) -> Vec<u8> {
+    let kept = &name[..name.len().min(200)];
+    [b".assay-new-", kept].concat()
 }
 
 fn explain(error: rustix::io::Errno, what: &str) -> io::Error {

@@ -45,8 +45,7 @@ impl View {
             return Self::Lines { phase: Phase::Unspecified, step: String::new() };
         }
         let bar = ProgressBar::new_spinner();
-        let style = ProgressStyle::with_template("{spinner} {prefix:<11} {elapsed:>4}  {wide_msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_style(spinner());
         bar.enable_steady_tick(std::time::Duration::from_millis(120));
         Self::Bar(bar)
     }
@@ -66,6 +65,15 @@ impl View {
             }
             Self::Bar(bar) => {
                 bar.set_prefix(show::phase(run.phase()));
+                // How far the walk has come is known when there is a base to compare with.
+                let scanned = run.counts.as_ref().map_or(0, |counts| counts.entries_scanned);
+                if run.phase() == Phase::Replicating && run.base_entries > 0 {
+                    bar.set_length(run.base_entries.max(scanned));
+                    bar.set_position(scanned);
+                    bar.set_style(measured());
+                } else {
+                    bar.set_style(spinner());
+                }
                 bar.set_message(match run.phase() {
                     Phase::Replicating => progress(run),
                     Phase::Checking => run.check_step.clone(),
@@ -85,6 +93,18 @@ impl View {
             }
         }
     }
+}
+
+fn spinner() -> ProgressStyle {
+    style("{spinner} {prefix:<11} {elapsed:>4}  {wide_msg}")
+}
+
+fn measured() -> ProgressStyle {
+    style("{spinner} {prefix:<11} {elapsed:>4} [{bar:16}] {percent:>3}%  {wide_msg}")
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 fn progress(run: &Run) -> String {

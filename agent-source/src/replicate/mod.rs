@@ -84,6 +84,7 @@ impl Counters {
             bytes_sent: self.bytes_sent.get(),
             files_unstable: self.unstable.get(),
             files_vanished: self.vanished.get(),
+            entries_scanned: self.scanned.get(),
             ..Default::default()
         }
     }

@@ -228,7 +228,10 @@ impl Attempt {
             protocol: PROTOCOL,
         };
         let opened = client.open_run(request).await.map_err(Fault::opening)?.into_inner();
-        self.progress.update(|run| run.base_generation = opened.base_generation);
+        self.progress.update(|run| {
+            run.base_generation = opened.base_generation;
+            run.base_entries = opened.base_entries;
+        });
         Ok(opened)
     }
 

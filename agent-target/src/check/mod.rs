@@ -53,6 +53,7 @@ use std::{
 };
 
 use assay_common::{
+    confined::open_beneath,
     path::TreePath,
     profile::{Check, Patch, Profile, RunAs, Scope, TargetNames, TemplateError, Value},
 };
@@ -63,10 +64,7 @@ pub use report::{
     AppliedPatch, CheckContext, CheckReport, Isolation, Outcome, OverlayRecord, Progress, StepEnd, StepReport,
 };
 
-use crate::{
-    patch,
-    workspace::{Workspace, open_beneath},
-};
+use crate::{patch, workspace::Workspace};
 use judge::{Judgement, judge};
 use output::Patterns;
 use process::{End, Launch};

@@ -376,11 +376,12 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         Some(active) => return Err(busy(active, "is being sealed or checked")),
     }
     let base = repository.store.latest().map_err(store_fault)?;
-    let base_root = match base {
-        None => Vec::new(),
+    let (base_root, base_entries) = match base {
+        None => (Vec::new(), 0),
         Some(base) => {
             let record = repository.store.record(base).map_err(store_fault)?;
-            RootDigest::from_hex(&record.root_digest).map(|root| root.0.to_vec()).unwrap_or_default()
+            let root = RootDigest::from_hex(&record.root_digest);
+            (root.map(|root| root.0.to_vec()).unwrap_or_default(), record.entries)
         }
     };
     let staging = repository.store.open_staging().map_err(store_fault)?;
@@ -389,6 +390,7 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         base_generation: base.map_or(0, |base| base.0),
         base_root_digest: base_root,
         staged_bytes: staging.staged_bytes(),
+        base_entries,
     };
     tracing::info!(run_id = %id, generation = response.generation, base = response.base_generation, "the run is open");
     let stage =
