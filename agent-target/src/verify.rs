@@ -213,6 +213,7 @@ fn step(report: &StepReport) -> Step {
     let both = format!("stdout {}\nstderr {}\n", report.stdout.digest, report.stderr.digest);
     Step {
         name: report.name.clone(),
+        attempt: u32::try_from(report.attempt).unwrap_or(u32::MAX),
         argv: report.argv.clone(),
         exit_code,
         signal,

@@ -171,7 +171,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             let served = runtime.block_on(app::serve(config, &cli.config));
             // A mark's end command gets its chance; what still runs after that is cut off.
             runtime.shutdown_timeout(std::time::Duration::from_secs(10));
-            served.map_err(|error| CommandError::not_run(format!("{error:#}")))?;
+            served.map_err(|error| CommandError::not_served(format!("{error:#}"), error.chain()))?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Pki(command) => command.run(),

@@ -152,7 +152,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             // What is created below takes its mode from the manifest, not from this process.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             let served = runtime()?.block_on(app::serve(config, &cli.config));
-            served.map_err(|error| CommandError::not_run(format!("{error:#}")))?;
+            served.map_err(|error| CommandError::not_served(format!("{error:#}"), error.chain()))?;
             // Checks that still run are on threads of their own, and their sandboxes die with them.
             Ok(ExitCode::SUCCESS)
         }

@@ -10,9 +10,10 @@ use std::{fmt::Write as _, io::Write as _, path::PathBuf, process::ExitCode};
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    error::Hint as _,
+    error::{Hint, PathError},
     rpc_status::RpcFault,
-    tls::{ConnectError, ConnectOptions, Role, TlsFiles, connect, explain_rpc_error},
+    signing::KeyError,
+    tls::{ConnectError, ConnectOptions, Role, TlsError, TlsFiles, connect, explain_rpc_error},
     verdict::Outcome,
 };
 
@@ -50,6 +51,19 @@ impl CommandError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// From what kept a service from starting or going on, outermost first; `message` is all of it.
+    pub fn not_served<'a>(
+        message: String,
+        chain: impl IntoIterator<Item = &'a (dyn std::error::Error + 'static)>,
+    ) -> Self {
+        let hint = chain.into_iter().find_map(|error| {
+            let tls = error.downcast_ref::<TlsError>().and_then(Hint::hint);
+            let key = error.downcast_ref::<KeyError>().and_then(Hint::hint);
+            tls.or(key).or_else(|| error.downcast_ref::<PathError>().and_then(Hint::hint))
+        });
+        Self { hint, ..Self::not_run(message) }
     }
 
     /// From an agent's answer.

@@ -58,6 +58,7 @@ impl Example {
             }),
             steps: vec![Step {
                 name: "dbcheck".into(),
+                attempt: 0,
                 argv: vec!["bin/maintain".into(), "dbcheck".into()],
                 exit_code: Some(0),
                 signal: None,
@@ -212,9 +213,14 @@ fn neither_agent_can_speak_for_the_other() {
 fn a_pass_that_nothing_backs_is_neither_signed_nor_believed() {
     let (target, source) = keys();
     let sound = Example::default().verdict(&source, 1, HexDigest::ZERO);
-    let changes: [fn(&mut Verdict); 7] = [
+    let changes: [fn(&mut Verdict); 8] = [
         |verdict| verdict.steps.clear(),
         |verdict| verdict.steps[0].outcome = Outcome::Inconclusive,
+        // A later attempt makes up for one that could not be made, not for damage.
+        |verdict| {
+            verdict.steps.insert(0, Step { outcome: Outcome::Fail, ..verdict.steps[0].clone() });
+            verdict.steps[1].attempt = 1;
+        },
         |verdict| verdict.depth = None,
         |verdict| verdict.generation = None,
         |verdict| verdict.generation = Some(GenerationNumber(0)),
@@ -228,6 +234,18 @@ fn a_pass_that_nothing_backs_is_neither_signed_nor_believed() {
         let json = sign_anything(&changed, &target);
         assert!(verify_verdict(json.as_bytes(), &target.verifying_key(), None).is_err(), "{number}");
     }
+}
+
+#[test]
+fn a_pass_may_follow_a_candidate_that_was_refused() {
+    let (target, source) = keys();
+    let mut verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    verdict.steps.insert(0, Step { outcome: Outcome::Inconclusive, ..verdict.steps[0].clone() });
+    assert!(matches!(sign_verdict(&verdict, &target), Err(VerdictError::Unfounded { .. })));
+    verdict.steps[1].attempt = 1;
+    let json = sign_verdict(&verdict, &target).expect("sound").to_json();
+    let read = verify_verdict(json.as_bytes(), &target.verifying_key(), None).expect("valid");
+    assert_eq!(read.verdict, verdict);
 }
 
 #[test]

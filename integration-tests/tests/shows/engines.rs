@@ -14,7 +14,7 @@ use std::{
 use crate::pair::{Pair, program};
 
 /// A stand-in server that writes until it is dropped.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -23,14 +23,14 @@ impl Drop for Server {
     }
 }
 
-fn standin(arguments: &[&str]) -> String {
+pub(crate) fn standin(arguments: &[&str]) -> String {
     let output = Command::new(program("accurev-standin")).args(arguments).output().expect("runs");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).expect("utf-8")
 }
 
 /// Agents beside a live stand-in under write load.
-fn accurev() -> (Pair, Server) {
+pub(crate) fn accurev() -> (Pair, Server) {
     let pair = Pair::engine("accurev-4", "settle = \"0s\"\n");
     let live = pair.root(0);
     let path = live.to_str().expect("utf-8");
@@ -48,11 +48,6 @@ fn accurev() -> (Pair, Server) {
     (pair, server)
 }
 
-fn verified(pair: &Pair) -> String {
-    fs::read_link(pair.path("store/repo/verified"))
-        .map_or_else(|_| "none".into(), |path| path.display().to_string())
-}
-
 #[test]
 fn a_live_accurev_passes_and_its_damage_is_found() {
     let (pair, _server) = accurev();
@@ -64,7 +59,7 @@ fn a_live_accurev_passes_and_its_damage_is_found() {
     assert!(!pair.latest().join("storage/stale").exists());
     let count = |name: &str| delta["counts"][name].as_u64().expect("count");
     assert!(count("bytesSent") < count("totalBytes") / 2, "{delta}");
-    assert_eq!(verified(&pair), "generations/000002");
+    assert_eq!(pair.verified(), "generations/000002");
     // The configuration was patched in the workspace only.
     let cnf = |tree: &Path| fs::read(tree.join("bin/acserver.cnf")).expect("read");
     assert_eq!(cnf(&pair.latest()), cnf(&pair.root(0)));
@@ -72,7 +67,7 @@ fn a_live_accurev_passes_and_its_damage_is_found() {
     let damage = standin(&["damage", pair.root(0).to_str().expect("utf-8"), "flip-record"]);
     let failed = pair.run(1);
     assert_eq!((&failed["outcome"], &failed["generation"]), (&"OUTCOME_FAIL".into(), &3.into()), "{failed}");
-    assert_eq!(verified(&pair), "generations/000002");
+    assert_eq!(pair.verified(), "generations/000002");
     let message = failed["message"].as_str().expect("text");
     assert!(damage.contains("element.ndb") && message.contains("element.ndb"), "{damage}{message}");
     // The verdict is the same at both ends, and says what was done.
@@ -85,7 +80,7 @@ fn a_live_accurev_passes_and_its_damage_is_found() {
     // Checked again, each generation gives its outcome again; a failed one never becomes verified.
     assert_eq!(pair.target(&["verify", "--generation", "2"]).code, 0);
     assert_eq!(pair.target(&["verify", "--generation", "3"]).code, 1);
-    assert_eq!(verified(&pair), "generations/000002");
+    assert_eq!(pair.verified(), "generations/000002");
     assert!(fs::read_dir(pair.path("store/repo/workspaces")).expect("read").next().is_none());
 }
 
@@ -111,7 +106,7 @@ fn a_missing_licence_or_key_is_inconclusive() {
     // White space that AccuRev refuses is repaired in the workspace.
     fs::write(&cnf, text.replace("MASTER_SERVER = ", "MASTER_SERVER=")).expect("write");
     assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
-    assert_eq!(verified(&pair), "generations/000004");
+    assert_eq!(pair.verified(), "generations/000004");
 }
 
 #[test]
@@ -155,5 +150,5 @@ fn a_live_sqlite_passes_and_its_damage_is_found() {
     file.write_all_at(&[0xa5; 4096], 4096 * 40).expect("damage");
     let failed = pair.run(1);
     assert_eq!(failed["outcome"], "OUTCOME_FAIL", "{failed}");
-    assert_eq!(verified(&pair), "generations/000003");
+    assert_eq!(pair.verified(), "generations/000003");
 }

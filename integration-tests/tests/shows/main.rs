@@ -3,7 +3,10 @@
 
 mod bad_input;
 mod engines;
+mod identities;
+mod marks;
 mod nasty;
+mod outcomes;
 mod pair;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};

@@ -8,16 +8,25 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use assay_common::pki::{Party, PkiOptions, init_pki};
+use assay_common::{
+    ledger::Ledger,
+    pki::{Party, PkiOptions, init_pki},
+    signing::VerifyingKey,
+    verdict::{Outcome, verify_verdict},
+};
 
 /// How long something may take that should take a moment: patience for a busy machine, not a measurement.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A check that reads the copy's names, for profiles of tests.
+pub(crate) const LIST: &str =
+    "[[check]]\nname = \"list\"\nargv = [\"ls\", \"-la\", \"{root}\"]\nfail_exit = [1, 2]\n";
 
 /// What a command did.
 #[derive(Debug)]
@@ -45,8 +54,15 @@ pub(crate) fn json(text: &str) -> serde_json::Value {
 
 /// The referee: rsync, which prints what it would have to change.
 pub(crate) fn rsync_finds_no_difference(source: &Path, copy: &Path) {
+    rsync_is_silent(source, copy, &[]);
+    // Unless told so, it takes times of the same second for the same.
+    rsync_is_silent(source, copy, &["--modify-window=-1"]);
+}
+
+fn rsync_is_silent(source: &Path, copy: &Path, further: &[&str]) {
     let output = Command::new("rsync")
         .args(["-aHAXn", "--checksum", "--delete", "--itemize-changes"])
+        .args(further)
         .args([format!("{}/", source.display()), format!("{}/", copy.display())])
         .output()
         .expect("rsync is installed by ./test");
@@ -63,9 +79,22 @@ pub(crate) fn program(name: &str) -> PathBuf {
     program
 }
 
+/// A port for an agent, which keeps it when it is killed and started again. It is below those that the kernel hands out, so
+/// that no connection takes it meanwhile, and no other test of this process gets it.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 10_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Where another process has started the same tests.
+    let start = u16::try_from(std::process::id() * 97 % u32::from(COUNT)).expect("below the count");
+    for _ in 0..COUNT {
+        let offset = (u32::from(start) + u32::from(NEXT.fetch_add(1, Ordering::SeqCst))) % u32::from(COUNT);
+        let port = FIRST + u16::try_from(offset).expect("below the count");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
 
 impl Pair {
@@ -81,20 +110,17 @@ impl Pair {
 
     /// Agents whose mark command says that it waits, and waits for a line from a FIFO.
     pub(crate) fn with_blocking_mark() -> Self {
-        let profile = r#"
-            name = "blocking"
-            description = "a mark that waits"
-            version = "1"
-            depth = "L0"
-            [mark]
-            kind = "command"
-            begin = ["sh", "-c", "touch ../mark-waits; read line < ../mark-fifo; echo $line"]
-            [[check]]
-            name = "list"
-            argv = ["ls", "-la", "{root}"]
-            fail_exit = [1, 2]
-        "#;
-        Self::new(1, "profile.toml", "", profile)
+        let begin = "touch ../mark-waits; read line < ../mark-fifo; echo $line";
+        Self::with_profile(
+            &format!("[mark]\nkind = \"command\"\nbegin = [\"sh\", \"-c\", {begin:?}]\n{LIST}"),
+            "",
+        )
+    }
+
+    /// Agents with an operator's own profile: its tables, without the keys that every profile has.
+    pub(crate) fn with_profile(tables: &str, repository_keys: &str) -> Self {
+        let keys = "name = \"own\"\ndescription = \"made by a test\"\nversion = \"1\"\ndepth = \"L0\"\n";
+        Self::new(1, "profile.toml", repository_keys, &format!("{keys}{tables}"))
     }
 
     fn new(roots: usize, profile: &str, source_keys: &str, profile_text: &str) -> Self {
@@ -160,7 +186,11 @@ impl Pair {
     pub(crate) fn start(&self, role: &str) {
         self.spawn(&format!("assay-{role}"), role);
         let name = format!("assay-{role}");
-        self.eventually("the agent serves", || self.command(&name, role, &["status"]).code == 0);
+        self.eventually("the agent serves", || {
+            let ended = self.agents.lock().expect("no panic").get_mut(role).map(Child::try_wait);
+            assert!(matches!(ended, Some(Ok(None))), "{name} has ended: {ended:?}");
+            self.command(&name, role, &["status"]).code == 0
+        });
     }
 
     /// Kills an agent, as a power cut would.
@@ -197,6 +227,38 @@ impl Pair {
             .spawn()
             .expect("the agent starts");
         self.agents.lock().expect("no panic").insert(role.to_owned(), child);
+    }
+
+    /// The agent's own end when it does not start with its configuration.
+    pub(crate) fn refused_start(&self, role: &str) -> Done {
+        self.kill(role);
+        self.command(&format!("assay-{role}"), role, &["serve"])
+    }
+
+    /// The ledger's chain is whole, its entries verify against both keys, and these are its outcomes, oldest first.
+    pub(crate) fn assert_ledger(&self, outcomes: &[Outcome]) {
+        let ledger = Ledger::open(&self.path("store/repo/ledger")).expect("ledger");
+        let key = |name: &str| VerifyingKey::load(&self.path(name)).expect("key");
+        let (target, source) = (key("pki/target-signing.pub"), key("pki/source-signing.pub"));
+        let faults = ledger.verify(&target, Some(&source)).expect("readable");
+        assert!(faults.is_empty(), "{faults:?}");
+        let mut found: Vec<_> = ledger
+            .entries()
+            .expect("entries")
+            .into_iter()
+            .map(|id| {
+                let envelope = ledger.get(&id.to_string()).expect("an entry");
+                verify_verdict(&envelope, &target, Some(&source)).expect("verifies").verdict.outcome
+            })
+            .collect();
+        found.reverse();
+        assert_eq!(found, outcomes);
+    }
+
+    /// Where `verified` points; "none" when it is not there.
+    pub(crate) fn verified(&self) -> String {
+        fs::read_link(self.path("store/repo/verified"))
+            .map_or_else(|_| "none".into(), |path| path.display().to_string())
     }
 
     /// A path in the folder.
@@ -276,17 +338,31 @@ impl Pair {
     }
 
     fn call(&self, target: bool, options: &[&str], arguments: &[&str]) -> String {
+        let done = self.grpcurl_as("pki/operator", target, options, arguments);
+        assert_eq!(done.code, 0, "{done:?}");
+        done.stdout
+    }
+
+    /// grpcurl with the certificate and key of this name; with none when the name is empty.
+    pub(crate) fn grpcurl_as(
+        &self,
+        identity: &str,
+        target: bool,
+        options: &[&str],
+        arguments: &[&str],
+    ) -> Done {
         let port = if target { self.ports.1 } else { self.ports.0 };
         let mut command = Command::new("grpcurl");
-        command.args(["-cacert", "pki/ca.crt", "-cert", "pki/operator.crt", "-key", "pki/operator.key"]);
+        command.args(["-cacert", "pki/ca.crt"]);
+        if !identity.is_empty() {
+            command.arg("-cert").arg(format!("{identity}.crt")).arg("-key").arg(format!("{identity}.key"));
+        }
         command
             .args(options)
             .arg(format!("127.0.0.1:{port}"))
             .args(arguments)
             .current_dir(self.folder.path());
-        let done = done(&mut command);
-        assert_eq!(done.code, 0, "{done:?}");
-        done.stdout
+        done(&mut command)
     }
 
     fn logs(&self) -> String {
@@ -297,7 +373,10 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        for agent in self.agents.get_mut().expect("no panic").values_mut() {
+        if std::thread::panicking() {
+            eprintln!("the agents' logs:\n{}", self.logs());
+        }
+        for agent in self.agents.get_mut().unwrap_or_else(PoisonError::into_inner).values_mut() {
             // Whatever became of it, it is gone afterwards.
             drop(agent.kill());
             drop(agent.wait());
