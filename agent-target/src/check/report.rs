@@ -39,7 +39,7 @@ pub enum Isolation {
 pub struct CheckContext {
     /// The names under which this host is known.
     pub target: TargetNames,
-    /// The variables, as [`Profile::bind`] gave them.
+    /// The variables, as [`Profile::bind`](assay_common::profile::Profile::bind) gave them.
     pub vars: BTreeMap<String, Value>,
     /// Values to try instead of the profile's, by the patch's key. They may hold the placeholders of patch
     /// values.
