@@ -90,7 +90,8 @@ impl Marker {
     /// Makes the mark, then waits for the profile's settle time.
     ///
     /// # Errors
-    /// When the engine did not make it. Nothing needs to be ended then, except that `end` is harmless.
+    /// When the engine did not make it, or when the run was cancelled. A begin command that failed or was cancelled half-way
+    /// is not followed by `end`: nothing tells whether the engine holds anything then.
     pub async fn begin(&mut self, cancel: &CancellationToken) -> Result<Mark, MarkError> {
         match std::fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
