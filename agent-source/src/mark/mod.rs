@@ -3,11 +3,13 @@
 //! A mark that was begun is ended on every way out of a run, an error and a cancellation included.
 
 mod command;
+mod postgresql;
 mod sqlite;
 
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use assay_common::{
@@ -21,6 +23,7 @@ use assay_common::{
 use tokio_util::sync::CancellationToken;
 
 pub use command::CommandError;
+pub use postgresql::{PostgresqlError, Session as PostgresqlSession};
 pub use sqlite::SqliteError;
 
 /// A trace is a small file; of a larger one the front tells enough.
@@ -45,6 +48,9 @@ pub enum MarkError {
     /// A SQLite database.
     #[error(transparent)]
     Sqlite(#[from] SqliteError),
+    /// A PostgreSQL server.
+    #[error(transparent)]
+    Postgresql(#[from] PostgresqlError),
     /// A placeholder of the profile has no value here.
     #[error("mark: {0}")]
     Template(#[from] TemplateError),
@@ -72,6 +78,28 @@ pub struct Marker {
     folder: PathBuf,
     /// Digests of the profile's traces right after the mark; `None` for one that is not there.
     traces: Vec<Option<ContentDigest>>,
+    /// The backup of `mark.kind = "postgresql"`, while it is under way.
+    postgresql: Option<Arc<PostgresqlSession>>,
+}
+
+/// Says when the files that are read last are read: the mark may end before its own.
+#[derive(Debug, Clone)]
+pub struct LateFiles {
+    postgresql: Option<Arc<PostgresqlSession>>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl LateFiles {
+    /// To be asked before each file that is read last, on a thread that may block. False when there is no such file after all.
+    ///
+    /// # Errors
+    /// When the engine does not end the mark.
+    pub fn before(&self, path: &TreePath) -> Result<bool, MarkError> {
+        match &self.postgresql {
+            Some(session) => Ok(self.runtime.block_on(session.before_late(path))?),
+            None => Ok(true),
+        }
+    }
 }
 
 impl Marker {
@@ -84,7 +112,7 @@ impl Marker {
         folder: PathBuf,
     ) -> Self {
         scope.mark_dir = Some(folder.join(&first_root.1));
-        Self { profile, scope, databases, first_root, folder, traces: Vec::new() }
+        Self { profile, scope, databases, first_root, folder, traces: Vec::new(), postgresql: None }
     }
 
     /// Makes the mark, then waits for the profile's settle time.
@@ -101,8 +129,15 @@ impl Marker {
         }
         let own = self.folder.join(&self.first_root.1);
         std::fs::create_dir_all(&own).at("create", &own)?;
+        if self.profile.mark.kind == MarkKind::Postgresql {
+            let (session, mark) = postgresql::begin(self.postgresql_settings()?, cancel).await?;
+            self.postgresql = Some(Arc::new(session));
+            self.settle(cancel).await?;
+            return Ok(mark);
+        }
         let id = match self.profile.mark.kind {
-            MarkKind::None => "none".to_owned(),
+            // The server was asked for its own above.
+            MarkKind::None | MarkKind::Postgresql => "none".to_owned(),
             MarkKind::Sqlite => {
                 let (databases, root) = (self.databases.clone(), self.first_root.0.clone());
                 let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&databases, &root, &own));
@@ -116,6 +151,11 @@ impl Marker {
             write_durable(&self.held_path(), mark.id.as_bytes(), 0o600)?;
         }
         self.traces = self.read_traces();
+        self.settle(cancel).await?;
+        Ok(mark)
+    }
+
+    async fn settle(&self, cancel: &CancellationToken) -> Result<(), MarkError> {
         let settle = self.profile.mark.settle.0;
         if !settle.is_zero() {
             tokio::select! {
@@ -123,7 +163,33 @@ impl Marker {
                 () = cancel.cancelled() => return Err(MarkError::Cancelled),
             }
         }
-        Ok(mark)
+        Ok(())
+    }
+
+    fn postgresql_settings(&self) -> Result<postgresql::Settings, MarkError> {
+        let server =
+            self.profile.postgresql.as_ref().expect("a profile of this kind has the table, as was checked");
+        let text =
+            |template: &str| self.scope.expand(template).map(|text| text.to_string_lossy().into_owned());
+        let password_file = text(&server.password_file)?;
+        let root = |(name, live): &(String, PathBuf)| postgresql::MarkedRoot {
+            live: live.clone(),
+            // One root is the tree; several have folders of their names in it.
+            subdirectory: if self.first_root.1.is_empty() { String::new() } else { name.clone() },
+        };
+        Ok(postgresql::Settings {
+            connection: text(&server.connection)?,
+            password_file: (!password_file.is_empty()).then(|| PathBuf::from(password_file)),
+            wal_segments: server.wal_segments,
+            timeout: self.profile.mark.timeout.0,
+            roots: self.scope.roots.iter().map(root).collect(),
+            folder: self.folder.clone(),
+        })
+    }
+
+    /// For whoever reads the files that are read last.
+    pub fn late_files(&self) -> LateFiles {
+        LateFiles { postgresql: self.postgresql.clone(), runtime: tokio::runtime::Handle::current() }
     }
 
     /// Makes sure that the mark is still the engine's last one.
@@ -162,6 +228,9 @@ impl Marker {
     /// # Errors
     /// When the engine's end command fails.
     pub async fn end(&self) -> Result<(), MarkError> {
+        if let Some(session) = &self.postgresql {
+            session.end().await?;
+        }
         if !self.profile.mark.end.is_empty() && self.scope.mark_id.is_some() {
             command::end(&self.profile.mark, &self.scope).await?;
             let held = self.held_path();

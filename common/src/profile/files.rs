@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path:
 
 use globset::{Candidate, Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use super::{Profile, Value, template};
+use super::{MarkKind, Profile, Value, template};
 use crate::path::TreePath;
 
 /// When a file is read.
@@ -23,6 +23,8 @@ pub enum Turn {
 pub struct FileRules {
     first: GlobSet,
     last: GlobSet,
+    /// The mark's own files that have no content before all others have been read.
+    of_mark: GlobSet,
     exclude: GlobSet,
     append_only: GlobSet,
 }
@@ -47,9 +49,18 @@ impl FileRules {
             let literal = format!("/{}", globset::escape(path));
             exclude.extend(["", "-wal", "-shm", "-journal"].map(|tail| format!("{literal}{tail}")));
         }
+        let mut of_mark = Vec::new();
+        if profile.mark.kind == MarkKind::Postgresql {
+            // Segments of live WAL, and what is named after them: what the backup needs are files of the mark. A mark's own files
+            // are copied whatever is excluded, and have their content only when all other files have been read.
+            let segment = "[0-9A-F]".repeat(24);
+            exclude.push(format!("{segment}*"));
+            of_mark.extend(["/backup_label".to_owned(), "/tablespace_map".to_owned(), segment]);
+        }
         Ok(Self {
             first: set(&profile.copy.first)?,
             last: set(&profile.copy.last)?,
+            of_mark: set(&of_mark)?,
             exclude: set(&exclude)?,
             append_only: set(&profile.copy.append_only)?,
         })
@@ -71,9 +82,12 @@ impl FileRules {
         !self.first.is_empty()
     }
 
-    /// When a file is read. `first` wins over `last`, an earlier pattern over a later one.
+    /// When a file is read. `first` wins over `last`, an earlier pattern over a later one, and what a mark needs over both.
     pub fn turn(&self, path: &TreePath) -> Turn {
         let candidate = candidate(path);
+        if let Some(index) = self.of_mark.matches_candidate(&candidate).first() {
+            return Turn::Last(self.last.len() + index);
+        }
         if let Some(index) = self.first.matches_candidate(&candidate).first() {
             return Turn::First(*index);
         }

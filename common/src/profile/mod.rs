@@ -32,9 +32,10 @@ pub use template::{Scope, TargetNames, TemplateError};
 use crate::config::Span;
 
 /// The profiles that Assay brings, by name.
-const BUILTINS: [(&str, &str); 3] = [
+const BUILTINS: [(&str, &str); 4] = [
     ("accurev-4", include_str!("../../../profiles/accurev-4.toml")),
     ("generic", include_str!("../../../profiles/generic.toml")),
+    ("postgresql", include_str!("../../../profiles/postgresql.toml")),
     ("sqlite", include_str!("../../../profiles/sqlite.toml")),
 ];
 
@@ -61,6 +62,8 @@ pub struct Profile {
     pub copy: Copy,
     /// The databases of `mark.kind = "sqlite"`.
     pub sqlite: Option<Sqlite>,
+    /// The server of `mark.kind = "postgresql"`.
+    pub postgresql: Option<Postgresql>,
     /// Changes to configuration files, made in the workspace only.
     #[serde(default, rename = "patch")]
     pub patches: Vec<Patch>,
@@ -138,7 +141,7 @@ impl Value {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mark {
-    /// `"command"`, `"sqlite"` or `"none"`.
+    /// `"command"`, `"sqlite"`, `"postgresql"` or `"none"`.
     pub kind: MarkKind,
     /// The command that makes the mark; its first member is the program. Needed for `kind = "command"`.
     #[serde(default)]
@@ -197,6 +200,8 @@ pub enum MarkKind {
     Command,
     /// Each database of `[sqlite]` is copied by SQLite's online backup into the mark folder.
     Sqlite,
+    /// A backup of the server of `[postgresql]` is started before the copy and stopped after it, in one session.
+    Postgresql,
     /// No mark: the backup is of whatever was there while it was read.
     None,
 }
@@ -232,6 +237,24 @@ pub struct Copy {
 pub struct Sqlite {
     /// Paths relative to the first root, at least one. `{var.NAME}` alone stands for all members of a list.
     pub databases: Vec<String>,
+}
+
+/// `[postgresql]`: the server of `mark.kind = "postgresql"`. The first root is its data directory.
+///
+/// The mark's files stand in the backup: `backup_label`, `tablespace_map` when there are tablespaces, and the WAL from the
+/// start of the backup to its end. They are read last, and live WAL segments are excluded, without being named.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgresql {
+    /// How to reach the server, as libpq has it: `host=/var/run/postgresql user=assay dbname=postgres`. The host is the folder of
+    /// a Unix socket. A password has no place here.
+    pub connection: String,
+    /// A file that holds the password and nothing else. Empty: there is none.
+    #[serde(default)]
+    pub password_file: String,
+    /// How many WAL segments may be written while the copy is made. A run that needs more ends without a generation.
+    #[serde(default = "wal_segments")]
+    pub wal_segments: u32,
 }
 
 /// `[[patch]]`: one setting that the workspace's copy of a configuration file gets.
@@ -319,7 +342,7 @@ pub struct Check {
     pub name: String,
     /// The command; its first member is the program. Executed directly, never through a shell. Placeholders:
     /// `{root}`, `{root.NAME}`, `{scratch}` (an empty writable folder), `{target.fqdn}`, `{target.host}`,
-    /// `{target.address}`, `{var.NAME}`.
+    /// `{target.address}`, `{helper}` (this program, for the checks that it brings), `{var.NAME}`.
     pub argv: Vec<String>,
     /// The name of a list variable: the step runs once for each member, for which `{var.NAME}` then stands.
     pub for_each: Option<String>,
@@ -474,6 +497,11 @@ fn zero() -> Vec<i32> {
 
 fn overlay_missing() -> String {
     "overlay-missing".into()
+}
+
+/// 16 GiB of the usual segments.
+fn wal_segments() -> u32 {
+    1024
 }
 
 fn output_limit() -> u32 {

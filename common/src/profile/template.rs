@@ -22,6 +22,8 @@ pub enum Placeholder {
     MarkId,
     /// `{scratch}`: an empty writable folder.
     Scratch,
+    /// `{helper}`: the target agent's own program, where the check sees it.
+    Helper,
     /// `{target.fqdn}`: the target's full host name.
     TargetFqdn,
     /// `{target.host}`: the target's short host name.
@@ -40,6 +42,7 @@ impl fmt::Display for Placeholder {
             Self::MarkDir => formatter.write_str("{mark_dir}"),
             Self::MarkId => formatter.write_str("{mark_id}"),
             Self::Scratch => formatter.write_str("{scratch}"),
+            Self::Helper => formatter.write_str("{helper}"),
             Self::TargetFqdn => formatter.write_str("{target.fqdn}"),
             Self::TargetHost => formatter.write_str("{target.host}"),
             Self::TargetAddress => formatter.write_str("{target.address}"),
@@ -53,7 +56,7 @@ impl fmt::Display for Placeholder {
 #[non_exhaustive]
 pub enum TemplateError {
     /// No placeholder has this name.
-    #[error("'{{{}}}' is not a placeholder: {{root}}, {{root.NAME}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{target.fqdn}}, \
+    #[error("'{{{}}}' is not a placeholder: {{root}}, {{root.NAME}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, {{target.fqdn}}, \
              {{target.host}}, {{target.address}} or {{var.NAME}} was expected, or '{{{{' for a brace", .0.escape_debug())]
     Unknown(String),
     /// A brace without its partner.
@@ -109,6 +112,7 @@ fn placeholder(name: &str) -> Option<Placeholder> {
         "mark_dir" => Placeholder::MarkDir,
         "mark_id" => Placeholder::MarkId,
         "scratch" => Placeholder::Scratch,
+        "helper" => Placeholder::Helper,
         "target.fqdn" => Placeholder::TargetFqdn,
         "target.host" => Placeholder::TargetHost,
         "target.address" => Placeholder::TargetAddress,
@@ -167,6 +171,8 @@ pub struct Scope {
     pub mark_id: Option<String>,
     /// `{scratch}`.
     pub scratch: Option<PathBuf>,
+    /// `{helper}`.
+    pub helper: Option<PathBuf>,
 }
 
 impl Scope {
@@ -234,6 +240,7 @@ impl Scope {
             }
             Placeholder::MarkDir => self.mark_dir.as_deref().map(std::path::Path::as_os_str),
             Placeholder::Scratch => self.scratch.as_deref().map(std::path::Path::as_os_str),
+            Placeholder::Helper => self.helper.as_deref().map(std::path::Path::as_os_str),
             Placeholder::MarkId => self.mark_id.as_deref().map(OsStr::new),
             Placeholder::TargetFqdn => self.target.fqdn.as_deref().map(OsStr::new),
             Placeholder::TargetHost => self.target.host.as_deref().map(OsStr::new),

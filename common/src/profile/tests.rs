@@ -29,7 +29,7 @@ fn every_builtin_is_accepted_and_named_as_its_file() {
         assert_eq!(profile.digest().len(), 64);
     }
     let error = Profile::builtin("oracle").expect_err("no such").to_string();
-    assert!(error.contains("accurev-4, generic, sqlite"), "{error}");
+    assert!(error.contains("accurev-4, generic, postgresql, sqlite"), "{error}");
 }
 
 #[test]
@@ -186,4 +186,51 @@ fn accurev_leaves_out_what_only_the_live_server_may_have() {
         assert!(rules.is_excluded(&path(excluded)), "{excluded}");
     }
     assert!(!rules.is_excluded(&path("storage/depots/amber/data/12/34/56.sto")));
+}
+
+/// The mark's files have their content last, and only they are WAL; files of the same shape elsewhere are what they are.
+#[test]
+fn the_files_of_a_postgresql_mark_are_read_last() {
+    let profile = Profile::builtin("postgresql").expect("built in");
+    let rules = FileRules::new(&profile, &BTreeMap::new(), &[]).expect("valid");
+    let segment = path("pg_wal/0000000100000000000000A7");
+    let order = ["base/5/16384", "global/pg_control", "backup_label", "tablespace_map"].map(path);
+    assert!(order.iter().chain([&segment]).map(|path| rules.turn(path)).is_sorted());
+    assert_eq!(rules.turn(&order[0]), Turn::Middle);
+    let first = FileRules::new(
+        &Profile { copy: Copy { first: vec!["*".into()], ..Default::default() }, ..profile },
+        &BTreeMap::new(),
+        &[],
+    );
+    assert_eq!(first.expect("valid").turn(&order[2]), Turn::Last(0));
+    assert!(rules.turn(&order[1]) < rules.turn(&order[2]) && rules.is_excluded(&segment));
+    let excluded =
+        ["postmaster.pid", "base/5/pg_internal.init", "base/pgsql_tmp/x", "pg_replslot/a", "base/5/t3_16385"];
+    for path in excluded.map(path) {
+        assert!(path.as_bytes() == b"base/pgsql_tmp/x" || rules.is_excluded(&path), "{path}");
+    }
+    assert!(rules.is_excluded(&path("base/pgsql_tmp")));
+    for copied in
+        ["pg_wal/00000002.history", "pg_wal", "pg_replslot", "base/5/16384_vm", "PG_VERSION"].map(path)
+    {
+        assert!(!rules.is_excluded(&copied), "{copied}");
+    }
+}
+
+#[test]
+fn a_postgresql_section_and_its_mark_belong_together() {
+    let table = "[postgresql]\nconnection = \"host=/run\"\n";
+    let said = |text: String| parse(&text).expect_err("a fault").to_string();
+    assert!(
+        said(format!("{GOOD}[mark]\nkind = \"postgresql\"\n"))
+            .contains("a [postgresql] section was expected")
+    );
+    assert!(said(format!("{GOOD}{table}")).contains("is only for mark.kind = \"postgresql\""));
+    let both = format!("{GOOD}[mark]\nkind = \"postgresql\"\n{table}");
+    assert!(parse(&both).is_ok());
+    assert!(said(format!("{both}wal_segments = 0\n")).contains("1 to 65536 were expected"));
+    assert!(
+        said(format!("{GOOD}[mark]\nkind = \"none\"\nend = [\"{{helper}}\"]\n"))
+            .contains("has no value here")
+    );
 }

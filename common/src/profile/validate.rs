@@ -22,6 +22,7 @@ enum Place {
     PatchValue,
     Check,
     Database,
+    Server,
 }
 
 impl Place {
@@ -32,7 +33,7 @@ impl Place {
             P::Root | P::RootNamed(_) => matches!(self, Self::MarkBegin | Self::MarkEnd | Self::Check),
             P::MarkDir => matches!(self, Self::MarkBegin | Self::MarkEnd),
             P::MarkId => self == Self::MarkEnd,
-            P::Scratch => self == Self::Check,
+            P::Scratch | P::Helper => self == Self::Check,
             P::TargetFqdn | P::TargetHost | P::TargetAddress => {
                 matches!(self, Self::PatchValue | Self::Check)
             }
@@ -151,7 +152,7 @@ impl Faults<'_> {
             (None, MarkKind::Sqlite) => {
                 self.say(way!["mark", "kind"], "a [sqlite] section was expected, because kind is \"sqlite\"");
             }
-            (Some(_), MarkKind::Command | MarkKind::None) => {
+            (Some(_), MarkKind::Command | MarkKind::Postgresql | MarkKind::None) => {
                 self.say(way!["sqlite"], "is only for mark.kind = \"sqlite\"");
             }
             (Some(sqlite), MarkKind::Sqlite) => {
@@ -164,6 +165,28 @@ impl Faults<'_> {
                         self.path(path, at);
                     }
                 }
+            }
+            (None, _) => {}
+        }
+        match (&self.profile.postgresql, mark.kind) {
+            (None, MarkKind::Postgresql) => self.say(
+                way!["mark", "kind"],
+                "a [postgresql] section was expected, because kind is \"postgresql\"",
+            ),
+            (Some(_), MarkKind::Command | MarkKind::Sqlite | MarkKind::None) => {
+                self.say(way!["postgresql"], "is only for mark.kind = \"postgresql\"");
+            }
+            (Some(server), MarkKind::Postgresql) => {
+                self.template(&server.connection, Place::Server, false, way!["postgresql", "connection"]);
+                self.template(
+                    &server.password_file,
+                    Place::Server,
+                    false,
+                    way!["postgresql", "password_file"],
+                );
+                // Each is an empty file while the copy is made.
+                let at = way!["postgresql", "wal_segments"];
+                self.expect((1..=65536).contains(&server.wal_segments), at, "1 to 65536 were expected");
             }
             (None, _) => {}
         }
