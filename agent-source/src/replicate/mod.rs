@@ -110,6 +110,9 @@ pub enum ReplicateError {
     /// A file of a root.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The mark did not end before its own files were read.
+    #[error(transparent)]
+    Mark(#[from] crate::mark::MarkError),
     /// The spool or the basis.
     #[error(transparent)]
     Spool(#[from] SpoolError),
@@ -129,6 +132,8 @@ pub struct Plan {
     pub roots: Vec<Arc<Folder>>,
     /// The mark's own files.
     pub mark: Option<Arc<Folder>>,
+    /// Asked before each file that is read last.
+    pub late_files: crate::mark::LateFiles,
     /// What is copied and in which order.
     pub rules: Arc<FileRules>,
     /// The basis that is known here to be the target's base.
@@ -256,7 +261,8 @@ fn run_threads(
     counters.vanished.add(vanished);
     let mut late = LateOutcomes::new();
     for job in late_jobs {
-        late.insert(job.content, own_reader.read(&job)?);
+        let is_there = plan.late_files.before(&job.path)?;
+        late.insert(job.content, if is_there { own_reader.read(&job)? } else { reader::Outcome::Vanished });
     }
     own_reader.flush()?;
     Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })

@@ -11,7 +11,7 @@ use assay_common::{
 use tonic::{Code, Status};
 
 use crate::{
-    mark::{CommandError, MarkError},
+    mark::{CommandError, MarkError, PostgresqlError},
     replicate::{ReplicateError, reader::ReadError, spool::SpoolError, transfer::TransferError},
     state::StateError,
 };
@@ -146,6 +146,10 @@ impl From<MarkError> for Fault {
             MarkError::Cancelled | MarkError::Command(CommandError::Cancelled { .. }) => Self::cancelled(),
             MarkError::Foreign { .. } => Self::not_run("foreign-mark", error.to_string())
                 .hint("nothing but this agent may make marks of the repository: look for another backup job"),
+            MarkError::Postgresql(PostgresqlError::Cancelled) => Self::cancelled(),
+            MarkError::Postgresql(error) => {
+                Self::not_run("mark-failed", error.to_string()).hint(error.hint())
+            }
             error => Self::not_run("mark-failed", error.to_string())
                 .hint("run the profile's mark command by hand as the agent's user; nothing was copied"),
         }
@@ -166,6 +170,7 @@ impl From<ReplicateError> for Fault {
     fn from(error: ReplicateError) -> Self {
         match error {
             ReplicateError::Cancelled | ReplicateError::Read(ReadError::Stopped) => Self::cancelled(),
+            ReplicateError::Mark(error) => error.into(),
             ReplicateError::Spool(error) => error.into(),
             ReplicateError::Transfer(TransferError::Rpc(status)) => {
                 Self::remote("transfer-failed", "the transfer broke off", &status)

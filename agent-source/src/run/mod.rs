@@ -301,6 +301,7 @@ impl Attempt {
             header: context.repository.header.clone(),
             roots: roots.folders.clone(),
             mark,
+            late_files: marker.late_files(),
             rules: Arc::new(context.repository.rules()),
             basis: basis_known.then(|| context.state.basis()),
             full_read: self.options.full_read,
