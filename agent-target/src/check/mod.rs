@@ -37,7 +37,7 @@ mod judge;
 mod output;
 mod process;
 mod report;
-mod sandbox;
+pub(crate) mod sandbox;
 
 use std::{
     collections::BTreeMap,
@@ -437,7 +437,11 @@ impl Launcher {
         let scratch =
             if self.sandbox.is_some() { PathBuf::from(sandbox::SCRATCH) } else { scratch.to_owned() };
         let target = session.context.target.clone();
-        Ok(Scope { roots, vars, target, scratch: Some(scratch), ..Default::default() })
+        let helper = match self.sandbox {
+            Some(_) => own_program().map(|_| PathBuf::from(sandbox::HELPER)),
+            None => own_program(),
+        };
+        Ok(Scope { roots, vars, target, scratch: Some(scratch), helper, ..Default::default() })
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -481,6 +485,7 @@ impl Launcher {
                 .collect(),
             hidden: session.context.hidden.clone(),
             scratch: scratch.to_owned(),
+            helper: own_program(),
             hosts: Some(hosts),
             host_name: Some(host_name),
             working_directory: folder,
@@ -517,6 +522,11 @@ impl Launcher {
         command.push("--".into());
         command
     }
+}
+
+/// This program, which brings checks of its own; nothing when it was replaced while it runs.
+fn own_program() -> Option<PathBuf> {
+    std::env::current_exe().ok().filter(|path| path.is_file())
 }
 
 /// Makes the smallest sandbox that has all that the steps will need, and says why it cannot be made.

@@ -19,12 +19,14 @@ use std::{
 const BASES: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store"];
 /// What the sandbox makes itself: no root can be there.
-const OWN: [&str; 4] = ["/proc", "/dev", "/sys", "/run/assay-scratch"];
+const OWN: [&str; 5] = ["/proc", "/dev", "/sys", SCRATCH, HELPER];
 /// A folder with more entries than this is not shown entry by entry.
 const MAX_ENTRIES: usize = 4000;
 
 /// `{scratch}` in the sandbox.
-pub(super) const SCRATCH: &str = "/run/assay-scratch";
+pub(crate) const SCRATCH: &str = "/run/assay-scratch";
+/// `{helper}` in the sandbox.
+pub(super) const HELPER: &str = "/run/assay-helper";
 
 /// What a sandbox is made of. All paths are absolute.
 #[derive(Debug, Default)]
@@ -37,6 +39,8 @@ pub(super) struct Plan {
     pub(super) hidden: Vec<PathBuf>,
     /// Shown as [`SCRATCH`].
     pub(super) scratch: PathBuf,
+    /// Shown as [`HELPER`].
+    pub(super) helper: Option<PathBuf>,
     /// Shown as `/etc/hosts`.
     pub(super) hosts: Option<PathBuf>,
     /// The name of the host that the step believes to be on.
@@ -103,6 +107,9 @@ impl Plan {
         }
         list.add(["--perms", "0755", "--dir", SCRATCH, "--bind"])
             .add([self.scratch.as_os_str(), OsStr::new(SCRATCH)]);
+        if let Some(helper) = &self.helper {
+            list.add(["--ro-bind"]).add([helper.as_os_str(), OsStr::new(HELPER)]);
+        }
         if let Some(hosts) = &self.hosts
             && fs::symlink_metadata("/etc/hosts").is_ok_and(|stat| stat.is_file())
         {
@@ -256,7 +263,9 @@ mod tests {
 
     #[test]
     fn roots_that_cannot_be_where_they_are_live_are_refused() {
-        for path in ["/", "/usr", "/etc", "/proc/x", "/dev", "/tmp", "/run", "opt/x", "/opt/../etc"] {
+        let refused =
+            ["/", "/usr", "/etc", "/proc/x", "/dev", "/tmp", "/run", "opt/x", "/opt/../etc", SCRATCH, HELPER];
+        for path in refused {
             assert!(matches!(plan(&[path]), Err(PlanError::LivePath { .. })), "{path}");
         }
         assert!(plan(&["/opt/x", "/opt/x"]).is_err());

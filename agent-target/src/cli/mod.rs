@@ -24,6 +24,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     app,
     config::{self, Config},
+    engine::postgresql,
 };
 
 /// Where the configuration is when the line does not say.
@@ -77,6 +78,9 @@ enum Command {
     /// Write and check configurations
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Checks of engines, as profiles call them
+    #[command(subcommand, hide = true)]
+    Engine(EngineCommand),
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -107,6 +111,12 @@ enum VerdictCommand {
     },
     /// Check a verdict file against pinned keys, offline
     Verify(VerifyArgs),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum EngineCommand {
+    /// Check a copied PostgreSQL cluster on a server of its own
+    PostgresqlCheck(postgresql::Arguments),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -157,6 +167,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Pki(command) => command.run(),
+        Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
         Command::Config(ConfigCommand::Check) => config_check(&cli.config),
