@@ -10,6 +10,7 @@
 //! budget for the target.
 
 pub mod basis;
+mod batch;
 mod compare;
 pub mod reader;
 pub mod scan;
@@ -32,10 +33,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use basis::BasisFolder;
+use batch::{Batch, Batcher, Blocks, Budget};
 use compare::Compared;
-use reader::{Batch, Budget, ReadError, Reader};
+use reader::{ReadError, Reader};
 use spool::{LateOutcomes, SpoolError, SpoolWriter, Step};
-use transfer::TransferError;
+use transfer::{TransferError, TransferOptions};
 
 /// Batches that wait for the transfer.
 const BATCH_QUEUE: usize = 4;
@@ -70,6 +72,7 @@ pub struct Counters {
     pub bytes_sent: Counter,
     pub unstable: Counter,
     pub vanished: Counter,
+    pub reconnects: Counter,
     pub current: Mutex<String>,
 }
 
@@ -141,6 +144,8 @@ pub struct Plan {
     pub threads: usize,
     /// Content that may be held in memory, in bytes.
     pub budget_bytes: usize,
+    /// How content is sent.
+    pub transfer: TransferOptions,
 }
 
 /// What a replication leaves for the seal.
@@ -173,6 +178,7 @@ pub async fn replicate(
     let stop = cancel.child_token();
     let budget = Budget::new(plan.budget_bytes);
     let (batches, queue) = mpsc::channel::<Batch>(BATCH_QUEUE);
+    let options = plan.transfer.clone();
     let local = tokio::task::spawn_blocking({
         let (stop, counters, budget) = (stop.clone(), Arc::clone(&counters), budget.clone());
         let runtime = Handle::current();
@@ -185,7 +191,7 @@ pub async fn replicate(
         }
     });
     let sent = tokio::select! {
-        sent = transfer::transfer(client, start, queue, counters) => sent.map_err(ReplicateError::from),
+        sent = transfer::transfer(client, start, queue, &options, counters) => sent.map_err(ReplicateError::from),
         () = stop.cancelled() => Err(ReplicateError::Cancelled),
     };
     if sent.is_err() {
@@ -214,8 +220,11 @@ fn run_threads(
     counters: &Arc<Counters>,
     stop: &CancellationToken,
 ) -> Result<Replicated, ReplicateError> {
-    let reader =
-        || Reader::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters), stop.clone());
+    let (contents, blocks) = (Arc::<AtomicU64>::default(), Blocks::default());
+    let reader = || {
+        let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
+        Reader::new(batcher, blocks.clone(), Arc::clone(&contents), Arc::clone(counters), stop.clone())
+    };
     let mut own_reader = reader();
     let early = compare::read_first(plan, &mut own_reader)?;
     own_reader.flush()?;
@@ -255,8 +264,8 @@ fn run_threads(
     let Compared { late_jobs, gone, basis_entries, vanished } = compared?;
     counters.vanished.add(vanished);
     let mut late = LateOutcomes::new();
-    for job in late_jobs {
-        late.insert(job.content, own_reader.read(&job)?);
+    for (number, job) in late_jobs {
+        late.insert(number, own_reader.read(&job)?);
     }
     own_reader.flush()?;
     Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })

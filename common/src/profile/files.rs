@@ -25,6 +25,7 @@ pub struct FileRules {
     last: GlobSet,
     exclude: GlobSet,
     append_only: GlobSet,
+    pages: Option<(GlobSet, u32)>,
 }
 
 impl FileRules {
@@ -52,6 +53,10 @@ impl FileRules {
             last: set(&profile.copy.last)?,
             exclude: set(&exclude)?,
             append_only: set(&profile.copy.append_only)?,
+            pages: match profile.copy.page_bytes {
+                None => None,
+                Some(bytes) => Some((set(&profile.copy.pages)?, bytes)),
+            },
         })
     }
 
@@ -64,6 +69,12 @@ impl FileRules {
     /// True for a file that only grows.
     pub fn is_append_only(&self, path: &TreePath) -> bool {
         self.append_only.is_match_candidate(&candidate(path))
+    }
+
+    /// The length of its pages in bytes, of a file that is written in pages.
+    pub fn page_bytes(&self, path: &TreePath) -> Option<u32> {
+        let (files, bytes) = self.pages.as_ref()?;
+        files.is_match_candidate(&candidate(path)).then_some(*bytes)
     }
 
     /// True when some files are to be read before all others.

@@ -220,6 +220,12 @@ pub struct Copy {
     /// Files that only grow: what counts is the length that they had at the mark.
     #[serde(default)]
     pub append_only: Vec<String>,
+    /// Files that the engine writes in pages of `page_bytes`: they are compared and sent page by page.
+    #[serde(default)]
+    pub pages: Vec<String>,
+    /// Length of a page in bytes, a power of two from 512 to 65536.
+    #[serde(default)]
+    pub page_bytes: Option<u32>,
 }
 
 /// `[sqlite]`: the databases of `mark.kind = "sqlite"`.
