@@ -131,7 +131,7 @@ pub fn make_small_files(root: &Path, plan: &Plan) -> Result<()> {
     let then = SystemTime::now() - BASE_AGE;
     for number in 0..plan.files {
         let folder = root.join(format!("small/d{:04}", number / FILES_PER_FOLDER));
-        if number % FILES_PER_FOLDER == 0 {
+        if number.is_multiple_of(FILES_PER_FOLDER) {
             fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         }
         let mut numbers = numbers(plan.seed, "small file", u64::from(number));
@@ -155,7 +155,7 @@ pub fn make_small_files(root: &Path, plan: &Plan) -> Result<()> {
 pub fn make_tiny_files(root: &Path, seed: u64, files: u32) -> Result<()> {
     for number in 0..files {
         let folder = root.join(format!("t{:02}/{:02}", number / 100_000, number / 1000 % 100));
-        if number % 1000 == 0 {
+        if number.is_multiple_of(1000) {
             fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         }
         let mut numbers = numbers(seed, "tiny file", u64::from(number));
@@ -238,7 +238,7 @@ fn small_content(numbers: &mut StdRng, number: u32) -> (bool, Vec<u8>) {
     let (even, angle): (f64, f64) = (1.0 - numbers.random::<f64>(), numbers.random());
     let normal = (-2.0 * even.ln()).sqrt() * (std::f64::consts::TAU * angle).cos();
     let bytes = (9_500.0 * (0.9 * normal).exp()).clamp(MIN_FILE_BYTES, MAX_FILE_BYTES) as usize;
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         return (true, text_of(numbers, bytes));
     }
     let mut content = Vec::with_capacity(bytes + 32);

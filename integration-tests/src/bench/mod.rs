@@ -11,6 +11,7 @@ pub mod assay;
 pub mod data;
 pub mod isolate;
 pub mod measure;
+pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod report;

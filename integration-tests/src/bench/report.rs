@@ -16,6 +16,8 @@ pub enum Demand {
     Ratio(&'static str, f64),
     /// The value itself must not be larger.
     Value(f64),
+    /// The value must not be larger than the peer's times this, and so many units on top.
+    RatioAnd(&'static str, f64, f64),
 }
 
 /// One other program, or what else Assay is compared with.
@@ -78,7 +80,8 @@ impl Row {
 
     /// The peer that is best in this row: smaller is better everywhere.
     pub fn best(&self) -> Option<&Peer> {
-        self.peers.iter().min_by(|a, b| a.value.total_cmp(&b.value))
+        let tools = self.peers.iter().filter(|peer| peer.name != CHANGED_PAGES);
+        tools.min_by(|a, b| a.value.total_cmp(&b.value))
     }
 
     /// Whether the demand is met, and how it reads. None where there is none or it cannot be told.
@@ -87,6 +90,16 @@ impl Row {
             Demand::Ratio(name, most) => {
                 let ratio = self.peers.iter().find(|peer| peer.name == name)?.ratio?;
                 Some((ratio.median <= most, format!("<= {most} of {name}: {:.2}", ratio.median)))
+            }
+            Demand::RatioAnd(name, factor, more) => {
+                let peer = self.peers.iter().find(|peer| peer.name == name)?;
+                let most = factor * peer.value + more;
+                let text = format!(
+                    "<= {factor} x {name} + {}: {}",
+                    amount(more, self.unit),
+                    amount(most, self.unit)
+                );
+                Some((self.assay <= most, text))
             }
             Demand::Value(most) => Some((self.assay <= most, format!("<= {}", amount(most, self.unit)))),
         }
@@ -120,6 +133,8 @@ fn demand(workload: &str, metric: &str) -> Option<Demand> {
         ("hour" | "large-file", "wall") => Demand::Ratio(PLAIN, 0.33),
         ("hour", "cpu, source") => Demand::Ratio(PLAIN, 0.5),
         ("postgres", "wire") => Demand::Ratio(CHANGED_PAGES, 1.3),
+        // Five round trips are what a run may wait for, whatever it copies.
+        (_, WALL_AT_80_MS) => Demand::RatioAnd(WITHOUT_DELAY, 1.3, 0.4),
         (_, "memory, source" | "memory, target") => Demand::Value(256.0 * 1024.0 * 1024.0),
         _ => return None,
     };
@@ -128,6 +143,11 @@ fn demand(workload: &str, metric: &str) -> Option<Demand> {
 
 /// The name of what the wire of the PostgreSQL workload is compared with.
 pub const CHANGED_PAGES: &str = "changed pages, zstd -3";
+
+/// The metric that compares Assay on a slow link with itself on a fast one.
+pub const WALL_AT_80_MS: &str = "wall, 80 ms to 0";
+/// What it is compared with.
+pub const WITHOUT_DELAY: &str = "Assay, 0 ms";
 
 /// A metric: its name, its unit, and where it is in a sample.
 type Metric = (&'static str, &'static str, fn(&Sample) -> Option<f64>);
@@ -275,6 +295,23 @@ mod tests {
         assert_eq!(memory.peers.len(), 1, "the daemon's memory is not known");
         assert_eq!(memory.judged(), Some((true, "<= 256.0 MiB".into())));
         assert!(super::rows("empty", &[]).is_empty());
+    }
+
+    #[test]
+    fn a_slow_link_may_cost_a_factor_and_some_round_trips() {
+        for (seconds, met) in [(1.7, true), (1.71, false)] {
+            let row = Row::new("link", WALL_AT_80_MS, "s", &[seconds], &[(WITHOUT_DELAY.into(), vec![1.0])]);
+            let (judged, text) = row.judged().expect("a demand");
+            assert_eq!(judged, met, "{text}");
+        }
+    }
+
+    #[test]
+    fn changed_pages_are_judged_and_are_no_tool() {
+        let peers = [(CHANGED_PAGES.to_owned(), vec![10.0]), ("rsync -az (ssh)".to_owned(), vec![50.0])];
+        let row = Row::new("postgres", "wire", "B", &[12.0], &peers);
+        assert_eq!(row.best().map(|peer| peer.value), Some(50.0));
+        assert_eq!(row.judged().map(|(met, _)| met), Some(true));
     }
 
     #[test]

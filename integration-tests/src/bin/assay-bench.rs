@@ -24,6 +24,9 @@ struct Cli {
     /// Only these workloads
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',', value_enum)]
     only: Vec<Workload>,
+    /// Copy a million tiny files too
+    #[arg(long)]
+    million: bool,
     /// How often each workload is repeated [default: 5, with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repetitions: Option<u16>,
@@ -114,11 +117,24 @@ fn measure(cli: &Cli, folder: PathBuf) -> Result<()> {
             bin.join(name).display()
         );
     }
-    let plan = if cli.quick { Plan::quick(cli.seed, cli.scale) } else { Plan::full(cli.seed, cli.scale) };
+    let (plan, link_plan, pgbench_scale, usual) = if cli.quick {
+        let plan = Plan::quick(cli.seed, cli.scale);
+        (plan, Plan::quick(cli.seed, cli.scale * 0.2), 2.0, Workload::QUICK.to_vec())
+    } else {
+        let plan = Plan::full(cli.seed, cli.scale);
+        (plan, plan, 20.0, Workload::USUAL.to_vec())
+    };
+    let mut workloads = if cli.only.is_empty() { usual } else { cli.only.clone() };
+    if cli.million {
+        workloads.push(Workload::Million);
+    }
     let options = Options {
-        workloads: if cli.only.is_empty() { Workload::USUAL.to_vec() } else { cli.only.clone() },
+        workloads,
         repetitions: usize::from(cli.repetitions.unwrap_or(if cli.quick { 3 } else { 5 })),
         plan,
+        link_plan,
+        pgbench_scale: ((pgbench_scale * cli.scale) as u32).max(1),
+        tiny_files: ((1e6 * cli.scale) as u32).max(1000),
         folder,
         bin,
     };
