@@ -21,7 +21,8 @@ pub struct Sample {
     pub source_peak: f64,
     /// The same of the target's side. None where it cannot be told.
     pub target_peak: Option<f64>,
-    /// Bytes that went over the loopback interface, both directions, with all headers.
+    /// Bytes that went over the loopback interface, both directions, with all headers. Of Assay this includes what the
+    /// operator's command line and the source agent tell each other on their own host: some kilobytes to its disadvantage.
     pub wire: f64,
     /// Seconds of each phase, where the tool tells its phases.
     pub phases: Vec<(String, f64)>,

@@ -78,7 +78,7 @@ impl Row {
         }
     }
 
-    /// The peer that is best in this row: smaller is better everywhere.
+    /// The tool that is best in this row: smaller is better everywhere.
     pub fn best(&self) -> Option<&Peer> {
         let tools = self.peers.iter().filter(|peer| peer.name != CHANGED_PAGES);
         tools.min_by(|a, b| a.value.total_cmp(&b.value))
