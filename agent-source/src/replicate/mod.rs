@@ -88,6 +88,7 @@ impl Counters {
             files_unstable: self.unstable.get(),
             files_vanished: self.vanished.get(),
             entries_scanned: self.scanned.get(),
+            reconnects: self.reconnects.get(),
             ..Default::default()
         }
     }

@@ -11,10 +11,34 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
+    discard::discard,
     measure::{Sample, TIME_FORMAT, cpu_seconds, loopback_bytes, peak_bytes, read_time_file, reset_peak},
     process::{Background, free_port, succeed},
     proxy::Proxy,
 };
+
+/// How long the target may take to lay out its next tree.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(300);
+
+/// The check reads nothing: rsync has none, and what it would cost is the engine's. Of the trees here only a PostgreSQL
+/// data folder has files in folders of these names; their pages are PostgreSQL's.
+const PROFILE: &str = r#"
+name = "bench"
+description = "a tree of files, for measuring"
+version = "1"
+depth = "L0"
+
+[mark]
+kind = "none"
+
+[copy]
+pages = ["/base/**", "/global/*"]
+page_bytes = 8192
+
+[[check]]
+name = "check"
+argv = ["true"]
+"#;
 
 /// Two agents for one folder, with everything of theirs in another.
 #[derive(Debug)]
@@ -62,8 +86,8 @@ impl Assay {
                  [operator]\ncert = \"pki/operator.crt\"\nkey = \"pki/operator.key\"\n"
             )
         };
-        // The check reads nothing: rsync has none, and what it would cost is the engine's.
-        let profile = "profile = \"generic\"\nvars = { check = [\"true\"] }\n";
+        fs::write(self.folder.join("bench.toml"), PROFILE).context("bench.toml")?;
+        let profile = "profile = \"./bench.toml\"\n";
         let source = format!(
             "[agent]\nname = \"source\"\nlisten = \"127.0.0.1:{source_port}\"\nstate = \"state\"\n\
              signing_key = \"pki/source-signing.key\"\n{}[target]\nurl = \"https://127.0.0.1:{through}\"\n\
@@ -102,17 +126,14 @@ impl Assay {
         Ok(agent)
     }
 
-    /// Ends the agents and removes all that is theirs.
+    /// Ends the agents and moves all that is theirs out of the way.
     ///
     /// # Errors
     ///
     /// When something cannot be removed.
     pub fn remove(&mut self) -> Result<()> {
         self.agents = None;
-        if self.folder.exists() {
-            fs::remove_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;
-        }
-        Ok(())
+        discard(&self.folder)
     }
 
     /// The tree of the newest generation.
@@ -162,6 +183,8 @@ impl Assay {
             String::from_utf8_lossy(&output.stderr)
         );
         let (command_cpu, _) = read_time_file(&time_file)?;
+        let wire = loopback_bytes()? - before.2;
+        self.wait_for_the_next_tree(&last)?;
         Ok(Sample {
             wall,
             // The operator's command line works on the source's host too.
@@ -169,12 +192,28 @@ impl Assay {
             target_cpu: cpu_seconds(target)? - before.1,
             source_peak: peak_bytes(source)?,
             target_peak: Some(peak_bytes(target)?),
-            wire: loopback_bytes()? - before.2,
+            wire,
             phases: phases
                 .windows(2)
                 .map(|pair| (pair[0].0.clone(), (pair[1].1 - pair[0].1).as_secs_f64()))
                 .collect(),
         })
+    }
+}
+
+impl Assay {
+    /// Waits until the target has laid out the tree of the run's generation for the next one: that is work that the run left
+    /// behind. It counts as the target's, and it does not disturb what is measured next.
+    fn wait_for_the_next_tree(&self, run: &str) -> Result<()> {
+        let run: serde_json::Value = serde_json::from_str(run).context("the run's last line")?;
+        let root = run["rootDigest"].as_str().context("the run has no rootDigest")?.to_owned();
+        let of = self.folder.join("store/repo/ahead/of");
+        let start = Instant::now();
+        while fs::read_to_string(&of).unwrap_or_default().trim() != root {
+            ensure!(start.elapsed() < AHEAD_PATIENCE, "the target did not lay out its next tree: {root}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@
 
 pub mod assay;
 pub mod data;
+pub mod discard;
 pub mod isolate;
 pub mod measure;
 pub mod postgres;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
+    discard::discard,
     measure::{Sample, TIME_FORMAT, cpu_seconds, loopback_bytes, read_time_file},
     process::{Background, free_port, succeed},
     proxy::Proxy,
@@ -225,16 +226,13 @@ impl Rsync {
         fs::create_dir_all(&self.destination).with_context(|| self.destination.display().to_string())
     }
 
-    /// Removes the destination.
+    /// Moves the destination out of the way.
     ///
     /// # Errors
     ///
     /// When that fails.
     pub fn remove(&mut self) -> Result<()> {
-        if self.destination.exists() {
-            fs::remove_dir_all(&self.destination).with_context(|| self.destination.display().to_string())?;
-        }
-        Ok(())
+        discard(&self.destination)
     }
 }
 

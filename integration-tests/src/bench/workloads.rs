@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use super::{
     assay::Assay,
     data::{self, Plan},
+    discard::{discard, make_room},
     measure::Sample,
     postgres::{Changed, Cluster, changed_pages},
     process::succeed,
@@ -448,6 +449,7 @@ impl Bench {
             field.tools.iter().map(|tool| (tool.name.clone(), Vec::new())).collect();
         let count = field.tools.len();
         for repetition in 0..self.options.repetitions {
+            make_room(&[&self.options.folder, &self.options.folder.join("rsync")])?;
             change(repetition as u64)?;
             data::read_once(&field.root)?;
             for place in 0..count {
@@ -485,7 +487,7 @@ fn finish(mut field: Field) -> Result<()> {
     for tool in &mut field.tools {
         tool.remove()?;
     }
-    fs::remove_dir_all(&field.root).with_context(|| field.root.display().to_string())
+    discard(&field.root)
 }
 
 fn describe(root: &Path, plan: &Plan) -> Result<()> {
