@@ -40,6 +40,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
             target_key: VerifyingKey::load(&config.target.signing_key)?,
             threads: config.agent.threads(),
             memory_bytes: config.agent.memory_bytes(),
+            transfer: config.target.transfer(config.agent.threads()),
         });
     }
     let agent = Arc::new(Agent::new(config.agent.name.clone(), contexts)?);

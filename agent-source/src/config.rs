@@ -16,8 +16,15 @@ use assay_common::{
 };
 use serde::Deserialize;
 
+use crate::replicate::transfer::{Compression, TransferOptions};
+
 /// Content that a run holds in memory when the file does not say, in bytes: enough for 1 GB/s at 64 ms of round trip.
 const DEFAULT_MEMORY_MIB: u32 = 64;
+/// Niceness of the agent when the file does not say: the live server goes first. The kernel derives the priority of reads
+/// and writes from it as well.
+const DEFAULT_NICE: i32 = 10;
+/// How long a cut connection is tried again when the file does not say: a router restarts in less.
+const DEFAULT_RETRY: Duration = Duration::from_secs(10 * 60);
 /// Share of the entries that a run may drop when the file does not say, in per cent: an hour of work never drops half.
 const DEFAULT_MAX_DROP_PERCENT: u8 = 50;
 
@@ -107,8 +114,10 @@ pub struct AgentSection {
     pub log: LogFormat,
     /// Files read side by side.
     pub threads: Option<usize>,
-    /// Content held in memory between reading and sending, in MiB.
+    /// Content held in memory between reading and the target's acknowledgement, in MiB.
     pub memory_mib: Option<u32>,
+    /// Niceness, 0 to 19.
+    nice: Option<i32>,
 }
 
 impl AgentSection {
@@ -116,6 +125,11 @@ impl AgentSection {
     pub fn threads(&self) -> usize {
         self.threads
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2)))
+    }
+
+    /// Niceness, 0 to 19.
+    pub fn nice(&self) -> i32 {
+        self.nice.unwrap_or(DEFAULT_NICE)
     }
 
     /// Content held in memory, in bytes.
@@ -148,6 +162,38 @@ pub struct TargetSection {
     pub url: String,
     /// The target's public signing key, pinned: verdicts are checked against it.
     pub signing_key: PathBuf,
+    /// `"auto"`, `"off"` or a level of zstd.
+    #[serde(default = "auto", deserialize_with = "compression")]
+    compression: Compression,
+    /// Content that may go out in a second, after compression, in KiB.
+    limit_kib_per_second: Option<u64>,
+    /// How long a cut connection is tried again.
+    retry: Option<Span>,
+}
+
+impl TargetSection {
+    /// How content is sent, with `threads` compressing.
+    pub fn transfer(&self, threads: usize) -> TransferOptions {
+        TransferOptions {
+            compression: self.compression,
+            threads,
+            limit_bytes_per_second: self.limit_kib_per_second.map(|kib| kib.saturating_mul(1024)),
+            retry: self.retry.map_or(DEFAULT_RETRY, |retry| retry.0),
+        }
+    }
+}
+
+fn auto() -> Compression {
+    Compression::Auto
+}
+
+fn compression<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Compression, D::Error> {
+    match toml::Value::deserialize(deserializer)? {
+        toml::Value::String(text) if text == "auto" => Ok(Compression::Auto),
+        toml::Value::String(text) if text == "off" => Ok(Compression::Off),
+        toml::Value::Integer(level @ 1..=19) => Ok(Compression::Level(level as i32)),
+        _ => Err(serde::de::Error::custom("\"auto\", \"off\" or a level from 1 to 19 was expected")),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -217,6 +263,12 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     }
     if file.agent.memory_mib.is_some_and(|mib| !(8..=4096).contains(&mib)) {
         faults.push("agent.memory_mib: 8 to 4096 was expected".to_owned());
+    }
+    if file.agent.nice.is_some_and(|nice| !(0..=19).contains(&nice)) {
+        faults.push("agent.nice: 0 to 19 was expected".to_owned());
+    }
+    if file.target.limit_kib_per_second == Some(0) {
+        faults.push("target.limit_kib_per_second: at least 1 was expected".to_owned());
     }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());

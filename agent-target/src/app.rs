@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     repository::Repository,
     service::{Repositories, operator::Operator, replication::Replication},
+    verify,
 };
 
 /// Largest message from a source, in bytes: a pack of content with room to spare.
@@ -32,7 +33,12 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     for repository in config.repositories {
         let name = repository.name.clone();
         let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key));
-        repositories.push(opened.with_context(|| format!("repository {name}"))?);
+        let opened = Arc::new(opened.with_context(|| format!("repository {name}"))?);
+        let repository = Arc::clone(&opened);
+        std::thread::Builder::new()
+            .name("ahead".to_owned())
+            .spawn(move || verify::lay_out_ahead(&repository))?;
+        repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));
     let replication = ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories)))

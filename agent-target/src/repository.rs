@@ -3,6 +3,7 @@
 //! | who | while a run receives | while a run seals | while a check runs |
 //! | --- | --- | --- | --- |
 //! | OpenRun of the same run | takes it up again; the older stream ends | refused, busy | refused, busy |
+//! | Transfer of the same run | takes the older stream's place once that has ended | refused | refused |
 //! | OpenRun of another run | refused, busy, while a stream is attached; else takes over | refused, busy | refused, busy |
 //! | CheckRun of the same run | refused | refused | follows the check |
 //! | VerifyGeneration | refused, busy | refused, busy | refused, busy |
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config,
+    receive::Receiver,
     store::{
         Record, Staging, Store, StoreError,
         index::{ChunkIndex, IndexError},
@@ -70,6 +72,10 @@ pub enum Stage {
         staging: Arc<Staging>,
         /// The generation that the run builds upon.
         base: Option<GenerationNumber>,
+        /// What takes it, across streams.
+        receiver: Arc<Receiver>,
+        /// Held by the stream that is attached, until all that it brought is settled.
+        turn: Arc<tokio::sync::Mutex<()>>,
         /// Ends the stream that is attached, when another takes its place. `None`: no stream is attached.
         attached: Option<CancellationToken>,
         /// When the run was opened.

@@ -17,6 +17,7 @@ use crate::{
     check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
     config::{IsolationPolicy, WorkspacePreference},
     repository::{CheckState, Repository},
+    seal::ahead,
     store::{Record, TREE},
     workspace::{Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
 };
@@ -38,11 +39,27 @@ pub fn start(repository: Arc<Repository>, id: RunId, record: Record) -> watch::R
             tracing::error!(run_id = %id, error, "the check has no verdict");
         }
         sender.send_modify(|state| state.done = Some(done));
+        lay_out_ahead(&repository);
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
         tracing::error!(%error, "no thread for the check");
     }
     receiver
+}
+
+/// Lays out the tree of the newest generation for the next run, behind everything else that this host does. On a thread that
+/// has nothing else to do: it keeps the niceness.
+pub fn lay_out_ahead(repository: &Repository) {
+    rustix::process::setpriority_process(None, 10).ok();
+    let prepared = match repository.store.latest() {
+        Ok(None) => return,
+        Ok(Some(latest)) => ahead::prepare(&repository.store, latest),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = prepared {
+        let repository = &repository.config.name;
+        tracing::warn!(repository, %error, "the next tree is not laid out; the next seal takes longer");
+    }
 }
 
 /// The states of a check as they come, up to the one that is its end.

@@ -23,4 +23,5 @@ pub mod serve;
 pub mod signing;
 pub mod telemetry;
 pub mod tls;
+pub mod uncached;
 pub mod verdict;

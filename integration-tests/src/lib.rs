@@ -1,3 +1,4 @@
-//! What the tests of Assay share.
+//! What the tests and the benchmark of Assay share.
 
+pub mod bench;
 pub mod standin;

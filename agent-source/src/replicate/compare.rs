@@ -8,6 +8,7 @@ use assay_common::{
     path::{TreePath, compare_paths},
     profile::Turn,
 };
+use assay_proto::v1::PutEntry;
 use rustix::fs::Stat;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Plan, ReplicateError,
     basis::{BasisReader, Seen, file_clock},
-    reader::{Job, Outcome, ReadError, Reader},
+    reader::{BaseFile, Job, Outcome, ReadError, Reader},
     scan::{Found, Scan, ScanError, describe},
     spool::{SpoolError, Step},
 };
@@ -27,11 +28,12 @@ pub(super) struct ReadJob {
 }
 
 /// Files that were read before everything else, by path.
-pub(super) type Early = HashMap<TreePath, (Entry, Seen, u64)>;
+pub(super) type Early = HashMap<TreePath, (PutEntry, Seen)>;
 
 /// What the merge leaves.
 pub(super) struct Compared {
-    pub late_jobs: Vec<Job>,
+    /// With their numbers, in the order in which they are read.
+    pub late_jobs: Vec<(u64, Job)>,
     pub gone: u64,
     pub basis_entries: u64,
     pub vanished: u64,
@@ -57,11 +59,10 @@ pub(super) fn read_first(plan: &Plan, reader: &mut Reader) -> Result<Early, Repl
         }
     }
     wanted.sort_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
-    for (content, (_, path, folder, name)) in (1..).zip(wanted) {
-        let append_only = plan.rules.is_append_only(&walk.in_root(&path));
-        let job = Job { content, path: path.clone(), folder, name, append_only };
+    for (_, path, folder, name) in wanted {
+        let job = Job::new(plan, &walk.in_root(&path), path.clone(), (folder, name), None);
         if let Outcome::Read(read) = reader.read(&job)? {
-            early.insert(path, (read.0, read.1, content));
+            early.insert(path, *read);
         }
     }
     Ok(early)
@@ -80,9 +81,9 @@ pub(super) fn compare(
     let mut basis = basis.map_err(SpoolError::from)?;
     // Another set of roots is another tree: nothing of the basis says anything about it.
     let same_roots = basis.header().is_some_and(|header| *header == plan.header);
-    let mut next_content = early.values().map(|(_, _, content)| *content).max().unwrap_or(0) + 1;
     let mut walk = scan(plan);
     let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
+    let mut late_jobs = Vec::new();
     let mut result = Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0 };
     let give = |step| steps.send(step).map_err(|_| ReplicateError::from(ReadError::Stopped));
     while let Some(found) = walk.next_entry()? {
@@ -114,7 +115,7 @@ pub(super) fn compare(
             continue;
         }
         let step = match (early.get(&found.path), first) {
-            (Some((entry, seen, content)), _) => Step::Put(Box::new((entry.clone(), *seen, *content))),
+            (Some(early), _) => Step::Put(Box::new(early.clone())),
             (None, Some(first)) => {
                 let mut entry = Entry {
                     path: found.path.as_bytes().to_vec(),
@@ -122,27 +123,29 @@ pub(super) fn compare(
                     ..Default::default()
                 };
                 entry.set_kind(EntryKind::Hardlink);
-                Step::Put(Box::new((entry, seen_of(&found), 0)))
+                whole(entry, &found)
             }
             (None, None) => {
                 let mut entry = describe(&found);
                 if entry.kind() == EntryKind::File {
-                    let content = next_content;
-                    next_content += 1;
-                    let (folder, name) = found.place.clone().expect("a file is in a folder");
+                    let place = found.place.clone().expect("a file is in a folder");
                     let in_root = walk.in_root(&found.path);
-                    let append_only = plan.rules.is_append_only(&in_root);
-                    let job = Job { content, path: found.path.clone(), folder, name, append_only };
                     if old.is_some() {
                         give(Step::Drop)?;
                     }
+                    let position = result.basis_entries.saturating_sub(1);
+                    let base = old
+                        .map(|(entry, _)| entry)
+                        .filter(|entry| entry.kind() == EntryKind::File && entry.size > 0)
+                        .map(|entry| BaseFile { position, entry });
+                    let job = Job::new(plan, &in_root, found.path.clone(), place, base);
                     if matches!(plan.rules.turn(&in_root), Turn::Last(_)) {
-                        give(Step::Late { content })?;
-                        result.late_jobs.push(job);
+                        give(Step::Late { job: late_jobs.len() as u64 })?;
+                        late_jobs.push(job);
                     } else {
                         let (sender, outcome) = oneshot::channel();
                         let linked = found.stat.as_ref().is_some_and(|stat| stat.st_nlink > 1);
-                        give(Step::File { content, outcome, linked })?;
+                        give(Step::File { outcome, linked })?;
                         jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
                     }
                     continue;
@@ -161,7 +164,7 @@ pub(super) fn compare(
                     }
                 }
                 // Nothing to read: the entry itself tells whether it changed.
-                Step::Put(Box::new((entry, seen_of(&found), 0)))
+                whole(entry, &found)
             }
         };
         if old.is_some() {
@@ -174,10 +177,12 @@ pub(super) fn compare(
         result.gone += 1;
         give(Step::Drop)?;
     }
-    result.late_jobs.sort_by_key(|job| match plan.rules.turn(&walk.in_root(&job.path)) {
+    let mut late: Vec<_> = (0..).zip(std::mem::take(&mut late_jobs)).collect();
+    late.sort_by_key(|(_, job)| match plan.rules.turn(&walk.in_root(&job.path)) {
         Turn::Last(turn) => turn,
         _ => 0,
     });
+    result.late_jobs = late;
     result.vanished = walk.vanished();
     Ok(result)
 }
@@ -196,6 +201,11 @@ fn first_name(firsts: &mut HashMap<(u64, u64), TreePath>, found: &Found) -> Opti
             None
         }
     }
+}
+
+/// A step for an entry that has no content to read.
+fn whole(entry: Entry, found: &Found) -> Step {
+    Step::Put(Box::new((PutEntry { entry: Some(entry), ..Default::default() }, seen_of(found))))
 }
 
 fn seen_of(found: &Found) -> Seen {

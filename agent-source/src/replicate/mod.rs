@@ -10,6 +10,7 @@
 //! budget for the target.
 
 pub mod basis;
+mod batch;
 mod compare;
 pub mod reader;
 pub mod scan;
@@ -32,10 +33,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use basis::BasisFolder;
+use batch::{Batch, Batcher, Blocks, Budget};
 use compare::Compared;
-use reader::{Batch, Budget, ReadError, Reader};
+use reader::{ReadError, Reader};
 use spool::{LateOutcomes, SpoolError, SpoolWriter, Step};
-use transfer::TransferError;
+use transfer::{TransferError, TransferOptions};
 
 /// Batches that wait for the transfer.
 const BATCH_QUEUE: usize = 4;
@@ -70,6 +72,7 @@ pub struct Counters {
     pub bytes_sent: Counter,
     pub unstable: Counter,
     pub vanished: Counter,
+    pub reconnects: Counter,
     pub current: Mutex<String>,
 }
 
@@ -85,6 +88,7 @@ impl Counters {
             files_unstable: self.unstable.get(),
             files_vanished: self.vanished.get(),
             entries_scanned: self.scanned.get(),
+            reconnects: self.reconnects.get(),
             ..Default::default()
         }
     }
@@ -146,6 +150,8 @@ pub struct Plan {
     pub threads: usize,
     /// Content that may be held in memory, in bytes.
     pub budget_bytes: usize,
+    /// How content is sent.
+    pub transfer: TransferOptions,
 }
 
 /// What a replication leaves for the seal.
@@ -178,6 +184,7 @@ pub async fn replicate(
     let stop = cancel.child_token();
     let budget = Budget::new(plan.budget_bytes);
     let (batches, queue) = mpsc::channel::<Batch>(BATCH_QUEUE);
+    let options = plan.transfer.clone();
     let local = tokio::task::spawn_blocking({
         let (stop, counters, budget) = (stop.clone(), Arc::clone(&counters), budget.clone());
         let runtime = Handle::current();
@@ -190,7 +197,7 @@ pub async fn replicate(
         }
     });
     let sent = tokio::select! {
-        sent = transfer::transfer(client, start, queue, counters) => sent.map_err(ReplicateError::from),
+        sent = transfer::transfer(client, start, queue, &options, counters) => sent.map_err(ReplicateError::from),
         () = stop.cancelled() => Err(ReplicateError::Cancelled),
     };
     if sent.is_err() {
@@ -219,8 +226,11 @@ fn run_threads(
     counters: &Arc<Counters>,
     stop: &CancellationToken,
 ) -> Result<Replicated, ReplicateError> {
-    let reader =
-        || Reader::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters), stop.clone());
+    let (contents, blocks) = (Arc::<AtomicU64>::default(), Blocks::default());
+    let reader = || {
+        let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
+        Reader::new(batcher, blocks.clone(), Arc::clone(&contents), Arc::clone(counters), stop.clone())
+    };
     let mut own_reader = reader();
     let early = compare::read_first(plan, &mut own_reader)?;
     own_reader.flush()?;
@@ -260,9 +270,9 @@ fn run_threads(
     let Compared { late_jobs, gone, basis_entries, vanished } = compared?;
     counters.vanished.add(vanished);
     let mut late = LateOutcomes::new();
-    for job in late_jobs {
+    for (number, job) in late_jobs {
         let is_there = plan.late_files.before(&job.path)?;
-        late.insert(job.content, if is_there { own_reader.read(&job)? } else { reader::Outcome::Vanished });
+        late.insert(number, if is_there { own_reader.read(&job)? } else { reader::Outcome::Vanished });
     }
     own_reader.flush()?;
     Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })

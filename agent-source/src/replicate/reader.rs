@@ -1,49 +1,51 @@
-//! Reads files, cuts them into pieces, and packs pieces into batches for the target.
+//! Reads files and cuts them into pieces.
 //!
 //! The digest of a chunk and the bytes that are sent come from the same read. A file that changes while it is read is read
-//! again, a bounded number of times; if it never holds still it is taken as last read and flagged.
+//! again, a bounded number of times; if it never holds still it is taken as last read and flagged. Of a file that the base
+//! has too, only what is new is described at length ([`Reuser`]).
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use assay_common::{
-    chunking::{Cut, GENERAL},
+    chunking::Cut,
     confined::Folder,
     digest::ContentDigest,
-    manifest::{Entry, Piece},
+    manifest::{
+        Entry, Piece,
+        reuse::{DigestedPiece, PieceList, Reuser},
+    },
     path::TreePath,
+    uncached,
 };
-use assay_proto::v1::FilePart;
+use assay_proto::v1::{FilePart, PutEntry};
 use bytes::Bytes;
 use rayon::prelude::*;
 use rustix::fs::{FileType, SeekFrom, Stat};
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counters,
+    Counters, Plan,
     basis::{Seen, file_clock},
+    batch::{BLOCK_BYTES, Batcher, Blocks, Closed},
     scan::describe_stat,
 };
 
 /// How often a file is read before it is taken as it is.
 const READ_ATTEMPTS: usize = 3;
-/// Read at a time.
-const BLOCK_BYTES: usize = 1024 * 1024;
-/// A batch is sent when it holds this much content ...
-const BATCH_BYTES: usize = 1024 * 1024;
-/// ... or this many parts, so that a million tiny files do not make one endless message.
-const BATCH_PARTS: usize = 1024;
-/// Unit of the budget: a semaphore counts in 32 bits.
-const BUDGET_UNIT: usize = 1024;
+/// Files up to here are read into memory of their own size: a shared block would be held for them alone.
+const SMALL_BYTES: usize = 256 * 1024;
 
 /// A file that is to be read.
 #[derive(Debug)]
 pub struct Job {
-    /// Number of its content.
-    pub content: u64,
     /// Where it is in the tree.
     pub path: TreePath,
     /// The folder that holds it.
@@ -52,13 +54,43 @@ pub struct Job {
     pub name: Vec<u8>,
     /// Only ever appended to: growth while it is read is no change.
     pub append_only: bool,
+    /// Read once, whatever happens to it meanwhile.
+    pub may_change: bool,
+    /// Length of its pages in bytes, when the profile says that it has any.
+    pub page_bytes: Option<u32>,
+    /// The same file in the base.
+    pub base: Option<BaseFile>,
+}
+
+/// A file of the base.
+#[derive(Debug)]
+pub struct BaseFile {
+    /// Position of its entry in the base's manifest, from 0.
+    pub position: u64,
+    /// Its entry.
+    pub entry: Entry,
+}
+
+impl Job {
+    /// A job as the rules of `plan` have it for a file that is `in_root` of its root.
+    pub fn new(
+        plan: &Plan,
+        in_root: &TreePath,
+        path: TreePath,
+        (folder, name): (Arc<Folder>, Vec<u8>),
+        base: Option<BaseFile>,
+    ) -> Self {
+        let append_only = plan.rules.is_append_only(in_root);
+        let (may_change, page_bytes) = (plan.rules.may_change(in_root), plan.rules.page_bytes(in_root));
+        Self { path, folder, name, append_only, may_change, page_bytes, base }
+    }
 }
 
 /// What came of reading it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Outcome {
     /// Its entry, with digest and pieces, and how it looked. Boxed: it is large and most of the others are small.
-    Read(Box<(Entry, Seen)>),
+    Read(Box<(PutEntry, Seen)>),
     /// It was gone, or no longer a regular file.
     Vanished,
 }
@@ -80,75 +112,25 @@ pub enum ReadError {
     Stopped,
 }
 
-/// A batch on its way to the target.
-pub struct Batch {
-    /// The pieces, for the offer.
-    pub parts: Vec<FilePart>,
-    /// The content of the data pieces, in the order of their digests.
-    pub chunks: Vec<Bytes>,
-    /// Given back when the content is no longer held.
-    pub budget: Vec<OwnedSemaphorePermit>,
-}
-
-/// Bytes that may be held between reading and sending.
-#[derive(Clone)]
-pub struct Budget {
-    semaphore: Arc<Semaphore>,
-    units: usize,
-}
-
-impl Budget {
-    /// A budget of at least one block for each of two readers, whatever is asked for: less could never make progress.
-    pub fn new(bytes: usize) -> Self {
-        let units = bytes.max(8 * BLOCK_BYTES) / BUDGET_UNIT;
-        Self { semaphore: Arc::new(Semaphore::new(units)), units }
-    }
-
-    fn claim(&self, bytes: usize, runtime: &Handle) -> Result<OwnedSemaphorePermit, ReadError> {
-        let units = bytes.div_ceil(BUDGET_UNIT).clamp(1, self.units) as u32;
-        let claim = Arc::clone(&self.semaphore).acquire_many_owned(units);
-        runtime.block_on(claim).map_err(|_| ReadError::Stopped)
-    }
-
-    /// Wakes readers that wait, to stop them.
-    pub fn close(&self) {
-        self.semaphore.close();
-    }
-}
-
 /// One reader: a thread's worth of state.
 pub struct Reader {
-    batches: mpsc::Sender<Batch>,
-    budget: Budget,
-    runtime: Handle,
+    batcher: Batcher,
+    blocks: Blocks,
+    contents: Arc<AtomicU64>,
     counters: Arc<Counters>,
     cancel: CancellationToken,
-    parts: Vec<FilePart>,
-    chunks: Vec<Bytes>,
-    held: Vec<OwnedSemaphorePermit>,
-    held_bytes: usize,
 }
 
 impl Reader {
-    /// A reader that sends its batches to `batches`.
+    /// A reader that puts what it reads into `batcher` and numbers contents by `contents`, which all readers share.
     pub fn new(
-        batches: mpsc::Sender<Batch>,
-        budget: Budget,
-        runtime: Handle,
+        batcher: Batcher,
+        blocks: Blocks,
+        contents: Arc<AtomicU64>,
         counters: Arc<Counters>,
         cancel: CancellationToken,
     ) -> Self {
-        Self {
-            batches,
-            budget,
-            runtime,
-            counters,
-            cancel,
-            parts: Vec::new(),
-            chunks: Vec::new(),
-            held: Vec::new(),
-            held_bytes: 0,
-        }
+        Self { batcher, blocks, contents, counters, cancel }
     }
 
     /// Reads one file.
@@ -157,6 +139,10 @@ impl Reader {
     /// When it is there and cannot be read, or when the run was stopped.
     pub fn read(&mut self, job: &Job) -> Result<Outcome, ReadError> {
         let fault = |source| ReadError::File { path: job.path.to_string(), source };
+        let stop = |error| match error {
+            ReadFault::Io(source) => fault(source),
+            ReadFault::Stopped => ReadError::Stopped,
+        };
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -172,11 +158,9 @@ impl Reader {
             let seen = Seen::new(&before, file_clock());
             let mut entry = Entry { path: job.path.as_bytes().to_vec(), ..Default::default() };
             describe_stat(&mut entry, &before);
-            let stop = |error| match error {
-                ReadFault::Io(source) => fault(source),
-                ReadFault::Stopped => ReadError::Stopped,
-            };
-            let mut progress = self.read_content(job.content, &file, &before).map_err(stop)?;
+            let content = self.contents.fetch_add(1, Ordering::Relaxed) + 1;
+            let mut progress = Progress::new(content, job.base.as_ref());
+            self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
             entry.xattrs = match job.folder.xattrs(&job.name) {
                 Ok(xattrs) => xattrs,
                 Err(error) if is_gone(&error) => Vec::new(),
@@ -189,18 +173,18 @@ impl Reader {
             let whole = progress.offset == before.st_size as u64;
             let held_still = whole && unchanged;
             let only_grew = whole && job.append_only && after.st_size >= before.st_size;
-            let taken = held_still || only_grew || attempt == READ_ATTEMPTS;
-            // A part at offset 0 of a content that has not ended starts it anew: so the end is said only when it is one.
-            progress.part.last = taken;
+            let taken = held_still || only_grew || job.may_change || attempt == READ_ATTEMPTS;
+            progress.last = true;
+            progress.abandoned = !taken;
             self.push_part(&mut progress).map_err(stop)?;
             if taken {
-                entry.unstable = !held_still && !only_grew;
+                entry.unstable = !held_still && !only_grew && !job.may_change;
                 if entry.unstable {
                     self.counters.unstable.add(1);
                 }
-                progress.describe(&mut entry);
+                let put = progress.describe(entry);
                 let seen = if held_still { seen } else { seen.distrusted() };
-                return Ok(Outcome::Read(Box::new((entry, seen))));
+                return Ok(Outcome::Read(Box::new((put, seen))));
             }
         }
     }
@@ -211,18 +195,18 @@ impl Reader {
     }
 
     /// Reads up to the length that the file had when it was opened. The last part is left for the caller to push.
-    fn read_content(&mut self, content: u64, file: &File, stat: &Stat) -> Result<Progress, ReadFault> {
+    fn read_content(
+        &mut self,
+        job: &Job,
+        file: &File,
+        stat: &Stat,
+        progress: &mut Progress,
+    ) -> Result<(), ReadFault> {
         let length = stat.st_size as u64;
         let sparse = (stat.st_blocks as u64).saturating_mul(512) < length;
-        let mut progress = Progress {
-            content,
-            part: FilePart { content, ..Default::default() },
-            whole: blake3::Hasher::new(),
-            pieces: Vec::new(),
-            digests: Vec::new(),
-            offset: 0,
-        };
         self.counters.files_read.add(1);
+        uncached::read_once(file);
+        let mut cut = None;
         while progress.offset < length {
             let data_end = if sparse {
                 let data = seek(file, SeekFrom::Data(progress.offset))?.unwrap_or(length).min(length);
@@ -234,67 +218,75 @@ impl Reader {
             } else {
                 length
             };
-            if !self.read_extent(file, data_end, &mut progress)? {
+            if !self.read_extent(job, file, (length, data_end), &mut cut, progress)? {
                 break;
             }
         }
-        Ok(progress)
+        Ok(())
     }
 
-    /// Reads data up to `end`. False when the file ended before: it was cut while it was read.
-    fn read_extent(&mut self, file: &File, end: u64, progress: &mut Progress) -> Result<bool, ReadFault> {
-        let cut: Cut = GENERAL;
-        let mut carried: Bytes = Bytes::new();
+    /// Reads data of a file of `length` bytes up to `end`. False when the file ended before: it was cut while it was read.
+    fn read_extent(
+        &mut self,
+        job: &Job,
+        file: &File,
+        (length, end): (u64, u64),
+        cut: &mut Option<Cut>,
+        progress: &mut Progress,
+    ) -> Result<bool, ReadFault> {
+        let mut carried = Bytes::new();
         let mut position = progress.offset;
         loop {
             if self.cancel.is_cancelled() {
                 return Err(ReadFault::Stopped);
             }
             let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(BLOCK_BYTES);
-            let permit =
-                self.budget.claim(carried.len() + want, &self.runtime).map_err(|_| ReadFault::Stopped)?;
-            let mut block = vec![0; carried.len() + want];
+            let size = carried.len() + want;
+            let claim = self.claim(size, progress)?;
+            let (mut block, small) =
+                if size <= SMALL_BYTES { (vec![0; size], true) } else { (self.blocks.take(size), false) };
             block[..carried.len()].copy_from_slice(&carried);
-            let got = read_full(file, &mut block[carried.len()..], position)?;
+            let got = uncached::read_full_at(file, &mut block[carried.len()..size], position)?;
             let filled = carried.len() + got;
-            block.truncate(filled);
+            let block =
+                if small { Bytes::from(block).slice(..filled) } else { self.blocks.share(block, filled) };
             position += got as u64;
             self.counters.bytes_read.add(got as u64);
             let ended = got < want || position == end;
-            let block = Bytes::from(block);
+            let cut = *cut.get_or_insert_with(|| progress.cut(job, length, &block));
             let ranges = cut.ranges(&block, ended);
             let used = ranges.last().map_or(0, |range| range.end);
-            let digests: Vec<ContentDigest> = if ranges.len() > 4 {
-                ranges.par_iter().map(|range| ContentDigest::of(&block[range.clone()])).collect()
-            } else {
-                ranges.iter().map(|range| ContentDigest::of(&block[range.clone()])).collect()
-            };
-            progress.whole.update(&block[..used]);
-            for (range, digest) in ranges.into_iter().zip(digests) {
-                progress.data(range.len() as u64, digest);
-                self.chunks.push(block.slice(range));
+            let to_the_end = ended && (position == length || got < want);
+            let digests = progress.digests(&block[..used], &ranges, to_the_end);
+            for (range, digest) in ranges.iter().zip(digests) {
+                progress.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
             }
-            self.held.push(permit);
-            self.held_bytes += used;
             carried = block.slice(used..);
+            self.batcher.hold(ranges.into_iter().map(|range| block.slice(range)), used, claim);
             if ended {
                 return Ok(position == end);
             }
-            if self.held_bytes >= BATCH_BYTES {
+            if self.batcher.is_full() {
                 self.push_part(progress)?;
             }
         }
     }
 
-    fn push_part(&mut self, progress: &mut Progress) -> Result<(), ReadFault> {
-        let next = FilePart { content: progress.content, offset: progress.offset, ..Default::default() };
-        let part = std::mem::replace(&mut progress.part, next);
-        self.counters.chunks_offered.add((part.digests.len() / 32) as u64);
-        self.parts.push(part);
-        if self.held_bytes >= BATCH_BYTES || self.parts.len() >= BATCH_PARTS {
-            self.flush().map_err(|_| ReadFault::Stopped)?;
+    /// Claims memory for a block. When it has to wait, everything that is held is on its way first.
+    fn claim(&mut self, bytes: usize, progress: &mut Progress) -> Result<OwnedSemaphorePermit, ReadFault> {
+        if let Some(claim) = self.batcher.try_claim(bytes) {
+            return Ok(claim);
         }
-        Ok(())
+        self.push_part(progress)?;
+        self.batcher.flush()?;
+        Ok(self.batcher.claim(bytes)?)
+    }
+
+    fn push_part(&mut self, progress: &mut Progress) -> Result<(), ReadFault> {
+        match progress.take_part() {
+            Some(part) => Ok(self.batcher.push(part)?),
+            None => Ok(()),
+        }
     }
 
     /// Sends what waits.
@@ -302,16 +294,7 @@ impl Reader {
     /// # Errors
     /// When the transfer has ended.
     pub fn flush(&mut self) -> Result<(), ReadError> {
-        if self.parts.is_empty() {
-            return Ok(());
-        }
-        let batch = Batch {
-            parts: std::mem::take(&mut self.parts),
-            chunks: std::mem::take(&mut self.chunks),
-            budget: std::mem::take(&mut self.held),
-        };
-        self.held_bytes = 0;
-        self.batches.blocking_send(batch).map_err(|_| ReadError::Stopped)
+        self.batcher.flush().map_err(|Closed| ReadError::Stopped)
     }
 }
 
@@ -326,36 +309,95 @@ impl From<io::Error> for ReadFault {
     }
 }
 
+impl From<Closed> for ReadFault {
+    fn from(Closed: Closed) -> Self {
+        Self::Stopped
+    }
+}
+
 /// How far one reading of a file has come.
 struct Progress {
     content: u64,
-    part: FilePart,
+    base_entry: u64,
+    reuser: Option<Reuser>,
+    /// Length of the base's first piece of data: pages keep the size that they had.
+    base_piece_bytes: Option<u64>,
     whole: blake3::Hasher,
-    pieces: Vec<u64>,
-    digests: Vec<u8>,
+    /// The only piece so far, whose digest may be the file's own.
+    only: Option<DigestedPiece>,
+    pieces: u64,
+    list: PieceList,
+    part: PieceList,
+    part_offset: u64,
     offset: u64,
+    last: bool,
+    abandoned: bool,
 }
 
 impl Progress {
-    /// Fills in size, digest and pieces.
-    fn describe(self, entry: &mut Entry) {
-        entry.size = self.offset;
-        entry.digest = self.whole.finalize().as_bytes().to_vec();
-        // A file that is one chunk, as most are, says so by its size and digest alone.
-        let one_chunk = matches!(self.pieces.as_slice(), [word] if word & 1 == 0);
-        if !one_chunk {
-            entry.pieces = self.pieces;
-            entry.piece_digests = self.digests;
+    fn new(content: u64, base: Option<&BaseFile>) -> Self {
+        Self {
+            content,
+            base_entry: base.map_or(0, |base| base.position),
+            reuser: base.map(|base| Reuser::new(&base.entry)),
+            base_piece_bytes: base.and_then(|base| {
+                base.entry.pieces.iter().find_map(|word| match Piece::from_wire(*word)? {
+                    Piece::Data { bytes } => Some(bytes),
+                    Piece::Hole { .. } => None,
+                })
+            }),
+            whole: blake3::Hasher::new(),
+            only: None,
+            pieces: 0,
+            list: PieceList::default(),
+            part: PieceList::default(),
+            part_offset: 0,
+            offset: 0,
+            last: false,
+            abandoned: false,
         }
     }
 
-    fn data(&mut self, bytes: u64, digest: ContentDigest) {
-        let word = Piece::Data { bytes }.to_wire();
-        self.part.pieces.push(word);
-        self.part.digests.extend_from_slice(&digest.0);
-        self.pieces.push(word);
-        self.digests.extend_from_slice(&digest.0);
-        self.offset += bytes;
+    /// How this file is cut: decided once, when its first block is at hand.
+    fn cut(&self, job: &Job, length: u64, head: &[u8]) -> Cut {
+        let head = if self.offset == 0 { head } else { &[] };
+        Cut::choose(head, length, job.page_bytes, self.base_piece_bytes)
+    }
+
+    /// The digests of the pieces of `data`, which also goes into the digest of the whole.
+    fn digests(
+        &mut self,
+        data: &[u8],
+        ranges: &[std::ops::Range<usize>],
+        to_the_end: bool,
+    ) -> Vec<ContentDigest> {
+        let of = |range: &std::ops::Range<usize>| ContentDigest::of(&data[range.clone()]);
+        if self.pieces == 0 && ranges.len() == 1 && to_the_end {
+            // The piece is the file, and its digest that of the file: see `describe`.
+            return vec![of(&ranges[0])];
+        }
+        if ranges.len() <= 4 {
+            self.whole.update(data);
+            return ranges.iter().map(of).collect();
+        }
+        let (digests, _) = rayon::join(|| ranges.par_iter().map(of).collect(), || self.whole.update(data));
+        digests
+    }
+
+    fn push(&mut self, piece: DigestedPiece) {
+        self.only = (self.pieces == 0).then_some(piece);
+        self.pieces += 1;
+        self.offset += piece.0.bytes();
+        match self.reuser.as_mut().and_then(|reuser| reuser.find(piece)) {
+            Some(position) => {
+                self.part.push_reused(position);
+                self.list.push_reused(position);
+            }
+            None => {
+                self.part.push(piece);
+                self.list.push(piece);
+            }
+        }
     }
 
     fn hole(&mut self, bytes: u64) {
@@ -366,10 +408,40 @@ impl Progress {
             self.whole.update(&ZEROS[..step as usize]);
             rest -= step;
         }
-        let word = Piece::Hole { bytes }.to_wire();
-        self.part.pieces.push(word);
-        self.pieces.push(word);
-        self.offset += bytes;
+        self.push((Piece::Hole { bytes }, None));
+    }
+
+    /// What has come since the last part; `None` when nothing has, unless it is the end.
+    fn take_part(&mut self) -> Option<FilePart> {
+        if self.part.is_empty() && !self.last {
+            return None;
+        }
+        let PieceList { pieces, digests, reuse } = std::mem::take(&mut self.part);
+        let offset = std::mem::replace(&mut self.part_offset, self.offset);
+        Some(FilePart {
+            content: self.content,
+            offset,
+            pieces,
+            digests,
+            last: self.last,
+            abandoned: self.abandoned,
+            base_entry: if reuse.is_empty() { 0 } else { self.base_entry },
+            reuse,
+        })
+    }
+
+    /// Fills in size, digest and pieces.
+    fn describe(self, mut entry: Entry) -> PutEntry {
+        entry.size = self.offset;
+        entry.digest = self.whole.finalize().as_bytes().to_vec();
+        if let Some((Piece::Data { .. }, Some(digest))) = self.only {
+            // A file that is one chunk, as most are, says so by its size and digest alone.
+            entry.digest = digest.0.to_vec();
+            return PutEntry { entry: Some(entry), content: self.content, ..Default::default() };
+        }
+        entry.pieces = self.list.pieces;
+        entry.piece_digests = self.list.digests;
+        PutEntry { entry: Some(entry), content: self.content, reuse: self.list.reuse }
     }
 }
 
@@ -388,154 +460,5 @@ fn seek(file: &File, to: SeekFrom) -> io::Result<Option<u64>> {
     }
 }
 
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write as _;
-
-    struct Bench {
-        folder: tempfile::TempDir,
-        runtime: tokio::runtime::Runtime,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
-            Self { folder: tempfile::tempdir().expect("temp"), runtime: runtime.expect("runtime") }
-        }
-
-        /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
-        fn read(&self, name: &str, append_only: bool) -> (Outcome, Vec<FilePart>, Vec<u8>) {
-            self.read_beside(name, append_only, || {})
-        }
-
-        /// The same; `on_batch` is called for each batch while its content is still held.
-        fn read_beside(
-            &self,
-            name: &str,
-            append_only: bool,
-            mut on_batch: impl FnMut() + Send + 'static,
-        ) -> (Outcome, Vec<FilePart>, Vec<u8>) {
-            let (sender, mut queue) = mpsc::channel(64);
-            let runtime = self.runtime.handle().clone();
-            let mut reader =
-                Reader::new(sender, Budget::new(0), runtime, Arc::default(), CancellationToken::new());
-            let job = Job {
-                content: 1,
-                path: TreePath::parse(name.as_bytes()).expect("valid"),
-                folder: Arc::new(Folder::open(self.folder.path()).expect("open")),
-                name: name.as_bytes().to_vec(),
-                append_only,
-            };
-            // The batches are taken beside the reading, as a transfer takes them: the budget is small.
-            let collector = std::thread::spawn(move || {
-                let (mut parts, mut bytes) = (Vec::new(), Vec::new());
-                while let Some(batch) = queue.blocking_recv() {
-                    on_batch();
-                    parts.extend(batch.parts);
-                    bytes.extend(batch.chunks.iter().flat_map(|chunk| chunk.to_vec()));
-                }
-                (parts, bytes)
-            });
-            let outcome = reader.read(&job).expect("readable");
-            reader.flush().expect("flush");
-            drop(reader);
-            let (parts, bytes) = collector.join().expect("collector");
-            (outcome, parts, bytes)
-        }
-    }
-
-    fn entry(outcome: Outcome) -> Entry {
-        match outcome {
-            Outcome::Read(read) => read.0,
-            Outcome::Vanished => panic!("it is there"),
-        }
-    }
-
-    /// A zero budget still makes progress, and what is sent is the file, its pieces gap-free and its digest right.
-    #[test]
-    fn pieces_add_up_to_the_file() {
-        let bench = Bench::new();
-        for length in [0usize, 1, 8191, 32 * 1024, 1024 * 1024, 1024 * 1024 + 1, 3_333_333] {
-            let mut content = vec![0; length];
-            blake3::Hasher::new().finalize_xof().fill(&mut content);
-            std::fs::write(bench.folder.path().join("file"), &content).expect("write");
-            let (outcome, parts, bytes) = bench.read("file", false);
-            let entry = entry(outcome);
-            assert_eq!(bytes, content);
-            assert_eq!(entry.size, length as u64);
-            assert_eq!(entry.digest, blake3::hash(&content).as_bytes());
-            assert!(assay_common::manifest::validate_entry(&entry).is_ok());
-            assert!(
-                parts.iter().rev().skip(1).all(|part| !part.last)
-                    && parts.last().is_some_and(|part| part.last)
-            );
-            let mut offset = 0;
-            for part in &parts {
-                assert_eq!(part.offset, offset);
-                offset += part.pieces.iter().map(|word| word >> 1).sum::<u64>();
-            }
-        }
-    }
-
-    /// Holes are pieces: their zeros are neither read nor sent, and the digest is that of the whole file.
-    #[test]
-    fn holes_are_neither_read_nor_sent() {
-        let bench = Bench::new();
-        let path = bench.folder.path().join("sparse");
-        let file = File::create(&path).expect("create");
-        file.set_len(64 << 20).expect("length");
-        file.write_all_at(b"data in the middle", 32 << 20).expect("write");
-        let (outcome, _, bytes) = bench.read("sparse", false);
-        assert!(bytes.len() < 1 << 20, "{} bytes were read", bytes.len());
-        let entry = entry(outcome);
-        assert_eq!(entry.digest, blake3::hash(&std::fs::read(&path).expect("read")).as_bytes());
-        assert!(entry.pieces.iter().any(|word| word & 1 == 1));
-        assert!(assay_common::manifest::validate_entry(&entry).is_ok());
-    }
-
-    #[test]
-    fn a_file_that_is_gone_or_no_file_is_vanished() {
-        let bench = Bench::new();
-        std::os::unix::fs::symlink("/etc/passwd", bench.folder.path().join("link")).expect("symlink");
-        std::fs::create_dir(bench.folder.path().join("folder")).expect("mkdir");
-        for name in ["none", "link", "folder"] {
-            assert!(matches!(bench.read(name, false).0, Outcome::Vanished), "{name}");
-        }
-    }
-
-    /// A file that never holds still is read a bounded number of times, taken as last read, and flagged; one that only
-    /// grows is not flagged when the profile says that it may.
-    #[test]
-    fn a_file_that_never_holds_still_is_flagged() {
-        let bench = Bench::new();
-        let path = bench.folder.path().join("busy");
-        // Four times the budget: the reader cannot come to the end before batches have been taken, and with each one that
-        // is taken the file grows.
-        std::fs::write(&path, vec![7; 32 << 20]).expect("write");
-        let append = move || {
-            let mut file = File::options().append(true).open(&path).expect("open");
-            file.write_all(b"x").expect("append");
-        };
-        let (busy, parts, _) = bench.read_beside("busy", false, append.clone());
-        let busy = entry(busy);
-        assert!(busy.unstable);
-        assert_eq!(parts.iter().filter(|part| part.offset == 0).count(), READ_ATTEMPTS);
-        assert!(assay_common::manifest::validate_entry(&busy).is_ok());
-        let growing = entry(bench.read_beside("busy", true, append).0);
-        assert!(!growing.unstable);
-    }
-}
+mod tests;

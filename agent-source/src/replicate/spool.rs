@@ -11,7 +11,7 @@ use std::{
 use assay_common::{
     digest::RootDigest,
     error::{IoContext as _, PathError},
-    manifest::{Entry, EntryKind, Header, ManifestError, ManifestWriter},
+    manifest::{Entry, EntryKind, Header, ManifestError, ManifestWriter, reuse},
 };
 use assay_proto::v1::{Counts, ManifestDelta, ManifestStep, PutEntry, manifest_step::Kind};
 use prost::Message as _;
@@ -32,11 +32,9 @@ pub enum Step {
     /// The basis' next entry is gone, or another stands in its place.
     Drop,
     /// An entry that is complete; a file has a content.
-    Put(Box<(Entry, Seen, u64)>),
+    Put(Box<(PutEntry, Seen)>),
     /// A file that is being read.
     File {
-        /// Number of its content.
-        content: u64,
         /// Its entry, when it has been read.
         outcome: oneshot::Receiver<Outcome>,
         /// True when other entries are hard links to it.
@@ -44,8 +42,8 @@ pub enum Step {
     },
     /// A file that is read after everything else.
     Late {
-        /// Number of its content.
-        content: u64,
+        /// Number of its job.
+        job: u64,
     },
 }
 
@@ -129,12 +127,13 @@ impl SpoolWriter {
                 Ok(())
             }
             Step::Put(put) => {
-                let (entry, seen, content) = *put;
-                self.put(Some(entry), seen, content)
+                let (put, seen) = *put;
+                self.put(put, seen)
             }
-            Step::Late { content } => self.put(None, Seen::default(), content),
-            Step::File { content, outcome, linked } => match outcome.blocking_recv() {
-                Ok(Outcome::Read(read)) => self.put(Some(read.0), read.1, content),
+            // An entry that comes later stands here by the number of its job.
+            Step::Late { job } => self.put(PutEntry { content: job, ..Default::default() }, Seen::default()),
+            Step::File { outcome, linked } => match outcome.blocking_recv() {
+                Ok(Outcome::Read(read)) => self.put(read.0, read.1),
                 Ok(Outcome::Vanished) if linked => Err(SpoolError::LinksChanged),
                 Ok(Outcome::Vanished) => Ok(()),
                 Err(_) => Err(SpoolError::Stopped),
@@ -142,11 +141,11 @@ impl SpoolWriter {
         }
     }
 
-    fn put(&mut self, entry: Option<Entry>, seen: Seen, content: u64) -> Result<(), SpoolError> {
+    fn put(&mut self, put: PutEntry, seen: Seen) -> Result<(), SpoolError> {
         let run = self.run.take();
         self.write(run)?;
         self.seen.write_all(&seen.encode()).at("write", &self.path)?;
-        self.write(Some(Kind::Put(PutEntry { entry, content })))
+        self.write(Some(Kind::Put(put)))
     }
 
     fn write(&mut self, kind: Option<Kind>) -> Result<(), SpoolError> {
@@ -221,7 +220,7 @@ impl SpoolReader {
     }
 }
 
-/// Files that were read after everything else, by their content's number.
+/// Files that were read after everything else, by the numbers of their jobs.
 pub type LateOutcomes = HashMap<u64, Outcome>;
 
 /// Turns the spool into the new basis in `next`, and hands the steps to `send` in messages of a fair size. Returns the new
@@ -234,7 +233,7 @@ pub fn tell(
     header: &Header,
     basis: Option<&BasisFolder>,
     next: &BasisFolder,
-    mut late: LateOutcomes,
+    late: &LateOutcomes,
     counts: &mut Counts,
     mut send: impl FnMut(ManifestDelta) -> Option<()>,
 ) -> Result<RootDigest, SpoolError> {
@@ -246,6 +245,7 @@ pub fn tell(
     let seen_path = next.seen();
     let mut seen_file = BufWriter::new(File::create(&seen_path).at("create", &seen_path)?);
     let (mut delta, mut delta_bytes) = (ManifestDelta::default(), 0);
+    let mut dropped: Option<Entry> = None;
     while let Some(mut kind) = spool.next_step()? {
         let mut write = |entry: &Entry, seen: &Seen| -> Result<(), SpoolError> {
             match entry.kind() {
@@ -268,18 +268,27 @@ pub fn tell(
             }
             Kind::Drop(count) => {
                 for _ in 0..*count {
-                    basis.take()?.ok_or(ManifestError::CutOff)?;
+                    dropped = Some(basis.take()?.ok_or(ManifestError::CutOff)?.0);
                 }
             }
             Kind::Put(put) => {
                 let mut seen = spool.next_seen()?;
                 if put.entry.is_none() {
-                    match late.remove(&put.content) {
-                        Some(Outcome::Read(read)) => (put.entry, seen) = (Some(read.0), read.1),
+                    match late.get(&put.content) {
+                        Some(Outcome::Read(read)) => (*put, seen) = (**read).clone(),
                         Some(Outcome::Vanished) | None => continue,
                     }
                 }
-                write(put.entry.as_ref().expect("filled in above"), &seen)?;
+                let entry = put.entry.as_ref().expect("filled in above");
+                if put.reuse.is_empty() {
+                    write(entry, &seen)?;
+                } else {
+                    // What goes to the target names what is shared; what is kept here is the whole list, as over there.
+                    let mut whole = entry.clone();
+                    let base = dropped.take().unwrap_or_default();
+                    reuse::expand(&mut whole, &put.reuse, &base).map_err(ManifestError::from)?;
+                    write(&whole, &seen)?;
+                }
             }
         }
         let step = ManifestStep { kind: Some(kind) };

@@ -1,33 +1,70 @@
-//! Sends batches: offers them, hears what the target lacks, sends that. Offers run far ahead of the answers, so that
-//! neither the number of files nor the round-trip time sets the pace; what is held meanwhile is bounded by the budget.
+//! Sends batches: offers them, hears what the target lacks, sends that, and holds each until the target has it.
+//!
+//! Offers run far ahead of the answers, so that neither the number of files nor the round-trip time sets the pace; what is
+//! held meanwhile is bounded by the budget. When the connection is cut, a new stream offers again what was not
+//! acknowledged: a chunk that had arrived is not wanted a second time, and no file is read a second time.
 
-use std::{collections::HashMap, sync::Arc};
+mod pack;
 
-use assay_proto::v1::{
-    Offer, Pack, TransferRequest, TransferStart, replication_service_client::ReplicationServiceClient,
-    transfer_request::Kind,
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
 };
-use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
+
+use assay_common::rpc_status::fault_from_status;
+use assay_proto::v1::{
+    Offer, TransferRequest, TransferResponse, TransferStart,
+    replication_service_client::ReplicationServiceClient, transfer_request::Kind,
+};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Counters, reader::Batch};
+use super::{Counters, batch::Batch};
+use pack::Packer;
 
-/// Level of compression: about as small as zlib's usual one at a fraction of its cost.
-const ZSTD_LEVEL: i32 = 3;
-/// What does not get smaller than this share is sent as it is.
-const WORTH_PERCENT: usize = 97;
 /// Messages that wait for the connection.
-const QUEUE: usize = 16;
+const QUEUE: usize = 8;
+/// Pause before a cut connection is tried again; twice as long each time ...
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// ... up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How content is sent.
+#[derive(Debug, Clone)]
+pub struct TransferOptions {
+    /// How content is compressed.
+    pub compression: Compression,
+    /// Batches that are compressed side by side.
+    pub threads: usize,
+    /// Bytes of content that may go out in a second, after compression.
+    pub limit_bytes_per_second: Option<u64>,
+    /// How long a connection that was cut is tried again.
+    pub retry: Duration,
+}
+
+/// How content is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// As far as the link makes it worth the while.
+    Auto,
+    /// At this level of zstd.
+    Level(i32),
+    /// Not at all.
+    Off,
+}
 
 /// Why content could not be sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
-    /// The target ended the stream, or the connection was cut.
+    /// The target ended the stream, or the connection was cut and did not come back.
     #[error("the transfer to the target broke off: {}", .0.message())]
     Rpc(#[from] Box<Status>),
+    /// The target was started anew: it knows what it stored, not what this stream was about.
+    #[error("the target was started anew while content was sent")]
+    TargetRestarted,
     /// The target does not keep to the protocol.
     #[error("the target's message breaks the protocol: {rule}")]
     Protocol {
@@ -42,84 +79,204 @@ impl From<Status> for TransferError {
     }
 }
 
+/// True when nobody said no: the connection was lost, or never came about.
+pub fn is_cut(status: &Status) -> bool {
+    let by_code =
+        matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
+    // What an agent says has a reason; what a broken connection says has none.
+    let reason = fault_from_status(status).reason;
+    by_code && reason.is_empty() || status.code() == Code::Aborted && reason == "cut-off"
+}
+
 /// Sends all batches and returns when the target has stored what it wanted.
 ///
 /// # Errors
-/// When the connection breaks or the target refuses something.
+/// When the connection breaks for longer than the options allow, or the target refuses something.
 pub async fn transfer(
-    mut client: ReplicationServiceClient<Channel>,
+    client: ReplicationServiceClient<Channel>,
     start: TransferStart,
-    mut batches: mpsc::Receiver<Batch>,
+    batches: mpsc::Receiver<Batch>,
+    options: &TransferOptions,
     counters: Arc<Counters>,
 ) -> Result<(), TransferError> {
-    let (requests, queue) = mpsc::channel(QUEUE);
-    let send = |kind| async {
-        // The stream's own error tells more than a closed queue does.
-        drop(requests.send(TransferRequest { kind: Some(kind) }).await);
-    };
-    send(Kind::Start(start)).await;
-    let mut responses = client.transfer(ReceiverStream::new(queue)).await?.into_inner();
-    let mut offered: HashMap<u64, Batch> = HashMap::new();
-    let mut number = 0;
-    let mut more = true;
-    while more || !offered.is_empty() {
-        tokio::select! {
-            batch = batches.recv(), if more => match batch {
-                None => more = false,
-                Some(mut batch) => {
-                    number += 1;
-                    let parts = std::mem::take(&mut batch.parts);
-                    offered.insert(number, batch);
-                    send(Kind::Offer(Offer { batch: number, parts })).await;
+    let packer = Arc::new(Packer::new(options, Arc::clone(&counters)));
+    let mut sending = Sending { batches, more: true, number: 0, held: BTreeMap::new(), packer };
+    let (mut cut_since, mut pause) = (None::<Instant>, FIRST_PAUSE);
+    loop {
+        let before = sending.progress();
+        match sending.stream(client.clone(), start.clone()).await {
+            Err(TransferError::Rpc(status)) if is_cut(&status) => {
+                if sending.progress() != before {
+                    // It worked for a while: this is a new cut.
+                    (cut_since, pause) = (None, FIRST_PAUSE);
                 }
-            },
-            response = responses.message() => {
-                let Some(response) = response? else {
-                    return Err(TransferError::Protocol { rule: "the stream ends with 'stored'" });
-                };
-                let Some(batch) = offered.remove(&response.batch) else {
-                    return Err(TransferError::Protocol { rule: "an answer names an offer that waits for one" });
-                };
-                if response.wanted.iter().any(|byte| *byte != 0) {
-                    send(Kind::Pack(pack(response.batch, batch, &response.wanted, &counters).await?)).await;
+                if cut_since.get_or_insert_with(Instant::now).elapsed() + pause > options.retry {
+                    return Err(TransferError::Rpc(status));
                 }
+                counters.reconnects.add(1);
+                tracing::warn!(
+                    run_id = start.run_id,
+                    error = status.message(),
+                    "the connection was lost and is tried again"
+                );
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
+            Err(TransferError::Rpc(status)) if fault_from_status(&status).reason == "no-such-run" => {
+                return Err(TransferError::TargetRestarted);
+            }
+            ended => return ended,
         }
     }
-    drop(requests);
+}
+
+/// What is being sent, across streams.
+struct Sending {
+    batches: mpsc::Receiver<Batch>,
+    /// False when the readers have ended.
+    more: bool,
+    /// Of the batch that was offered last.
+    number: u64,
+    /// Batches that are not acknowledged.
+    held: BTreeMap<u64, Arc<Batch>>,
+    packer: Arc<Packer>,
+}
+
+impl Sending {
+    /// Changes whenever anything is acknowledged.
+    fn progress(&self) -> (u64, usize) {
+        (self.held.keys().next().copied().unwrap_or(self.number + 1), self.held.len())
+    }
+
+    /// One stream, from its start to its end or to the cut.
+    async fn stream(
+        &mut self,
+        mut client: ReplicationServiceClient<Channel>,
+        start: TransferStart,
+    ) -> Result<(), TransferError> {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        send(&requests, Kind::Start(start)).await;
+        let mut responses = client.transfer(ReceiverStream::new(queue)).await?.into_inner();
+        let mut packing = JoinSet::new();
+        let mut again: Vec<u64> = self.held.keys().rev().copied().collect();
+        while self.more || !self.held.is_empty() {
+            // What an earlier stream left open comes first, and beside the answers to it.
+            if let Some(number) = again.pop() {
+                tokio::select! {
+                    biased;
+                    response = responses.message() => {
+                        again.push(number);
+                        self.answer(response?, &requests, &mut packing)?;
+                    }
+                    permit = requests.reserve() => if let (Ok(permit), Some(batch)) = (permit, self.held.get(&number)) {
+                        permit.send(request(offer(number, batch)));
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                batch = self.batches.recv(), if self.more => match batch {
+                    None => self.more = false,
+                    Some(batch) => {
+                        self.number += 1;
+                        let batch = Arc::new(batch);
+                        self.held.insert(self.number, Arc::clone(&batch));
+                        send(&requests, offer(self.number, &batch)).await;
+                    }
+                },
+                response = responses.message() => self.answer(response?, &requests, &mut packing)?,
+            }
+        }
+        while let Some(packed) = packing.join_next().await {
+            packed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        }
+        drop(requests);
+        ended(&mut responses).await
+    }
+
+    fn answer(
+        &mut self,
+        response: Option<TransferResponse>,
+        requests: &mpsc::Sender<TransferRequest>,
+        packing: &mut JoinSet<()>,
+    ) -> Result<(), TransferError> {
+        let rule = "the stream ends with 'stored'";
+        let response = response.ok_or(TransferError::Protocol { rule })?;
+        let Some(batch) = self.held.get(&response.batch) else {
+            return Err(TransferError::Protocol { rule: "an answer names a batch that waits for one" });
+        };
+        if response.stored {
+            self.held.remove(&response.batch);
+            return Ok(());
+        }
+        let wanted = Wanted::new(&response.wanted, batch.chunks.len())?;
+        let (packer, batch, requests) = (Arc::clone(&self.packer), Arc::clone(batch), requests.clone());
+        let number = response.batch;
+        packing.spawn(async move {
+            // The stream's own error tells more than a closed queue does.
+            let Ok(pack) = packer.pack(number, batch, wanted).await else { return };
+            packer.send(pack, &requests).await;
+        });
+        // Those that are done are forgotten here.
+        while packing.try_join_next().is_some() {}
+        Ok(())
+    }
+}
+
+fn request(kind: Kind) -> TransferRequest {
+    TransferRequest { kind: Some(kind) }
+}
+
+fn offer(number: u64, batch: &Batch) -> Kind {
+    Kind::Offer(Offer { batch: number, parts: batch.parts.clone() })
+}
+
+async fn send(requests: &mpsc::Sender<TransferRequest>, kind: Kind) {
+    // The stream's own error tells more than a closed queue does.
+    drop(requests.send(request(kind)).await);
+}
+
+async fn ended(responses: &mut Streaming<TransferResponse>) -> Result<(), TransferError> {
     match responses.message().await? {
-        Some(response) if response.stored => Ok(()),
+        Some(TransferResponse { batch: 0, stored: true, .. }) => Ok(()),
         _ => Err(TransferError::Protocol { rule: "the stream ends with 'stored'" }),
     }
 }
 
-/// Puts the wanted chunks of a batch into one message. They share one compression context.
-async fn pack(number: u64, batch: Batch, wanted: &[u8], counters: &Counters) -> Result<Pack, TransferError> {
-    let mut content = BytesMut::new();
-    let mut sent = 0;
-    for (index, chunk) in batch.chunks.iter().enumerate() {
-        if wanted.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1) {
-            content.extend_from_slice(chunk);
-            sent += 1;
+/// Which chunks of a batch are wanted.
+struct Wanted(Vec<usize>);
+
+impl Wanted {
+    fn new(bitmap: &[u8], chunks: usize) -> Result<Self, TransferError> {
+        let set = |index: &usize| bitmap.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
+        let wanted: Vec<usize> = (0..bitmap.len().saturating_mul(8)).filter(set).collect();
+        match wanted.last() {
+            Some(last) if *last < chunks => Ok(Self(wanted)),
+            _ => Err(TransferError::Protocol { rule: "only offered chunks are wanted" }),
         }
     }
-    if wanted.len() > batch.chunks.len().div_ceil(8) || sent == 0 {
-        return Err(TransferError::Protocol { rule: "only offered chunks are wanted" });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_offered_can_be_wanted() {
+        assert_eq!(Wanted::new(&[0b101, 1], 9).map(|wanted| wanted.0).ok(), Some(vec![0, 2, 8]));
+        assert!(Wanted::new(&[0b101, 1], 8).is_err(), "the ninth of eight");
+        assert!(Wanted::new(&[0, 0], 9).is_err(), "nothing is wanted, and it is not said that it is stored");
+        assert!(Wanted::new(&[], 9).is_err());
     }
-    let content = content.freeze();
-    let raw_bytes = content.len() as u64;
-    counters.chunks_sent.add(sent);
-    counters.bytes_sent.add(raw_bytes);
-    let raw = content.clone();
-    let compressed = tokio::task::spawn_blocking(move || zstd::bulk::compress(&raw, ZSTD_LEVEL))
-        .await
-        .ok()
-        .and_then(Result::ok)
-        .filter(|data| data.len() * 100 < content.len() * WORTH_PERCENT);
-    // The budget is given back here: what waits in the queue from now on is bounded by the queue.
-    drop(batch);
-    Ok(match compressed {
-        Some(data) => Pack { batch: number, raw_bytes, zstd: true, data: Bytes::from(data) },
-        None => Pack { batch: number, raw_bytes, zstd: false, data: content },
-    })
+
+    #[test]
+    fn what_an_agent_says_is_no_cut() {
+        use assay_common::rpc_status::RpcFault;
+        assert!(is_cut(&Status::unavailable("tcp connect error")));
+        assert!(is_cut(&Status::unknown("h2 protocol error")));
+        assert!(is_cut(&RpcFault::new(Code::Aborted, "cut-off", "the transfer was cut off").into()));
+        assert!(!is_cut(&RpcFault::new(Code::Internal, "internal", "a bug").into()));
+        assert!(!is_cut(&RpcFault::new(Code::Aborted, "busy", "another run").into()));
+        assert!(!is_cut(&Status::permission_denied("no")));
+    }
 }

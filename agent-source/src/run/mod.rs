@@ -8,6 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_common::{
     digest::RootDigest,
+    error::IoContext as _,
     id::{GenerationNumber, RunId},
     manifest::Header,
     rpc_status::fault_from_status,
@@ -26,12 +27,15 @@ use assay_proto::v1::{
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     config::Repository,
     mark::{Mark, Marker},
-    replicate::{Counters, Plan, ReplicateError, Replicated, replicate, spool},
+    replicate::{
+        Counters, Plan, ReplicateError, Replicated, replicate, spool,
+        transfer::{TransferError, TransferOptions, is_cut},
+    },
     state::RepositoryState,
     target::Target,
 };
@@ -40,11 +44,15 @@ pub use fault::Fault;
 pub use progress::Progress;
 
 /// Version of the replication protocol that this agent speaks.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// How long the target may take to note a run that was given up, before the source stops waiting for it.
 const ABANDON_WAIT: Duration = Duration::from_secs(20);
 /// How often the connection may be lost while a check runs on the target: the check itself goes on there.
 const CHECK_ATTEMPTS: u32 = 6;
+/// How often the target agent may be started anew while one run sends content.
+const TARGET_RESTARTS: usize = 5;
+/// Pause before a seal is asked for again, at first.
+const SEAL_PAUSE: Duration = Duration::from_millis(200);
 /// Pause before the check is asked after again.
 const CHECK_PAUSE: Duration = Duration::from_secs(5);
 
@@ -75,6 +83,8 @@ pub struct Context {
     pub threads: usize,
     /// Content held in memory, in bytes.
     pub memory_bytes: usize,
+    /// How content is sent.
+    pub transfer: TransferOptions,
 }
 
 impl Context {
@@ -170,7 +180,7 @@ impl Attempt {
         let context = Arc::clone(&self.context);
         // The target's lock comes first: a mark that nobody copies would be made for nothing.
         self.progress.phase(Phase::Opening);
-        let opened = self.open(&mut client).await?;
+        let opened = self.open(&client).await?;
         // Roots before the mark, too: an unmounted one ends the run before the engine is asked for anything.
         let roots = self.open_roots()?;
         let basis_known = self.prepare_basis(&mut client, &opened).await?;
@@ -186,7 +196,8 @@ impl Attempt {
                 self.progress.update(|run| run.mark = Some(mark_message(&mark)));
                 tracing::info!(run_id = %self.id, mark = mark.id, "the mark holds");
                 self.progress.phase(Phase::Replicating);
-                let replicated = self.replicate(client.clone(), &marker, &roots, basis_known, wire).await;
+                let replicated =
+                    self.replicate_all(&client, &opened, &marker, &roots, basis_known, wire).await;
                 replicated.map(|replicated| (mark, replicated))
             }
         };
@@ -202,7 +213,7 @@ impl Attempt {
         self.check_drops(&replicated)?;
 
         self.progress.phase(Phase::Sealing);
-        let sealed = self.seal(&mut client, &opened, basis_known, mark, replicated).await;
+        let sealed = self.seal(&client, &opened, basis_known, mark, replicated).await;
         if sealed.is_err() {
             // Whatever was wrong, the next run starts from what the target says.
             drop(context.state.basis().clear());
@@ -221,13 +232,8 @@ impl Attempt {
         self.verdict(&mut client, root, opened.generation).await
     }
 
-    async fn open(&mut self, client: &mut Client) -> Result<OpenRunResponse, Fault> {
-        let request = OpenRunRequest {
-            repository: self.context.repository.name.clone(),
-            run_id: self.id.to_string(),
-            protocol: PROTOCOL,
-        };
-        let opened = client.open_run(request).await.map_err(Fault::opening)?.into_inner();
+    async fn open(&mut self, client: &Client) -> Result<OpenRunResponse, Fault> {
+        let opened = self.open_again(client.clone()).await?;
         self.progress.update(|run| {
             run.base_generation = opened.base_generation;
             run.base_entries = opened.base_entries;
@@ -281,6 +287,49 @@ impl Attempt {
         Ok(true)
     }
 
+    /// Replicates, and goes on when the target agent was started anew meanwhile: files are read again then, and what had
+    /// arrived is found in its staging area and not sent again.
+    async fn replicate_all(
+        &self,
+        client: &Client,
+        opened: &OpenRunResponse,
+        marker: &Marker,
+        roots: &roots::OpenRoots,
+        basis_known: bool,
+        wire: &WireCounter,
+    ) -> Result<Replicated, Fault> {
+        for _ in 0..TARGET_RESTARTS {
+            match self.replicate(client.clone(), marker, roots, basis_known, wire).await {
+                Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
+                    tracing::warn!(run_id = %self.id, "the target was started anew; the run is taken up again");
+                    let again = self.open_again(client.clone()).await?;
+                    let same = again.generation == opened.generation
+                        && again.base_root_digest == opened.base_root_digest;
+                    if !same {
+                        return Err(Fault::not_run(
+                            "target-changed",
+                            "the target's store changed while content was sent",
+                        ));
+                    }
+                }
+                Err(ReplicateError::Cancelled) if self.cancel.is_cancelled() => {
+                    return Err(Fault::cancelled());
+                }
+                ended => return Ok(ended?),
+            }
+        }
+        Err(Fault::not_run("target-unstable", "the target agent was started anew again and again"))
+    }
+
+    async fn open_again(&self, mut client: Client) -> Result<OpenRunResponse, Fault> {
+        let request = OpenRunRequest {
+            repository: self.context.repository.name.clone(),
+            run_id: self.id.to_string(),
+            protocol: PROTOCOL,
+        };
+        Ok(client.open_run(request).await.map_err(Fault::opening)?.into_inner())
+    }
+
     async fn replicate(
         &self,
         client: Client,
@@ -288,13 +337,13 @@ impl Attempt {
         roots: &roots::OpenRoots,
         basis_known: bool,
         wire: &WireCounter,
-    ) -> Result<Replicated, Fault> {
+    ) -> Result<Replicated, ReplicateError> {
         let context = &self.context;
         let mark = match marker.files() {
             None => None,
             Some(path) => {
-                let folder = assay_common::confined::Folder::open(path);
-                Some(Arc::new(folder.map_err(|error| Fault::io("open", path, error))?))
+                let folder = assay_common::confined::Folder::open(path).at("open", path);
+                Some(Arc::new(folder.map_err(spool::SpoolError::from)?))
             }
         };
         let plan = Plan {
@@ -308,6 +357,7 @@ impl Attempt {
             work: context.state.work(),
             threads: context.threads,
             budget_bytes: context.memory_bytes,
+            transfer: context.transfer.clone(),
         };
         let start =
             TransferStart { repository: context.repository.name.clone(), run_id: self.id.to_string() };
@@ -318,10 +368,7 @@ impl Attempt {
             tokio::select! {
                 done = &mut work => {
                     self.count(wire);
-                    return done.map_err(|error| match error {
-                        ReplicateError::Cancelled if self.cancel.is_cancelled() => Fault::cancelled(),
-                        error => error.into(),
-                    });
+                    return done;
                 }
                 _ = tick.tick() => self.count(wire),
             }
@@ -356,14 +403,47 @@ impl Attempt {
         Ok(())
     }
 
+    /// Has the generation sealed. When the connection is cut meanwhile it is asked for again: a target that had sealed it
+    /// says so, and one that had not is told everything anew.
     async fn seal(
         &self,
-        client: &mut Client,
+        client: &Client,
         opened: &OpenRunResponse,
         basis_known: bool,
         mark: Mark,
         replicated: Replicated,
     ) -> Result<RootDigest, Fault> {
+        let replicated = Arc::new(replicated);
+        let (started, mut pause) = (std::time::Instant::now(), SEAL_PAUSE);
+        loop {
+            let ended =
+                self.seal_once(client.clone(), opened, basis_known, &mark, Arc::clone(&replicated)).await;
+            let status = match ended {
+                Ok(root) => return Ok(root),
+                Err(SealEnd::Fault(fault)) => return Err(fault),
+                Err(SealEnd::Status(status)) => status,
+            };
+            // Busy: with sealing what the stream that was cut had told it to the end.
+            let again = is_cut(&status) || fault_from_status(&status).reason == "busy";
+            if !again || started.elapsed() + pause > self.context.transfer.retry {
+                return Err(Fault::sealing(status));
+            }
+            tracing::warn!(run_id = %self.id, error = status.message(), "the connection was lost; the seal is asked for again");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(CHECK_PAUSE),
+                () = self.cancel.cancelled() => return Err(Fault::cancelled()),
+            }
+        }
+    }
+
+    async fn seal_once(
+        &self,
+        mut client: Client,
+        opened: &OpenRunResponse,
+        basis_known: bool,
+        mark: &Mark,
+        replicated: Arc<Replicated>,
+    ) -> Result<RootDigest, SealEnd> {
         let context = Arc::clone(&self.context);
         let (requests, queue) = mpsc::channel(8);
         let header: Header = context.repository.header.clone();
@@ -376,6 +456,7 @@ impl Attempt {
         };
         let (id, overrides, base) = (self.id.clone(), self.overrides.clone(), start.base_generation);
         let mut counts = self.progress.get().counts.unwrap_or_default();
+        let mark = mark.clone();
         let telling = tokio::task::spawn_blocking(move || {
             let send = |kind| requests.blocking_send(SealRunRequest { kind: Some(kind) }).ok();
             send(SealKind::Start(start)).ok_or(spool::SpoolError::Stopped)?;
@@ -387,7 +468,7 @@ impl Attempt {
                 &header,
                 basis.as_ref(),
                 &context.state.next_basis(),
-                replicated.late,
+                &replicated.late,
                 &mut counts,
                 |delta| send(SealKind::Delta(delta)),
             )?;
@@ -419,14 +500,14 @@ impl Attempt {
             (Ok(sealed), _) => sealed.into_inner(),
             (Err(_), Err(error)) if !matches!(error, spool::SpoolError::Stopped) => {
                 told?;
-                return Err(Fault::protocol("the seal ends with an answer"));
+                return Err(Fault::protocol("the seal ends with an answer").into());
             }
-            (Err(status), _) => return Err(Fault::sealing(status)),
+            (Err(status), _) => return Err(SealEnd::Status(status)),
         };
         let (root, counts) = told?;
         self.progress.update(|run| run.counts = Some(counts));
         if sealed.root_digest != root.0 || sealed.generation != opened.generation {
-            return Err(Fault::protocol("the sealed generation is the one that was sent"));
+            return Err(Fault::protocol("the sealed generation is the one that was sent").into());
         }
         Ok(root)
     }
@@ -520,6 +601,20 @@ impl Attempt {
             }
             Err(_) => tracing::warn!(run_id = %self.id, "the target did not note the end of the run in time"),
         }
+    }
+}
+
+/// Why a generation was not sealed.
+enum SealEnd {
+    /// Whatever was wrong, it is final.
+    Fault(Fault),
+    /// What the target, or the connection, says.
+    Status(Status),
+}
+
+impl<E: Into<Fault>> From<E> for SealEnd {
+    fn from(error: E) -> Self {
+        Self::Fault(error.into())
     }
 }
 

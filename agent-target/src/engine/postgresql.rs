@@ -285,7 +285,8 @@ impl Cluster {
             // It does not keep the version.
             return Ok(false);
         }
-        let query = "SELECT count(*) FROM pg_database WHERE datcollversion <> pg_database_collation_actual_version(oid)";
+        let query = "SELECT count(*) FROM pg_database WHERE datcollversion IS NOT NULL \
+             AND datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid)";
         Ok(self.query(query)?.trim() != "0")
     }
 

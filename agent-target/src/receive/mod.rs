@@ -3,34 +3,49 @@
 //! Nothing here knows a name. A content is a numbered file in staging; its pieces are copied from chunks that are already
 //! on this machine or written as they arrive, each after its digest has been compared. What could not be had is a wanted
 //! chunk, never a gap: a content with a missing piece does not match its digest when the generation is sealed.
+//!
+//! A message is worked on in two steps. [`Receiver::accept`] holds it against the rules, in the order of arrival and without
+//! touching a file; what it gives is then settled beside other messages, in any order: each writes pieces of its own.
+//!
+//! The receiver belongs to the run and outlives a stream that is cut: a batch that is offered again is answered with what
+//! of it has not arrived.
 
+mod base;
+mod fill;
 mod places;
 
-use std::{collections::HashMap, fs::File, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use assay_common::{
     chunking::MAX_CHUNK_BYTES,
     digest::{ContentDigest, DIGEST_BYTES},
-    error::{IoContext as _, PathError},
-    manifest::Piece,
+    error::PathError,
+    manifest::{
+        ManifestError, Piece,
+        reuse::{self, in_order},
+    },
 };
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
 use rayon::prelude::*;
 
-use crate::store::{
-    Staging,
-    index::{ContentKey, IndexError, Place},
-};
+use crate::store::{Staging, index::IndexError};
 
+pub use base::Base;
+use base::BaseFile;
 pub use places::PlaceReader;
 
 /// Content that was wanted and has not come yet, in bytes: bounds what a source can make us remember. More than a source
 /// that follows the protocol keeps in flight.
 const MAX_OUTSTANDING_BYTES: u64 = 512 * 1024 * 1024;
+/// Batches of which something is wanted.
+const MAX_OUTSTANDING_BATCHES: usize = 64 * 1024;
 /// Pieces of one offer.
 const MAX_OFFER_PIECES: usize = 256 * 1024;
-/// Content of one pack, in bytes, after decompression.
-const MAX_PACK_BYTES: u64 = 8 * 1024 * 1024;
+/// Content of one offer or pack, in bytes, after decompression.
+const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;
 /// Contents whose end has not come yet: a source reads a few files at a time.
 const MAX_OPEN_CONTENTS: usize = 1024;
 /// Highest content number: it shares a word with the session in the index.
@@ -54,6 +69,9 @@ pub enum ReceiveError {
         /// As received.
         actual: ContentDigest,
     },
+    /// The manifest of the generation that the run builds upon.
+    #[error("the base's manifest: {0}")]
+    Base(#[source] ManifestError),
     /// A file of the store.
     #[error(transparent)]
     Io(#[from] PathError),
@@ -66,19 +84,48 @@ fn protocol<T>(rule: &'static str) -> Result<T, ReceiveError> {
     Err(ReceiveError::Protocol { rule })
 }
 
-/// A data piece whose bytes are on their way.
-struct Wanted {
-    digest: ContentDigest,
+/// A piece of data and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Target {
     content: u64,
-    attempt: u32,
     offset: u64,
     bytes: usize,
+    digest: ContentDigest,
 }
 
-/// A content whose end has not been offered yet.
-#[derive(Default)]
-struct OpenContent {
-    next_offset: u64,
+/// What an offer says of one piece.
+enum Item {
+    Hole {
+        content: u64,
+        offset: u64,
+        bytes: u64,
+    },
+    Data(Target),
+    /// Data that the base's file has at this position of its pieces.
+    Reused(Target, Arc<BaseFile>, usize),
+}
+
+/// The end of a content.
+struct End {
+    content: u64,
+    length: u64,
+    ends_in_data: bool,
+}
+
+/// An offer that keeps to the rules.
+pub struct Accepted {
+    batch: u64,
+    items: Vec<Item>,
+    ends: Vec<End>,
+    /// What is known already, of a batch that is offered again.
+    answer: Option<TransferResponse>,
+}
+
+/// A batch of which something is on its way.
+struct Outstanding {
+    pieces: Vec<Target>,
+    bitmap: Vec<u8>,
+    bytes: u64,
 }
 
 /// What was received so far.
@@ -94,94 +141,87 @@ pub struct ReceiveStats {
     pub received_bytes: u64,
 }
 
-/// The receiving end of one stream.
-pub struct Receiver {
-    staging: Arc<Staging>,
-    places: PlaceReader,
-    next_batch: u64,
-    open: HashMap<u64, OpenContent>,
-    /// How often a content was started anew; most never are.
-    attempts: HashMap<u64, u32>,
-    /// Contents that took over the file of an earlier session: they may hold bytes where there should be a hole.
-    adopted: HashMap<u64, ContentKey>,
-    wanted: HashMap<u64, Vec<Wanted>>,
+#[derive(Default)]
+struct State {
+    last_batch: u64,
+    /// Contents whose end has not been offered, with the offset of the next part.
+    open: HashMap<u64, u64>,
+    wanted: HashMap<u64, Outstanding>,
     outstanding_bytes: u64,
-    file: Option<(u64, File)>,
     stats: ReceiveStats,
 }
 
+/// The receiving end of one run's content.
+pub struct Receiver {
+    staging: Arc<Staging>,
+    places: PlaceReader,
+    base: Option<Base>,
+    state: Mutex<State>,
+}
+
 impl Receiver {
-    /// A receiver into `staging` that finds known chunks through `places`.
-    pub fn new(staging: Arc<Staging>, places: PlaceReader) -> Self {
-        Self {
-            staging,
-            places,
-            next_batch: 1,
-            open: HashMap::new(),
-            attempts: HashMap::new(),
-            adopted: HashMap::new(),
-            wanted: HashMap::new(),
-            outstanding_bytes: 0,
-            file: None,
-            stats: ReceiveStats::default(),
-        }
+    /// A receiver into `staging` that finds known chunks through `places`, and what is reused in `base`.
+    pub fn new(staging: Arc<Staging>, places: PlaceReader, base: Option<Base>) -> Self {
+        Self { staging, places, base, state: Mutex::default() }
     }
 
     /// What was received so far.
     pub fn stats(&self) -> ReceiveStats {
-        self.stats
+        self.state().stats
     }
 
-    /// Takes a batch of pieces and answers which of their chunks are wanted.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an offer, in the order of arrival.
     ///
     /// # Errors
-    /// When the offer breaks the protocol or the store cannot be read or written.
-    pub fn offer(&mut self, offer: &Offer) -> Result<TransferResponse, ReceiveError> {
-        if offer.batch != self.next_batch {
+    /// When it breaks the protocol.
+    pub fn accept(&self, offer: &Offer) -> Result<Accepted, ReceiveError> {
+        let mut state = self.state();
+        let batch = offer.batch;
+        if batch > 0 && batch <= state.last_batch {
+            // Offered again after a cut: what is wanted of it is known.
+            let answer = match state.wanted.get(&batch) {
+                Some(waiting) => TransferResponse { batch, wanted: waiting.bitmap.clone(), stored: false },
+                None => TransferResponse { batch, wanted: Vec::new(), stored: true },
+            };
+            return Ok(Accepted { batch, items: Vec::new(), ends: Vec::new(), answer: Some(answer) });
+        }
+        if batch != state.last_batch + 1 {
             return protocol("batches are numbered 1, 2, 3 ...");
         }
-        self.next_batch += 1;
-        if offer.parts.iter().map(|part| part.pieces.len()).sum::<usize>() > MAX_OFFER_PIECES {
+        let counted = offer.parts.iter().try_fold(0u64, |total, part| {
+            let reused = part.reuse.iter().try_fold(0u64, |total, run| total.checked_add(run.count))?;
+            total.checked_add(part.pieces.len() as u64)?.checked_add(reused)
+        });
+        if counted.is_none_or(|pieces| pieces > MAX_OFFER_PIECES as u64) {
             return protocol("an offer has at most 262144 pieces");
         }
-        let digests: Vec<_> = offer
-            .parts
-            .iter()
-            .flat_map(|part| part.digests.chunks_exact(DIGEST_BYTES))
-            .map(|digest| ContentDigest(digest.try_into().expect("chunks are exact")))
-            .collect();
-        let places = self.places.find(&digests)?;
-        let mut known = digests.iter().copied().zip(places);
-        let (mut bitmap, mut wanted, mut index) = (Vec::new(), Vec::new(), 0usize);
+        if state.wanted.len() >= MAX_OUTSTANDING_BATCHES {
+            return protocol("at most 65536 batches are on their way");
+        }
+        let mut accepted = Accepted { batch, items: Vec::new(), ends: Vec::new(), answer: None };
         for part in &offer.parts {
-            self.take_part(part, &mut known, |piece| {
-                if let Some(piece) = piece {
-                    bitmap.resize(index / 8 + 1, 0u8);
-                    bitmap[index / 8] |= 1 << (index % 8);
-                    wanted.push(piece);
-                }
-                index += 1;
-            })?;
+            self.accept_part(&mut state, part, &mut accepted)?;
         }
-        self.outstanding_bytes += wanted.iter().map(|piece| piece.bytes as u64).sum::<u64>();
-        if self.outstanding_bytes > MAX_OUTSTANDING_BYTES {
-            return protocol("at most 512 MiB of wanted content are on their way");
+        let data = accepted.items.iter().map(|item| match item {
+            Item::Data(target) | Item::Reused(target, ..) => target.bytes as u64,
+            Item::Hole { .. } => 0,
+        });
+        if data.sum::<u64>() > MAX_BATCH_BYTES {
+            return protocol("an offer is of at most 8 MiB of content");
         }
-        self.stats.offered += index as u64;
-        self.stats.found += (index - wanted.len()) as u64;
-        if !wanted.is_empty() {
-            self.wanted.insert(offer.batch, wanted);
-        }
-        self.places.settle()?;
-        Ok(TransferResponse { batch: offer.batch, wanted: bitmap, stored: false })
+        state.last_batch = batch;
+        Ok(accepted)
     }
 
-    /// Takes one part of a content; `decide` hears of each data piece in order, with `Some` when it is wanted.
-    fn take_part(
-        &mut self,
+    fn accept_part(
+        &self,
+        state: &mut State,
         part: &FilePart,
-        known: &mut impl Iterator<Item = (ContentDigest, Option<Place>)>,
-        mut decide: impl FnMut(Option<Wanted>),
+        accepted: &mut Accepted,
     ) -> Result<(), ReceiveError> {
         let content = part.content;
         if content == 0 || content > MAX_CONTENT {
@@ -191,167 +231,162 @@ impl Receiver {
         if part.digests.len() != data * DIGEST_BYTES {
             return protocol("a part has one digest of 32 bytes for each data piece");
         }
-        if part.offset == 0 {
-            if self.open.remove(&content).is_some() {
-                self.restart(content)?;
+        match state.open.get(&content) {
+            None if part.offset == 0 => {
+                if state.open.len() >= MAX_OPEN_CONTENTS {
+                    return protocol("at most 1024 contents are open at a time");
+                }
             }
-            if self.open.len() >= MAX_OPEN_CONTENTS {
-                return protocol("at most 1024 contents are open at a time");
-            }
-            self.open.insert(content, OpenContent::default());
+            Some(next) if *next == part.offset => {}
+            _ => return protocol("a content's parts come without gaps, from its start"),
         }
-        let Some(state) = self.open.get(&content) else {
-            return protocol("a part goes on where a content that is still open stopped");
+        let base = match (&self.base, part.reuse.is_empty()) {
+            (_, true) => None,
+            (Some(base), false) => Some(base.file(part.base_entry)?),
+            (None, false) => return protocol("nothing is reused where there is no base"),
         };
-        if state.next_offset != part.offset {
-            return protocol("a content's parts come without gaps");
-        }
-        let attempt = self.attempts.get(&content).copied().unwrap_or(0);
-        let mut offset = part.offset;
-        let mut ends_in_data = false;
-        for word in &part.pieces {
-            let Some(piece) = Piece::from_wire(*word) else {
-                return protocol("a piece has at least 1 byte, and a chunk at most 1 MiB");
+        let digests = part.digests.as_chunks::<DIGEST_BYTES>().0;
+        let (mut offset, mut digest, mut fault, mut ends_in_data) = (part.offset, 0, None, false);
+        let base_count = base.as_ref().map_or(0, |base| base.pieces.len());
+        let walked = in_order(part.pieces.len(), &part.reuse, base_count, |place| {
+            let (piece, known) = match (place, &base) {
+                (reuse::Place::New(position), _) => match Piece::from_wire(part.pieces[position]) {
+                    Some(piece @ Piece::Hole { .. }) => (piece, None),
+                    Some(piece) => {
+                        digest += 1;
+                        (piece, Some(ContentDigest(digests[digest - 1])))
+                    }
+                    None => return fault = Some("a piece has at least 1 byte, and a chunk at most 1 MiB"),
+                },
+                (reuse::Place::Reused(position), Some(base)) => base.pieces[position].1,
+                (reuse::Place::Reused(_), None) => return,
             };
-            match piece {
-                Piece::Hole { bytes } => {
-                    self.make_hole(content, offset, bytes)?;
-                    ends_in_data = false;
-                }
-                Piece::Data { bytes } => {
-                    let (digest, place) = known.next().expect("digests were counted");
-                    let bytes = bytes as usize;
-                    let here = match place {
-                        Some(place) if place.bytes as usize == bytes => {
-                            self.fill_from(content, offset, digest, place)?
+            let bytes = piece.bytes();
+            ends_in_data = known.is_some();
+            accepted.items.push(match (known, place, &base) {
+                (None, ..) => Item::Hole { content, offset, bytes },
+                (Some(digest), place, base) => {
+                    let target = Target { content, offset, bytes: bytes as usize, digest };
+                    match (place, base) {
+                        (reuse::Place::Reused(position), Some(base)) => {
+                            Item::Reused(target, Arc::clone(base), position)
                         }
-                        _ => false,
-                    };
-                    decide((!here).then_some(Wanted { digest, content, attempt, offset, bytes }));
-                    ends_in_data = true;
+                        _ => Item::Data(target),
+                    }
                 }
+            });
+            match offset.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok()) {
+                Some(end) => offset = end,
+                None => fault = Some("a content is not longer than a file can be"),
             }
-            offset = match offset.checked_add(piece.bytes()) {
-                Some(next) if i64::try_from(next).is_ok() => next,
-                _ => return protocol("a content is not longer than a file can be"),
-            };
+        });
+        if let Some(rule) = fault {
+            return protocol(rule);
+        }
+        if walked.is_err() {
+            return protocol("what is reused stands in the base, in order");
         }
         if part.last {
-            self.open.remove(&content);
-            // Data sets a file's length when it is written; a hole at the end, or nothing at all, does not.
-            if !ends_in_data || self.adopted.contains_key(&content) {
-                let path = self.staging.content_path(content);
-                self.content_file(content)?.set_len(offset).at("set the length of", &path)?;
+            state.open.remove(&content);
+            if !part.abandoned {
+                accepted.ends.push(End { content, length: offset, ends_in_data });
             }
-        } else if let Some(state) = self.open.get_mut(&content) {
-            state.next_offset = offset;
+        } else {
+            state.open.insert(content, offset);
         }
         Ok(())
     }
 
-    /// The file changed while it was read and is sent again from its start.
-    fn restart(&mut self, content: u64) -> Result<(), ReceiveError> {
-        *self.attempts.entry(content).or_default() += 1;
-        let path = self.staging.content_path(content);
-        self.content_file(content)?.set_len(0).at("truncate", &path)?;
-        Ok(())
+    #[cfg(test)]
+    fn offer(&self, offer: &Offer) -> Result<TransferResponse, ReceiveError> {
+        self.settle(self.accept(offer)?)
     }
 
-    fn make_hole(&mut self, content: u64, offset: u64, bytes: u64) -> Result<(), ReceiveError> {
-        if !self.adopted.contains_key(&content) {
-            return Ok(());
+    /// Fills what this machine has and answers what is wanted. May run beside other messages.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub fn settle(&self, accepted: Accepted) -> Result<TransferResponse, ReceiveError> {
+        let Accepted { batch, items, ends, answer } = accepted;
+        if let Some(answer) = answer {
+            return Ok(answer);
         }
-        let path = self.staging.content_path(content);
-        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-        let file = self.content_file(content)?;
-        rustix::fs::fallocate(file, flags, offset, bytes)
-            .map_err(std::io::Error::from)
-            .at("punch a hole in", &path)?;
-        Ok(())
+        let here = self.fill(&items)?;
+        let data = items.iter().filter_map(|item| match item {
+            Item::Data(target) | Item::Reused(target, ..) => Some(*target),
+            Item::Hole { .. } => None,
+        });
+        let (mut bitmap, mut pieces, mut count) = (Vec::new(), Vec::new(), 0);
+        for (index, (target, here)) in data.zip(here).enumerate() {
+            count = index + 1;
+            if !here {
+                bitmap.resize(index / 8 + 1, 0u8);
+                bitmap[index / 8] |= 1 << (index % 8);
+                pieces.push(target);
+            }
+        }
+        self.end(&ends)?;
+        let mut state = self.state();
+        state.stats.offered += count as u64;
+        state.stats.found += (count - pieces.len()) as u64;
+        if pieces.is_empty() {
+            return Ok(TransferResponse { batch, wanted: bitmap, stored: true });
+        }
+        let bytes = pieces.iter().map(|piece| piece.bytes as u64).sum();
+        state.outstanding_bytes += bytes;
+        if state.outstanding_bytes > MAX_OUTSTANDING_BYTES {
+            return protocol("at most 512 MiB of wanted content are on their way");
+        }
+        state.wanted.insert(batch, Outstanding { pieces, bitmap: bitmap.clone(), bytes });
+        Ok(TransferResponse { batch, wanted: bitmap, stored: false })
     }
 
-    /// Fills a piece with a chunk that is said to be on this machine. False when it is not there, or not what it was.
-    fn fill_from(
-        &mut self,
-        content: u64,
-        offset: u64,
-        digest: ContentDigest,
-        place: Place,
-    ) -> Result<bool, ReceiveError> {
-        let own = self.staging.key(content);
-        let fresh = offset == 0 && place.offset == 0 && place.key.generation == own.generation;
-        if fresh && place.key.session != own.session && !self.adopted.contains_key(&content) {
-            self.adopt(content, place.key)?;
-        }
-        let mut place = place;
-        if self.adopted.get(&content) == Some(&place.key) {
-            place.key = own;
-        }
-        let Some(bytes) = self.places.read(place, digest) else {
-            return Ok(false);
-        };
-        if place.key != own || place.offset != offset {
-            let path = self.staging.content_path(content);
-            self.content_file(content)?.write_all_at(&bytes, offset).at("write", &path)?;
-        }
-        if place.key.generation == own.generation && place.key.session != own.session || place.key == own {
-            // The earlier session's file goes away with the seal: the place to remember is this one.
-            self.places.insert(digest, Place { key: own, offset, bytes: place.bytes })?;
-        }
-        Ok(true)
-    }
-
-    /// Takes over a file of an earlier session, so that what it holds is not written a second time.
-    fn adopt(&mut self, content: u64, from: ContentKey) -> Result<(), ReceiveError> {
-        let (old_folder, old_name) = self.staging.locate(from.session, from.content)?;
-        let (folder, name) = self.staging.locate(self.staging.session(), content)?;
-        // Another content may have taken it already, or this one has been started: then it is copied from, or sent.
-        if old_folder.rename(&old_name, &folder, &name).is_ok() {
-            self.places.forget(from);
-            self.adopted.insert(content, from);
-        }
-        Ok(())
-    }
-
-    /// The content's file, kept open for the next piece.
-    fn content_file(&mut self, content: u64) -> Result<&File, ReceiveError> {
-        if self.file.as_ref().is_none_or(|(open, _)| *open != content) {
-            self.file = Some((content, self.staging.open_content(content)?));
-        }
-        Ok(&self.file.as_ref().expect("it was opened above").1)
-    }
-
-    /// Takes the wanted chunks of one batch: verifies all, then keeps them.
+    /// Takes the wanted chunks of one batch: verifies all, then keeps them. May run beside other messages.
     ///
     /// # Errors
     /// When the pack is not what was wanted, or the store cannot be written. Nothing of a bad pack is kept.
-    pub fn pack(&mut self, pack: &Pack) -> Result<(), ReceiveError> {
-        let Some(wanted) = self.wanted.remove(&pack.batch) else {
+    pub fn pack(&self, pack: &Pack) -> Result<TransferResponse, ReceiveError> {
+        let waiting = self.state().wanted.remove(&pack.batch);
+        let Some(waiting) = waiting else {
             return protocol("a pack answers an offer of which something was wanted");
         };
-        let expected: u64 = wanted.iter().map(|piece| piece.bytes as u64).sum();
-        if pack.raw_bytes != expected || expected > MAX_PACK_BYTES {
+        let kept = self.keep(pack, &waiting);
+        let mut state = self.state();
+        if let Err(error) = kept {
+            // It is still wanted: of a stream that is taken up again, or of nobody.
+            state.wanted.insert(pack.batch, waiting);
+            return Err(error);
+        }
+        state.outstanding_bytes -= waiting.bytes;
+        state.stats.received += waiting.pieces.len() as u64;
+        state.stats.received_bytes += waiting.bytes;
+        Ok(TransferResponse { batch: pack.batch, wanted: Vec::new(), stored: true })
+    }
+
+    fn keep(&self, pack: &Pack, waiting: &Outstanding) -> Result<(), ReceiveError> {
+        if pack.raw_bytes != waiting.bytes || waiting.bytes > MAX_BATCH_BYTES {
             return protocol("a pack holds what was wanted of its batch, at most 8 MiB");
         }
         let decompressed;
         let content: &[u8] = if pack.zstd {
             // The capacity is the limit: a frame that unfolds to more is an error, not an allocation.
-            decompressed = zstd::bulk::decompress(&pack.data, expected as usize)
+            decompressed = zstd::bulk::decompress(&pack.data, waiting.bytes as usize)
                 .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
             &decompressed
         } else {
             &pack.data
         };
-        if content.len() as u64 != expected {
+        if content.len() as u64 != waiting.bytes {
             return protocol("a pack's content has the length of its raw_bytes");
         }
         let mut rest = content;
-        let pieces: Vec<(&Wanted, &[u8])> = wanted
+        let pieces: Vec<(Target, &[u8])> = waiting
+            .pieces
             .iter()
             .map(|piece| {
                 let (bytes, after) = rest.split_at(piece.bytes);
                 rest = after;
-                (piece, bytes)
+                (*piece, bytes)
             })
             .collect();
         pieces.par_iter().try_for_each(|(piece, bytes)| {
@@ -363,48 +398,23 @@ impl Receiver {
                 Err(ReceiveError::ChunkMismatch { expected: piece.digest, actual })
             }
         })?;
-        for run in pieces.chunk_by(|(left, _), (right, _)| {
-            left.content == right.content && left.offset + left.bytes as u64 == right.offset
-        }) {
-            self.keep(run)?;
-        }
-        self.outstanding_bytes -= expected;
-        self.stats.received += pieces.len() as u64;
-        self.stats.received_bytes += expected;
-        Ok(self.places.settle()?)
+        let targets: Vec<Target> = pieces.iter().map(|(target, _)| *target).collect();
+        self.write(&targets, content)
     }
 
-    /// Writes verified pieces that lie side by side in one content.
-    fn keep(&mut self, run: &[(&Wanted, &[u8])]) -> Result<(), ReceiveError> {
-        let (first, _) = run[0];
-        if self.attempts.get(&first.content).copied().unwrap_or(0) != first.attempt {
-            // Of a reading that was given up; the content has been started anew since.
-            return Ok(());
-        }
-        let path: PathBuf = self.staging.content_path(first.content);
-        let file = self.content_file(first.content)?;
-        for (piece, bytes) in run {
-            file.write_all_at(bytes, piece.offset).at("write", &path)?;
-        }
-        let key = self.staging.key(first.content);
-        for (piece, _) in run {
-            self.places
-                .insert(piece.digest, Place { key, offset: piece.offset, bytes: piece.bytes as u32 })?;
-        }
-        Ok(())
-    }
-
-    /// Ends the stream: everything that was wanted has come and every content has its end.
+    /// Ends the content: everything that was wanted has come and every content has its end.
     ///
     /// # Errors
     /// When something is missing, or the index cannot be written.
-    pub fn finish(&mut self) -> Result<(), ReceiveError> {
-        self.file = None;
-        if !self.wanted.is_empty() {
-            return protocol("the stream ends when all that was wanted has been sent");
-        }
-        if !self.open.is_empty() {
-            return protocol("the stream ends when every content has ended");
+    pub fn finish(&self) -> Result<(), ReceiveError> {
+        {
+            let state = self.state();
+            if !state.wanted.is_empty() {
+                return protocol("the stream ends when all that was wanted has been sent");
+            }
+            if !state.open.is_empty() {
+                return protocol("the stream ends when every content has ended");
+            }
         }
         Ok(self.places.flush()?)
     }
@@ -413,7 +423,7 @@ impl Receiver {
     ///
     /// # Errors
     /// When the index cannot be written.
-    pub fn interrupt(&mut self) -> Result<(), ReceiveError> {
+    pub fn interrupt(&self) -> Result<(), ReceiveError> {
         Ok(self.places.flush()?)
     }
 }

@@ -1,13 +1,12 @@
 //! Reads chunks that are already on this machine, wherever the index says they may be.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs::File,
-    os::unix::fs::FileExt as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use assay_common::{confined::Folder, digest::ContentDigest, id::GenerationNumber, path::TreePath};
+use assay_common::{confined::Folder, digest::ContentDigest, id::GenerationNumber, path::TreePath, uncached};
 
 use crate::store::{
     Staging, Store, TREE,
@@ -23,8 +22,12 @@ pub struct PlaceReader {
     staging: Arc<Staging>,
     index: Arc<Mutex<ChunkIndex>>,
     base: Option<GenerationNumber>,
-    open: VecDeque<(ContentKey, Option<File>)>,
+    open: Mutex<OpenFiles>,
+    /// Contents that took over the file of an earlier session: they may hold bytes where there should be a hole.
+    adopted: Mutex<HashMap<u64, ContentKey>>,
 }
+
+type OpenFiles = VecDeque<(ContentKey, Option<Arc<File>>)>;
 
 impl PlaceReader {
     /// A reader for a run that builds upon `base`.
@@ -34,51 +37,64 @@ impl PlaceReader {
         index: Arc<Mutex<ChunkIndex>>,
         base: Option<GenerationNumber>,
     ) -> Self {
-        Self { store, staging, index, base, open: VecDeque::new() }
+        Self { store, staging, index, base, open: Mutex::default(), adopted: Mutex::default() }
+    }
+
+    fn index(&self) -> MutexGuard<'_, ChunkIndex> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn find(&self, digests: &[ContentDigest]) -> Result<Vec<Option<Place>>, IndexError> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner).find(digests)
+        if digests.is_empty() { Ok(Vec::new()) } else { self.index().find(digests) }
     }
 
-    pub(super) fn insert(&self, digest: ContentDigest, place: Place) -> Result<(), IndexError> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, place)
-    }
-
-    pub(super) fn settle(&self) -> Result<(), IndexError> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner).settle()
+    /// Notes where chunks are, so that a kill does not lose it.
+    pub(super) fn insert(&self, places: &[(ContentDigest, Place)]) -> Result<(), IndexError> {
+        let mut index = self.index();
+        for (digest, place) in places {
+            index.insert(*digest, *place)?;
+        }
+        index.settle()
     }
 
     pub(super) fn flush(&self) -> Result<(), IndexError> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner).flush()
+        self.index().flush()
     }
 
-    /// Closes a file whose place has changed.
-    pub(super) fn forget(&mut self, key: ContentKey) {
-        self.open.retain(|(open, _)| *open != key);
+    /// Notes that a content has taken over the file of `from`.
+    pub(super) fn adopt(&self, content: u64, from: ContentKey) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(open, _)| *open != from);
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).insert(content, from);
+    }
+
+    /// The content of an earlier session whose file this content has taken over.
+    pub(super) fn adopted(&self, content: u64) -> Option<ContentKey> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).get(&content).copied()
     }
 
     /// The chunk at `place`, if it is there and has this digest.
-    pub(super) fn read(&mut self, place: Place, digest: ContentDigest) -> Option<Vec<u8>> {
+    pub(super) fn read(&self, place: Place, digest: ContentDigest) -> Option<Vec<u8>> {
         let file = self.file(place.key)?;
         let mut bytes = vec![0; place.bytes as usize];
-        file.read_exact_at(&mut bytes, place.offset).ok()?;
-        (ContentDigest::of(&bytes) == digest).then_some(bytes)
+        let got = uncached::read_full_at(&file, &mut bytes, place.offset).ok()?;
+        (got == bytes.len() && ContentDigest::of(&bytes) == digest).then_some(bytes)
     }
 
-    fn file(&mut self, key: ContentKey) -> Option<&File> {
-        if let Some(position) = self.open.iter().position(|(open, _)| *open == key) {
-            self.open.swap(0, position);
-        } else {
-            let file = self.open_file(key);
-            // A content of this session may come into being later: its absence is not remembered.
-            if file.is_none() && key.generation == self.staging.number().0 {
-                return None;
+    fn file(&self, key: ContentKey) -> Option<Arc<File>> {
+        {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((_, file)) = open.iter().find(|(open, _)| *open == key) {
+                return file.clone();
             }
-            self.open.truncate(OPEN_FILES - 1);
-            self.open.push_front((key, file));
         }
-        self.open[0].1.as_ref()
+        let file = self.open_file(key).map(Arc::new);
+        // A content of this session may come into being later: its absence is not remembered.
+        if file.is_some() || key.generation != self.staging.number().0 {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.truncate(OPEN_FILES - 1);
+            open.push_front((key, file.clone()));
+        }
+        file
     }
 
     fn open_file(&self, key: ContentKey) -> Option<File> {
@@ -86,7 +102,7 @@ impl PlaceReader {
             let (folder, name) = self.staging.locate(key.session, key.content).ok()?;
             return folder.open_file(&name).ok();
         }
-        let path = self.index.lock().unwrap_or_else(PoisonError::into_inner).content_path(key).ok()??;
+        let path = self.index().content_path(key).ok()??;
         let path = TreePath::parse(&path).ok()?;
         // The generation that brought the chunk may be gone; the base most often still has the file under its name.
         [Some(GenerationNumber(key.generation)), self.base].into_iter().flatten().find_map(|generation| {

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use assay_proto::v1::Reuse;
+
 use super::*;
 use crate::store::{Store, index::ChunkIndex};
 
@@ -26,7 +28,7 @@ impl Bench {
 
     fn receiver(store: &Arc<Store>, staging: &Arc<Staging>, index: &Arc<Mutex<ChunkIndex>>) -> Receiver {
         let places = PlaceReader::new(Arc::clone(store), Arc::clone(staging), Arc::clone(index), None);
-        Receiver::new(Arc::clone(staging), places)
+        Receiver::new(Arc::clone(staging), places, None)
     }
 
     /// The run is taken up again over a new connection.
@@ -48,6 +50,7 @@ fn part(content: u64, offset: u64, chunks: &[&[u8]], last: bool) -> FilePart {
         pieces: chunks.iter().map(|chunk| (chunk.len() as u64) << 1).collect(),
         digests: chunks.iter().flat_map(|chunk| ContentDigest::of(chunk).0).collect(),
         last,
+        ..Default::default()
     }
 }
 
@@ -61,7 +64,7 @@ fn pack(batch: u64, content: &[u8]) -> Pack {
 
 #[test]
 fn what_is_wanted_is_sent_once_and_found_afterwards() {
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     let response = bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bb"], true)])).expect("offer");
     assert_eq!(response.wanted, [0b11]);
     bench.receiver.pack(&pack(1, b"aaabb")).expect("pack");
@@ -105,20 +108,87 @@ fn a_file_that_is_taken_over_keeps_nothing_of_its_old_content() {
 
 #[test]
 fn a_file_that_changed_while_it_was_read_starts_anew() {
-    let mut bench = Bench::new();
-    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"old-old-old"], false)])).expect("offer");
-    bench.receiver.offer(&offer(2, vec![part(1, 0, &[b"new"], true)])).expect("offer");
+    let bench = Bench::new();
+    let mut given_up = part(1, 0, &[b"old-old-old"], true);
+    given_up.abandoned = true;
+    bench.receiver.offer(&offer(1, vec![given_up])).expect("offer");
+    bench.receiver.offer(&offer(2, vec![part(2, 0, &[b"new"], true)])).expect("offer");
     bench.receiver.pack(&pack(2, b"new")).expect("pack");
-    // The answer to the first reading comes late and must not reach the file.
+    // The answer to the first reading comes late and goes where nobody looks.
     bench.receiver.pack(&pack(1, b"old-old-old")).expect("pack");
     bench.receiver.finish().expect("whole");
-    assert_eq!(bench.content(1), b"new");
+    assert_eq!(bench.content(2), b"new");
+}
+
+/// After a cut a batch is offered again: what had arrived is not wanted again, and what had not is, once.
+#[test]
+fn a_batch_that_is_offered_again_is_wanted_only_where_it_is_missing() {
+    let bench = Bench::new();
+    let offers = [
+        offer(1, vec![part(1, 0, &[b"aaa"], false)]),
+        offer(2, vec![part(1, 3, &[b"bb"], false)]),
+        offer(3, vec![part(1, 5, &[b"c"], true)]),
+    ];
+    bench.receiver.offer(&offers[0]).expect("offer");
+    bench.receiver.offer(&offers[1]).expect("offer");
+    bench.receiver.pack(&pack(1, b"aaa")).expect("pack");
+    bench.receiver.interrupt().expect("cut");
+    let answers = offers.each_ref().map(|offer| bench.receiver.offer(offer).expect("again"));
+    assert!(answers[0].stored && answers[0].wanted.is_empty());
+    assert_eq!((&answers[1].wanted[..], &answers[2].wanted[..]), (&[1][..], &[1][..]));
+    bench.receiver.pack(&pack(2, b"bb")).expect("pack");
+    assert!(bench.receiver.finish().is_err(), "the last one has not come");
+    bench.receiver.pack(&pack(3, b"c")).expect("pack");
+    bench.receiver.finish().expect("whole");
+    assert_eq!(bench.content(1), b"aaabbc");
+    assert_eq!(bench.receiver.stats().received, 3);
+}
+
+/// Pieces of the base are taken from its file, each after its digest has been compared: one that rotted is wanted.
+#[test]
+fn what_is_reused_comes_from_the_base_and_is_verified() {
+    let folder = tempfile::tempdir().expect("temp");
+    let chunks: Vec<Vec<u8>> =
+        (0..6).map(|number| vec![b'a' + number; 40_000 + usize::from(number)]).collect();
+    let file = folder.path().join("file");
+    std::fs::write(&file, chunks.concat()).expect("write");
+    let mut offset = 0;
+    let pieces = chunks
+        .iter()
+        .map(|chunk| {
+            let piece = Piece::Data { bytes: chunk.len() as u64 };
+            offset += chunk.len() as u64;
+            (offset - chunk.len() as u64, (piece, Some(ContentDigest::of(chunk))))
+        })
+        .collect();
+    let base = Arc::new(BaseFile { position: 3, pieces, file: std::fs::File::open(&file).ok() });
+    // The fifth chunk is damaged.
+    let damaged = std::fs::OpenOptions::new().write(true).open(&file).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&damaged, b"x", 170_000).expect("damage");
+    let bench = Bench::new();
+    // New first, then the base's second to sixth, so that nothing stands where it stood.
+    let (mut items, mut offset) = (Vec::new(), 0);
+    let new = b"new".to_vec();
+    for (position, chunk) in std::iter::once(&new).chain(&chunks[1..]).enumerate() {
+        let target = Target { content: 1, offset, bytes: chunk.len(), digest: ContentDigest::of(chunk) };
+        items.push(match position {
+            0 => Item::Data(target),
+            position => Item::Reused(target, Arc::clone(&base), position),
+        });
+        offset += chunk.len() as u64;
+    }
+    let ends = vec![End { content: 1, length: offset, ends_in_data: true }];
+    let accepted = Accepted { batch: 1, items, ends, answer: None };
+    let answer = bench.receiver.settle(accepted).expect("settle");
+    assert_eq!(answer.wanted, [0b10001]);
+    bench.receiver.pack(&pack(1, &[&new[..], &chunks[4]].concat())).expect("pack");
+    assert_eq!(bench.content(1), [&new[..], &chunks[1..].concat()].concat());
 }
 
 /// A hint that does not hold is a wanted chunk, never wrong bytes.
 #[test]
 fn a_chunk_that_rotted_on_disk_is_wanted_again() {
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa"], true)])).expect("offer");
     bench.receiver.pack(&pack(1, b"aaa")).expect("pack");
     std::fs::write(bench.staging.content_path(1), b"aab").expect("damage");
@@ -128,7 +198,7 @@ fn a_chunk_that_rotted_on_disk_is_wanted_again() {
 
 #[test]
 fn compressed_packs_are_bounded_by_what_was_wanted() {
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     let content = vec![7u8; 100_000];
     bench.receiver.offer(&offer(1, vec![part(1, 0, &[&content], true)])).expect("offer");
     let bomb = zstd::bulk::compress(&vec![7u8; 50_000_000], 3).expect("compress");
@@ -138,18 +208,18 @@ fn compressed_packs_are_bounded_by_what_was_wanted() {
 
 #[test]
 fn a_chunk_with_another_digest_is_not_kept() {
-    let mut bench = Bench::new();
+    let bench = Bench::new();
     bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bbb"], true)])).expect("offer");
     let error = bench.receiver.pack(&pack(1, b"aaabbX")).expect_err("wrong bytes");
     assert!(matches!(error, ReceiveError::ChunkMismatch { .. }));
     assert!(!bench.staging.content_path(1).exists());
-    assert!(bench.receiver.finish().is_ok(), "what is missing shows when the generation is sealed");
+    assert!(bench.receiver.finish().is_err(), "it is still wanted");
 }
 
 #[test]
 fn messages_that_break_the_protocol_are_refused() {
-    type Break = fn(&mut Receiver) -> Result<(), ReceiveError>;
-    let cases: [(&str, Break); 10] = [
+    type Break = fn(&Receiver) -> Result<(), ReceiveError>;
+    let cases: [(&str, Break); 14] = [
         ("batch out of order", |r| r.offer(&offer(2, vec![])).map(drop)),
         ("content zero", |r| r.offer(&offer(1, vec![part(0, 0, &[b"a"], true)])).map(drop)),
         ("huge content number", |r| r.offer(&offer(1, vec![part(u64::MAX, 0, &[b"a"], true)])).map(drop)),
@@ -172,14 +242,31 @@ fn messages_that_break_the_protocol_are_refused() {
             part.pieces[0] = u64::MAX - 1;
             r.offer(&offer(1, vec![part])).map(drop)
         }),
-        ("pack that nobody wanted", |r| r.pack(&pack(9, b"x"))),
+        ("pack that nobody wanted", |r| r.pack(&pack(9, b"x")).map(drop)),
+        ("too much in one offer", |r| {
+            let chunk = vec![0; 1 << 20];
+            r.offer(&offer(1, vec![part(1, 0, &[&chunk[..]; 9], true)])).map(drop)
+        }),
+        ("too many pieces", |r| {
+            r.offer(&offer(1, vec![part(1, 0, &vec![&b"a"[..]; 300_000], true)])).map(drop)
+        }),
+        ("reuse without a base", |r| {
+            let mut part = part(1, 0, &[], true);
+            part.reuse = vec![Reuse { after: 0, first: 0, count: 1 }];
+            r.offer(&offer(1, vec![part])).map(drop)
+        }),
+        ("reuse that counts beyond all numbers", |r| {
+            let mut part = part(1, 0, &[], true);
+            part.reuse = vec![Reuse { after: 0, first: 0, count: u64::MAX }; 2];
+            r.offer(&offer(1, vec![part])).map(drop)
+        }),
         ("end in the middle of a content", |r| {
             r.offer(&offer(1, vec![part(1, 0, &[], false)])).map(drop)?;
             r.finish()
         }),
     ];
     for (name, message) in cases {
-        let result = message(&mut Bench::new().receiver);
+        let result = message(&Bench::new().receiver);
         assert!(matches!(result, Err(ReceiveError::Protocol { .. })), "{name} was let through");
     }
 }

@@ -1,17 +1,16 @@
 //! Builds the tree from a validated manifest: one walk in manifest order, every call below a held folder.
 
-use std::{io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use assay_common::{
     confined::Folder,
     error::IoContext as _,
-    id::GenerationNumber,
     manifest::{Entry, EntryKind},
     path::TreePath,
 };
 
-use super::{PlannedEntries, SealError, Source, named};
-use crate::store::{Staging, Store, TREE};
+use super::{SealError, Source, named};
+use crate::store::{Staging, TREE};
 
 /// A folder above the place where the walk stands. It gets its metadata when the walk leaves it, because everything
 /// made in it changes its time.
@@ -23,25 +22,23 @@ struct Level {
     base: Option<Folder>,
 }
 
-/// Builds `staging/N/tree`. Files that the base has are linked to it: both generations share them, and neither is ever
-/// written to again.
+/// Builds `tree` in the folder `parent` from `entries`. Files that the base has are linked to it: both trees share them, and
+/// neither is ever written to again. New content comes out of `staging`.
 ///
 /// # Errors
 /// Names the entry that cannot be made.
-pub fn build_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -> Result<(), SealError> {
-    let parent = Folder::open(staging.path()).at("open", staging.path())?;
-    let root_path = staging.path().join(TREE);
+pub(super) fn build_tree(
+    parent: &Path,
+    base: Option<Folder>,
+    staging: Option<&Staging>,
+    mut entries: impl FnMut() -> Result<Option<(Entry, Source)>, SealError>,
+) -> Result<(), SealError> {
+    let root_path = parent.join(TREE);
+    let parent = Folder::open(parent).at("open", parent)?;
     let root = Arc::new(parent.create_folder(TREE.as_bytes()).at("create", &root_path)?);
-    let mut base_root = match base {
-        None => None,
-        Some(base) => {
-            let path = store.generation_path(base).join(TREE);
-            Some(Folder::open(&path).at("open", &path)?)
-        }
-    };
+    let mut base_root = base;
     let mut levels: Vec<Level> = Vec::new();
-    let mut planned = PlannedEntries::open(staging)?;
-    while let Some((entry, source)) = planned.next_entry()? {
+    while let Some((entry, source)) = entries()? {
         let path = TreePath::parse(&entry.path).expect("the draft was validated");
         let Some(folder) = path.parent() else {
             let (new, base) = (Arc::clone(&root), base_root.take());
@@ -59,7 +56,8 @@ pub fn build_tree(store: &Store, staging: &Staging, base: Option<GenerationNumbe
             levels.push(Level { path, entry, new: Arc::new(new), base });
             continue;
         }
-        place(staging, &root, level, name, &entry, source).map_err(|source| named(&path, source))?;
+        let places = Places { staging, root: &root, new: &level.new, base: level.base.as_ref() };
+        places.put(name, &entry, source).map_err(|source| named(&path, source))?;
     }
     while !levels.is_empty() {
         leave(&mut levels)?;
@@ -73,46 +71,56 @@ fn leave(levels: &mut Vec<Level>) -> Result<(), SealError> {
     level.new.set_own_metadata(&level.entry).map_err(|source| named(&level.path, source))
 }
 
-fn place(
-    staging: &Staging,
-    root: &Folder,
-    level: &Level,
-    name: &[u8],
-    entry: &Entry,
-    source: Source,
-) -> io::Result<()> {
-    match (entry.kind(), source) {
-        (EntryKind::Hardlink, _) => {
-            let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
-            let parent = TreePath::parse(first.parent().expect("not the root")).expect("a prefix of a path");
-            root.open_folder_below(&parent)?.link(first.name(), &level.new, name)
-        }
-        (_, Source::Base) => {
-            let base = level.base.as_ref().ok_or(io::ErrorKind::NotFound)?;
-            match base.link(name, &level.new, name) {
-                // As many names as the file system allows (ext4: 65 000): this generation gets a file of its own.
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MLINK.raw_os_error()) => {
-                    copy_file(base, level, name)?;
-                    level.new.set_metadata(name, entry)
-                }
-                linked => linked,
+/// Where an entry that is no folder goes, and where it may come from.
+pub(super) struct Places<'a> {
+    pub staging: Option<&'a Staging>,
+    /// Root of the new tree.
+    pub root: &'a Folder,
+    /// The entry's folder in the new tree.
+    pub new: &'a Folder,
+    /// The same folder of the base.
+    pub base: Option<&'a Folder>,
+}
+
+impl Places<'_> {
+    /// Makes the entry, which may not exist yet.
+    pub(super) fn put(&self, name: &[u8], entry: &Entry, source: Source) -> io::Result<()> {
+        match (entry.kind(), source) {
+            (EntryKind::Hardlink, _) => {
+                let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
+                let parent =
+                    TreePath::parse(first.parent().expect("not the root")).expect("a prefix of a path");
+                self.root.open_folder_below(&parent)?.link(first.name(), self.new, name)
             }
-        }
-        (EntryKind::File, Source::Content(content)) => {
-            let (folder, content) = staging.locate(staging.session(), content).map_err(io::Error::other)?;
-            folder.rename(&content, &level.new, name)?;
-            level.new.set_metadata(name, entry)
-        }
-        _ => {
-            level.new.create_special(name, entry)?;
-            level.new.set_metadata(name, entry)
+            (_, Source::Base) => {
+                let base = self.base.ok_or(io::ErrorKind::NotFound)?;
+                match base.link(name, self.new, name) {
+                    // As many names as the file system allows (ext4: 65 000): this tree gets a file of its own.
+                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MLINK.raw_os_error()) => {
+                        copy_file(base, self.new, name)?;
+                        self.new.set_metadata(name, entry)
+                    }
+                    linked => linked,
+                }
+            }
+            (EntryKind::File, Source::Content(content)) => {
+                let staging = self.staging.ok_or(io::ErrorKind::NotFound)?;
+                let (folder, content) =
+                    staging.locate(staging.session(), content).map_err(io::Error::other)?;
+                folder.rename(&content, self.new, name)?;
+                self.new.set_metadata(name, entry)
+            }
+            _ => {
+                self.new.create_special(name, entry)?;
+                self.new.set_metadata(name, entry)
+            }
         }
     }
 }
 
 /// Copies a file of the base, holes included.
-fn copy_file(base: &Folder, level: &Level, name: &[u8]) -> io::Result<()> {
-    let (from, to) = (base.open_file(name)?, level.new.create_file(name)?);
+fn copy_file(base: &Folder, new: &Folder, name: &[u8]) -> io::Result<()> {
+    let (from, to) = (base.open_file(name)?, new.create_file(name)?);
     if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
         return Ok(());
     }

@@ -19,7 +19,7 @@ use assay_common::{
 use assay_proto::v1::ManifestStep;
 
 use super::{SealError, open_manifest, parse_header};
-use crate::store::{MANIFEST, Staging, Store};
+use crate::store::{MANIFEST, POSITIONS, Staging, Store};
 
 /// Entries that a manifest may have: a tree ten times as large as any that we know of.
 const MAX_ENTRIES: u64 = 200_000_000;
@@ -45,6 +45,8 @@ pub struct Draft {
     manifest: ManifestWriter<BufWriter<File>>,
     plan: BufWriter<File>,
     plan_path: PathBuf,
+    positions: BufWriter<File>,
+    positions_path: PathBuf,
     base: Option<GenerationNumber>,
     finished: Finished,
 }
@@ -96,11 +98,15 @@ impl Draft {
         let file = BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?);
         let plan_path = plan_path(staging);
         let plan = BufWriter::new(File::create(&plan_path).at("create", &plan_path)?);
+        let positions_path = staging.path().join(POSITIONS);
+        let positions = BufWriter::new(File::create(&positions_path).at("create", &positions_path)?);
         Ok(Self {
             merger: DeltaMerger::new(entries, MAX_ENTRIES),
             manifest: ManifestWriter::create(file, &header)?,
             plan,
             plan_path,
+            positions,
+            positions_path,
             base,
             finished: Finished { header, entries: 0, files: 0, total_bytes: 0, new_bytes: 0 },
         })
@@ -116,7 +122,7 @@ impl Draft {
     /// # Errors
     /// When it does not fit.
     pub fn apply(&mut self, step: ManifestStep) -> Result<(), SealError> {
-        let Self { merger, manifest, plan, plan_path, finished, .. } = self;
+        let Self { merger, manifest, plan, plan_path, positions, positions_path, finished, .. } = self;
         merger.apply(step, &mut |entry, origin| {
             let source = match origin {
                 Origin::Base => FROM_BASE,
@@ -139,6 +145,7 @@ impl Draft {
                 }
             }
             plan.write_all(&source.to_le_bytes()).at("write", plan_path)?;
+            positions.write_all(&manifest.position().to_le_bytes()).at("write", positions_path)?;
             Ok::<_, SealError>(manifest.push(&entry)?)
         })
     }
@@ -150,6 +157,7 @@ impl Draft {
     pub fn finish(mut self, expected: RootDigest) -> Result<Finished, SealError> {
         self.merger.finish()?;
         self.plan.flush().at("write", &self.plan_path)?;
+        self.positions.flush().at("write", &self.positions_path)?;
         let (_, actual, _) = self.manifest.finish()?;
         if actual != expected {
             return Err(SealError::RootMismatch { expected, actual });

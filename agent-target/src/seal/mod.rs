@@ -3,28 +3,33 @@
 //! 1. [`Draft`]: the base's manifest and the source's steps become `staging/N/manifest`, validated entry by entry, beside
 //!    a plan that says where each entry comes from. Its root digest must be the one that the source signed.
 //! 2. `verify_contents`: every new content is read back from disk and compared with its digest and length.
-//! 3. [`build_tree`]: folders are made, kept files linked from the base, new ones moved in, metadata set.
+//! 3. `make_tree`: the base's tree, which was laid out a second time between the runs ([`ahead`]), is changed into the new
+//!    one; where there is none, folders are made and kept files linked from the base. New files are moved in.
 //! 4. `manifest.b3` and `record.json` are written beside the tree.
 //! 5. [`Store::publish`]: flush, rename, flush.
 //!
 //! A crash before the rename in 5 leaves staging, from which the next run starts again at 1 with all content at hand.
 
+pub mod ahead;
 mod build;
+mod change;
 mod draft;
 
 use std::{
     fs::File,
-    io::{BufReader, BufWriter, Read, Write as _},
+    io::{BufReader, BufWriter, Write as _},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use assay_common::{
+    confined::Folder,
     digest::{ContentDigest, RootDigest},
     error::{IoContext as _, PathError},
     id::GenerationNumber,
     manifest::{DeltaFault, Entry, EntryKind, Header, ManifestError, ManifestReader},
     path::{TreePath, display_bytes},
+    uncached,
 };
 use rayon::prelude::*;
 
@@ -33,7 +38,8 @@ use crate::store::{
     index::{ChunkIndex, IndexError},
 };
 
-pub use build::build_tree;
+use build::build_tree;
+use change::change_tree;
 pub use draft::{Draft, PlannedEntries, Source};
 
 /// Contents that are read back side by side.
@@ -139,7 +145,7 @@ pub fn seal(
     let base = draft.base();
     let finished = draft.finish(expected)?;
     verify_contents(staging)?;
-    build_tree(store, staging, base)?;
+    make_tree(store, staging, base)?;
     let not_in_manifest_b3 = write_manifest_b3(staging)?;
     name_contents(staging, index)?;
     let record = Record {
@@ -171,6 +177,25 @@ pub fn seal(
     Ok(record)
 }
 
+/// Makes `staging/N/tree`: from the base's tree that was laid out ahead, or from nothing.
+fn make_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -> Result<(), SealError> {
+    let Some(base) = base else {
+        let mut planned = PlannedEntries::open(staging)?;
+        return build_tree(staging.path(), None, Some(staging), || planned.next_entry());
+    };
+    let path = store.generation_path(base).join(TREE);
+    let tree = Folder::open(&path).at("open", &path)?;
+    let root = RootDigest::from_hex(&store.record(base)?.root_digest);
+    if let Some(root) = root
+        && ahead::take(store, staging, root)?
+    {
+        let mut before = open_manifest(store, base)?;
+        return change_tree(staging, tree, || before.next_entry());
+    }
+    let mut planned = PlannedEntries::open(staging)?;
+    build_tree(staging.path(), Some(tree), Some(staging), || planned.next_entry())
+}
+
 /// Reads back every content that the plan names and compares it with the manifest.
 fn verify_contents(staging: &Staging) -> Result<(), SealError> {
     let mut planned = PlannedEntries::open(staging)?;
@@ -194,7 +219,7 @@ fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), 
     let expected = ContentDigest::from_slice(&entry.digest).expect("the entry was validated");
     let path = staging.content_path(content);
     let (folder, name) = staging.locate(staging.session(), content)?;
-    let mut file = match folder.open_file(&name) {
+    let file = match folder.open_file(&name) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(SealError::ContentMissing { path: display_bytes(&entry.path), content });
         }
@@ -204,7 +229,7 @@ fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), 
     let mut buffer = vec![0; READ_BYTES.min(entry.size as usize + 1)];
     let mut total = 0u64;
     loop {
-        let count = file.read(&mut buffer).at("read back", &path)?;
+        let count = uncached::read_full_at(&file, &mut buffer, total).at("read back", &path)?;
         if count == 0 {
             break;
         }

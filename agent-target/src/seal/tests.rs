@@ -2,9 +2,12 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use std::collections::BTreeMap;
+
 use super::*;
 use assay_common::manifest::{ManifestWriter, Root};
 use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
+use proptest::prelude::*;
 
 fn header() -> Header {
     Header {
@@ -79,7 +82,7 @@ impl Bench {
 }
 
 fn put(entry: &Entry, content: u64) -> Kind {
-    Kind::Put(PutEntry { entry: Some(entry.clone()), content })
+    Kind::Put(PutEntry { entry: Some(entry.clone()), content, ..Default::default() })
 }
 
 #[test]
@@ -167,4 +170,155 @@ fn b3sum_lines_escape_as_b3sum_does() {
     assert_eq!(b3sum_line(&entry(b"a b")), Some(format!("{hex}  tree/a b\n")));
     assert_eq!(b3sum_line(&entry(b"a\n\\b")), Some(format!("\\{hex}  tree/a\\n\\\\b\n")));
     assert_eq!(b3sum_line(&entry(b"a\xff")), None);
+}
+
+const PATHS: [&str; 12] =
+    ["a", "a/1", "a/2", "a/2/x", "a/2/x/deep", "b", "b/1", "b/2", "b/2/x", "c", "d", "d/1"];
+
+/// A valid tree from choices, one for each path: 0 nothing, 1 to 3 folders, 4 to 7 files, 8 and 9 links, 10 and 11 further
+/// names of the file that came last.
+fn tree(choices: &[u8]) -> Vec<Entry> {
+    let mut entries: BTreeMap<TreePath, Entry> = BTreeMap::new();
+    let path = |path: &str| TreePath::parse(path.as_bytes()).expect("valid");
+    entries.insert(path(""), own(EntryKind::Directory, ""));
+    let mut sorted: Vec<_> =
+        PATHS.into_iter().zip(choices).map(|(name, choice)| (path(name), name, choice)).collect();
+    sorted.sort();
+    let mut last_file = None;
+    for (tree_path, name, choice) in sorted {
+        let parent = TreePath::parse(tree_path.parent().expect("not the root")).expect("valid");
+        if entries.get(&parent).is_none_or(|parent| parent.kind() != EntryKind::Directory) {
+            continue;
+        }
+        let mut entry = match choice {
+            1..=3 => own(EntryKind::Directory, name),
+            4..=7 => file(name, format!("content {choice}").as_bytes()),
+            8 | 9 => Entry { link_target: vec![*choice], mode: 0o777, ..own(EntryKind::Symlink, name) },
+            _ => match (&last_file, choice) {
+                (Some(first), 10..) => Entry {
+                    path: name.into(),
+                    kind: EntryKind::Hardlink.into(),
+                    link_target: Vec::clone(first),
+                    ..Default::default()
+                },
+                _ => continue,
+            },
+        };
+        if entry.kind() == EntryKind::File {
+            last_file = Some(entry.path.clone());
+        }
+        if entry.kind() != EntryKind::Hardlink {
+            entry.mtime_nanos = (*choice).into();
+        }
+        entries.insert(tree_path, entry);
+    }
+    entries.into_values().collect()
+}
+
+/// The steps from one tree to the other, and the contents that go with them.
+fn steps(before: &[Entry], after: &[Entry]) -> (Vec<Kind>, Vec<Vec<u8>>) {
+    let (mut steps, mut contents) = (Vec::new(), Vec::new());
+    let mut before = before.iter().peekable();
+    let order = |left: &Entry, right: &Entry| assay_common::path::compare_paths(&left.path, &right.path);
+    for entry in after {
+        while before.next_if(|old| order(old, entry).is_lt()).is_some() {
+            steps.push(Kind::Drop(1));
+        }
+        match before.next_if(|old| old.path == entry.path) {
+            Some(old) if old == entry => steps.push(Kind::Keep(1)),
+            old => {
+                steps.extend(old.map(|_| Kind::Drop(1)));
+                if entry.kind() == EntryKind::File {
+                    contents.push(format!("content {}", entry.mtime_nanos).into_bytes());
+                }
+                let content = if entry.kind() == EntryKind::File { contents.len() as u64 } else { 0 };
+                steps.push(put(entry, content));
+            }
+        }
+    }
+    steps.extend(before.map(|_| Kind::Drop(1)));
+    (steps, contents)
+}
+
+/// What a tree on disk is: names, kinds, modes, times, contents, and which names are of one file.
+fn listing(tree: &std::path::Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let (mut lines, mut open, mut firsts) = (Vec::new(), vec![tree.to_owned()], BTreeMap::new());
+    while let Some(path) = open.pop() {
+        let stat = std::fs::symlink_metadata(&path).expect("stat");
+        let name = path.strip_prefix(tree).expect("below").display().to_string();
+        let content = match stat.file_type() {
+            kind if kind.is_dir() => {
+                let mut inner: Vec<_> = std::fs::read_dir(&path)
+                    .expect("read")
+                    .map(|entry| entry.expect("entry").path())
+                    .collect();
+                inner.sort();
+                open.extend(inner.into_iter().rev());
+                "folder".to_owned()
+            }
+            kind if kind.is_symlink() => format!("{:?}", std::fs::read_link(&path).expect("link")),
+            _ => {
+                let first = firsts.entry(stat.ino()).or_insert_with(|| name.clone());
+                format!("{} {first}", std::fs::read_to_string(&path).expect("text"))
+            }
+        };
+        lines.push(format!("{name} {:o} {}.{} {content}", stat.mode(), stat.mtime(), stat.mtime_nsec()));
+    }
+    lines
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    /// Changing the tree that was laid out ahead gives the same tree as building it from nothing, and the base's own tree
+    /// is not touched.
+    #[test]
+    fn a_changed_tree_is_the_tree_that_would_be_built(
+        choices in prop::collection::vec(prop::collection::vec(0u8..12, PATHS.len()), 2..4),
+    ) {
+        let (ahead_bench, plain) = (Bench::new(), Bench::new());
+        let (mut before, mut base): (Vec<Entry>, _) = (Vec::new(), None);
+        for choices in choices {
+            let after = tree(&choices);
+            let mut sealed = Vec::new();
+            for bench in [&ahead_bench, &plain] {
+                let (steps, contents) = steps(&before, &after);
+                let contents: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
+                let was = base.map(|base| listing(&bench.store.generation_path(base).join(TREE)));
+                let record = bench.seal(base, steps, &contents, root_of(&after)).expect("seal");
+                let now = base.map(|base| listing(&bench.store.generation_path(base).join(TREE)));
+                prop_assert_eq!(was, now);
+                sealed.push(GenerationNumber(record.generation));
+            }
+            let trees = [(&ahead_bench, sealed[0]), (&plain, sealed[1])]
+                .map(|(bench, number)| listing(&bench.store.generation_path(number).join(TREE)));
+            prop_assert_eq!(&trees[0], &trees[1]);
+            ahead::prepare(&ahead_bench.store, sealed[0]).expect("prepare");
+            prop_assert!(!ahead_bench.store.path().join("ahead/tree").join("ahead").exists());
+            (before, base) = (after, Some(sealed[0]));
+        }
+    }
+}
+
+/// A tree that was laid out only in part, or for another generation, is not used.
+#[test]
+fn only_a_whole_tree_of_the_base_is_taken() {
+    let bench = Bench::new();
+    let trees = [tree(&[4; 12]), tree(&[5; 12])];
+    let (steps_of, contents) = steps(&[], &trees[0]);
+    let contents: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
+    bench.seal(None, steps_of, &contents, root_of(&trees[0])).expect("seal");
+    let ahead = bench.store.path().join("ahead");
+    let staging = bench.store.open_staging().expect("staging");
+    let root = root_of(&trees[0]);
+    std::fs::create_dir(ahead.join("tree")).expect("half a tree");
+    assert!(!ahead::take(&bench.store, &staging, root).expect("nothing to take"));
+    ahead::prepare(&bench.store, GenerationNumber(1)).expect("prepare");
+    assert_eq!(
+        listing(&ahead.join("tree")),
+        listing(&bench.store.generation_path(GenerationNumber(1)).join(TREE))
+    );
+    assert!(!ahead::take(&bench.store, &staging, root_of(&trees[1])).expect("another's"));
+    assert!(ahead::take(&bench.store, &staging, root).expect("take"));
+    assert!(!ahead.join("of").exists() && !ahead.join("tree").exists());
 }

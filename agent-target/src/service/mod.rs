@@ -17,9 +17,8 @@ pub struct Repositories {
 
 impl Repositories {
     /// These.
-    pub fn new(repositories: impl IntoIterator<Item = Repository>) -> Self {
-        let by_name =
-            repositories.into_iter().map(|repository| (repository.config.name.clone(), Arc::new(repository)));
+    pub fn new(repositories: impl IntoIterator<Item = Arc<Repository>>) -> Self {
+        let by_name = repositories.into_iter().map(|repository| (repository.config.name.clone(), repository));
         Self { by_name: by_name.collect() }
     }
 

@@ -17,14 +17,17 @@ use assay_proto::v1::{
     TransferRequest, TransferResponse, replication_service_server::ReplicationService, seal_run_request,
     transfer_request,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Repositories, internal, invalid};
 use crate::{
-    receive::{PlaceReader, ReceiveError, Receiver},
+    receive::{Base, PlaceReader, ReceiveError, Receiver},
     repository::{Active, CheckState, Repository, Stage, times_now},
     seal::{Draft, Provenance, SealError, seal},
     store::{MANIFEST, MarkRecord, Record, Staging, StoreError},
@@ -32,7 +35,9 @@ use crate::{
 };
 
 /// Version of the replication protocol that this agent speaks.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
+/// Messages that wait while as many as there are processors are worked on.
+const WAITING_MESSAGES: usize = 2;
 /// Messages between the connection and the thread that works on them.
 const QUEUE: usize = 16;
 /// Bytes of a manifest in one message.
@@ -156,49 +161,17 @@ impl ReplicationService for Replication {
         };
         let repository = self.repository_of(&peer, &start.repository)?;
         let id = run_id(&start.run_id)?;
-        let (staging, base, attached) = attach(&repository, &id)?;
-        let places = PlaceReader::new(
-            Arc::clone(&repository.store),
-            Arc::clone(&staging),
-            Arc::clone(&repository.index),
-            base,
-        );
-        let (work, work_queue) = mpsc::channel::<transfer_request::Kind>(QUEUE);
+        let Attached { receiver, turn, token } = attach(&repository, &id)?;
         let (responses, queue) = mpsc::channel(QUEUE);
-        let taken_over = attached.clone();
-        // The connection's side: hands messages over until the source ends the stream or another one takes its place.
-        let forward = tokio::spawn(async move {
-            loop {
-                let message = tokio::select! {
-                    message = messages.message() => message,
-                    () = taken_over.cancelled() => return false,
-                };
-                match message {
-                    Ok(Some(TransferRequest { kind: Some(kind) })) => {
-                        if work.send(kind).await.is_err() {
-                            return false;
-                        }
-                    }
-                    Ok(None) => return true,
-                    Ok(Some(TransferRequest { kind: None })) | Err(_) => return false,
-                }
-            }
-        });
-        tokio::task::spawn(async move {
-            let receiving = tokio::task::spawn_blocking(move || {
-                let mut receiver = Receiver::new(staging, places);
-                let result = receive(&mut receiver, work_queue, &responses);
-                (receiver, result, responses)
-            });
-            let Ok((mut receiver, result, responses)) = receiving.await else {
-                return;
-            };
-            let whole = forward.await.unwrap_or(false);
-            let end = match result {
-                Ok(()) if whole => tokio::task::block_in_place(|| receiver.finish())
+        tokio::spawn(async move {
+            // What the stream before this one brought is settled first: then it is known what is still wanted.
+            let turn = turn.lock_owned().await;
+            let received = receive(&receiver, messages, &responses, &token).await;
+            let end = match received {
+                Ok(true) => tokio::task::block_in_place(|| receiver.finish())
                     .map(|()| TransferResponse { stored: true, ..Default::default() })
                     .map_err(receive_fault),
-                Ok(()) => {
+                Ok(false) => {
                     drop(tokio::task::block_in_place(|| receiver.interrupt()));
                     Err(RpcFault::new(Code::Aborted, "cut-off", "the transfer was cut off before its end"))
                 }
@@ -207,7 +180,8 @@ impl ReplicationService for Replication {
                     Err(receive_fault(error))
                 }
             };
-            detach(&repository, &id, &attached);
+            drop(turn);
+            detach(&repository, &id, &token);
             let stats = receiver.stats();
             tracing::info!(run_id = %id, ?stats, ended = end.is_ok(), "content was received");
             drop(responses.send(end.map_err(Status::from)).await);
@@ -227,7 +201,10 @@ impl ReplicationService for Replication {
         };
         let repository = self.repository_of(&peer, &start.repository)?;
         let id = run_id(&start.run_id)?;
-        let (staging, base, opened) = begin_seal(&repository, &id)?;
+        if let Some(record) = sealed_already(&repository, &id) {
+            return Ok(Response::new(sealed_response(&record)));
+        }
+        let Sealing { staging, base, receiver, turn, opened } = begin_seal(&repository, &id)?;
         let (steps, queue) = mpsc::channel(QUEUE);
         let sealing = tokio::task::spawn_blocking({
             let (repository, id, staging) = (Arc::clone(&repository), id.clone(), Arc::clone(&staging));
@@ -252,17 +229,13 @@ impl ReplicationService for Replication {
             Ok(record) => {
                 tracing::info!(run_id = %id, generation = record.generation, root = record.root_digest, "sealed");
                 *active = Some(Active { run_id: id, stage: Stage::Sealed });
-                let root = RootDigest::from_hex(&record.root_digest).expect("it was written just now");
-                Ok(Response::new(SealRunResponse {
-                    generation: record.generation,
-                    root_digest: root.0.to_vec(),
-                }))
+                Ok(Response::new(sealed_response(&record)))
             }
             Err(fault) => {
                 tracing::warn!(run_id = %id, reason = %fault.reason, message = fault.message, "not sealed");
                 *active = Some(Active {
                     run_id: id,
-                    stage: Stage::Receiving { staging, base, attached: None, opened },
+                    stage: Stage::Receiving { staging, base, receiver, turn, attached: None, opened },
                 });
                 Err(fault.into())
             }
@@ -393,25 +366,39 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         base_entries,
     };
     tracing::info!(run_id = %id, generation = response.generation, base = response.base_generation, "the run is open");
-    let stage =
-        Stage::Receiving { staging: Arc::new(staging), base, attached: None, opened: jiff::Timestamp::now() };
+    let staging = Arc::new(staging);
+    let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
+    let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
+    let known = match base {
+        None => None,
+        Some(base) => {
+            Some(Base::open(&repository.store, base).map_err(|error| internal("the base", &error))?)
+        }
+    };
+    let receiver = Arc::new(Receiver::new(Arc::clone(&staging), places, known));
+    let (turn, opened) = (Arc::default(), jiff::Timestamp::now());
+    let stage = Stage::Receiving { staging, base, receiver, turn, attached: None, opened };
     *active = Some(Active { run_id: id, stage });
     Ok(response)
 }
 
-type Attached = (Arc<Staging>, Option<GenerationNumber>, CancellationToken);
+struct Attached {
+    receiver: Arc<Receiver>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    token: CancellationToken,
+}
 
+/// Attaches a stream to its run. A stream that is attached already is of a connection that the source has given up, whether
+/// or not that has been noticed here: it ends.
 fn attach(repository: &Repository, id: &RunId) -> Result<Attached, RpcFault> {
     let mut active = repository.active();
     match active.as_mut() {
-        Some(Active { run_id, stage: Stage::Receiving { staging, base, attached, .. } }) if run_id == id => {
-            if attached.is_some() {
-                return Err(RpcFault::new(Code::Aborted, "busy", format!("run {id} has a transfer already"))
-                    .with_run_id(id.as_str()));
-            }
+        Some(Active { run_id, stage: Stage::Receiving { receiver, turn, attached, .. } }) if run_id == id => {
             let token = CancellationToken::new();
-            *attached = Some(token.clone());
-            Ok((Arc::clone(staging), *base, token))
+            if let Some(before) = attached.replace(token.clone()) {
+                before.cancel();
+            }
+            Ok(Attached { receiver: Arc::clone(receiver), turn: Arc::clone(turn), token })
         }
         _ => Err(no_such_run(id)),
     }
@@ -427,26 +414,63 @@ fn detach(repository: &Repository, id: &RunId, token: &CancellationToken) {
     }
 }
 
-fn receive(
-    receiver: &mut Receiver,
-    mut work: mpsc::Receiver<transfer_request::Kind>,
+/// Works on a stream's messages, a few side by side. False when it was cut, or when another took its place. When this
+/// returns, everything that came is settled.
+async fn receive(
+    receiver: &Arc<Receiver>,
+    mut messages: Streaming<TransferRequest>,
     responses: &mpsc::Sender<Result<TransferResponse, Status>>,
-) -> Result<(), ReceiveError> {
-    while let Some(kind) = work.blocking_recv() {
-        match kind {
-            transfer_request::Kind::Start(_) => {
-                return Err(ReceiveError::Protocol { rule: "a transfer starts once" });
-            }
-            transfer_request::Kind::Offer(offer) => {
-                let response = receiver.offer(&offer)?;
-                if responses.blocking_send(Ok(response)).is_err() {
-                    return Ok(());
+    taken_over: &CancellationToken,
+) -> Result<bool, ReceiveError> {
+    let slots = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + WAITING_MESSAGES;
+    let mut work: JoinSet<Result<(), ReceiveError>> = JoinSet::new();
+    let mut next = async || {
+        loop {
+            // While all are busy nothing more is taken from the connection: its window fills, and the source waits.
+            let message = tokio::select! {
+                message = messages.message(), if work.len() < slots => message,
+                Some(done) = work.join_next() => {
+                    joined(done)?;
+                    continue;
                 }
-            }
-            transfer_request::Kind::Pack(pack) => receiver.pack(&pack)?,
+                () = taken_over.cancelled() => return Ok(false),
+            };
+            let kind = match message {
+                Ok(Some(TransferRequest { kind: Some(kind) })) => kind,
+                Ok(None) => return Ok(true),
+                Ok(Some(TransferRequest { kind: None })) | Err(_) => return Ok(false),
+            };
+            let receiver = Arc::clone(receiver);
+            let job: Box<dyn FnOnce() -> Result<TransferResponse, ReceiveError> + Send> = match kind {
+                transfer_request::Kind::Start(_) => {
+                    return Err(ReceiveError::Protocol { rule: "a transfer starts once" });
+                }
+                transfer_request::Kind::Offer(offer) => {
+                    let accepted = tokio::task::block_in_place(|| receiver.accept(&offer))?;
+                    Box::new(move || receiver.settle(accepted))
+                }
+                transfer_request::Kind::Pack(pack) => Box::new(move || receiver.pack(&pack)),
+            };
+            let responses = responses.clone();
+            work.spawn(async move {
+                let response = joined(tokio::task::spawn_blocking(job).await)?;
+                // A source that is gone takes no answer; the end of its messages says so as well.
+                drop(responses.send(Ok(response)).await);
+                Ok(())
+            });
+        }
+    };
+    let mut ended = next().await;
+    while let Some(done) = work.join_next().await {
+        if let Err(error) = joined(done) {
+            ended = ended.and(Err(error));
         }
     }
-    Ok(())
+    ended
+}
+
+fn joined<T>(done: Result<T, tokio::task::JoinError>) -> T {
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 fn receive_fault(error: ReceiveError) -> RpcFault {
@@ -461,16 +485,43 @@ fn receive_fault(error: ReceiveError) -> RpcFault {
     }
 }
 
-type Sealing = (Arc<Staging>, Option<GenerationNumber>, jiff::Timestamp);
+/// A run that is being sealed, with what is needed to take it up again when it is not.
+struct Sealing {
+    staging: Arc<Staging>,
+    base: Option<GenerationNumber>,
+    receiver: Arc<Receiver>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    opened: jiff::Timestamp,
+}
+
+/// The generation of a run whose source did not hear that it was sealed.
+fn sealed_already(repository: &Repository, id: &RunId) -> Option<Record> {
+    match repository.active().as_ref() {
+        None => {}
+        Some(Active { run_id, stage: Stage::Sealed }) if run_id == id => {}
+        Some(_) => return None,
+    }
+    repository.generation_of_run(id)
+}
+
+fn sealed_response(record: &Record) -> SealRunResponse {
+    let root = RootDigest::from_hex(&record.root_digest).map(|root| root.0.to_vec());
+    SealRunResponse { generation: record.generation, root_digest: root.unwrap_or_default() }
+}
 
 fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing, RpcFault> {
     let mut active = repository.active();
     let parts = match active.as_ref() {
-        Some(Active { run_id, stage: Stage::Receiving { staging, base, attached: None, opened } })
-            if run_id == id =>
-        {
-            (Arc::clone(staging), *base, *opened)
-        }
+        Some(Active {
+            run_id,
+            stage: Stage::Receiving { staging, base, receiver, turn, attached: None, opened },
+        }) if run_id == id => Sealing {
+            staging: Arc::clone(staging),
+            base: *base,
+            receiver: Arc::clone(receiver),
+            turn: Arc::clone(turn),
+            opened: *opened,
+        },
         Some(other) if other.run_id == *id => return Err(busy(other, "is not ready to be sealed")),
         _ => return Err(no_such_run(id)),
     };

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! generations/000042/tree/ manifest manifest.b3 record.json     sealed, never written to again
+//! generations/000042/manifest.positions   where in the manifest each entry starts: 8 bytes each, little-endian
 //! verified -> generations/000041     newest generation with a PASS
 //! latest   -> generations/000042
 //! staging/000043/                    the generation being received
+//! ahead/                             the next tree, laid out between the runs
 //! ledger/                            verdicts, chained
 //! workspaces/                        throw-away views for checks
 //! index.redb                         hints where chunks are; can be thrown away
@@ -20,6 +22,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, symlink},
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use assay_common::{
@@ -29,7 +32,7 @@ use assay_common::{
 };
 
 pub use record::{MarkRecord, Record};
-pub use staging::{MANIFEST, MANIFEST_B3, RECORD, Staging, TREE};
+pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,7 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    ahead: Mutex<()>,
     _lock: File,
 }
 
@@ -73,6 +77,7 @@ impl Store {
             ("generations", 0o700),
             ("staging", 0o700),
             ("ledger", 0o700),
+            ("ahead", 0o700),
             ("workspaces", 0o711),
         ] {
             let folder = path.join(folder);
@@ -93,12 +98,17 @@ impl Store {
                 }
             });
         }
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), ahead: Mutex::default(), _lock: lock })
     }
 
     /// The folder of this repository.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Held by whoever lays out the next tree, or takes it.
+    pub fn ahead(&self) -> &Mutex<()> {
+        &self.ahead
     }
 
     /// The folder of a generation.

@@ -24,6 +24,8 @@ use super::{StoreError, index::ContentKey};
 pub const TREE: &str = "tree";
 /// The manifest.
 pub const MANIFEST: &str = "manifest";
+/// Where in the manifest each entry starts, 8 bytes each, little-endian: for finding an entry by its number.
+pub const POSITIONS: &str = "manifest.positions";
 /// File digests in the form that `b3sum --check` takes.
 pub const MANIFEST_B3: &str = "manifest.b3";
 /// The record.
@@ -37,6 +39,7 @@ pub struct Staging {
     path: PathBuf,
     number: GenerationNumber,
     session: u16,
+    shares_blocks: bool,
     shards: Mutex<HashMap<(u16, u64), Arc<Folder>>>,
 }
 
@@ -44,7 +47,7 @@ impl Staging {
     pub(super) fn open(path: &Path, number: GenerationNumber) -> Result<Self, StoreError> {
         fs::create_dir_all(path).at("create", path)?;
         // Half a seal of an earlier session is made again from scratch: its links and folders cost little.
-        for half in [TREE, MANIFEST, MANIFEST_B3, RECORD] {
+        for half in [TREE, MANIFEST, POSITIONS, MANIFEST_B3, RECORD] {
             let half = path.join(half);
             let removed = if half.is_dir() { fs::remove_dir_all(&half) } else { fs::remove_file(&half) };
             match removed {
@@ -57,7 +60,8 @@ impl Staging {
         let session = sessions(path)?.last().map_or(1, |last| last + 1);
         let own = path.join(format!("content-{session}"));
         fs::create_dir(&own).at("create", &own)?;
-        Ok(Self { path: path.to_owned(), number, session, shards: Mutex::default() })
+        let shares_blocks = can_share_blocks(&own);
+        Ok(Self { path: path.to_owned(), number, session, shares_blocks, shards: Mutex::default() })
     }
 
     /// The folder.
@@ -68,6 +72,11 @@ impl Staging {
     /// The number that the generation will have.
     pub fn number(&self) -> GenerationNumber {
         self.number
+    }
+
+    /// True when files on this file system can share blocks (XFS, btrfs).
+    pub fn shares_blocks(&self) -> bool {
+        self.shares_blocks
     }
 
     /// The session that fills it, from 1.
@@ -152,6 +161,17 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// Tries it: whether a file system can depends on how it was made.
+fn can_share_blocks(folder: &Path) -> bool {
+    let (from, to) = (folder.join("shared"), folder.join("sharing"));
+    let shared = fs::write(&from, [1; 4096]).is_ok()
+        && File::open(&from)
+            .and_then(|from| Ok(rustix::fs::ioctl_ficlone(File::create(&to)?, from)?))
+            .is_ok();
+    fs::remove_file(&from).and_then(|()| fs::remove_file(&to)).ok();
+    shared
 }
 
 fn sessions(path: &Path) -> Result<Vec<u16>, StoreError> {

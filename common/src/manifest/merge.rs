@@ -4,8 +4,8 @@
 //! [`DeltaMerger`] is a sorted tree in which every entry's folder comes before it (the fault behind CVE-2024-12087 was
 //! lists that were merged and not validated again).
 
-use super::{Entry, EntryFault, EntryKind, ManifestError, validate_entry};
-use crate::path::TreePath;
+use super::{Entry, EntryFault, EntryKind, ManifestError, reuse, validate_entry};
+use crate::path::{TreePath, display_bytes};
 use assay_proto::v1::{ManifestStep, manifest_step};
 
 /// Why steps do not make a manifest.
@@ -36,6 +36,12 @@ pub enum DeltaFault {
     /// The steps end before the base does.
     #[error("the steps leave entries of the base undecided")]
     BaseLeft,
+    /// The entry shares pieces with one that was not left out just before.
+    #[error("the entry {path:?} reuses pieces of an entry that was not left out just before it")]
+    NoReuse {
+        /// The path, made printable.
+        path: String,
+    },
     /// A step of no known kind, or one without effect.
     #[error("a step is empty")]
     EmptyStep,
@@ -107,12 +113,14 @@ pub struct DeltaMerger<B> {
     entries: u64,
     limit: u64,
     dropped: u64,
+    /// The entry that was dropped last: an entry of the same path may be told by what it shares with it.
+    dropped_last: Option<Entry>,
 }
 
 impl<B: FnMut() -> Result<Option<Entry>, ManifestError>> DeltaMerger<B> {
     /// `base` gives the base's entries one by one; at most `limit` entries are accepted.
     pub fn new(base: B, limit: u64) -> Self {
-        Self { base, validator: OrderValidator::default(), entries: 0, limit, dropped: 0 }
+        Self { base, validator: OrderValidator::default(), entries: 0, limit, dropped: 0, dropped_last: None }
     }
 
     /// Applies one step. The sink's own error ends the merge as it is.
@@ -134,13 +142,20 @@ impl<B: FnMut() -> Result<Option<Entry>, ManifestError>> DeltaMerger<B> {
             }
             manifest_step::Kind::Drop(count) => {
                 for _ in 0..nonzero(count)? {
-                    (self.base)().map_err(DeltaFault::from)?.ok_or(DeltaFault::BeyondBase)?;
+                    let entry = (self.base)().map_err(DeltaFault::from)?.ok_or(DeltaFault::BeyondBase)?;
                     self.dropped += 1;
+                    self.dropped_last = Some(entry);
                 }
                 Ok(())
             }
             manifest_step::Kind::Put(put) => {
-                let entry = put.entry.ok_or(DeltaFault::EmptyStep)?;
+                let mut entry = put.entry.ok_or(DeltaFault::EmptyStep)?;
+                if !put.reuse.is_empty() {
+                    let base = self.dropped_last.take().filter(|base| base.path == entry.path);
+                    let base =
+                        base.ok_or_else(|| DeltaFault::NoReuse { path: display_bytes(&entry.path) })?;
+                    reuse::expand(&mut entry, &put.reuse, &base).map_err(DeltaFault::from)?;
+                }
                 self.emit(entry, Origin::Put { content: put.content }, sink)
             }
         }
@@ -199,7 +214,9 @@ mod tests {
     }
 
     fn put(entry: Entry) -> ManifestStep {
-        ManifestStep { kind: Some(manifest_step::Kind::Put(PutEntry { entry: Some(entry), content: 0 })) }
+        ManifestStep {
+            kind: Some(manifest_step::Kind::Put(PutEntry { entry: Some(entry), ..Default::default() })),
+        }
     }
 
     fn merge(base: &[Entry], steps: Vec<ManifestStep>) -> Result<Vec<Entry>, DeltaFault> {

@@ -1,6 +1,10 @@
 //! Reading and writing manifests as streams of bytes.
 
-use std::io::{self, Read, Write};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::fs::FileExt as _,
+};
 
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -104,6 +108,7 @@ pub struct ManifestWriter<W> {
     root: blake3::Hasher,
     record: Vec<u8>,
     entries: u64,
+    position: u64,
 }
 
 impl<W: Write> ManifestWriter<W> {
@@ -113,7 +118,7 @@ impl<W: Write> ManifestWriter<W> {
     /// When `output` cannot be written to.
     pub fn create(output: W, header: &Header) -> Result<Self, ManifestError> {
         let root = blake3::Hasher::new_derive_key(MANIFEST_CONTEXT);
-        let mut writer = Self { output, root, record: Vec::new(), entries: 0 };
+        let mut writer = Self { output, root, record: Vec::new(), entries: 0, position: 0 };
         writer.write_all(MAGIC)?;
         let header = header.to_json();
         let mut length = Vec::new();
@@ -125,7 +130,13 @@ impl<W: Write> ManifestWriter<W> {
 
     fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.root.update(bytes);
+        self.position += bytes.len() as u64;
         self.output.write_all(bytes)
+    }
+
+    /// Where the next entry's record starts in the file, for [`entry_at`].
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
     /// Appends an entry. The caller keeps the order.
@@ -212,6 +223,36 @@ impl<R: Read> ManifestReader<R> {
     }
 }
 
+/// Reads the one entry whose record starts at `position`. It is decoded, not validated.
+///
+/// # Errors
+/// When there is no record of an entry at that place.
+pub fn entry_at(manifest: &File, position: u64) -> Result<Entry, ManifestError> {
+    let mut input = io::BufReader::with_capacity(4096, At { file: manifest, position });
+    // Of one record there is no root digest: nobody asks this hasher.
+    let length = read_length(&mut input, &mut blake3::Hasher::new(), MAX_RECORD_BYTES)?;
+    let length = length.ok_or(ManifestError::CutOff)?;
+    let mut record = Vec::new();
+    if input.take(length as u64).read_to_end(&mut record)? != length {
+        return Err(ManifestError::CutOff);
+    }
+    Ok(Entry::decode(record.as_slice())?)
+}
+
+/// A file, read from a position of its own.
+struct At<'a> {
+    file: &'a File,
+    position: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(buffer, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
+}
+
 fn read_whole(input: &mut impl Read, buffer: &mut [u8]) -> Result<(), ManifestError> {
     input.read_exact(buffer).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ManifestError::CutOff,
@@ -290,6 +331,20 @@ mod tests {
         assert_eq!(names, ["", "a", "a/b"]);
         assert_eq!(reader.root_digest(), root);
         assert_eq!(root.0, blake3::derive_key(MANIFEST_CONTEXT, &bytes));
+    }
+
+    #[test]
+    fn an_entry_is_found_by_its_position() {
+        let mut writer = ManifestWriter::create(tempfile::tempfile().expect("temp"), &header()).expect("new");
+        let mut positions = Vec::new();
+        for name in ["", "a", "b"] {
+            positions.push(writer.position());
+            writer.push(&Entry { path: name.into(), ..Default::default() }).expect("push");
+        }
+        let (file, ..) = writer.finish().expect("finish");
+        let paths: Vec<_> = positions.iter().map(|at| entry_at(&file, *at).expect("there").path).collect();
+        assert_eq!(paths, [&b""[..], b"a", b"b"]);
+        assert!(entry_at(&file, 1 << 30).is_err() && entry_at(&file, 3).is_err());
     }
 
     /// A cut-off or edited manifest never has the root digest of the whole one.

@@ -27,6 +27,8 @@ pub struct FileRules {
     of_mark: GlobSet,
     exclude: GlobSet,
     append_only: GlobSet,
+    may_change: GlobSet,
+    pages: Option<(GlobSet, u32)>,
 }
 
 impl FileRules {
@@ -63,6 +65,11 @@ impl FileRules {
             of_mark: set(&of_mark)?,
             exclude: set(&exclude)?,
             append_only: set(&profile.copy.append_only)?,
+            may_change: set(&profile.copy.may_change)?,
+            pages: match profile.copy.page_bytes {
+                None => None,
+                Some(bytes) => Some((set(&profile.copy.pages)?, bytes)),
+            },
         })
     }
 
@@ -75,6 +82,17 @@ impl FileRules {
     /// True for a file that only grows.
     pub fn is_append_only(&self, path: &TreePath) -> bool {
         self.append_only.is_match_candidate(&candidate(path))
+    }
+
+    /// True for a file that is read once, whatever happens to it meanwhile.
+    pub fn may_change(&self, path: &TreePath) -> bool {
+        self.may_change.is_match_candidate(&candidate(path))
+    }
+
+    /// The length of its pages in bytes, of a file that is written in pages.
+    pub fn page_bytes(&self, path: &TreePath) -> Option<u32> {
+        let (files, bytes) = self.pages.as_ref()?;
+        files.is_match_candidate(&candidate(path)).then_some(*bytes)
     }
 
     /// True when some files are to be read before all others.

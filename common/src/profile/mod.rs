@@ -225,6 +225,16 @@ pub struct Copy {
     /// Files that only grow: what counts is the length that they had at the mark.
     #[serde(default)]
     pub append_only: Vec<String>,
+    /// Files that may change while they are read, because the engine puts that right when the copy is started (a
+    /// write-ahead log that is copied after them): they are read once, whatever happens to them meanwhile.
+    #[serde(default)]
+    pub may_change: Vec<String>,
+    /// Files that the engine writes in pages of `page_bytes`: they are compared and sent page by page.
+    #[serde(default)]
+    pub pages: Vec<String>,
+    /// Length of a page in bytes, a power of two from 512 to 65536.
+    #[serde(default)]
+    pub page_bytes: Option<u32>,
 }
 
 /// `[sqlite]`: the databases of `mark.kind = "sqlite"`.

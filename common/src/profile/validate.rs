@@ -199,6 +199,8 @@ impl Faults<'_> {
             ("last", &copy.last),
             ("exclude", &copy.exclude),
             ("append_only", &copy.append_only),
+            ("may_change", &copy.may_change),
+            ("pages", &copy.pages),
         ];
         for (key, patterns) in lists {
             for (index, pattern) in patterns.iter().enumerate() {
@@ -206,6 +208,13 @@ impl Faults<'_> {
                     self.say(way!["copy", key, index], message);
                 }
             }
+        }
+        if let Some(bytes) = copy.page_bytes {
+            let sound = bytes.is_power_of_two() && (512..=65536).contains(&bytes);
+            self.expect(sound, way!["copy", "page_bytes"], "a power of two from 512 to 65536 was expected");
+        }
+        if copy.pages.is_empty() != copy.page_bytes.is_none() {
+            self.say(way!["copy"], "'pages' and 'page_bytes' go together: both or neither were expected");
         }
     }
 

@@ -262,6 +262,9 @@ fn an_index_that_disagrees_with_its_table_fails_and_is_named() {
     );
     let shown = pair.target(&["verdict", "show"]).stdout;
     assert!(shown.contains("orders_by_number"), "{shown}");
+    // Where the C library sorts otherwise, an index proves nothing.
+    cluster.query("UPDATE pg_database SET datcollversion = 'of another library'");
+    assert_eq!(pair.run(3)["reason"], "collation-mismatch");
 }
 
 /// A page whose checksum is wrong in a place that no row uses: only pg_checksums sees it.

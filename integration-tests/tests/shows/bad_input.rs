@@ -182,30 +182,3 @@ fn faults_of_configurations_and_profiles_name_file_line_and_key() {
     assert!(done.stderr.contains("bad.toml:5") && done.stderr.contains("surprise"), "{done:?}");
     assert_untouched(&pair);
 }
-
-/// An agent that was killed in the middle of a transfer finds again what had arrived.
-#[test]
-fn a_killed_target_keeps_what_had_arrived() {
-    let pair = proven();
-    for file in 0..400u64 {
-        fs::write(pair.root(0).join(format!("new{file}")), crate::noise(file, 100_000)).expect("write");
-    }
-    let started = pair.source(&["--json", "run"]);
-    assert_eq!(started.code, 0, "{started:?}");
-    // The journal tells of chunks that have arrived. When the run was quicker than this test could look, it is empty again.
-    let journal = pair.path("store/repo/index.journal");
-    let ended = || pair.path("store/repo/generations/000002").exists();
-    pair.eventually("something has arrived", || {
-        fs::metadata(&journal).is_ok_and(|file| file.len() > 0) || ended()
-    });
-    pair.kill("target");
-    let ended = pair.source(&["watch"]);
-    pair.start("target");
-    if ended.code == 4 {
-        // It was in the middle, as it nearly always is.
-        let run = pair.run(0);
-        let sent = run["counts"]["bytesSent"].as_u64().unwrap_or(0);
-        assert!(sent < 400 * 100_000, "{run}");
-    }
-    crate::pair::rsync_finds_no_difference(&pair.root(0), &pair.latest());
-}

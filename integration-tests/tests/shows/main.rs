@@ -4,10 +4,12 @@
 mod bad_input;
 mod engines;
 mod identities;
+mod link;
 mod marks;
 mod nasty;
 mod outcomes;
 mod pair;
+mod resume;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 

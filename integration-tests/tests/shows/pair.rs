@@ -44,7 +44,7 @@ pub(crate) struct Pair {
     folder: tempfile::TempDir,
     ports: (u16, u16),
     agents: Mutex<HashMap<String, Child>>,
-    wire: Arc<AtomicU64>,
+    link: Arc<Link>,
 }
 
 /// Parses JSON that must be some.
@@ -149,7 +149,8 @@ impl Pair {
             .expect("mkfifo");
         }
         let (source_port, target_port) = (free_port(), free_port());
-        let (proxy_port, wire) = proxy(target_port);
+        let link = Link::start(target_port);
+        let proxy_port = link.port();
         let tls = |role: &str| {
             format!(
                 "[tls]\nca = \"pki/ca.crt\"\ncert = \"pki/{role}.crt\"\nkey = \"pki/{role}.key\"\n\
@@ -176,7 +177,7 @@ impl Pair {
             tls("target")
         );
         fs::write(path("target.toml"), target).expect("write");
-        let pair = Self { folder, ports: (source_port, target_port), agents: Mutex::default(), wire };
+        let pair = Self { folder, ports: (source_port, target_port), agents: Mutex::default(), link };
         pair.start("target");
         pair.start("source");
         pair
@@ -191,6 +192,11 @@ impl Pair {
             assert!(matches!(ended, Some(Ok(None))), "{name} has ended: {ended:?}");
             self.command(&name, role, &["status"]).code == 0
         });
+    }
+
+    /// The way from the source to the target.
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
     }
 
     /// Kills an agent, as a power cut would.
@@ -283,7 +289,7 @@ impl Pair {
 
     /// Bytes that the source has sent to the target, counted by the proxy.
     pub(crate) fn wire_bytes(&self) -> u64 {
-        self.wire.load(Ordering::SeqCst)
+        self.link.bytes()
     }
 
     /// Polls until `ready`, with a bounded patience.
@@ -394,34 +400,3 @@ fn done(command: &mut Command) -> Done {
 }
 
 /// Forwards connections to `target`, counting what goes there. Its threads end with their connections.
-fn proxy(target: u16) -> (u16, Arc<AtomicU64>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("bound").port();
-    let counted = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&counted);
-    std::thread::spawn(move || {
-        for client in listener.incoming() {
-            let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", target))) else {
-                continue;
-            };
-            let (from_client, from_server) = (client.try_clone(), server.try_clone());
-            let counter = Arc::clone(&counter);
-            std::thread::spawn(move || forward(from_client.expect("clone"), server, &counter));
-            std::thread::spawn(move || forward(from_server.expect("clone"), client, &AtomicU64::new(0)));
-        }
-    });
-    (port, counted)
-}
-
-fn forward(mut from: TcpStream, mut to: TcpStream, counter: &AtomicU64) {
-    let mut buffer = vec![0; 64 * 1024];
-    while let Ok(count) = from.read(&mut buffer)
-        && count > 0
-    {
-        counter.fetch_add(count as u64, Ordering::SeqCst);
-        if to.write_all(&buffer[..count]).is_err() {
-            break;
-        }
-    }
-    drop(to.shutdown(Shutdown::Write));
-}

@@ -1,0 +1,171 @@
+use super::*;
+use crate::replicate::batch::Budget;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use tokio::sync::mpsc;
+
+struct Bench {
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
+        Self { folder: tempfile::tempdir().expect("temp"), runtime: runtime.expect("runtime") }
+    }
+
+    /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
+    fn read(&self, name: &str, append_only: bool) -> (Outcome, Vec<FilePart>, Vec<u8>) {
+        self.read_beside(name, append_only, None, || {})
+    }
+
+    /// The same; `on_batch` is called for each batch while its content is still held.
+    fn read_beside(
+        &self,
+        name: &str,
+        append_only: bool,
+        base: Option<BaseFile>,
+        mut on_batch: impl FnMut() + Send + 'static,
+    ) -> (Outcome, Vec<FilePart>, Vec<u8>) {
+        let (sender, mut queue) = mpsc::channel(64);
+        let runtime = self.runtime.handle().clone();
+        let counters = Arc::<Counters>::default();
+        let batcher = Batcher::new(sender, Budget::new(0), runtime, Arc::clone(&counters));
+        let mut reader =
+            Reader::new(batcher, Blocks::default(), Arc::default(), counters, CancellationToken::new());
+        let job = Job {
+            path: TreePath::parse(name.as_bytes()).expect("valid"),
+            folder: Arc::new(Folder::open(self.folder.path()).expect("open")),
+            name: name.as_bytes().to_vec(),
+            append_only,
+            may_change: false,
+            page_bytes: None,
+            base,
+        };
+        // The batches are taken beside the reading, as a transfer takes them: the budget is small.
+        let collector = std::thread::spawn(move || {
+            let (mut parts, mut bytes) = (Vec::new(), Vec::new());
+            while let Some(batch) = queue.blocking_recv() {
+                on_batch();
+                parts.extend(batch.parts);
+                bytes.extend(batch.chunks.iter().flat_map(|chunk| chunk.to_vec()));
+            }
+            (parts, bytes)
+        });
+        let outcome = reader.read(&job).expect("readable");
+        reader.flush().expect("flush");
+        drop(reader);
+        let (parts, bytes) = collector.join().expect("collector");
+        (outcome, parts, bytes)
+    }
+}
+
+fn entry(outcome: Outcome) -> Entry {
+    match outcome {
+        Outcome::Read(read) => read.0.entry.expect("an entry"),
+        Outcome::Vanished => panic!("it is there"),
+    }
+}
+
+/// A zero budget still makes progress, and what is sent is the file, its pieces gap-free and its digest right.
+#[test]
+fn pieces_add_up_to_the_file() {
+    let bench = Bench::new();
+    for length in [0usize, 1, 8191, 32 * 1024, 1024 * 1024, 1024 * 1024 + 1, 3_333_333] {
+        let mut content = vec![0; length];
+        blake3::Hasher::new().finalize_xof().fill(&mut content);
+        std::fs::write(bench.folder.path().join("file"), &content).expect("write");
+        let (outcome, parts, bytes) = bench.read("file", false);
+        let entry = entry(outcome);
+        assert_eq!(bytes, content);
+        assert_eq!(entry.size, length as u64);
+        assert_eq!(entry.digest, blake3::hash(&content).as_bytes());
+        assert!(assay_common::manifest::validate_entry(&entry).is_ok());
+        assert!(
+            parts.iter().rev().skip(1).all(|part| !part.last) && parts.last().is_some_and(|part| part.last)
+        );
+        let mut offset = 0;
+        for part in &parts {
+            assert_eq!(part.offset, offset);
+            offset += part.pieces.iter().map(|word| word >> 1).sum::<u64>();
+        }
+    }
+}
+
+/// Holes are pieces: their zeros are neither read nor sent, and the digest is that of the whole file.
+#[test]
+fn holes_are_neither_read_nor_sent() {
+    let bench = Bench::new();
+    let path = bench.folder.path().join("sparse");
+    let file = File::create(&path).expect("create");
+    file.set_len(64 << 20).expect("length");
+    file.write_all_at(b"data in the middle", 32 << 20).expect("write");
+    let (outcome, _, bytes) = bench.read("sparse", false);
+    assert!(bytes.len() < 1 << 20, "{} bytes were read", bytes.len());
+    let entry = entry(outcome);
+    assert_eq!(entry.digest, blake3::hash(&std::fs::read(&path).expect("read")).as_bytes());
+    assert!(entry.pieces.iter().any(|word| word & 1 == 1));
+    assert!(assay_common::manifest::validate_entry(&entry).is_ok());
+}
+
+#[test]
+fn a_file_that_is_gone_or_no_file_is_vanished() {
+    let bench = Bench::new();
+    std::os::unix::fs::symlink("/etc/passwd", bench.folder.path().join("link")).expect("symlink");
+    std::fs::create_dir(bench.folder.path().join("folder")).expect("mkdir");
+    for name in ["none", "link", "folder"] {
+        assert!(matches!(bench.read(name, false).0, Outcome::Vanished), "{name}");
+    }
+}
+
+/// A file that never holds still is read a bounded number of times, taken as last read, and flagged; one that only
+/// grows is not flagged when the profile says that it may.
+#[test]
+fn a_file_that_never_holds_still_is_flagged() {
+    let bench = Bench::new();
+    let path = bench.folder.path().join("busy");
+    // Four times the budget: the reader cannot come to the end before batches have been taken, and with each one that
+    // is taken the file grows.
+    std::fs::write(&path, vec![7; 32 << 20]).expect("write");
+    let append = move || {
+        let mut file = File::options().append(true).open(&path).expect("open");
+        file.write_all(b"x").expect("append");
+    };
+    let (busy, parts, _) = bench.read_beside("busy", false, None, append.clone());
+    let busy = entry(busy);
+    assert!(busy.unstable);
+    let ends: Vec<_> = parts.iter().filter(|part| part.last).map(|part| part.abandoned).collect();
+    assert_eq!(ends, [true, true, false], "every reading is a content of its own");
+    assert!(assay_common::manifest::validate_entry(&busy).is_ok());
+    let growing = entry(bench.read_beside("busy", true, None, append).0);
+    assert!(!growing.unstable);
+}
+
+/// Of a file that the base has too, only what is new is described at length, and nothing is held back from the target.
+#[test]
+fn a_changed_file_is_told_by_what_changed() {
+    let bench = Bench::new();
+    let mut content = vec![0; 5_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    let path = bench.folder.path().join("file");
+    std::fs::write(&path, &content).expect("write");
+    let before = entry(bench.read("file", false).0);
+    content.splice(2_000_000..2_000_000, *b"three lines inserted");
+    content.extend_from_slice(b"and one appended");
+    std::fs::write(&path, &content).expect("write");
+    let base = BaseFile { position: 7, entry: before.clone() };
+    let (outcome, parts, bytes) = bench.read_beside("file", false, Some(base), || {});
+    let Outcome::Read(read) = outcome else { panic!("it is there") };
+    let put = read.0;
+    let told = put.entry.expect("an entry");
+    assert!(told.pieces.len() <= 5, "{} of {} pieces are new", told.pieces.len(), before.pieces.len());
+    assert!(parts.iter().all(|part| part.reuse.is_empty() || part.base_entry == 7));
+    assert_eq!(parts.iter().map(|part| part.pieces.len()).sum::<usize>(), told.pieces.len());
+    assert_eq!(bytes, content, "what is reused is held too: the target may not have it any more");
+    let mut whole = told.clone();
+    assay_common::manifest::reuse::expand(&mut whole, &put.reuse, &before).expect("it fits");
+    let digest = blake3::hash(&content);
+    assert_eq!((whole.size, whole.digest.as_slice()), (content.len() as u64, &digest.as_bytes()[..]));
+    assert!(assay_common::manifest::validate_entry(&whole).is_ok());
+}

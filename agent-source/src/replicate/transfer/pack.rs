@@ -1,0 +1,201 @@
+//! Packs: the wanted chunks of a batch in one compressed message.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI32, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use assay_proto::v1::{Pack, TransferRequest, transfer_request::Kind};
+use bytes::Bytes;
+use tokio::sync::{Mutex, Semaphore, mpsc};
+
+use super::{Compression, TransferOptions, Wanted, request};
+use crate::replicate::{Counters, batch::Batch};
+
+/// The level for a link that is faster than the compressor: level 1 leaves more on the wire than zlib does, level 3 costs
+/// half as much again for 3 % (measured: docs/PERFORMANCE.md).
+const FASTEST_LEVEL: i32 = 2;
+/// The level for a slow link: beyond, the time of the live server's processors buys very little.
+const SLOWEST_LEVEL: i32 = 9;
+/// What does not get smaller than this share is sent as it is.
+const WORTH_PERCENT: usize = 97;
+/// After this many packs in a row that were not worth compressing, only every eighth is tried.
+const HOPELESS: u32 = 4;
+
+/// Makes packs, a few at a time.
+pub(super) struct Packer {
+    compression: Compression,
+    threads: Semaphore,
+    /// The level of the next pack, when it follows the link.
+    level: AtomicI32,
+    /// Packs in a row that did not get smaller.
+    in_vain: AtomicU32,
+    pace: Option<Pace>,
+    counters: Arc<Counters>,
+}
+
+/// The batch could not be packed: only when the runtime is being shut down.
+#[derive(Debug)]
+pub(super) struct Stopped;
+
+impl Packer {
+    pub(super) fn new(options: &TransferOptions, counters: Arc<Counters>) -> Self {
+        Self {
+            compression: options.compression,
+            threads: Semaphore::new(options.threads.max(1)),
+            level: AtomicI32::new(FASTEST_LEVEL),
+            in_vain: AtomicU32::new(0),
+            pace: options.limit_bytes_per_second.map(Pace::new),
+            counters,
+        }
+    }
+
+    /// Puts the wanted chunks of a batch into one message. They share one compression context.
+    pub(super) async fn pack(&self, number: u64, batch: Arc<Batch>, wanted: Wanted) -> Result<Pack, Stopped> {
+        let _thread = self.threads.acquire().await.map_err(|_| Stopped)?;
+        let level = self.next_level();
+        let chunks = wanted.0.len() as u64;
+        let work = move || {
+            let bytes = wanted.0.iter().map(|index| batch.chunks[*index].len()).sum();
+            let mut content = Vec::with_capacity(bytes);
+            wanted.0.iter().for_each(|index| content.extend_from_slice(&batch.chunks[*index]));
+            let packed = level.and_then(|level| zstd::bulk::compress(&content, level).ok());
+            (content, packed.filter(|packed| packed.len() * 100 < bytes * WORTH_PERCENT))
+        };
+        let (content, packed) = tokio::task::spawn_blocking(work).await.map_err(|_| Stopped)?;
+        let raw_bytes = content.len() as u64;
+        self.counters.chunks_sent.add(chunks);
+        self.counters.bytes_sent.add(raw_bytes);
+        if level.is_some() {
+            match packed {
+                Some(_) => self.in_vain.store(0, Ordering::Relaxed),
+                None => drop(self.in_vain.fetch_add(1, Ordering::Relaxed)),
+            }
+        }
+        Ok(match packed {
+            Some(data) => Pack { batch: number, raw_bytes, zstd: true, data: Bytes::from(data) },
+            None => Pack { batch: number, raw_bytes, zstd: false, data: Bytes::from(content) },
+        })
+    }
+
+    /// `None`: this pack is not compressed.
+    fn next_level(&self) -> Option<i32> {
+        let in_vain = self.in_vain.load(Ordering::Relaxed);
+        if in_vain >= HOPELESS && in_vain % 8 != 0 {
+            self.in_vain.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        match self.compression {
+            Compression::Off => None,
+            Compression::Level(level) => Some(level),
+            Compression::Auto => Some(self.level.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Sends a pack. How long the connection keeps it waiting tells whether compressing more would pay.
+    pub(super) async fn send(&self, pack: Pack, requests: &mpsc::Sender<TransferRequest>) {
+        if let Some(pace) = &self.pace {
+            pace.wait(pack.data.len() as u64).await;
+        }
+        let level = self.level.load(Ordering::Relaxed);
+        let Ok(permit) = requests.try_reserve() else {
+            self.level.store((level + 1).min(SLOWEST_LEVEL), Ordering::Relaxed);
+            // The stream's own error tells more than a closed queue does.
+            drop(requests.send(request(Kind::Pack(pack))).await);
+            return;
+        };
+        self.level.store((level - 1).max(FASTEST_LEVEL), Ordering::Relaxed);
+        permit.send(request(Kind::Pack(pack)));
+    }
+}
+
+/// Lets so many bytes out in a second.
+struct Pace {
+    bytes_per_second: u64,
+    /// When the next bytes may go.
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(bytes_per_second: u64) -> Self {
+        Self { bytes_per_second: bytes_per_second.max(1), next: Mutex::new(Instant::now()) }
+    }
+
+    async fn wait(&self, bytes: u64) {
+        let mut next = self.next.lock().await;
+        let until = *next;
+        let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+        // Time in which nothing was sent is not saved up.
+        *next = until.max(Instant::now()) + takes;
+        drop(next);
+        tokio::time::sleep_until(until.into()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packer(compression: Compression) -> Packer {
+        let retry = Duration::ZERO;
+        let options = TransferOptions { compression, threads: 1, limit_bytes_per_second: None, retry };
+        Packer::new(&options, Arc::default())
+    }
+
+    fn batch(bytes: Vec<u8>) -> Arc<Batch> {
+        Arc::new(Batch { parts: Vec::new(), chunks: vec![bytes.into()], budget: Vec::new() })
+    }
+
+    #[tokio::test]
+    async fn what_does_not_compress_is_not_compressed_and_soon_not_tried() {
+        let packer = packer(Compression::Auto);
+        let mut noise = vec![0; 100_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        for _ in 0..HOPELESS {
+            let pack = packer.pack(1, batch(noise.clone()), Wanted(vec![0])).await.expect("packed");
+            assert!(!pack.zstd && pack.data == noise);
+        }
+        let mut tried = 0;
+        for _ in 0..16 {
+            let before = packer.in_vain.load(Ordering::Relaxed);
+            packer.pack(1, batch(noise.clone()), Wanted(vec![0])).await.expect("packed");
+            tried += u32::from(before % 8 == 0);
+            assert_eq!(packer.in_vain.load(Ordering::Relaxed), before + 1);
+        }
+        assert_eq!(tried, 2);
+        let text = packer.pack(2, batch(vec![b'a'; 100_000]), Wanted(vec![0])).await.expect("packed");
+        assert!(text.raw_bytes == 100_000);
+    }
+
+    #[tokio::test]
+    async fn the_level_follows_the_link() {
+        let packer = packer(Compression::Auto);
+        let (requests, mut queue) = mpsc::channel(1);
+        let pack = || Pack::default();
+        packer.send(pack(), &requests).await;
+        assert_eq!(packer.next_level(), Some(FASTEST_LEVEL), "there was room");
+        let (sent, ()) = tokio::join!(packer.send(pack(), &requests), async {
+            queue.recv().await.expect("the first");
+        });
+        assert_eq!((sent, packer.next_level()), ((), Some(FASTEST_LEVEL + 1)), "it had to wait");
+        queue.recv().await.expect("the second");
+        packer.send(pack(), &requests).await;
+        assert_eq!(packer.next_level(), Some(FASTEST_LEVEL));
+        assert_eq!(self::packer(Compression::Off).next_level(), None);
+        assert_eq!(self::packer(Compression::Level(7)).next_level(), Some(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_kept() {
+        let pace = Pace::new(1000);
+        let start = tokio::time::Instant::now();
+        for _ in 0..5 {
+            pace.wait(500).await;
+        }
+        // The first goes at once, and the clock of the test stands still but for waiting.
+        assert!(start.elapsed() >= Duration::from_millis(1900), "{:?}", start.elapsed());
+    }
+}

@@ -1,0 +1,264 @@
+//! Where pieces come from when they need not be sent, and how they get into their contents.
+
+use std::{fs::File, io};
+
+use assay_common::{digest::ContentDigest, error::IoContext as _, uncached};
+use rayon::prelude::*;
+
+use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile};
+use crate::store::index::{ContentKey, Place};
+
+/// From here on a piece of a file is written around the page cache, in bytes: below, a write of its own for each small file
+/// costs the disk more than the memory is worth (measured: docs/PERFORMANCE.md).
+const UNCACHED_BYTES: usize = 64 * 1024;
+/// File systems share whole blocks only.
+const BLOCK_BYTES: u64 = 4096;
+/// Shorter runs are copied: sharing has its price too.
+const SHARED_BYTES: u64 = 64 * 1024;
+
+impl Receiver {
+    /// Fills each piece of data from this machine, if it can be had here, and says of each whether it could.
+    pub(super) fn fill(&self, items: &[Item]) -> Result<Vec<bool>, ReceiveError> {
+        let digests: Vec<ContentDigest> = items
+            .iter()
+            .filter_map(|item| match item {
+                Item::Data(target) => Some(target.digest),
+                _ => None,
+            })
+            .collect();
+        let mut places = self.places.find(&digests)?.into_iter();
+        let mut here = Vec::with_capacity(items.len());
+        let (mut writer, mut noted) = (ContentWriter::new(self), Vec::new());
+        let mut rest = items;
+        while let Some((item, after)) = rest.split_first() {
+            match item {
+                Item::Hole { content, offset, bytes } => {
+                    self.make_hole(&mut writer, *content, *offset, *bytes)?
+                }
+                Item::Data(target) => {
+                    let place = places
+                        .next()
+                        .expect("one for each")
+                        .filter(|place| place.bytes as usize == target.bytes);
+                    here.push(match place {
+                        Some(place) => self.fill_from(&mut writer, *target, place, &mut noted)?,
+                        None => false,
+                    });
+                }
+                Item::Reused(first, base, position) => {
+                    let run = reused_run(rest, first, base, *position);
+                    self.reuse(&mut writer, &run, base, *position, &mut here)?;
+                    rest = &rest[run.len()..];
+                    continue;
+                }
+            }
+            rest = after;
+        }
+        self.places.insert(&noted)?;
+        Ok(here)
+    }
+
+    /// Fills pieces that the base's file has one after the other.
+    fn reuse(
+        &self,
+        writer: &mut ContentWriter<'_>,
+        run: &[Target],
+        base: &BaseFile,
+        position: usize,
+        here: &mut Vec<bool>,
+    ) -> Result<(), ReceiveError> {
+        let (start, from) = (here.len(), base.pieces[position].0);
+        here.resize(start + run.len(), false);
+        let here = &mut here[start..];
+        let Some(file) = &base.file else {
+            return Ok(());
+        };
+        let mut bytes = vec![0; run.iter().map(|target| target.bytes).sum()];
+        let got = uncached::read_full_at(file, &mut bytes, from).unwrap_or(0);
+        let first = run[0].offset;
+        run.par_iter().zip(here.par_iter_mut()).for_each(|(target, here)| {
+            let at = (target.offset - first) as usize;
+            *here =
+                at + target.bytes <= got && ContentDigest::of(&bytes[at..at + target.bytes]) == target.digest;
+        });
+        for sound in run.iter().zip(here.iter()).collect::<Vec<_>>().chunk_by(|left, right| left.1 == right.1)
+        {
+            if !*sound[0].1 {
+                continue;
+            }
+            let (offset, last) = (sound[0].0.offset, sound[sound.len() - 1].0);
+            let at = (offset - first) as usize..(last.offset - first) as usize + last.bytes;
+            writer.write_shared(run[0].content, (file, from + at.start as u64), offset, &bytes[at])?;
+        }
+        Ok(())
+    }
+
+    /// Fills a piece with a chunk that is said to be on this machine. False when it is not there, or not what it was.
+    fn fill_from(
+        &self,
+        writer: &mut ContentWriter<'_>,
+        target: Target,
+        place: Place,
+        noted: &mut Vec<(ContentDigest, Place)>,
+    ) -> Result<bool, ReceiveError> {
+        let Target { content, offset, digest, .. } = target;
+        let own = self.staging.key(content);
+        let fresh = offset == 0 && place.offset == 0 && place.key.generation == own.generation;
+        if fresh && place.key.session != own.session {
+            self.adopt(content, place.key)?;
+        }
+        let mut place = place;
+        if self.places.adopted(content) == Some(place.key) {
+            place.key = own;
+        }
+        let Some(bytes) = self.places.read(place, digest) else {
+            return Ok(false);
+        };
+        if place.key != own || place.offset != offset {
+            writer.write(content, offset, &bytes)?;
+        }
+        if place.key.generation == own.generation && place.key.session != own.session || place.key == own {
+            // The earlier session's file goes away with the seal: the place to remember is this one.
+            noted.push((digest, Place { key: own, offset, bytes: place.bytes }));
+        }
+        Ok(true)
+    }
+
+    /// Takes over a file of an earlier session, so that what it holds is not written a second time.
+    fn adopt(&self, content: u64, from: ContentKey) -> Result<(), ReceiveError> {
+        let (old_folder, old_name) = self.staging.locate(from.session, from.content)?;
+        let (folder, name) = self.staging.locate(self.staging.session(), content)?;
+        // Another content may have taken it already, or this one has been started: then it is copied from, or sent.
+        if old_folder.rename(&old_name, &folder, &name).is_ok() {
+            self.places.adopt(content, from);
+        }
+        Ok(())
+    }
+
+    /// A hole is where nothing was written, but in a file that was taken over.
+    fn make_hole(
+        &self,
+        writer: &mut ContentWriter<'_>,
+        content: u64,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<(), ReceiveError> {
+        if self.places.adopted(content).is_none() {
+            return Ok(());
+        }
+        let path = self.staging.content_path(content);
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(writer.file(content)?, flags, offset, bytes)
+            .map_err(io::Error::from)
+            .at("punch a hole in", &path)?;
+        Ok(())
+    }
+
+    /// Gives contents their length where their data does not: a hole at the end, nothing at all, or a file that was taken
+    /// over and was longer.
+    pub(super) fn end(&self, ends: &[End]) -> Result<(), ReceiveError> {
+        let mut writer = ContentWriter::new(self);
+        for End { content, length, ends_in_data } in ends {
+            if !ends_in_data || self.places.adopted(*content).is_some() {
+                let path = self.staging.content_path(*content);
+                writer.file(*content)?.set_len(*length).at("set the length of", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes verified pieces, whose bytes stand one after the other in `bytes`, and remembers where they are.
+    pub(super) fn write(&self, targets: &[Target], bytes: &[u8]) -> Result<(), ReceiveError> {
+        let mut writer = ContentWriter::new(self);
+        let mut at = 0;
+        for run in targets.chunk_by(|left, right| {
+            left.content == right.content && left.offset + left.bytes as u64 == right.offset
+        }) {
+            let length: usize = run.iter().map(|target| target.bytes).sum();
+            writer.write(run[0].content, run[0].offset, &bytes[at..at + length])?;
+            at += length;
+        }
+        let places: Vec<_> = targets
+            .iter()
+            .map(|target| {
+                let key = self.staging.key(target.content);
+                (target.digest, Place { key, offset: target.offset, bytes: target.bytes as u32 })
+            })
+            .collect();
+        Ok(self.places.insert(&places)?)
+    }
+}
+
+/// The pieces at the start of `items` that stand one after the other in the base's file as well.
+fn reused_run(items: &[Item], first: &Target, base: &BaseFile, position: usize) -> Vec<Target> {
+    let mut run: Vec<Target> = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let Item::Reused(target, other, at) = item else { break };
+        let shift = target.offset.wrapping_sub(first.offset);
+        let follows = std::ptr::eq(std::sync::Arc::as_ptr(other), base)
+            && target.content == first.content
+            && *at == position + index
+            && base.pieces[*at].0.wrapping_sub(base.pieces[position].0) == shift;
+        if !follows {
+            break;
+        }
+        run.push(*target);
+    }
+    run
+}
+
+/// Writes into contents, and keeps the last one open for the next piece.
+struct ContentWriter<'a> {
+    receiver: &'a Receiver,
+    open: Option<(u64, File)>,
+}
+
+impl<'a> ContentWriter<'a> {
+    fn new(receiver: &'a Receiver) -> Self {
+        Self { receiver, open: None }
+    }
+
+    fn file(&mut self, content: u64) -> Result<&File, ReceiveError> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != content) {
+            self.open = Some((content, self.receiver.staging.open_content(content)?));
+        }
+        Ok(&self.open.as_ref().expect("it was opened above").1)
+    }
+
+    fn write(&mut self, content: u64, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
+        let path = self.receiver.staging.content_path(content);
+        let file = self.file(content)?;
+        let written = if bytes.len() >= UNCACHED_BYTES {
+            uncached::write_all_at(file, bytes, offset)
+        } else {
+            std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+        };
+        Ok(written.at("write", &path)?)
+    }
+
+    /// Writes `bytes`, which stand in a file of the base too: the file system shares them where it can.
+    fn write_shared(
+        &mut self,
+        content: u64,
+        (base, from): (&File, u64),
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), ReceiveError> {
+        let head = offset.next_multiple_of(BLOCK_BYTES) - offset;
+        let end = offset + bytes.len() as u64;
+        let shared = (end / BLOCK_BYTES * BLOCK_BYTES).saturating_sub(offset + head);
+        let aligned = offset % BLOCK_BYTES == from % BLOCK_BYTES;
+        if !aligned || shared < SHARED_BYTES || !self.receiver.staging.shares_blocks() {
+            return self.write(content, offset, bytes);
+        }
+        let file = self.file(content)?;
+        let (mut read, mut write) = (from + head, offset + head);
+        let copied =
+            rustix::fs::copy_file_range(base, Some(&mut read), file, Some(&mut write), shared as usize);
+        let copied = copied.unwrap_or(0) as u64;
+        // What was not shared, at both ends and after a short copy, is written.
+        let (head, tail) = (head as usize, (head + copied) as usize);
+        self.write(content, offset, &bytes[..head])?;
+        self.write(content, offset + tail as u64, &bytes[tail..])
+    }
+}

@@ -1,0 +1,96 @@
+//! The next tree, laid out ahead: between runs the newest generation's tree is linked a second time, entry by entry, so that
+//! sealing the next generation costs as much as has changed, not as much as there is (docs/adr/0005).
+//!
+//! `ahead/tree` is whole when `ahead/of` stands beside it, with the root digest that it is of:
+//!
+//! 1. `of` is removed, then the tree;
+//! 2. the tree is built and everything is on disk (`syncfs`);
+//! 3. `of` is written (temporary file, fsync, rename, fsync of the folder).
+//!
+//! A crash before 3 leaves a tree that nobody uses, which the next preparation removes. Taking it goes the other way: `of` is
+//! removed, durably, before the tree is renamed into staging; a crash in between leaves the same.
+
+use std::{fs, io, path::PathBuf, sync::PoisonError};
+
+use assay_common::{
+    confined::Folder, digest::RootDigest, durable, error::IoContext as _, id::GenerationNumber,
+    manifest::EntryKind,
+};
+
+use super::{SealError, Source, build::build_tree, open_manifest};
+use crate::store::{Staging, Store, TREE};
+
+fn folder(store: &Store) -> PathBuf {
+    store.path().join("ahead")
+}
+
+fn of(store: &Store) -> PathBuf {
+    folder(store).join("of")
+}
+
+/// The tree that is laid out, by its root digest.
+fn laid_out(store: &Store) -> Option<RootDigest> {
+    RootDigest::from_hex(fs::read_to_string(of(store)).ok()?.trim())
+}
+
+/// Lays the tree of a sealed generation out a second time, unless that has been done. Waits for one that is being done.
+///
+/// # Errors
+/// When the store cannot be written to. The next seal then builds its tree from nothing.
+pub fn prepare(store: &Store, number: GenerationNumber) -> Result<(), SealError> {
+    let _turn = store.ahead().lock().unwrap_or_else(PoisonError::into_inner);
+    let root = RootDigest::from_hex(&store.record(number)?.root_digest);
+    if laid_out(store).is_some() && laid_out(store) == root {
+        return Ok(());
+    }
+    let folder = folder(store);
+    fs::create_dir_all(&folder).at("create", &folder)?;
+    forget(store)?;
+    let tree = store.generation_path(number).join(TREE);
+    let base = Folder::open(&tree).at("open", &tree)?;
+    let mut manifest = open_manifest(store, number)?;
+    build_tree(&folder, Some(base), None, || {
+        Ok(manifest.next_entry()?.map(|entry| {
+            // A hard link is one to its first name in the same tree.
+            let source = if entry.kind() == EntryKind::Hardlink { Source::Entry } else { Source::Base };
+            (entry, source)
+        }))
+    })?;
+    let root = manifest.root_digest();
+    Folder::open(&folder).and_then(|folder| folder.sync_file_system()).at("sync", &folder)?;
+    durable::write_durable(&of(store), format!("{root}\n").as_bytes(), 0o600)?;
+    Ok(())
+}
+
+/// Moves the tree that is laid out into staging, if it is that of `base`. Waits for one that is being laid out.
+///
+/// # Errors
+/// When it is there and cannot be moved.
+pub fn take(store: &Store, staging: &Staging, base: RootDigest) -> Result<bool, SealError> {
+    let _turn = store.ahead().lock().unwrap_or_else(PoisonError::into_inner);
+    if laid_out(store) != Some(base) {
+        return Ok(false);
+    }
+    let (path, of) = (folder(store), of(store));
+    fs::remove_file(&of).at("remove", &of)?;
+    let from = Folder::open(&path).at("open", &path)?;
+    from.sync().at("sync", &path)?;
+    let to = Folder::open(staging.path()).at("open", staging.path())?;
+    from.rename(TREE.as_bytes(), &to, TREE.as_bytes()).at("move", &path.join(TREE))?;
+    Ok(true)
+}
+
+/// Removes what is laid out.
+fn forget(store: &Store) -> Result<(), SealError> {
+    let path = folder(store);
+    let held = Folder::open(&path).at("open", &path)?;
+    for name in ["of", TREE] {
+        match held.remove_all(name.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).at("remove", &path.join(name))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
