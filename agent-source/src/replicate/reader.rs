@@ -7,6 +7,7 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -254,10 +255,14 @@ impl Reader {
             self.counters.bytes_read.add(got as u64);
             let ended = got < want || position == end;
             let cut = *cut.get_or_insert_with(|| progress.cut(job, length, &block));
-            let ranges = cut.ranges(&block, ended);
-            let used = ranges.last().map_or(0, |range| range.end);
+            let (mut ranges, mut digests) = progress.as_before(&block);
+            let known = ranges.last().map_or(0, |range| range.end);
+            let rest = cut.ranges(&block[known..], ended).into_iter();
+            let rest: Vec<_> = rest.map(|range| known + range.start..known + range.end).collect();
+            let used = rest.last().map_or(known, |range| range.end);
             let to_the_end = ended && (position == length || got < want);
-            let digests = progress.digests(&block[..used], &ranges, to_the_end);
+            digests.extend(progress.digests(&block[..used], &ranges, &rest, to_the_end));
+            ranges.extend(rest);
             for (range, digest) in ranges.iter().zip(digests) {
                 progress.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
             }
@@ -364,15 +369,36 @@ impl Progress {
         Cut::choose(head, length, job.page_bytes, self.base_piece_bytes)
     }
 
-    /// The digests of the pieces of `data`, which also goes into the digest of the whole.
+    /// The pieces at the start of `block` that are as they were in the base: cut where they were cut then, without looking for
+    /// the places again. That is where they would be found: a cut point depends on what comes before it in its piece.
+    fn as_before(&self, block: &[u8]) -> (Vec<Range<usize>>, Vec<ContentDigest>) {
+        let (mut ranges, mut digests, mut start) = (Vec::new(), Vec::new(), 0usize);
+        for (bytes, digest) in self.reuser.iter().flat_map(Reuser::follows) {
+            let Some(range) =
+                start.checked_add(bytes).filter(|end| *end <= block.len()).map(|end| start..end)
+            else {
+                break;
+            };
+            if ContentDigest::of(&block[range.clone()]) != digest {
+                break;
+            }
+            start = range.end;
+            ranges.push(range);
+            digests.push(digest);
+        }
+        (ranges, digests)
+    }
+
+    /// The digests of the `ranges` of `data`, all of which (what is `known` first) also goes into the digest of the whole.
     fn digests(
         &mut self,
         data: &[u8],
-        ranges: &[std::ops::Range<usize>],
+        known: &[Range<usize>],
+        ranges: &[Range<usize>],
         to_the_end: bool,
     ) -> Vec<ContentDigest> {
-        let of = |range: &std::ops::Range<usize>| ContentDigest::of(&data[range.clone()]);
-        if self.pieces == 0 && ranges.len() == 1 && to_the_end {
+        let of = |range: &Range<usize>| ContentDigest::of(&data[range.clone()]);
+        if self.pieces == 0 && known.is_empty() && ranges.len() == 1 && to_the_end {
             // The piece is the file, and its digest that of the file: see `describe`.
             return vec![of(&ranges[0])];
         }

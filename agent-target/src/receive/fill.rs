@@ -88,7 +88,9 @@ impl Receiver {
             }
             let (offset, last) = (sound[0].0.offset, sound[sound.len() - 1].0);
             let at = (offset - first) as usize..(last.offset - first) as usize + last.bytes;
-            writer.write_shared(run[0].content, (file, from + at.start as u64), offset, &bytes[at])?;
+            let sound = &bytes[at.clone()];
+            writer.write_shared(run[0].content, (file, from + at.start as u64), offset, sound)?;
+            self.hash(&run[0], offset, sound)?;
         }
         Ok(())
     }
@@ -117,6 +119,7 @@ impl Receiver {
         if place.key != own || place.offset != offset {
             writer.write(content, offset, &bytes)?;
         }
+        self.hash(&target, offset, &bytes)?;
         if place.key.generation == own.generation && place.key.session != own.session || place.key == own {
             // The earlier session's file goes away with the seal: the place to remember is this one.
             noted.push((digest, Place { key: own, offset, bytes: place.bytes }));
@@ -143,6 +146,7 @@ impl Receiver {
         offset: u64,
         bytes: u64,
     ) -> Result<(), ReceiveError> {
+        self.staging.whole().hole(content, offset, bytes).at("write", self.staging.path())?;
         if self.places.adopted(content).is_none() {
             return Ok(());
         }
@@ -158,13 +162,27 @@ impl Receiver {
     /// over and was longer.
     pub(super) fn end(&self, ends: &[End]) -> Result<(), ReceiveError> {
         let mut writer = ContentWriter::new(self);
-        for End { content, length, ends_in_data } in ends {
+        for End { content, length, ends_in_data, alone } in ends {
+            if !alone {
+                self.staging.whole().ended(*content, *length).at("write", self.staging.path())?;
+            }
             if !ends_in_data || self.places.adopted(*content).is_some() {
                 let path = self.staging.content_path(*content);
                 writer.file(*content)?.set_len(*length).at("set the length of", &path)?;
             }
         }
         Ok(())
+    }
+
+    /// Counts verified bytes into the digest of their content. Of a piece that is alone the digest is known.
+    fn hash(&self, target: &Target, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
+        let whole = self.staging.whole();
+        let noted = if target.alone {
+            whole.note(target.content, target.bytes as u64, target.digest)
+        } else {
+            whole.wrote(target.content, offset, bytes)
+        };
+        Ok(noted.at("write", self.staging.path())?)
     }
 
     /// Writes verified pieces, whose bytes stand one after the other in `bytes`, and remembers where they are.
@@ -176,6 +194,7 @@ impl Receiver {
         }) {
             let length: usize = run.iter().map(|target| target.bytes).sum();
             writer.write(run[0].content, run[0].offset, &bytes[at..at + length])?;
+            self.hash(&run[0], run[0].offset, &bytes[at..at + length])?;
             at += length;
         }
         let places: Vec<_> = targets

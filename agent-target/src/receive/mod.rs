@@ -13,6 +13,7 @@
 mod base;
 mod fill;
 mod places;
+mod whole;
 
 use std::{
     collections::HashMap,
@@ -36,6 +37,7 @@ use crate::store::{Staging, index::IndexError};
 pub use base::Base;
 use base::BaseFile;
 pub use places::PlaceReader;
+pub use whole::Whole;
 
 /// Content that was wanted and has not come yet, in bytes: bounds what a source can make us remember. More than a source
 /// that follows the protocol keeps in flight.
@@ -91,6 +93,8 @@ struct Target {
     offset: u64,
     bytes: usize,
     digest: ContentDigest,
+    /// It is all that its content has.
+    alone: bool,
 }
 
 /// What an offer says of one piece.
@@ -110,6 +114,8 @@ struct End {
     content: u64,
     length: u64,
     ends_in_data: bool,
+    /// Its only piece of data says all of it.
+    alone: bool,
 }
 
 /// An offer that keeps to the rules.
@@ -119,6 +125,8 @@ pub struct Accepted {
     ends: Vec<End>,
     /// What is known already, of a batch that is offered again.
     answer: Option<TransferResponse>,
+    /// Contents that came to an end without belonging to a file.
+    abandoned: Vec<u64>,
 }
 
 /// A batch of which something is on its way.
@@ -187,7 +195,13 @@ impl Receiver {
                 Some(waiting) => TransferResponse { batch, wanted: waiting.bitmap.clone(), stored: false },
                 None => TransferResponse { batch, wanted: Vec::new(), stored: true },
             };
-            return Ok(Accepted { batch, items: Vec::new(), ends: Vec::new(), answer: Some(answer) });
+            return Ok(Accepted {
+                batch,
+                items: Vec::new(),
+                ends: Vec::new(),
+                answer: Some(answer),
+                abandoned: Vec::new(),
+            });
         }
         if batch != state.last_batch + 1 {
             return protocol("batches are numbered 1, 2, 3 ...");
@@ -202,7 +216,8 @@ impl Receiver {
         if state.wanted.len() >= MAX_OUTSTANDING_BATCHES {
             return protocol("at most 65536 batches are on their way");
         }
-        let mut accepted = Accepted { batch, items: Vec::new(), ends: Vec::new(), answer: None };
+        let mut accepted =
+            Accepted { batch, items: Vec::new(), ends: Vec::new(), answer: None, abandoned: Vec::new() };
         for part in &offer.parts {
             self.accept_part(&mut state, part, &mut accepted)?;
         }
@@ -245,6 +260,9 @@ impl Receiver {
             (Some(base), false) => Some(base.file(part.base_entry)?),
             (None, false) => return protocol("nothing is reused where there is no base"),
         };
+        let count =
+            part.reuse.iter().fold(part.pieces.len() as u64, |count, run| count.saturating_add(run.count));
+        let alone = part.offset == 0 && part.last && count == 1;
         let digests = part.digests.as_chunks::<DIGEST_BYTES>().0;
         let (mut offset, mut digest, mut fault, mut ends_in_data) = (part.offset, 0, None, false);
         let base_count = base.as_ref().map_or(0, |base| base.pieces.len());
@@ -266,7 +284,7 @@ impl Receiver {
             accepted.items.push(match (known, place, &base) {
                 (None, ..) => Item::Hole { content, offset, bytes },
                 (Some(digest), place, base) => {
-                    let target = Target { content, offset, bytes: bytes as usize, digest };
+                    let target = Target { content, offset, bytes: bytes as usize, digest, alone };
                     match (place, base) {
                         (reuse::Place::Reused(position), Some(base)) => {
                             Item::Reused(target, Arc::clone(base), position)
@@ -289,7 +307,14 @@ impl Receiver {
         if part.last {
             state.open.remove(&content);
             if !part.abandoned {
-                accepted.ends.push(End { content, length: offset, ends_in_data });
+                accepted.ends.push(End {
+                    content,
+                    length: offset,
+                    ends_in_data,
+                    alone: alone && ends_in_data,
+                });
+            } else {
+                accepted.abandoned.push(content);
             }
         } else {
             state.open.insert(content, offset);
@@ -307,7 +332,7 @@ impl Receiver {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn settle(&self, accepted: Accepted) -> Result<TransferResponse, ReceiveError> {
-        let Accepted { batch, items, ends, answer } = accepted;
+        let Accepted { batch, items, ends, answer, abandoned } = accepted;
         if let Some(answer) = answer {
             return Ok(answer);
         }
@@ -326,6 +351,7 @@ impl Receiver {
             }
         }
         self.end(&ends)?;
+        abandoned.iter().for_each(|content| self.staging.whole().forget(*content));
         let mut state = self.state();
         state.stats.offered += count as u64;
         state.stats.found += (count - pieces.len()) as u64;

@@ -170,19 +170,23 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
     let (mut items, mut offset) = (Vec::new(), 0);
     let new = b"new".to_vec();
     for (position, chunk) in std::iter::once(&new).chain(&chunks[1..]).enumerate() {
-        let target = Target { content: 1, offset, bytes: chunk.len(), digest: ContentDigest::of(chunk) };
+        let target =
+            Target { content: 1, offset, bytes: chunk.len(), digest: ContentDigest::of(chunk), alone: false };
         items.push(match position {
             0 => Item::Data(target),
             position => Item::Reused(target, Arc::clone(&base), position),
         });
         offset += chunk.len() as u64;
     }
-    let ends = vec![End { content: 1, length: offset, ends_in_data: true }];
-    let accepted = Accepted { batch: 1, items, ends, answer: None };
+    let ends = vec![End { content: 1, length: offset, ends_in_data: true, alone: false }];
+    let accepted = Accepted { batch: 1, items, ends, answer: None, abandoned: Vec::new() };
     let answer = bench.receiver.settle(accepted).expect("settle");
     assert_eq!(answer.wanted, [0b10001]);
     bench.receiver.pack(&pack(1, &[&new[..], &chunks[4]].concat())).expect("pack");
-    assert_eq!(bench.content(1), [&new[..], &chunks[1..].concat()].concat());
+    let content = [&new[..], &chunks[1..].concat()].concat();
+    assert_eq!(bench.content(1), content);
+    let digest = bench.staging.whole().digest(1, content.len() as u64);
+    assert_eq!(digest, Some(ContentDigest::of(&content)), "nothing need be read back");
 }
 
 /// A hint that does not hold is a wanted chunk, never wrong bytes.

@@ -19,6 +19,7 @@ use assay_common::{
 };
 
 use super::{StoreError, index::ContentKey};
+use crate::receive::Whole;
 
 /// The exact copy.
 pub const TREE: &str = "tree";
@@ -40,6 +41,7 @@ pub struct Staging {
     number: GenerationNumber,
     session: u16,
     shares_blocks: bool,
+    whole: Whole,
     shards: Mutex<HashMap<(u16, u64), Arc<Folder>>>,
 }
 
@@ -61,7 +63,13 @@ impl Staging {
         let own = path.join(format!("content-{session}"));
         fs::create_dir(&own).at("create", &own)?;
         let shares_blocks = can_share_blocks(&own);
-        Ok(Self { path: path.to_owned(), number, session, shares_blocks, shards: Mutex::default() })
+        let records = path.join("whole");
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let whole = Whole::new(options.open(&records).at("create", &records)?);
+        // It lives as long as it is open.
+        fs::remove_file(&records).at("remove", &records)?;
+        Ok(Self { path: path.to_owned(), number, session, shares_blocks, whole, shards: Mutex::default() })
     }
 
     /// The folder.
@@ -72,6 +80,11 @@ impl Staging {
     /// The number that the generation will have.
     pub fn number(&self) -> GenerationNumber {
         self.number
+    }
+
+    /// The digests of whole contents of this session, as far as they are known.
+    pub fn whole(&self) -> &Whole {
+        &self.whole
     }
 
     /// True when files on this file system can share blocks (XFS, btrfs).

@@ -46,6 +46,20 @@ impl Reuser {
     }
 }
 
+impl Reuser {
+    /// Lengths and digests of the pieces of data that follow the last one that was found, up to a hole or the end. The
+    /// pieces right before those end where they end for other reasons than their content, and are left out.
+    pub fn follows(&self) -> impl Iterator<Item = (usize, ContentDigest)> + '_ {
+        let rest = self.pieces.get(self.next..).unwrap_or_default();
+        rest.windows(2).map_while(|pair| match pair {
+            [(Piece::Data { bytes }, Some(digest)), (Piece::Data { .. }, _)] => {
+                Some((*bytes as usize, *digest))
+            }
+            _ => None,
+        })
+    }
+}
+
 /// The other form of a list of pieces: what is new, and runs of what is reused.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct PieceList {

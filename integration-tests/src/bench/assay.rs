@@ -38,6 +38,7 @@ page_bytes = 8192
 [[check]]
 name = "check"
 argv = ["true"]
+fail_exit = [1]
 "#;
 
 /// Two agents for one folder, with everything of theirs in another.

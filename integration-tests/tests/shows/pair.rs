@@ -3,17 +3,17 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicU16, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use crate::link::Link;
 use assay_common::{
     ledger::Ledger,
     pki::{Party, PkiOptions, init_pki},
@@ -398,5 +398,3 @@ fn done(command: &mut Command) -> Done {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
-
-/// Forwards connections to `target`, counting what goes there. Its threads end with their connections.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicI32, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -17,9 +17,13 @@ use crate::replicate::{Counters, batch::Batch};
 
 /// The level for a link that is faster than the compressor: level 1 leaves more on the wire than zlib does, level 3 costs
 /// half as much again for 3 % (measured: docs/PERFORMANCE.md).
-const FASTEST_LEVEL: i32 = 2;
-/// The level for a slow link: beyond, the time of the live server's processors buys very little.
-const SLOWEST_LEVEL: i32 = 9;
+const USUAL_LEVEL: i32 = 2;
+/// Slower links and their levels, in bytes a second of compressed content: below 100 Mbit/s a level 5 keeps up on one
+/// core, below 25 Mbit/s a level 9. Beyond, the live server's processors would be kept busy for very little.
+const SLOW_LINKS: [(f64, i32); 2] = [(3e6, 9), (12e6, 5)];
+/// A link's speed is known when packs have had to wait for it for this long.
+const LINK_WINDOW: Duration = Duration::from_secs(1);
+
 /// What does not get smaller than this share is sent as it is.
 const WORTH_PERCENT: usize = 97;
 /// After this many packs in a row that were not worth compressing, only every eighth is tried.
@@ -31,6 +35,8 @@ pub(super) struct Packer {
     threads: Semaphore,
     /// The level of the next pack, when it follows the link.
     level: AtomicI32,
+    /// Since when packs have had to wait for the link, and the bytes that have gone out since.
+    waiting: std::sync::Mutex<Option<(Instant, u64)>>,
     /// Packs in a row that did not get smaller.
     in_vain: AtomicU32,
     pace: Option<Pace>,
@@ -46,7 +52,8 @@ impl Packer {
         Self {
             compression: options.compression,
             threads: Semaphore::new(options.threads.max(1)),
-            level: AtomicI32::new(FASTEST_LEVEL),
+            level: AtomicI32::new(USUAL_LEVEL),
+            waiting: std::sync::Mutex::default(),
             in_vain: AtomicU32::new(0),
             pace: options.limit_bytes_per_second.map(Pace::new),
             counters,
@@ -100,16 +107,43 @@ impl Packer {
         if let Some(pace) = &self.pace {
             pace.wait(pack.data.len() as u64).await;
         }
-        let level = self.level.load(Ordering::Relaxed);
-        let Ok(permit) = requests.try_reserve() else {
-            self.level.store((level + 1).min(SLOWEST_LEVEL), Ordering::Relaxed);
-            // The stream's own error tells more than a closed queue does.
-            drop(requests.send(request(Kind::Pack(pack))).await);
+        let bytes = pack.data.len() as u64;
+        let message = request(Kind::Pack(pack));
+        // The stream's own error tells more than a closed queue does.
+        match requests.try_reserve() {
+            Ok(permit) => {
+                permit.send(message);
+                self.follow_link(None);
+            }
+            Err(_) => {
+                drop(requests.send(message).await);
+                self.follow_link(Some(bytes));
+            }
+        }
+    }
+
+    /// Notes that a pack of so many bytes had to wait for the link, or that one had not.
+    fn follow_link(&self, waited: Option<u64>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(bytes) = waited else {
+            *waiting = None;
             return;
         };
-        self.level.store((level - 1).max(FASTEST_LEVEL), Ordering::Relaxed);
-        permit.send(request(Kind::Pack(pack)));
+        let (since, sent) = waiting.get_or_insert_with(|| (Instant::now(), 0));
+        *sent += bytes;
+        let seconds = since.elapsed();
+        if seconds >= LINK_WINDOW {
+            let level = level_for(*sent as f64 / seconds.as_secs_f64());
+            self.level.store(level, Ordering::Relaxed);
+            *waiting = None;
+        }
     }
+}
+
+/// The level for a link that takes so many bytes a second.
+fn level_for(bytes_per_second: f64) -> i32 {
+    let slow = SLOW_LINKS.iter().find(|(limit, _)| bytes_per_second < *limit);
+    slow.map_or(USUAL_LEVEL, |(_, level)| *level)
 }
 
 /// Lets so many bytes out in a second.
@@ -172,20 +206,22 @@ mod tests {
 
     #[tokio::test]
     async fn the_level_follows_the_link() {
-        let packer = packer(Compression::Auto);
+        assert_eq!([1e6, 5e6, 50e6].map(level_for), [9, 5, USUAL_LEVEL]);
+        let auto = packer(Compression::Auto);
+        assert_eq!(auto.next_level(), Some(USUAL_LEVEL));
+        *auto.waiting.lock().expect("no panic") = Some((Instant::now() - 2 * LINK_WINDOW, 0));
         let (requests, mut queue) = mpsc::channel(1);
-        let pack = || Pack::default();
-        packer.send(pack(), &requests).await;
-        assert_eq!(packer.next_level(), Some(FASTEST_LEVEL), "there was room");
-        let (sent, ()) = tokio::join!(packer.send(pack(), &requests), async {
+        let pack = || Pack { data: Bytes::from_static(b"some"), ..Pack::default() };
+        requests.send(TransferRequest::default()).await.expect("the queue is open");
+        tokio::join!(auto.send(pack(), &requests), async {
             queue.recv().await.expect("the first");
         });
-        assert_eq!((sent, packer.next_level()), ((), Some(FASTEST_LEVEL + 1)), "it had to wait");
+        assert_eq!(auto.next_level(), Some(9), "four bytes in two seconds");
         queue.recv().await.expect("the second");
-        packer.send(pack(), &requests).await;
-        assert_eq!(packer.next_level(), Some(FASTEST_LEVEL));
-        assert_eq!(self::packer(Compression::Off).next_level(), None);
-        assert_eq!(self::packer(Compression::Level(7)).next_level(), Some(7));
+        auto.send(pack(), &requests).await;
+        assert!(auto.waiting.lock().expect("no panic").is_none(), "there was room");
+        assert_eq!(packer(Compression::Off).next_level(), None);
+        assert_eq!(packer(Compression::Level(7)).next_level(), Some(7));
     }
 
     #[tokio::test(start_paused = true)]
