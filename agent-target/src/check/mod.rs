@@ -529,8 +529,24 @@ fn own_program() -> Option<PathBuf> {
     std::env::current_exe().ok().filter(|path| path.is_file())
 }
 
+/// How often a sandbox is tried before it is said that none can be made. The root is bound with all that is mounted below it,
+/// and fails when a workspace of another check is unmounted at that moment: this check is not to run without a
+/// sandbox for that.
+const PROBES: usize = 5;
+
 /// Makes the smallest sandbox that has all that the steps will need, and says why it cannot be made.
 fn probe(program: &Path, setpriv: Option<&Path>, privileged: bool) -> Result<(), String> {
+    let mut probed = probe_once(program, setpriv, privileged);
+    for _ in 1..PROBES {
+        if probed.is_ok() {
+            break;
+        }
+        probed = probe_once(program, setpriv, privileged);
+    }
+    probed
+}
+
+fn probe_once(program: &Path, setpriv: Option<&Path>, privileged: bool) -> Result<(), String> {
     let bwrap = process::find_program(program.as_os_str()).ok_or("bubblewrap (bwrap) is not installed")?;
     let setpriv = setpriv.ok_or("setpriv is not installed")?;
     let mut command = Command::new(bwrap);

@@ -69,7 +69,7 @@ impl Base {
 
     fn load(&self, position: u64) -> Result<BaseFile, ReceiveError> {
         let mut word = [0; 8];
-        let at = position.checked_mul(8).unwrap_or(u64::MAX);
+        let at = position.saturating_mul(8);
         if self.positions.read_exact_at(&mut word, at).is_err() {
             return protocol("what is reused stands in the base");
         }

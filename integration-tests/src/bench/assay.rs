@@ -205,6 +205,7 @@ impl Assay {
 impl Assay {
     /// Waits until the target has laid out the tree of the run's generation for the next one: that is work that the run left
     /// behind. It counts as the target's, and it does not disturb what is measured next.
+    #[allow(clippy::disallowed_methods, reason = "a short poll, outside of what is measured")]
     fn wait_for_the_next_tree(&self, run: &str) -> Result<()> {
         let run: serde_json::Value = serde_json::from_str(run).context("the run's last line")?;
         let root = run["rootDigest"].as_str().context("the run has no rootDigest")?.to_owned();

@@ -40,6 +40,7 @@ pub fn discard(folder: &Path) -> Result<()> {
 /// # Errors
 ///
 /// When something cannot be removed.
+#[allow(clippy::disallowed_methods, reason = "the file system has no event for what is waited for")]
 pub fn make_room(folders: &[&Path]) -> Result<()> {
     let stat = rustix::fs::statvfs(folders[0]).with_context(|| folders[0].display().to_string())?;
     if stat.f_bavail * stat.f_frsize >= ROOM_BYTES {

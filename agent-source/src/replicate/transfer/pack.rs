@@ -91,7 +91,7 @@ impl Packer {
     /// `None`: this pack is not compressed.
     fn next_level(&self) -> Option<i32> {
         let in_vain = self.in_vain.load(Ordering::Relaxed);
-        if in_vain >= HOPELESS && in_vain % 8 != 0 {
+        if in_vain >= HOPELESS && !in_vain.is_multiple_of(8) {
             self.in_vain.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -196,7 +196,7 @@ mod tests {
         for _ in 0..16 {
             let before = packer.in_vain.load(Ordering::Relaxed);
             packer.pack(1, batch(noise.clone()), Wanted(vec![0])).await.expect("packed");
-            tried += u32::from(before % 8 == 0);
+            tried += u32::from(before.is_multiple_of(8));
             assert_eq!(packer.in_vain.load(Ordering::Relaxed), before + 1);
         }
         assert_eq!(tried, 2);
