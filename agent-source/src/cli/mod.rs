@@ -25,7 +25,7 @@ use tonic::{Status, transport::Channel};
 
 use crate::{
     app,
-    config::{self, Config},
+    config::{self, AgentSection, Config},
     state::RepositoryState,
 };
 
@@ -56,7 +56,11 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run the service
-    Serve,
+    Serve {
+        /// Threads that read, cut and compress, instead of the configuration's
+        #[arg(long, value_name = "N")]
+        threads: Option<std::num::NonZeroUsize>,
+    },
     /// Start a run
     Run {
         /// Repository; may be left out when there is one only
@@ -162,11 +166,23 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
         .map_err(|error| CommandError::not_run(format!("the runtime cannot be started: {error}")))
 }
 
+/// Leaves the live server its processors. Before any other thread exists: threads take over what they are started with.
+fn step_back(agent: &AgentSection) {
+    if let Err(error) = rustix::process::setpriority_process(None, agent.nice()) {
+        tracing::warn!(%error, nice = agent.nice(), "the agent cannot be made nicer");
+    }
+    if let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(agent.threads()).build_global() {
+        tracing::warn!(%error, "the number of threads is the machine's");
+    }
+}
+
 fn run(cli: Cli) -> Result<ExitCode, CommandError> {
     match cli.command {
-        Command::Serve => {
-            let config = load(&cli.config)?;
+        Command::Serve { threads } => {
+            let mut config = load(&cli.config)?;
+            config.agent.threads = threads.map(std::num::NonZeroUsize::get).or(config.agent.threads);
             telemetry::install(config.agent.log);
+            step_back(&config.agent);
             let runtime = runtime()?;
             let served = runtime.block_on(app::serve(config, &cli.config));
             // A mark's end command gets its chance; what still runs after that is cut off.
