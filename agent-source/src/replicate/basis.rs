@@ -13,6 +13,8 @@ use assay_common::{
     error::{IoContext as _, PathError},
     manifest::{Entry, Header, ManifestError, ManifestReader},
 };
+use assay_proto::v1::Counts;
+use prost::Message as _;
 use rustix::fs::Stat;
 
 /// A file is trusted to be unchanged only when it had been at rest for this long when it was read: a write within the
@@ -114,6 +116,32 @@ impl BasisFolder {
         self.0.join("seen")
     }
 
+    /// What the manifest adds up to: the part of the counts that says what a tree holds.
+    fn held(&self) -> PathBuf {
+        self.0.join("held")
+    }
+
+    /// Keeps what the manifest adds up to.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_held(&self, counts: &Counts) -> Result<(), PathError> {
+        fs::write(self.held(), counts.encode_to_vec()).at("write", &self.held())
+    }
+
+    /// Takes over all of `other`, of which nothing has changed. Its root digest, and what it adds up to; `None` when
+    /// something of it is missing.
+    pub fn same_as(&self, other: &Self) -> Option<(RootDigest, Counts)> {
+        let (root, held) =
+            (other.root_digest()?, Counts::decode(fs::read(other.held()).ok()?.as_slice()).ok()?);
+        for (from, to) in
+            [(other.manifest(), self.manifest()), (other.seen(), self.seen()), (other.held(), self.held())]
+        {
+            fs::hard_link(from, to).ok()?;
+        }
+        Some((root, held))
+    }
+
     fn root(&self) -> PathBuf {
         self.0.join("root")
     }
@@ -133,6 +161,23 @@ impl BasisFolder {
             _ => {}
         }
         fs::create_dir_all(&self.0).at("create", &self.0)
+    }
+
+    /// Removes what an earlier attempt left of a basis here, and nothing else. Its files are removed, not written into: they
+    /// may be further names of another basis' files.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn forget(&self) -> Result<(), PathError> {
+        for path in [self.root(), self.held(), self.seen(), self.manifest()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).at("remove", &path);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Says of what tree the manifest in this folder is. The last file to be written.

@@ -237,6 +237,11 @@ pub fn tell(
     counts: &mut Counts,
     mut send: impl FnMut(ManifestDelta) -> Option<()>,
 ) -> Result<RootDigest, SpoolError> {
+    if let Some(same) = tell_same(folder, header, basis, next, counts)? {
+        send(same.1).ok_or(SpoolError::Stopped)?;
+        return Ok(same.0);
+    }
+    next.forget()?;
     let mut spool = SpoolReader::open(folder)?;
     let mut basis = basis.map_or_else(|| Ok(BasisReader::empty()), BasisReader::open)?;
     let path = next.manifest();
@@ -305,6 +310,45 @@ pub fn tell(
     let (file, root, _) = manifest.finish()?;
     file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &path)?;
     seen_file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &seen_path)?;
+    let held = Counts {
+        files: counts.files,
+        directories: counts.directories,
+        other_entries: counts.other_entries,
+        total_bytes: counts.total_bytes,
+        ..Default::default()
+    };
+    next.set_held(&held)?;
     next.set_root_digest(root)?;
     Ok(root)
+}
+
+/// The same for a tree in which nothing has changed: one step, and the new basis is the old one.
+fn tell_same(
+    folder: &Path,
+    header: &Header,
+    basis: Option<&BasisFolder>,
+    next: &BasisFolder,
+    counts: &mut Counts,
+) -> Result<Option<(RootDigest, ManifestDelta)>, SpoolError> {
+    let Some(basis) = basis else {
+        return Ok(None);
+    };
+    let mut spool = SpoolReader::open(folder)?;
+    let kept_all = match (spool.next_step()?, spool.next_step()?) {
+        (Some(keep @ Kind::Keep(_)), None) => keep,
+        _ => return Ok(None),
+    };
+    next.forget()?;
+    if BasisReader::open(basis)?.header() != Some(header) {
+        return Ok(None);
+    }
+    let Some((root, held)) = next.same_as(basis) else {
+        return Ok(None);
+    };
+    counts.files += held.files;
+    counts.directories += held.directories;
+    counts.other_entries += held.other_entries;
+    counts.total_bytes += held.total_bytes;
+    next.set_root_digest(root)?;
+    Ok(Some((root, ManifestDelta { steps: vec![ManifestStep { kind: Some(kept_all) }] })))
 }

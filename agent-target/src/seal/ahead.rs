@@ -10,7 +10,11 @@
 //! A crash before 3 leaves a tree that nobody uses, which the next preparation removes. Taking it goes the other way: `of` is
 //! removed, durably, before the tree is renamed into staging; a crash in between leaves the same.
 
-use std::{fs, io, path::PathBuf, sync::PoisonError};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::PoisonError,
+};
 
 use assay_common::{
     confined::Folder, digest::RootDigest, durable, error::IoContext as _, id::GenerationNumber,
@@ -46,20 +50,25 @@ pub fn prepare(store: &Store, number: GenerationNumber) -> Result<(), SealError>
     let folder = folder(store);
     fs::create_dir_all(&folder).at("create", &folder)?;
     forget(store)?;
+    link_tree(store, number, &folder)?;
+    let root = root.ok_or(io::ErrorKind::InvalidData).map_err(io::Error::from).at("read", &folder)?;
+    Folder::open(&folder).and_then(|folder| folder.sync_file_system()).at("sync", &folder)?;
+    durable::write_durable(&of(store), format!("{root}\n").as_bytes(), 0o600)?;
+    Ok(())
+}
+
+/// Makes `tree` in the folder `parent` the same as a sealed generation's, file by file.
+pub(super) fn link_tree(store: &Store, number: GenerationNumber, parent: &Path) -> Result<(), SealError> {
     let tree = store.generation_path(number).join(TREE);
     let base = Folder::open(&tree).at("open", &tree)?;
     let mut manifest = open_manifest(store, number)?;
-    build_tree(&folder, Some(base), None, || {
+    build_tree(parent, Some(base), None, || {
         Ok(manifest.next_entry()?.map(|entry| {
             // A hard link is one to its first name in the same tree.
             let source = if entry.kind() == EntryKind::Hardlink { Source::Entry } else { Source::Base };
             (entry, source)
         }))
-    })?;
-    let root = manifest.root_digest();
-    Folder::open(&folder).and_then(|folder| folder.sync_file_system()).at("sync", &folder)?;
-    durable::write_durable(&of(store), format!("{root}\n").as_bytes(), 0o600)?;
-    Ok(())
+    })
 }
 
 /// Moves the tree that is laid out into staging, if it is that of `base`. Waits for one that is being laid out.

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{BufReader, BufWriter, Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use assay_common::{
@@ -16,10 +16,10 @@ use assay_common::{
     },
     path::display_bytes,
 };
-use assay_proto::v1::ManifestStep;
+use assay_proto::v1::{ManifestStep, manifest_step::Kind};
 
 use super::{SealError, open_manifest, parse_header};
-use crate::store::{MANIFEST, POSITIONS, Staging, Store};
+use crate::store::{MANIFEST, MANIFEST_B3, POSITIONS, Record, Staging, Store};
 
 /// Entries that a manifest may have: a tree ten times as large as any that we know of.
 const MAX_ENTRIES: u64 = 200_000_000;
@@ -48,6 +48,10 @@ pub struct Draft {
     positions: BufWriter<File>,
     positions_path: PathBuf,
     base: Option<GenerationNumber>,
+    /// The base's record, while it may still be that nothing has changed.
+    unchanged: Option<Record>,
+    /// What a step that takes over all of the base stands for, until it is known whether another one follows.
+    kept_all: Option<ManifestStep>,
     finished: Finished,
 }
 
@@ -64,6 +68,19 @@ pub struct Finished {
     pub total_bytes: u64,
     /// Bytes of the files with new content.
     pub new_bytes: u64,
+    /// It is the base's manifest, and the base's files were linked.
+    pub unchanged: bool,
+    /// With `unchanged`: files that stand not in `manifest.b3`.
+    pub not_in_manifest_b3: u64,
+}
+
+/// Creates a file under a name that an earlier attempt may have left, and never writes into what that is: it may be a further
+/// name of a file of the base.
+pub(super) fn create_fresh(path: &Path) -> Result<File, SealError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at("remove", path)?,
+        _ => Ok(File::create_new(path).at("create", path)?),
+    }
 }
 
 fn plan_path(staging: &Staging) -> PathBuf {
@@ -87,6 +104,10 @@ impl Draft {
         header: &str,
     ) -> Result<Self, SealError> {
         let header = parse_header(header)?;
+        let unchanged = match base {
+            None => None,
+            Some(base) => Some(store.record(base)?).filter(|record| record.roots == header.roots),
+        };
         let entries: BaseEntries = match base {
             None => Box::new(|| Ok(None)),
             Some(base) => {
@@ -95,11 +116,11 @@ impl Draft {
             }
         };
         let path = staging.path().join(MANIFEST);
-        let file = BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?);
+        let file = BufWriter::with_capacity(256 * 1024, create_fresh(&path)?);
         let plan_path = plan_path(staging);
         let plan = BufWriter::new(File::create(&plan_path).at("create", &plan_path)?);
         let positions_path = staging.path().join(POSITIONS);
-        let positions = BufWriter::new(File::create(&positions_path).at("create", &positions_path)?);
+        let positions = BufWriter::new(create_fresh(&positions_path)?);
         Ok(Self {
             merger: DeltaMerger::new(entries, MAX_ENTRIES),
             manifest: ManifestWriter::create(file, &header)?,
@@ -108,7 +129,17 @@ impl Draft {
             positions,
             positions_path,
             base,
-            finished: Finished { header, entries: 0, files: 0, total_bytes: 0, new_bytes: 0 },
+            unchanged,
+            kept_all: None,
+            finished: Finished {
+                header,
+                entries: 0,
+                files: 0,
+                total_bytes: 0,
+                new_bytes: 0,
+                unchanged: false,
+                not_in_manifest_b3: 0,
+            },
         })
     }
 
@@ -122,6 +153,23 @@ impl Draft {
     /// # Errors
     /// When it does not fit.
     pub fn apply(&mut self, step: ManifestStep) -> Result<(), SealError> {
+        // A run without changes is one step. Nothing is read or written for it unless something follows.
+        if self.finished.entries == 0
+            && self.kept_all.is_none()
+            && let (Some(record), Some(Kind::Keep(count))) = (&self.unchanged, &step.kind)
+            && record.entries == *count
+        {
+            self.kept_all = Some(step);
+            return Ok(());
+        }
+        self.unchanged = None;
+        if let Some(kept_all) = self.kept_all.take() {
+            self.merge(kept_all)?;
+        }
+        self.merge(step)
+    }
+
+    fn merge(&mut self, step: ManifestStep) -> Result<(), SealError> {
         let Self { merger, manifest, plan, plan_path, positions, positions_path, finished, .. } = self;
         merger.apply(step, &mut |entry, origin| {
             let source = match origin {
@@ -154,7 +202,31 @@ impl Draft {
     ///
     /// # Errors
     /// When it is another, or when entries of the base are left.
-    pub fn finish(mut self, expected: RootDigest) -> Result<Finished, SealError> {
+    pub fn finish(
+        mut self,
+        store: &Store,
+        staging: &Staging,
+        expected: RootDigest,
+    ) -> Result<Finished, SealError> {
+        if let (Some(record), Some(base), Some(_)) = (&self.unchanged, self.base, &self.kept_all) {
+            let actual = RootDigest::from_hex(&record.root_digest);
+            if let Some(actual) = actual.filter(|actual| *actual != expected) {
+                return Err(SealError::RootMismatch { expected, actual });
+            }
+            self.finished.entries = record.entries;
+            self.finished.files = record.files;
+            self.finished.total_bytes = record.total_bytes;
+            self.finished.not_in_manifest_b3 = record.not_in_manifest_b3;
+            self.finished.unchanged = true;
+            let from = store.generation_path(base);
+            for name in [MANIFEST, POSITIONS, MANIFEST_B3] {
+                let (from, to) = (from.join(name), staging.path().join(name));
+                // What was begun here, when it was not known yet that nothing would come.
+                std::fs::remove_file(&to).ok();
+                std::fs::hard_link(&from, &to).at("link", &from)?;
+            }
+            return Ok(self.finished);
+        }
         self.merger.finish()?;
         self.plan.flush().at("write", &self.plan_path)?;
         self.positions.flush().at("write", &self.positions_path)?;

@@ -144,11 +144,16 @@ pub fn seal(
     provenance: Provenance,
 ) -> Result<Record, SealError> {
     let base = draft.base();
-    let finished = draft.finish(expected)?;
-    verify_contents(staging)?;
-    make_tree(store, staging, base)?;
-    let not_in_manifest_b3 = write_manifest_b3(staging)?;
-    name_contents(staging, index)?;
+    let finished = draft.finish(store, staging, expected)?;
+    let not_in_manifest_b3 = if finished.unchanged {
+        make_same_tree(store, staging, base)?;
+        finished.not_in_manifest_b3
+    } else {
+        verify_contents(staging)?;
+        make_tree(store, staging, base)?;
+        name_contents(staging, index)?;
+        write_manifest_b3(staging)?
+    };
     let record = Record {
         version: 1,
         repository: provenance.repository,
@@ -176,6 +181,17 @@ pub fn seal(
     draft::remove_plan(staging)?;
     store.publish(staging)?;
     Ok(record)
+}
+
+/// Makes `staging/N/tree` the same as the base's.
+fn make_same_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -> Result<(), SealError> {
+    let base = base.expect("what has not changed has a base");
+    if let Some(root) = RootDigest::from_hex(&store.record(base)?.root_digest)
+        && ahead::take(store, staging, root)?
+    {
+        return Ok(());
+    }
+    ahead::link_tree(store, base, staging.path())
 }
 
 /// Makes `staging/N/tree`: from the base's tree that was laid out ahead, or from nothing.
@@ -256,7 +272,7 @@ fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), 
 /// Returns how many files had to be left out.
 fn write_manifest_b3(staging: &Staging) -> Result<u64, SealError> {
     let path = staging.path().join(MANIFEST_B3);
-    let mut output = BufWriter::new(File::create(&path).at("create", &path)?);
+    let mut output = BufWriter::new(draft::create_fresh(&path)?);
     let mut planned = PlannedEntries::open(staging)?;
     let mut left_out = 0;
     while let Some((entry, _)) = planned.next_entry()? {

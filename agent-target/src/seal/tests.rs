@@ -300,6 +300,46 @@ proptest! {
     }
 }
 
+/// A generation without changes shares the base's manifest, and a later attempt in the same place never writes into it.
+#[test]
+fn a_seal_without_changes_shares_what_the_base_has_and_leaves_it_alone() {
+    let bench = Bench::new();
+    let first = tree(&[4, 1, 8, 1, 10, 5, 2, 0, 11, 4, 0, 3]);
+    let (steps_of, contents) = steps(&[], &first);
+    let contents: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
+    let root = root_of(&first);
+    let base = Some(GenerationNumber(bench.seal(None, steps_of, &contents, root).expect("seal").generation));
+    let path = |number| bench.store.generation_path(GenerationNumber(number));
+    let manifest = std::fs::read(path(1).join(MANIFEST)).expect("manifest");
+    let keep = || vec![Kind::Keep(first.len() as u64)];
+    let refused = bench.seal(base, keep(), &[], RootDigest([7; 32])).expect_err("another root");
+    assert!(matches!(refused, SealError::RootMismatch { .. }), "{refused}");
+    for (number, ahead) in [(2, false), (3, true)] {
+        let base = GenerationNumber(number - 1);
+        if ahead {
+            ahead::prepare(&bench.store, base).expect("prepare");
+        }
+        let record = bench.seal(Some(base), keep(), &[], root).expect("nothing has changed");
+        assert_eq!((record.generation, record.entries, record.new_bytes), (number, first.len() as u64, 0));
+        assert_eq!(listing(&path(number).join(TREE)), listing(&path(1).join(TREE)));
+        assert_eq!(std::fs::read(path(number).join(MANIFEST)).expect("manifest"), manifest);
+    }
+    // A step behind the last entry of the base: it was not all, after all.
+    let mut more = first.clone();
+    more.push(file("z", b"content 4"));
+    let last = more.last_mut().expect("it was pushed");
+    last.mtime_nanos = 4;
+    let steps_of = vec![Kind::Keep(first.len() as u64), put(last, 1)];
+    let root = root_of(&more);
+    let record = bench.seal(Some(GenerationNumber(3)), steps_of, &[b"content 4"], root).expect("one more");
+    assert_eq!(record.entries, more.len() as u64);
+    // A draft that begins where another had linked the base's files.
+    let staging = bench.store.open_staging().expect("staging");
+    std::fs::hard_link(path(1).join(MANIFEST), staging.path().join(MANIFEST)).expect("link");
+    drop(Draft::create(&bench.store, &staging, None, &header().to_json()).expect("draft"));
+    assert_eq!(std::fs::read(path(1).join(MANIFEST)).expect("manifest"), manifest);
+}
+
 /// A tree that was laid out only in part, or for another generation, is not used.
 #[test]
 fn only_a_whole_tree_of_the_base_is_taken() {
