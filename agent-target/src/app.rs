@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Largest message from a source, in bytes: a pack of content with room to spare.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Serves until a signal comes.
 ///
