@@ -12,6 +12,7 @@
 pub mod basis;
 mod batch;
 mod compare;
+mod early;
 pub mod reader;
 pub mod scan;
 pub mod spool;
@@ -123,6 +124,12 @@ pub enum ReplicateError {
     /// The target.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// Files that are to be held never held still.
+    #[error("{path}: files that must be there all at once came and went each time they were looked at")]
+    NeverStill {
+        /// One that went away last.
+        path: String,
+    },
     /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
@@ -232,7 +239,7 @@ fn run_threads(
         Reader::new(batcher, blocks.clone(), Arc::clone(&contents), Arc::clone(counters), stop.clone())
     };
     let mut own_reader = reader();
-    let early = compare::read_first(plan, &mut own_reader)?;
+    let early = early::take(plan, &mut own_reader, stop)?;
     own_reader.flush()?;
     let (steps, step_queue) = crossbeam_channel::bounded::<Step>(STEP_QUEUE);
     let (jobs, job_queue) = crossbeam_channel::bounded::<compare::ReadJob>(STEP_QUEUE);
