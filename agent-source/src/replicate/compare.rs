@@ -61,9 +61,9 @@ pub(super) fn compare(
         }
         counters.scanned.add(1);
         while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
-            basis.take().map_err(SpoolError::from)?;
+            let old = basis.take().map_err(SpoolError::from)?;
             result.basis_entries += 1;
-            result.gone += 1;
+            result.gone += u64::from(old.is_some_and(|(old, _)| counts_as_gone(plan, &walk, &old)));
             give(Step::Drop)?;
         }
         let old = match basis.peek() {
@@ -158,9 +158,9 @@ pub(super) fn compare(
         }
         give(step)?;
     }
-    while basis.take().map_err(SpoolError::from)?.is_some() {
+    while let Some((old, _)) = basis.take().map_err(SpoolError::from)? {
         result.basis_entries += 1;
-        result.gone += 1;
+        result.gone += u64::from(counts_as_gone(plan, &walk, &old));
         give(Step::Drop)?;
     }
     let mut late: Vec<_> = (0..).zip(std::mem::take(&mut late_jobs)).collect();
@@ -171,6 +171,12 @@ pub(super) fn compare(
     result.late_jobs = late;
     result.vanished = walk.vanished();
     Ok(result)
+}
+
+/// False for what may have been moved to another file: it is in the nature of such files that most go away at once.
+fn counts_as_gone(plan: &Plan, walk: &Merged<'_>, old: &Entry) -> bool {
+    !plan.rules.has_held()
+        || !TreePath::parse(&old.path).is_ok_and(|path| plan.rules.is_held(&walk.in_root(&path)))
 }
 
 /// For a further name of a file that has been seen in this walk: its first name.

@@ -227,9 +227,15 @@ impl Look {
             if self.folders.contains_key(&folder.path) {
                 break;
             }
-            if let Some(entry) = whole(folder)? {
-                self.folders.insert(folder.path.clone(), entry);
-            }
+            // One that is gone by now still holds what was found in it.
+            let entry = match whole(folder)? {
+                Some(entry) => entry,
+                None => Box::new((
+                    PutEntry { entry: Some(describe(folder)), ..Default::default() },
+                    Seen::default(),
+                )),
+            };
+            self.folders.insert(folder.path.clone(), entry);
         }
         Ok(())
     }
@@ -301,11 +307,6 @@ impl<'a> Merged<'a> {
             }
             Some((path, _)) if *path == found.path => {
                 let (path, taken) = self.early.pop_first().expect("it was there");
-                // Of a folder that is still one, what the walk sees is newer.
-                let is_folder = describe(&found).kind() == EntryKind::Directory;
-                if is_folder && matches!(taken, Taken::Folder(_)) {
-                    return Ok(Some(Item { found, taken: None }));
-                }
                 Ok(Some(self.item(path, taken)))
             }
             _ => Ok(Some(Item { found, taken: None })),
@@ -341,3 +342,6 @@ impl<'a> Merged<'a> {
         Item { found: Found { path, place, stat, own_folder: None }, taken: Some(taken) }
     }
 }
+
+#[cfg(test)]
+mod tests;

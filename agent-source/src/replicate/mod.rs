@@ -168,7 +168,7 @@ pub struct Replicated {
     pub kept: u64,
     /// Entries of the basis that were left out or replaced.
     pub dropped_or_replaced: u64,
-    /// Entries of the basis whose path is not in the tree any more.
+    /// Entries of the basis whose path is not in the tree any more, without those that may have been moved to others.
     pub gone: u64,
     /// Entries that the basis has.
     pub basis_entries: u64,
