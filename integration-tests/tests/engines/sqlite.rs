@@ -75,12 +75,8 @@ impl Sqlite {
         self.pair.root(0).join(name)
     }
 
-    /// The places of a text in the file of `app.db`. Nobody writes where it is.
+    /// The places of a text in the file of `app.db`: nobody writes where it is, and it left the WAL before there were writers.
     fn places(&self, text: &str) -> Vec<usize> {
-        let checkpointed: i64 = open(&self.file("app.db"))
-            .query_row("pragma wal_checkpoint(full)", [], |row| row.get(0))
-            .expect("checkpoint");
-        assert_eq!(checkpointed, 0);
         let content = fs::read(self.file("app.db")).expect("read");
         content
             .windows(text.len())
