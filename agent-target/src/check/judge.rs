@@ -75,7 +75,7 @@ pub(super) fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &La
     if let Some(rule) = check.inconclusive_exit.iter().find(|rule| rule.code == code) {
         return Judgement::inconclusive(&rule.reason, format!("exit code {code}{}", said()));
     }
-    if check.fail_exit.contains(&code) {
+    if check.is_fail_exit(code) {
         return fail("damage-found", format!("exit code {code}{}", said()));
     }
     if !check.pass_exit.contains(&code) {

@@ -35,7 +35,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// A running cluster. Dropped, it is shut down at once.
-struct Cluster {
+pub(crate) struct Cluster {
     data: PathBuf,
     socket: PathBuf,
     server: Option<Child>,
@@ -95,7 +95,7 @@ impl Cluster {
         }
     }
 
-    fn query(&self, query: &str) -> String {
+    pub(crate) fn query(&self, query: &str) -> String {
         let mut command = postgres("psql");
         command.args([
             "-X",
@@ -114,11 +114,11 @@ impl Cluster {
     }
 
     /// The file of a relation, below the data directory.
-    fn file_of(&self, relation: &str) -> PathBuf {
+    pub(crate) fn file_of(&self, relation: &str) -> PathBuf {
         self.data.join(self.query(&format!("SELECT pg_relation_filepath('{relation}')")))
     }
 
-    fn pgbench(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn pgbench(&self, arguments: &[&str]) -> Command {
         let mut command = postgres("pgbench");
         command.args(["-U", "postgres", "-h"]).arg(&self.socket).args(arguments).arg("postgres");
         command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -136,7 +136,7 @@ fn own(folder: &Path) {
 }
 
 /// A load that goes on until it is dropped.
-struct Load(Child);
+pub(crate) struct Load(pub(crate) Child);
 
 impl Drop for Load {
     fn drop(&mut self) {
@@ -146,7 +146,7 @@ impl Drop for Load {
 }
 
 /// Agents beside a cluster, which they reach as a user with no more rights than the documentation asks for.
-fn agents(further: &[&str]) -> (Pair, Cluster) {
+pub(crate) fn agents(further: &[&str]) -> (Pair, Cluster) {
     let connection = "connection = \"host=/nowhere user=assay dbname=postgres\"";
     let pair = Pair::engine("postgresql", &format!("vars = {{ {connection} }}\n"));
     let cluster = Cluster::create(&pair, &pair.root(0), further);
