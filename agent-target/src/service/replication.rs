@@ -2,7 +2,7 @@
 
 use std::{
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 
 use assay_common::{
@@ -324,6 +324,8 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         None | Some(Active { stage: Stage::Sealed, .. }) => {}
         Some(active) => return Err(busy(active, "is being sealed or checked")),
     }
+    let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
+    recovered.map_err(|error| internal("opening the chunk index again", &error))?;
     let base = repository.store.latest().map_err(store_fault)?;
     let (base_root, base_entries) = match base {
         None => (Vec::new(), 0),

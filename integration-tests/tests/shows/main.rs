@@ -10,6 +10,7 @@ mod nasty;
 mod outcomes;
 mod pair;
 mod resume;
+mod trouble;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
