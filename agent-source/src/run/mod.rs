@@ -2,6 +2,7 @@
 
 mod fault;
 mod progress;
+mod reread;
 mod roots;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -21,8 +22,8 @@ use assay_common::{
 };
 use assay_proto::v1::{
     AbandonRunRequest, CheckRunRequest, Counts, FetchManifestRequest, Mark as MarkMessage, OpenRunRequest,
-    OpenRunResponse, Phase, Run, SealFinish, SealRunRequest, SealStart, TransferStart,
-    replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
+    OpenRunResponse, Phase, ReadAgain, ReportReadingsRequest, Run, SealFinish, SealRunRequest, SealStart,
+    TransferStart, replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
 };
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -155,6 +156,7 @@ impl Attempt {
                 Ok(verdict) => {
                     run.outcome = assay_proto::v1::Outcome::from(verdict.outcome).into();
                     (run.reason, run.message) = (verdict.reason.clone(), verdict.message.clone());
+                    run.attribution = verdict.attribution.as_ref().map(Into::into);
                 }
                 Err(fault) => {
                     run.outcome = assay_proto::v1::Outcome::from(fault.outcome).into();
@@ -229,7 +231,7 @@ impl Attempt {
         tracing::info!(run_id = %self.id, generation = opened.generation, %root, "the generation is sealed");
 
         self.progress.phase(Phase::Checking);
-        self.verdict(&mut client, root, opened.generation).await
+        self.verdict(&mut client, root, opened.generation, &roots).await
     }
 
     async fn open(&mut self, client: &Client) -> Result<OpenRunResponse, Fault> {
@@ -518,8 +520,9 @@ impl Attempt {
         client: &mut Client,
         root: RootDigest,
         generation: u64,
+        roots: &roots::OpenRoots,
     ) -> Result<verdict::Verdict, Fault> {
-        let (verdict_id, envelope) = self.await_check(client).await?;
+        let (verdict_id, envelope) = self.await_check(client, roots).await?;
         let own_key = self.context.signing_key.verifying_key();
         let verified = verify_verdict(envelope.as_bytes(), &self.context.target_key, Some(&own_key))
             .map_err(|error| Fault::verdict_not_trusted(error.to_string()))?;
@@ -536,10 +539,21 @@ impl Attempt {
         Ok(verdict)
     }
 
-    async fn await_check(&self, client: &mut Client) -> Result<(String, String), Fault> {
+    async fn await_check(
+        &self,
+        client: &mut Client,
+        roots: &roots::OpenRoots,
+    ) -> Result<(String, String), Fault> {
         let mut attempt = 1;
+        // Once, however often the connection is lost: it goes on beside the check, and ends with the run.
+        let mut second_reading = tokio::task::JoinSet::new();
         loop {
-            match self.follow_check(client).await {
+            let mut read_again = |client: Client, wanted| {
+                if second_reading.is_empty() {
+                    second_reading.spawn(self.read_again(client, wanted, roots));
+                }
+            };
+            match self.follow_check(client, &mut read_again).await {
                 Err(status) if status.code() == Code::Unavailable && attempt < CHECK_ATTEMPTS => {
                     tracing::warn!(run_id = %self.id, error = status.message(), "the connection was lost; the check goes on");
                     attempt += 1;
@@ -556,7 +570,11 @@ impl Attempt {
     }
 
     /// `None` when the run was cancelled.
-    async fn follow_check(&self, client: &mut Client) -> Result<Option<(String, String)>, tonic::Status> {
+    async fn follow_check(
+        &self,
+        client: &mut Client,
+        read_again: &mut impl FnMut(Client, Vec<ReadAgain>),
+    ) -> Result<Option<(String, String)>, tonic::Status> {
         let request =
             CheckRunRequest { repository: self.context.repository.name.clone(), run_id: self.id.to_string() };
         let mut messages = client.check_run(request).await?.into_inner();
@@ -570,9 +588,35 @@ impl Attempt {
                 Some(message) if !message.envelope.is_empty() => {
                     return Ok(Some((message.verdict_id, message.envelope)));
                 }
-                Some(message) => self.progress.update(|run| run.check_step = message.step),
+                Some(message) => {
+                    self.progress.update(|run| run.check_step = message.step);
+                    if !message.read_again.is_empty() {
+                        read_again(client.clone(), message.read_again);
+                    }
+                }
             }
         }
+    }
+
+    /// What answers the target, which is about to say FAIL and asks for a second reading.
+    fn read_again(
+        &self,
+        client: Client,
+        wanted: Vec<ReadAgain>,
+        roots: &roots::OpenRoots,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let repository = &self.context.repository;
+        let places = reread::Places {
+            header: repository.header.clone(),
+            roots: roots.folders.clone(),
+            rules: repository.rules(),
+        };
+        let about = ReportReadingsRequest {
+            repository: repository.name.clone(),
+            run_id: self.id.to_string(),
+            ..Default::default()
+        };
+        reread::answer(client, about, wanted, places, self.cancel.child_token())
     }
 
     /// Tells the target that the run has ended without a check, so that its ledger says so too.

@@ -13,9 +13,9 @@ use assay_common::{
 };
 use assay_proto::v1::{
     AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, ManifestPart,
-    OpenRunRequest, OpenRunResponse, RunCheckProgress, SealFinish, SealRunRequest, SealRunResponse,
-    TransferRequest, TransferResponse, replication_service_server::ReplicationService, seal_run_request,
-    transfer_request,
+    OpenRunRequest, OpenRunResponse, ReportReadingsRequest, ReportReadingsResponse, RunCheckProgress,
+    SealFinish, SealRunRequest, SealRunResponse, TransferRequest, TransferResponse,
+    replication_service_server::ReplicationService, seal_run_request, transfer_request,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -256,19 +256,35 @@ impl ReplicationService for Replication {
         };
         let state = match known {
             Some(verdict) => {
-                let done = CheckState { step: String::new(), done: Some(Ok(verdict)) };
+                let done = CheckState { done: Some(Ok(verdict)), ..Default::default() };
                 watch::Sender::new(done).subscribe()
             }
             None => start_check(&repository, id)?,
         };
-        let stream = verify::follow(state).map(|state| match state.done {
-            None => Ok(RunCheckProgress { step: state.step, ..Default::default() }),
+        let mut asked = false;
+        let stream = verify::follow(state).map(move |state| match state.done {
+            None => {
+                let read_again = state.read_again.filter(|_| !asked);
+                asked |= read_again.is_some();
+                let read_again = read_again.map(|files| files.to_vec()).unwrap_or_default();
+                Ok(RunCheckProgress { step: state.step, read_again, ..Default::default() })
+            }
             Some(Ok((verdict_id, envelope))) => {
                 Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })
             }
             Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message).into()),
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn report_readings(
+        &self,
+        request: Request<ReportReadingsRequest>,
+    ) -> Result<Response<ReportReadingsResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let id = run_id(&request.get_ref().run_id)?;
+        repository.desk.report(&id, request.into_inner())?;
+        Ok(Response::new(ReportReadingsResponse {}))
     }
 
     async fn abandon_run(
@@ -332,6 +348,7 @@ fn full(error: &PathError) -> RpcFault {
 
 fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
+    repository.give_way();
     match active.as_ref() {
         Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) => {
             if let Some(attached) = attached {
@@ -646,7 +663,7 @@ fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receive
         None => {}
     }
     let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
-    let state = verify::start(Arc::clone(repository), id.clone(), record);
+    let state = verify::start(Arc::clone(repository), id.clone(), record, verify::AskedBy::Source);
     *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
     Ok(state)
 }
@@ -685,7 +702,8 @@ fn abandon(
         patches: Vec::new(),
         overlay_files: Vec::new(),
         workspace: None,
-        negative_control: None,
+        attribution: None,
+        negative_control: repository.control(),
         overrides: Vec::new(),
         times: verdict::Times { opened, ..times_now() },
         versions: verify::versions(None),

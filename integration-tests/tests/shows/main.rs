@@ -10,6 +10,7 @@ mod nasty;
 mod outcomes;
 mod pair;
 mod resume;
+mod trust;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
