@@ -9,7 +9,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use assay_common::{digest::ContentDigest, id::RunId, rpc_status::RpcFault};
@@ -18,6 +18,8 @@ use tonic::Code;
 
 /// How long a source may be silent. While it reads it says so every few seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a second reading may take in all, whoever says that it goes on: more than its bytes take on a slow disk.
+const LONGEST: Duration = Duration::from_secs(6 * 3600);
 /// Readings in one report.
 const MAX_READINGS: usize = 1000;
 /// Reports that wait to be taken.
@@ -79,8 +81,10 @@ fn collect(
     patience: Duration,
 ) -> Option<HashMap<Vec<u8>, SecondReading>> {
     let mut answers = HashMap::new();
+    let started = Instant::now();
     loop {
-        let report = match receiver.recv_timeout(patience) {
+        let left = LONGEST.saturating_sub(started.elapsed());
+        let report = match receiver.recv_timeout(patience.min(left)) {
             Ok(report) => report,
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
         };

@@ -161,53 +161,60 @@ fn counted(report: readback::Report) -> (ReadBack, Vec<(String, String)>) {
     (counts, report.found.into_iter().map(|differing| (differing.path, differing.what)).collect())
 }
 
-/// What the check said, as far as it may name files.
+/// What the check said, as far as it may name files: its findings, or the one line that decided when there are none.
 fn texts(report: &CheckReport) -> impl Iterator<Item = &str> {
-    let findings = report.steps.iter().flat_map(|step| &step.findings).map(String::as_str);
-    findings.chain(std::iter::once(report.message.as_str()))
+    let findings = || report.steps.iter().flat_map(|step| &step.findings).map(String::as_str);
+    let message = findings().next().is_none().then_some(report.message.as_str());
+    findings().chain(message)
 }
 
-/// The files that may hold the fault, and how they were chosen: those that the findings name; else those whose content has
-/// changed since the newest generation that passed, because what did not change was passed then.
+/// The files that may hold the fault, and how they were chosen: those whose content has changed since the newest generation that
+/// passed, because what did not change was passed then; of these, those that the findings name, where they name any.
 fn suspects(
     repository: &Repository,
     number: GenerationNumber,
     last_pass: Option<GenerationNumber>,
     named: &Named,
-    mut by_name: Suspects,
+    by_name: Suspects,
     unstable: Suspects,
 ) -> (Suspects, String) {
-    let mut changed = Suspects::default();
+    let (mut changed, mut changed_by_name) = (Suspects::default(), Suspects::default());
     let compared = last_pass.map(|last_pass| {
         differences(&repository.store, (last_pass, number), |change| {
+            let (entry, absent) = match (&change.before, &change.after) {
+                (_, Some(after)) if after.kind() == EntryKind::File => (after, false),
+                (Some(before), None) if before.kind() == EntryKind::File => (before, true),
+                _ => return,
+            };
             if !change.is_content() {
                 return;
             }
-            match (&change.before, &change.after) {
-                (_, Some(after)) => changed.add(Suspect::new(&change.path, after, false)),
-                (Some(before), None) if before.kind() == EntryKind::File => {
-                    let suspect = || Suspect::new(&change.path, before, true);
-                    if named.names(&change.path) {
-                        by_name.add(suspect());
-                    }
-                    changed.add(suspect());
-                }
-                (_, None) => {}
+            if named.names(&change.path) {
+                changed_by_name.add(Suspect::new(&change.path, entry, absent));
             }
+            changed.add(Suspect::new(&change.path, entry, absent));
         })
     });
-    if !by_name.files.is_empty() {
-        return (by_name, "the files that the findings name".to_owned());
-    }
     match (compared, last_pass) {
+        (Some(Ok(())), Some(last_pass)) if !changed_by_name.files.is_empty() => (
+            changed_by_name,
+            format!(
+                "the files that the findings name and that changed since generation {last_pass}, which passed"
+            ),
+        ),
         (Some(Ok(())), Some(last_pass)) => {
             (changed, format!("the files that changed since generation {last_pass}, which passed"))
         }
-        (Some(Err(error)), _) => {
-            tracing::warn!(%error, "what changed since the last generation that passed is not known");
-            (unstable, "the files that never held still".to_owned())
+        (compared, _) => {
+            if let Some(Err(error)) = compared {
+                tracing::warn!(%error, "what changed since the last generation that passed is not known");
+            }
+            if by_name.files.is_empty() {
+                (unstable, "the files that never held still".to_owned())
+            } else {
+                (by_name, "the files that the findings name".to_owned())
+            }
         }
-        _ => (unstable, "the files that never held still".to_owned()),
     }
 }
 
