@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     repository::Repository,
     service::{Repositories, operator::Operator, replication::Replication},
+    trust::schedule,
     verify,
 };
 
@@ -38,6 +39,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         std::thread::Builder::new()
             .name("ahead".to_owned())
             .spawn(move || verify::lay_out_ahead(&repository))?;
+        tokio::spawn(schedule::run(Arc::clone(&opened)));
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));

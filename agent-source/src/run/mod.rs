@@ -2,6 +2,7 @@
 
 mod fault;
 mod progress;
+mod reread;
 mod roots;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -21,8 +22,9 @@ use assay_common::{
 };
 use assay_proto::v1::{
     AbandonRunRequest, CheckRunRequest, Counts, FetchManifestRequest, Mark as MarkMessage, OpenRunRequest,
-    OpenRunResponse, Phase, Run, RunCheckProgress, SealFinish, SealRunRequest, SealRunResponse, SealStart,
-    TransferStart, replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
+    OpenRunResponse, Phase, ReadAgain, ReportReadingsRequest, Run, RunCheckProgress, SealFinish,
+    SealRunRequest, SealRunResponse, SealStart, TransferStart,
+    replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
@@ -158,6 +160,7 @@ impl Attempt {
                 Ok(verdict) => {
                     run.outcome = assay_proto::v1::Outcome::from(verdict.outcome).into();
                     (run.reason, run.message) = (verdict.reason.clone(), verdict.message.clone());
+                    run.attribution = verdict.attribution.as_ref().map(Into::into);
                 }
                 Err(fault) => {
                     run.outcome = assay_proto::v1::Outcome::from(fault.outcome).into();
@@ -232,7 +235,7 @@ impl Attempt {
         tracing::info!(run_id = %self.id, generation = opened.generation, %root, "the generation is sealed");
 
         self.progress.phase(Phase::Checking);
-        self.verdict(&mut client, check, root, opened.generation).await
+        self.verdict(&mut client, check, root, opened.generation, &roots).await
     }
 
     async fn open(&mut self, client: &Client) -> Result<OpenRunResponse, Fault> {
@@ -530,8 +533,9 @@ impl Attempt {
         check: Check,
         root: RootDigest,
         generation: u64,
+        roots: &roots::OpenRoots,
     ) -> Result<verdict::Verdict, Fault> {
-        let (verdict_id, envelope) = self.await_check(client, check).await?;
+        let (verdict_id, envelope) = self.await_check(client, check, roots).await?;
         let own_key = self.context.signing_key.verifying_key();
         let verified = verify_verdict(envelope.as_bytes(), &self.context.target_key, Some(&own_key))
             .map_err(|error| Fault::verdict_not_trusted(error.to_string()))?;
@@ -548,9 +552,23 @@ impl Attempt {
         Ok(verdict)
     }
 
-    async fn await_check(&self, client: &mut Client, check: Check) -> Result<(String, String), Fault> {
+    async fn await_check(
+        &self,
+        client: &mut Client,
+        check: Check,
+        roots: &roots::OpenRoots,
+    ) -> Result<(String, String), Fault> {
         let mut attempt = 1;
-        let mut followed = self.follow_check(check.map_ok(|answer| answer.check.unwrap_or_default())).await;
+        // Once, however often the connection is lost: it goes on beside the check, and ends with the run.
+        let mut second_reading = tokio::task::JoinSet::new();
+        let reader = client.clone();
+        let mut read_again = |wanted| {
+            if second_reading.is_empty() {
+                second_reading.spawn(self.read_again(reader.clone(), wanted, roots));
+            }
+        };
+        let answers = check.map_ok(|answer| answer.check.unwrap_or_default());
+        let mut followed = self.follow_check(answers, &mut read_again).await;
         loop {
             match followed {
                 Err(status) if is_cut(&status) && attempt < CHECK_ATTEMPTS => {
@@ -565,20 +583,25 @@ impl Attempt {
                 Ok(Some(verdict)) => return Ok(verdict),
                 Ok(None) => return Err(Fault::cancelled()),
             }
-            followed = self.take_up_check(client).await;
+            followed = self.take_up_check(client, &mut read_again).await;
         }
     }
 
-    async fn take_up_check(&self, client: &mut Client) -> Result<Option<(String, String)>, Status> {
+    async fn take_up_check(
+        &self,
+        client: &mut Client,
+        read_again: &mut impl FnMut(Vec<ReadAgain>),
+    ) -> Result<Option<(String, String)>, Status> {
         let request =
             CheckRunRequest { repository: self.context.repository.name.clone(), run_id: self.id.to_string() };
-        self.follow_check(client.check_run(request).await?.into_inner()).await
+        self.follow_check(client.check_run(request).await?.into_inner(), read_again).await
     }
 
     /// `None` when the run was cancelled.
     async fn follow_check(
         &self,
         mut answers: impl Stream<Item = Result<RunCheckProgress, Status>> + Unpin,
+        read_again: &mut impl FnMut(Vec<ReadAgain>),
     ) -> Result<Option<(String, String)>, Status> {
         loop {
             let answer = tokio::select! {
@@ -590,9 +613,35 @@ impl Attempt {
                 Some(answer) if !answer.envelope.is_empty() => {
                     return Ok(Some((answer.verdict_id, answer.envelope)));
                 }
-                Some(answer) => self.progress.update(|run| run.check_step = answer.step),
+                Some(answer) => {
+                    self.progress.update(|run| run.check_step = answer.step);
+                    if !answer.read_again.is_empty() {
+                        read_again(answer.read_again);
+                    }
+                }
             }
         }
+    }
+
+    /// What answers the target, which is about to say FAIL and asks for a second reading.
+    fn read_again(
+        &self,
+        client: Client,
+        wanted: Vec<ReadAgain>,
+        roots: &roots::OpenRoots,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let repository = &self.context.repository;
+        let places = reread::Places {
+            header: repository.header.clone(),
+            roots: roots.folders.clone(),
+            rules: repository.rules(),
+        };
+        let about = ReportReadingsRequest {
+            repository: repository.name.clone(),
+            run_id: self.id.to_string(),
+            ..Default::default()
+        };
+        reread::answer(client, about, wanted, places, self.cancel.child_token())
     }
 
     /// Tells the target that the run has ended without a check, so that its ledger says so too.

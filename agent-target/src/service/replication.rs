@@ -16,9 +16,9 @@ use assay_common::{
 };
 use assay_proto::v1::{
     AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, ManifestPart,
-    OpenRunRequest, OpenRunResponse, RunCheckProgress, SealFinish, SealRunRequest, SealRunResponse,
-    SealStart, TransferRequest, TransferResponse, replication_service_server::ReplicationService,
-    seal_run_request, transfer_request,
+    OpenRunRequest, OpenRunResponse, ReportReadingsRequest, ReportReadingsResponse, RunCheckProgress,
+    SealFinish, SealRunRequest, SealRunResponse, SealStart, TransferRequest, TransferResponse,
+    replication_service_server::ReplicationService, seal_run_request, transfer_request,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -220,10 +220,9 @@ impl ReplicationService for Replication {
             let ended = async {
                 let record = sealed?;
                 responses.send(Ok(sealed_response(&record))).await.ok();
-                let mut states = pin!(verify::follow(check_states(&repository, id).await?));
-                while let Some(state) = states.next().await {
-                    let response =
-                        SealRunResponse { check: Some(check_progress(state)?), ..Default::default() };
+                let mut answers = pin!(check_answers(check_states(&repository, id).await?));
+                while let Some(answer) = answers.next().await {
+                    let response = SealRunResponse { check: Some(answer?), ..Default::default() };
                     responses.send(Ok(response)).await.ok();
                 }
                 Ok::<_, RpcFault>(())
@@ -243,8 +242,18 @@ impl ReplicationService for Replication {
     ) -> Result<Response<Self::CheckRunStream>, Status> {
         let repository = self.repository(&request, &request.get_ref().repository)?;
         let id = run_id(&request.get_ref().run_id)?;
-        let states = verify::follow(check_states(&repository, id).await?);
-        Ok(Response::new(Box::pin(states.map(|state| Ok(check_progress(state)?)))))
+        let states = check_states(&repository, id).await?;
+        Ok(Response::new(Box::pin(check_answers(states).map(|answer| Ok(answer?)))))
+    }
+
+    async fn report_readings(
+        &self,
+        request: Request<ReportReadingsRequest>,
+    ) -> Result<Response<ReportReadingsResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let id = run_id(&request.get_ref().run_id)?;
+        repository.desk.report(&id, request.into_inner())?;
+        Ok(Response::new(ReportReadingsResponse {}))
     }
 
     async fn abandon_run(
@@ -308,6 +317,7 @@ fn full(error: &PathError) -> RpcFault {
 
 fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
+    repository.give_way();
     match active.as_ref() {
         Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) => {
             if let Some(attached) = attached {
@@ -662,21 +672,30 @@ async fn check_states(
     });
     match joined(known.await) {
         Some(verdict) => {
-            let done = CheckState { step: String::new(), done: Some(Ok(verdict)) };
+            let done = CheckState { done: Some(Ok(verdict)), ..Default::default() };
             Ok(watch::Sender::new(done).subscribe())
         }
         None => start_check(repository, id),
     }
 }
 
-fn check_progress(state: CheckState) -> Result<RunCheckProgress, RpcFault> {
-    match state.done {
-        None => Ok(RunCheckProgress { step: state.step, ..Default::default() }),
+/// What the source is told of a check. It is asked for a second reading once.
+fn check_answers(
+    states: watch::Receiver<CheckState>,
+) -> impl Stream<Item = Result<RunCheckProgress, RpcFault>> + Send {
+    let mut asked = false;
+    verify::follow(states).map(move |state| match state.done {
+        None => {
+            let read_again = state.read_again.filter(|_| !asked);
+            asked |= read_again.is_some();
+            let read_again = read_again.map(|files| files.to_vec()).unwrap_or_default();
+            Ok(RunCheckProgress { step: state.step, read_again, ..Default::default() })
+        }
         Some(Ok((verdict_id, envelope))) => {
             Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })
         }
         Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message)),
-    }
+    })
 }
 
 /// Starts the check of a run's generation, or joins the one that runs.
@@ -690,7 +709,7 @@ fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receive
         None => {}
     }
     let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
-    let state = verify::start(Arc::clone(repository), id.clone(), record);
+    let state = verify::start(Arc::clone(repository), id.clone(), record, verify::AskedBy::Source);
     *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
     Ok(state)
 }
@@ -729,7 +748,8 @@ fn abandon(
         patches: Vec::new(),
         overlay_files: Vec::new(),
         workspace: None,
-        negative_control: None,
+        attribution: None,
+        negative_control: repository.control(),
         overrides: Vec::new(),
         times: verdict::Times { opened, ..times_now() },
         versions: verify::versions(None),

@@ -81,6 +81,11 @@ impl FileRules {
         self.exclude.is_match_candidate(&candidate(path))
     }
 
+    /// True for a file of the backup that is no copy of a live file: the engine makes it for the mark.
+    pub fn is_of_mark(&self, path: &TreePath) -> bool {
+        self.is_excluded(path) || self.of_mark.is_match_candidate(&candidate(path))
+    }
+
     /// True for a file that only grows.
     pub fn is_append_only(&self, path: &TreePath) -> bool {
         self.append_only.is_match_candidate(&candidate(path))
@@ -146,7 +151,7 @@ impl Profile {
     }
 }
 
-fn candidate(path: &TreePath) -> Candidate<'_> {
+pub(super) fn candidate(path: &TreePath) -> Candidate<'_> {
     Candidate::new(Path::new(OsStr::from_bytes(path.as_bytes())))
 }
 

@@ -12,6 +12,7 @@
 //! Unknown keys are errors. A fault of form ends the reading where it stands; all faults of meaning are
 //! reported together, each with its line, its column and its key.
 
+mod control;
 mod fault;
 mod files;
 pub mod template;
@@ -25,6 +26,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
+pub use control::{Control, DamageKind};
 pub use fault::{Fault, ProfileError};
 pub use files::{FileRules, Turn};
 pub use template::{Scope, TargetNames, TemplateError};
@@ -78,6 +80,9 @@ pub struct Profile {
     /// The steps of the check, in order. The first that does not pass ends the check. At least one.
     #[serde(default, rename = "check")]
     pub checks: Vec<Check>,
+    /// The damage that the check must find when it is made on purpose.
+    #[serde(default, rename = "control")]
+    pub controls: Vec<Control>,
     /// BLAKE3 of the text that this was read from.
     #[serde(skip)]
     digest: String,

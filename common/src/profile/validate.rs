@@ -61,6 +61,7 @@ pub(super) fn faults(profile: &Profile, text: &str) -> Vec<Fault> {
     for (index, check) in profile.checks.iter().enumerate() {
         faults.check(index, check);
     }
+    faults.controls();
     faults.faults.sort_by_key(|fault| (fault.line, fault.column));
     faults.faults
 }
@@ -323,6 +324,19 @@ impl Faults<'_> {
             &key("retry_next_candidate_on"),
             "a [[patch]] was expected, whose next value can be tried",
         );
+    }
+
+    fn controls(&mut self) {
+        for (index, control) in self.profile.controls.iter().enumerate() {
+            if let Err(message) = files::glob(&control.files) {
+                self.say(way!["control", index, "files"], message);
+            }
+            let sound = control.page_bytes.is_power_of_two() && (512..=65536).contains(&control.page_bytes);
+            let at = way!["control", index, "page_bytes"];
+            self.expect(sound, at, "a power of two from 512 to 65536 was expected");
+            let at = way!["control", index, "places"];
+            self.expect((1..=10).contains(&control.places), at, "1 to 10 were expected");
+        }
     }
 
     fn argv(&mut self, argv: &[String], place: Place, way: &[Step]) {

@@ -11,6 +11,7 @@ mod outcomes;
 mod pair;
 mod resume;
 mod trouble;
+mod trust;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 

@@ -13,7 +13,7 @@ const WORTH_PERCENT: usize = 97;
 /// The level whose parameters are [`FAST_TABLES`].
 const TABLES_LEVEL: i32 = 3;
 /// Level 3 with tables that stay in a core's cache (64 and 128 KiB instead of 256 and 512): less processor time, and
-/// packs of a few MiB do not get larger by it (measured: docs/adr/0007-chunks-and-compression.md).
+/// packs of a few MiB do not get larger by it (measured: docs/adr/0008-chunks-and-compression.md).
 const FAST_TABLES: [CParameter; 5] = [
     CParameter::WindowLog(20),
     CParameter::HashLog(15),
