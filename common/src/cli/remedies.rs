@@ -24,6 +24,15 @@ const REMEDIES: &[(&str, &str)] = &[
         "Find out what changed around the checker on the target since it last passed: packages, locale, memory, disk space, the \
          files that it needs. Then: assay-target verify.",
     ),
+    (
+        "not-a-repository",
+        "What the profile expects is not there: compare the root's path and the profile with what lives there.",
+    ),
+    (
+        "objects-elsewhere",
+        "Objects of the repository lie in another one (alternates) that is not copied. Add it as a root, or run git repack -ad \
+         in a repository that is to stand alone.",
+    ),
     ("check-timeout", "Give the step more time (timeout in the profile), or the target more power."),
     (
         "check-cancelled",
