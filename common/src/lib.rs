@@ -15,6 +15,7 @@ pub mod id;
 pub mod json;
 pub mod ledger;
 pub mod manifest;
+pub mod memory;
 pub mod path;
 pub mod pki;
 pub mod profile;

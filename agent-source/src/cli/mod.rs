@@ -10,6 +10,7 @@ use std::{
 use assay_common::{
     cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
     json::to_json,
+    memory,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
     telemetry,
@@ -188,6 +189,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             let mut config = load(&cli.config)?;
             config.agent.threads = threads.map(std::num::NonZeroUsize::get).or(config.agent.threads);
             telemetry::install(config.agent.log);
+            memory::bound_arenas();
             step_back(&config.agent);
             let runtime = runtime()?;
             let served = runtime.block_on(app::serve(config, &cli.config));

@@ -10,6 +10,7 @@ use std::{
 use assay_common::{
     cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
     json::to_json,
+    memory,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
     telemetry,
@@ -185,6 +186,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Serve => {
             let config = load(&cli.config)?;
             telemetry::install(config.agent.log);
+            memory::bound_arenas();
             // What is created below takes its mode from the manifest, not from this process.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             let served = runtime()?.block_on(app::serve(config, &cli.config));
