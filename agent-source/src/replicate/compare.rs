@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use assay_common::{
-    confined::Folder,
     manifest::{Entry, EntryKind},
     path::{TreePath, compare_paths},
     profile::Turn,
@@ -136,7 +135,7 @@ pub(super) fn compare(
                     }
                     continue;
                 }
-                match complete(&mut entry, &found) {
+                match found.complete(&mut entry) {
                     Ok(()) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         counters.vanished.add(1);
@@ -202,24 +201,6 @@ fn whole(entry: Entry, found: &Found) -> Step {
 
 fn seen_of(found: &Found) -> Seen {
     found.stat.as_ref().map_or_else(Seen::default, |stat: &Stat| Seen::new(stat, file_clock()))
-}
-
-/// Adds what a stat does not say: a link's text, and extended attributes.
-pub(super) fn complete(entry: &mut Entry, found: &Found) -> std::io::Result<()> {
-    match &found.place {
-        Some((folder, name)) => {
-            if entry.kind() == EntryKind::Symlink {
-                entry.link_target = folder.read_link(name)?;
-            }
-            entry.xattrs = folder.xattrs(name)?;
-        }
-        None => {
-            if let Some(folder) = &found.own_folder {
-                entry.xattrs = Folder::xattrs(folder, b"")?;
-            }
-        }
-    }
-    Ok(())
 }
 
 trait LinkTarget {

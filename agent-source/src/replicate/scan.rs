@@ -26,6 +26,29 @@ pub struct Found {
     pub own_folder: Option<Arc<Folder>>,
 }
 
+impl Found {
+    /// Adds to its entry what a stat does not say: a link's text, and extended attributes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or when it is gone.
+    pub fn complete(&self, entry: &mut Entry) -> io::Result<()> {
+        match &self.place {
+            Some((folder, name)) => {
+                if entry.kind() == EntryKind::Symlink {
+                    entry.link_target = folder.read_link(name)?;
+                }
+                entry.xattrs = folder.xattrs(name)?;
+            }
+            None => {
+                if let Some(folder) = &self.own_folder {
+                    entry.xattrs = Folder::xattrs(folder, b"")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Why the walk cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -14,7 +14,6 @@ mod base;
 mod buffers;
 mod fill;
 mod places;
-mod whole;
 
 use std::{
     collections::HashMap,
@@ -39,7 +38,6 @@ pub use base::Base;
 use base::BaseFile;
 use buffers::Buffers;
 pub use places::PlaceReader;
-pub use whole::Whole;
 
 /// Content that was wanted and has not come yet, in bytes: bounds what a source can make us remember. More than a source
 /// that follows the protocol keeps in flight.

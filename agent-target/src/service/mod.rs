@@ -46,7 +46,7 @@ impl Repositories {
 
 /// What to ask for when a name, number or id is none that could exist.
 pub(crate) fn invalid(message: impl Into<String>) -> RpcFault {
-    RpcFault::new(Code::InvalidArgument, "invalid-argument", message)
+    RpcFault::invalid(message)
 }
 
 /// An error of ours: the peer hears little, the log everything.

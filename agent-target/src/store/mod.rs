@@ -17,6 +17,7 @@
 pub mod index;
 mod record;
 mod staging;
+mod whole;
 
 use std::{
     fs::{self, File},

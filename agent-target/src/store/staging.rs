@@ -18,8 +18,8 @@ use assay_common::{
     id::GenerationNumber,
 };
 
+use super::whole::Whole;
 use super::{StoreError, index::ContentKey};
-use crate::receive::Whole;
 
 /// The exact copy.
 pub const TREE: &str = "tree";
