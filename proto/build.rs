@@ -5,7 +5,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["common", "source", "target", "replication"].map(|name| format!("assay/v1/{name}.proto"));
+    let files =
+        ["common", "source", "target", "replication", "restore"].map(|name| format!("assay/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=assay");
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -13,6 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".assay.v1.Pack.data")
         .bytes(".assay.v1.ManifestPart.data")
+        .bytes(".assay.v1.ContentPart.data")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -9,13 +9,14 @@ use assay_common::{
     tls::{Credentials, Role},
 };
 use assay_proto::v1::{
-    replication_service_server::ReplicationServiceServer, target_service_server::TargetServiceServer,
+    replication_service_server::ReplicationServiceServer, restore_service_server::RestoreServiceServer,
+    target_service_server::TargetServiceServer,
 };
 
 use crate::{
     config::Config,
     repository::Repository,
-    service::{Repositories, operator::Operator, replication::Replication},
+    service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
     trust::schedule,
     verify,
 };
@@ -45,13 +46,14 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let repositories = Arc::new(Repositories::new(repositories));
     let replication = ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories)))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let restore = RestoreServiceServer::new(Restore::new(Arc::clone(&repositories)));
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
     serve::run(
         config.agent.listen,
         &credentials,
-        &["assay.v1.ReplicationService", "assay.v1.TargetService"],
-        |router| router.add_service(replication).add_service(operator),
+        &["assay.v1.ReplicationService", "assay.v1.RestoreService", "assay.v1.TargetService"],
+        |router| router.add_service(replication).add_service(restore).add_service(operator),
     )
     .await?;
     Ok(())

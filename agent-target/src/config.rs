@@ -55,6 +55,8 @@ pub struct Repository {
     pub control_every: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
+    /// Names in certificates of the role "restore" that may take generations back.
+    pub restore: Vec<String>,
 }
 
 /// How a workspace is made.
@@ -148,6 +150,8 @@ struct RepositorySection {
     recheck_on_fail: bool,
     control_every: Option<Span>,
     reverify_after: Option<Span>,
+    #[serde(default)]
+    restore: Vec<String>,
 }
 
 fn yes() -> bool {
@@ -192,6 +196,9 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     for section in &file.repositories {
         check_name("repository.name", &section.name);
         check_name("repository.source", &section.source);
+        for name in &section.restore {
+            check_name("repository.restore", name);
+        }
     }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
@@ -228,6 +235,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             recheck_on_fail: section.recheck_on_fail,
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
+            restore: section.restore,
         });
     }
     if !faults.is_empty() {

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod patch;
 pub mod receive;
 pub mod repository;
+pub mod restore;
 pub mod seal;
 pub mod service;
 pub mod store;

@@ -124,6 +124,14 @@ impl Folder {
         Ok(fs::renameat_with(&self.0, component(name)?, &to.0, component(new_name)?, flags)?)
     }
 
+    /// Moves `name` in this folder to `new_name` in `to`, in the place of the file, link or special entry that is there.
+    ///
+    /// # Errors
+    /// As the kernel says; `EISDIR` when a folder is there.
+    pub fn replace(&self, name: &[u8], to: &Self, new_name: &[u8]) -> io::Result<()> {
+        Ok(fs::renameat(&self.0, component(name)?, &to.0, component(new_name)?)?)
+    }
+
     /// Creates what `entry` describes under `name`, if it is a symbolic link, a FIFO, a socket or a device. Metadata is set
     /// apart, by [`Folder::set_metadata`].
     ///
@@ -195,6 +203,15 @@ impl Folder {
         }
         fs::fchmod(&self.0, Mode::from_raw_mode(entry.mode))?;
         let time = Timespec { tv_sec: entry.mtime_seconds, tv_nsec: entry.mtime_nanos.into() };
+        Ok(fs::futimens(&self.0, &Timestamps { last_access: time, last_modification: time })?)
+    }
+
+    /// Sets this folder's times of modification and last access.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_own_times(&self, seconds: i64, nanos: u32) -> io::Result<()> {
+        let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
         Ok(fs::futimens(&self.0, &Timestamps { last_access: time, last_modification: time })?)
     }
 
@@ -342,6 +359,19 @@ impl Folder {
         Ok(())
     }
 
+    /// Takes away the extended attributes and ACLs of `name` that `entry` does not have. A link is not followed.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_other_xattrs_of(&self, name: &[u8], entry: &Entry) -> io::Result<()> {
+        for attribute in self.xattrs(component(name)?)? {
+            if !entry.xattrs.iter().any(|kept| kept.name == attribute.name) {
+                fs::lremovexattr(self.proc_path(name), attribute.name.as_slice())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the names in this folder durable.
     ///
     /// # Errors
@@ -461,6 +491,8 @@ mod tests {
         assert!(folder.create_folder(b"../new").is_err());
         assert!(folder.rename(b"file", &folder, b"../moved").is_err());
         assert!(folder.link(b"../secret", &folder, b"x").is_err());
+        assert!(folder.replace(b"file", &folder, b"../secret").is_err());
+        assert!(folder.replace(b"up/secret", &folder, b"file").is_err());
         assert!(folder.remove_file(b"../secret").is_err());
         assert!(Folder::open(&inner.join("up")).is_err());
         // Metadata goes to the link itself.

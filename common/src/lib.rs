@@ -19,6 +19,7 @@ pub mod memory;
 pub mod path;
 pub mod pki;
 pub mod profile;
+pub mod restore;
 pub mod rpc_status;
 pub mod serve;
 pub mod signing;

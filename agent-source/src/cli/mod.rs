@@ -1,6 +1,7 @@
 //! The operators' command line of the source.
 
 mod follow;
+mod restore;
 
 use std::{
     path::{Path, PathBuf},
@@ -108,6 +109,7 @@ enum Command {
         #[arg(default_value = "")]
         run_id: String,
     },
+    Restore(restore::Restore),
     /// List, show and check the verdicts that this host has kept
     #[command(subcommand)]
     Verdict(VerdictCommand),
@@ -197,6 +199,10 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             runtime.shutdown_timeout(std::time::Duration::from_secs(10));
             served.map_err(|error| CommandError::not_served(format!("{error:#}"), error.chain()))?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Restore(restore) => {
+            let config = if cli.config.exists() { Some(load(&cli.config)?) } else { None };
+            runtime()?.block_on(restore.run(config.as_ref(), &cli.connection, cli.json))
         }
         Command::Pki(command) => command.run(),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),

@@ -1,6 +1,7 @@
 //! The operators' command line of the target.
 
 mod examine;
+mod restore;
 
 use std::{
     path::{Path, PathBuf},
@@ -8,7 +9,10 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
+    cli::{
+        CommandError, Connection, PkiCommand, RestoreArgs, VerifyArgs, end, outcome_code, print, print_json,
+        show,
+    },
     json::to_json,
     memory,
     pki::Role,
@@ -99,6 +103,10 @@ enum Command {
         #[arg(long, default_value = "")]
         repository: String,
     },
+    /// Take a generation back out of the store on this host, whether the agent runs or not
+    ///
+    /// Exit codes: 0 everything is there and right, 1 some files are not in the store as they were sealed, 2 usage, 4 it could not be done.
+    Restore(RestoreArgs),
     /// List, show and check verdicts
     #[command(subcommand)]
     Verdict(VerdictCommand),
@@ -194,6 +202,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             // Checks that still run are on threads of their own, and their sandboxes die with them.
             Ok(ExitCode::SUCCESS)
         }
+        Command::Restore(arguments) => restore::restore(&load(&cli.config)?, &arguments, cli.json),
         Command::Pki(command) => command.run(),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),

@@ -2,6 +2,7 @@
 
 pub mod operator;
 pub mod replication;
+pub mod restore;
 
 use std::{collections::BTreeMap, sync::Arc};
 

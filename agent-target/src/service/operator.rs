@@ -327,6 +327,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         generations: generations.len() as u64,
         free_bytes: repository.store.free_bytes(),
         negative_control: repository.control().as_ref().map(Into::into),
+        last_restore: super::restore::last_restore(repository),
     }
 }
 

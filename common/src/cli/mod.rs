@@ -4,6 +4,7 @@
 mod explain;
 mod pki;
 pub mod remedies;
+mod restore;
 pub mod show;
 mod verify;
 
@@ -21,6 +22,7 @@ use crate::{
 
 pub use explain::explain;
 pub use pki::PkiCommand;
+pub use restore::{Ended, Offered, RestoreArgs};
 pub use verify::VerifyArgs;
 
 /// Usage or configuration.

@@ -9,6 +9,7 @@ mod marks;
 mod nasty;
 mod outcomes;
 mod pair;
+mod restore;
 mod resume;
 mod trouble;
 mod trust;
