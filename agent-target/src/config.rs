@@ -8,7 +8,7 @@ use std::{
 use assay_common::{
     config::{self, ConfigError},
     id::is_plain_name,
-    profile::{Profile, ProfileError, TargetNames, Value},
+    profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
 };
@@ -48,6 +48,8 @@ pub struct Repository {
     pub workspace: WorkspacePreference,
     /// How the check is isolated.
     pub isolation: IsolationPolicy,
+    /// What a step of the check may use, before what the profile says.
+    pub limits: Limits,
 }
 
 /// How a workspace is made.
@@ -137,6 +139,8 @@ struct RepositorySection {
     workspace: WorkspacePreference,
     #[serde(default)]
     isolation: IsolationPolicy,
+    #[serde(default)]
+    limits: Limits,
 }
 
 /// `[repository.host]`: names of this host that the checked copy may be told; what is absent is asked of the system.
@@ -178,6 +182,10 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         check_name("repository.name", &section.name);
         check_name("repository.source", &section.source);
     }
+    for (index, section) in file.repositories.iter().enumerate() {
+        let wrong = section.limits.faults();
+        faults.extend(wrong.map(|(key, message)| format!("repository[{index}].limits.{key}: {message}")));
+    }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
     }
@@ -203,6 +211,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             vars: section.vars,
             workspace: section.workspace,
             isolation: section.isolation,
+            limits: section.limits,
         });
     }
     if !faults.is_empty() {

@@ -115,7 +115,7 @@ pub struct Repository {
 impl Repository {
     /// Opens a repository below the store's folder and puts right what a crash may have left:
     ///
-    /// 1. workspaces and their mounts are cleared away;
+    /// 1. what is left of checks is ended, and workspaces and their mounts are cleared away;
     /// 2. `latest` is pointed at the newest sealed generation (a crash between seal and link);
     /// 3. `verified` is pointed where the ledger says (a crash between verdict and link).
     ///
@@ -127,6 +127,7 @@ impl Repository {
         signing_key: Arc<SigningKey>,
     ) -> Result<Self, OpenError> {
         let store = Store::open_or_create(&store.join(&config.name))?;
+        crate::check::sweep_groups();
         crate::workspace::sweep(&store.path().join("workspaces"))?;
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;

@@ -182,6 +182,7 @@ fn check(repository: &Repository, record: &Record, on_step: &dyn Fn(&str)) -> Re
             IsolationPolicy::Require => Isolation::Require,
             IsolationPolicy::None => Isolation::None,
         },
+        limits: config.limits,
         hidden: vec![repository.store.path().to_owned()],
         ..Default::default()
     };
@@ -219,7 +220,7 @@ fn step(report: &StepReport) -> Step {
     let (exit_code, signal) = match report.end {
         StepEnd::Exited(code) => (Some(code), None),
         StepEnd::Signalled(signal) => (None, Some(signal)),
-        StepEnd::TimedOut | StepEnd::Cancelled | StepEnd::NotStarted => (None, None),
+        StepEnd::TimedOut | StepEnd::Cancelled | StepEnd::Limited | StepEnd::NotStarted => (None, None),
     };
     let mut output = Vec::new();
     for captured in [&report.stdout, &report.stderr] {

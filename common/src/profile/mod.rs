@@ -14,6 +14,7 @@
 
 mod fault;
 mod files;
+mod limits;
 pub mod template;
 mod validate;
 
@@ -27,13 +28,15 @@ use serde::{Deserialize, Deserializer, de};
 
 pub use fault::{Fault, ProfileError};
 pub use files::{FileRules, Turn};
+pub use limits::Limits;
 pub use template::{Scope, TargetNames, TemplateError};
 
 use crate::config::Span;
 
 /// The profiles that Assay brings, by name.
-const BUILTINS: [(&str, &str); 4] = [
+const BUILTINS: [(&str, &str); 5] = [
     ("accurev-4", include_str!("../../../profiles/accurev-4.toml")),
+    ("accurev-5", include_str!("../../../profiles/accurev-5.toml")),
     ("generic", include_str!("../../../profiles/generic.toml")),
     ("postgresql", include_str!("../../../profiles/postgresql.toml")),
     ("sqlite", include_str!("../../../profiles/sqlite.toml")),
@@ -73,6 +76,9 @@ pub struct Profile {
     /// What the sandbox of the check shows.
     #[serde(default)]
     pub sandbox: Sandbox,
+    /// What each step of the check may use.
+    #[serde(default)]
+    pub limits: Limits,
     /// The steps of the check, in order. The first that does not pass ends the check. At least one.
     #[serde(default, rename = "check")]
     pub checks: Vec<Check>,
@@ -354,6 +360,9 @@ pub struct Check {
     /// `{root}`, `{root.NAME}`, `{scratch}` (an empty writable folder), `{target.fqdn}`, `{target.host}`,
     /// `{target.address}`, `{helper}` (this program, for the checks that it brings), `{var.NAME}`.
     pub argv: Vec<String>,
+    /// What the step reads from its standard input: the answers to its prompts, with their line ends. Placeholders as in
+    /// `argv`. Empty when it is not set. Not for secrets: it stands in the profile.
+    pub stdin: Option<String>,
     /// The name of a list variable: the step runs once for each member, for which `{var.NAME}` then stands.
     pub for_each: Option<String>,
     /// How long the step may take.
