@@ -8,6 +8,7 @@ use assay_common::{
     tls::{Credentials, Role},
 };
 use assay_proto::v1::source_service_server::SourceServiceServer;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::{
     agent::Agent,
@@ -27,6 +28,7 @@ const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 /// # Errors
 /// When something that the configuration names cannot be used.
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
+    open_many_files();
     let credentials = Credentials::load(&config.tls, &[Role::Source])?;
     let _lock = state::lock(&config.agent.state)?;
     let target = Target { url: config.target.url.clone(), files: config.tls.clone() };
@@ -69,4 +71,13 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     .await?;
     agent.stop(STOP_PATIENCE).await;
     Ok(())
+}
+
+/// Takes as many descriptors as it may have: files are held open while a repository is copied (`copy.hold`).
+fn open_many_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the number of open files stays as it was");
+    }
 }

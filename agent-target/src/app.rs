@@ -16,11 +16,12 @@ use crate::{
     config::Config,
     repository::Repository,
     service::{Repositories, operator::Operator, replication::Replication},
+    trust::schedule,
     verify,
 };
 
 /// Largest message from a source, in bytes: a pack of content with room to spare.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Serves until a signal comes.
 ///
@@ -38,6 +39,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         std::thread::Builder::new()
             .name("ahead".to_owned())
             .spawn(move || verify::lay_out_ahead(&repository))?;
+        tokio::spawn(schedule::run(Arc::clone(&opened)));
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));

@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use assay_common::{
-    config::{self, ConfigError},
+    config::{self, ConfigError, Span},
     id::is_plain_name,
     profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
@@ -50,6 +51,12 @@ pub struct Repository {
     pub isolation: IsolationPolicy,
     /// What a step of the check may use, before what the profile says.
     pub limits: Limits,
+    /// Whether a check that says FAIL is also run on a generation that it had passed.
+    pub recheck_on_fail: bool,
+    /// How old the newest negative control may become; `None`: it is made when an operator asks for it.
+    pub control_every: Option<Duration>,
+    /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
+    pub reverify_after: Option<Duration>,
 }
 
 /// How a workspace is made.
@@ -141,6 +148,14 @@ struct RepositorySection {
     isolation: IsolationPolicy,
     #[serde(default)]
     limits: Limits,
+    #[serde(default = "yes")]
+    recheck_on_fail: bool,
+    control_every: Option<Span>,
+    reverify_after: Option<Span>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `[repository.host]`: names of this host that the checked copy may be told; what is absent is asked of the system.
@@ -195,6 +210,13 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         if !names.insert(section.name.clone()) {
             faults.push(format!("repository.name: {:?} stands twice", section.name));
         }
+        for (key, span) in
+            [("control_every", section.control_every), ("reverify_after", section.reverify_after)]
+        {
+            if span.is_some_and(|span| span.0.is_zero()) {
+                faults.push(format!("repository.{key}: more than no time was expected"));
+            }
+        }
         let host = section.host.unwrap_or_default();
         let own = own_names();
         repositories.push(Repository {
@@ -212,6 +234,9 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             workspace: section.workspace,
             isolation: section.isolation,
             limits: section.limits,
+            recheck_on_fail: section.recheck_on_fail,
+            control_every: section.control_every.map(|span| span.0),
+            reverify_after: section.reverify_after.map(|span| span.0),
         });
     }
     if !faults.is_empty() {

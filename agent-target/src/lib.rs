@@ -1,7 +1,8 @@
 //! The target agent: receives generations, seals them, checks them in a workspace, and signs what came out.
 //!
 //! The folders show how a run flows: `receive` (content), `store` (where it is kept), `seal` (names, then the seal),
-//! `workspace`, `patch` and `check` (the engine's own check in a throw-away view), `verify` (from check to signed verdict).
+//! `workspace`, `patch` and `check` (the engine's own check in a throw-away view), `verify` (from check to
+//! signed verdict), `trust` (where a fault came in, whether the checker finds damage, which generation was the first bad one).
 
 pub mod app;
 pub mod check;
@@ -14,5 +15,6 @@ pub mod repository;
 pub mod seal;
 pub mod service;
 pub mod store;
+pub mod trust;
 pub mod verify;
 pub mod workspace;

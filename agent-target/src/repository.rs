@@ -6,7 +6,11 @@
 //! | Transfer of the same run | takes the older stream's place once that has ended | refused | refused |
 //! | OpenRun of another run | refused, busy, while a stream is attached; else takes over | refused, busy | refused, busy |
 //! | CheckRun of the same run | refused | refused | follows the check |
-//! | VerifyGeneration | refused, busy | refused, busy | refused, busy |
+//! | ReportReadings of the same run | refused | refused | taken while it is waited for |
+//! | VerifyGeneration, RunControl, Bisect | refused, busy | refused, busy | refused, busy |
+//!
+//! What is done by the clock ([`crate::trust::schedule`]) begins only while nothing of this is under way, and OpenRun and every
+//! check end it.
 //!
 //! All of it is decided under one lock, which is never held across a wait.
 
@@ -20,8 +24,12 @@ use assay_common::{
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
     signing::{SigningKey, VerifyingKey},
-    verdict::{self, HexDigest, Outcome, Verdict, VerdictError, sign_verdict, unverified_verdict},
+    verdict::{
+        self, HexDigest, NegativeControl, Outcome, Verdict, VerdictError, sign_control, sign_verdict,
+        unverified_verdict, verify_control,
+    },
 };
+use assay_proto::v1::ReadAgain;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +40,7 @@ use crate::{
         Record, Staging, Store, StoreError,
         index::{ChunkIndex, IndexError},
     },
+    trust::second::Desk,
 };
 
 /// Why a repository cannot be served.
@@ -60,6 +69,8 @@ pub enum OpenError {
 pub struct CheckState {
     /// The step that runs.
     pub step: String,
+    /// Files that the run's source is to read again before FAIL is said.
+    pub read_again: Option<Arc<[ReadAgain]>>,
     /// Set at the end: the verdict's id and envelope, or why there is none.
     pub done: Option<Result<(String, String), String>>,
 }
@@ -85,6 +96,8 @@ pub enum Stage {
     Sealing,
     /// Sealed and not checked yet.
     Sealed,
+    /// An operator's checks run, on generations that are there.
+    Examining,
     /// A check runs.
     Checking(watch::Receiver<CheckState>),
 }
@@ -107,9 +120,23 @@ pub struct Repository {
     pub index: Arc<Mutex<ChunkIndex>>,
     /// The source's pinned key.
     pub source_key: VerifyingKey,
+    /// Where second readings of the run that is being checked arrive.
+    pub desk: Desk,
     ledger: Ledger,
+    standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
     signing_key: Arc<SigningKey>,
     active: Mutex<Option<Active>>,
+    /// Ends what is done by the clock.
+    background: Mutex<Option<CancellationToken>>,
+}
+
+/// What the ledger says of a generation. It is read once, when the repository is opened; nobody else writes to the ledger.
+#[derive(Debug, Clone)]
+struct Standing {
+    /// Its newest verdict.
+    last: String,
+    /// The newest that is PASS or FAIL.
+    conclusive: Option<(String, Outcome)>,
 }
 
 impl Repository {
@@ -140,10 +167,14 @@ impl Repository {
             store: Arc::new(store),
             index: Arc::new(Mutex::new(index)),
             source_key,
+            desk: Desk::default(),
             ledger,
+            standings: Mutex::default(),
             signing_key,
             active: Mutex::new(None),
+            background: Mutex::new(None),
         };
+        repository.learn_standings();
         repository.settle_verified()?;
         Ok(repository)
     }
@@ -151,6 +182,31 @@ impl Repository {
     /// What is being done now.
     pub fn active(&self) -> MutexGuard<'_, Option<Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something that is done by the clock may begin, unless anything is under way. It ends when the token is cancelled.
+    pub fn begin_background(&self) -> Option<CancellationToken> {
+        // In this order everywhere: a run that is opened meanwhile finds the token.
+        let active = self.active();
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        if active.is_some() || background.is_some() {
+            return None;
+        }
+        Some(background.insert(CancellationToken::new()).clone())
+    }
+
+    /// What was done by the clock has ended.
+    pub fn end_background(&self, cancel: &CancellationToken) {
+        cancel.cancel();
+        *self.background.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Ends what is done by the clock, because a run or an operator wants something. It shares nothing with it but the
+    /// machine, so nobody waits for its end.
+    pub fn give_way(&self) {
+        if let Some(background) = self.background.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            background.cancel();
+        }
     }
 
     /// The repository is free again, if it was this run that had it.
@@ -180,9 +236,79 @@ impl Repository {
         Ok(String::from_utf8_lossy(&self.ledger.get(id)?).into_owned())
     }
 
+    fn standings(&self) -> MutexGuard<'_, BTreeMap<GenerationNumber, Standing>> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learn_standings(&self) {
+        let mut standings: BTreeMap<GenerationNumber, Standing> = BTreeMap::new();
+        for (id, verdict) in self.verdicts() {
+            if let Some(generation) = verdict.generation {
+                // Newest first: what came before does not count any more.
+                let standing = standings
+                    .entry(generation)
+                    .or_insert_with(|| Standing { last: id.clone(), conclusive: None });
+                if standing.conclusive.is_none() && is_conclusive(verdict.outcome) {
+                    standing.conclusive = Some((id, verdict.outcome));
+                }
+            }
+        }
+        *self.standings() = standings;
+    }
+
+    fn verdict(&self, id: &str) -> Option<Verdict> {
+        unverified_verdict(&self.ledger.get(id).ok()?).ok()
+    }
+
     /// The newest verdict on a generation.
     pub fn last_verdict(&self, generation: GenerationNumber) -> Option<(String, Verdict)> {
-        self.verdicts().find(|(_, verdict)| verdict.generation == Some(generation))
+        let id = self.standings().get(&generation)?.last.clone();
+        let verdict = self.verdict(&id)?;
+        Some((id, verdict))
+    }
+
+    /// The newest verdict on a generation that is PASS or FAIL.
+    pub fn last_conclusive(&self, generation: GenerationNumber) -> Option<(String, Verdict)> {
+        let (id, _) = self.standings().get(&generation)?.conclusive.clone()?;
+        let verdict = self.verdict(&id)?;
+        Some((id, verdict))
+    }
+
+    /// The outcome of the newest verdict on a generation that is PASS or FAIL.
+    pub fn standing(&self, generation: GenerationNumber) -> Option<Outcome> {
+        self.standings().get(&generation)?.conclusive.as_ref().map(|(_, outcome)| *outcome)
+    }
+
+    /// The newest generation that is there, stands before `generation`, and whose last conclusive verdict is PASS.
+    pub fn last_pass_before(&self, generation: GenerationNumber) -> Option<GenerationNumber> {
+        let standings = self.standings();
+        let mut passed = standings.range(..generation).rev().filter(|(number, standing)| {
+            matches!(standing.conclusive, Some((_, Outcome::Pass)))
+                && self.store.generation_path(**number).is_dir()
+        });
+        passed.next().map(|(number, _)| *number)
+    }
+
+    /// The newest negative control; none when there was none, or when it does not bear this target's signature.
+    pub fn control(&self) -> Option<NegativeControl> {
+        let bytes = self.store.control()?;
+        let name = &self.config.name;
+        match verify_control(name, &bytes, &self.signing_key.verifying_key()) {
+            Ok(control) => Some(control),
+            Err(error) => {
+                tracing::error!(repository = name, %error, "the negative control's record is not believed");
+                None
+            }
+        }
+    }
+
+    /// Signs a negative control and keeps it in the place of the one before.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn record_control(&self, control: &NegativeControl) -> Result<(), StoreError> {
+        let envelope = sign_control(&self.config.name, control, &self.signing_key);
+        self.store.set_control(envelope.to_json().as_bytes())
     }
 
     /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without
@@ -195,11 +321,20 @@ impl Repository {
         &self,
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
-        let id = self
-            .ledger
-            .append(|sequence, previous| sign_verdict(&build(sequence, previous), &self.signing_key))?;
-        self.settle_verified()?;
+        let mut about = None;
+        let id = self.ledger.append(|sequence, previous| {
+            let verdict = build(sequence, previous);
+            about = verdict.generation.map(|generation| (generation, verdict.outcome));
+            sign_verdict(&verdict, &self.signing_key)
+        })?;
         let id = id.to_string();
+        if let Some((generation, outcome)) = about {
+            let mut standings = self.standings();
+            let before = standings.get(&generation).and_then(|standing| standing.conclusive.clone());
+            let conclusive = if is_conclusive(outcome) { Some((id.clone(), outcome)) } else { before };
+            standings.insert(generation, Standing { last: id.clone(), conclusive });
+        }
+        self.settle_verified()?;
         let envelope = self.envelope(&id)?;
         Ok((id, envelope))
     }
@@ -207,23 +342,10 @@ impl Repository {
     /// Points `verified` at the newest generation whose last conclusive verdict is PASS. A new generation that fails moves
     /// nothing; a generation that passed once and fails when it is checked again is not called verified any longer.
     fn settle_verified(&self) -> Result<(), StoreError> {
-        let mut last: BTreeMap<GenerationNumber, Outcome> = BTreeMap::new();
-        for (_, verdict) in self.verdicts() {
-            if let (Some(generation), Outcome::Pass | Outcome::Fail) = (verdict.generation, verdict.outcome) {
-                // Newest first: what came before does not count any more.
-                last.entry(generation).or_insert(verdict.outcome);
-            }
-        }
-        let passed = last
-            .iter()
-            .rev()
-            .find(|(generation, outcome)| {
-                **outcome == Outcome::Pass && self.store.generation_path(**generation).is_dir()
-            })
-            .map(|(generation, _)| *generation);
+        let passed = self.last_pass_before(GenerationNumber(u64::MAX));
         match (passed, self.store.verified()) {
             (Some(passed), verified) if verified != Some(passed) => self.store.set_verified(passed),
-            (None, Some(verified)) if last.get(&verified) == Some(&Outcome::Fail) => {
+            (None, Some(verified)) if self.standing(verified) == Some(Outcome::Fail) => {
                 self.store.clear_verified()
             }
             _ => Ok(()),
@@ -250,6 +372,10 @@ pub enum RecordError {
     /// The verdict.
     #[error(transparent)]
     Verdict(#[from] VerdictError),
+}
+
+fn is_conclusive(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::Pass | Outcome::Fail)
 }
 
 /// The times of a verdict that has none yet.

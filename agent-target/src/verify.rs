@@ -1,17 +1,21 @@
 //! From a sealed generation to a signed verdict: workspace, check, evidence, signature, ledger.
 
+mod gather;
+
 use std::{path::PathBuf, sync::Arc};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
     profile::Depth as ProfileDepth,
     verdict::{
-        Depth, HexDigest, Mark, Outcome, OverlayFile, Patch, ProfileUsed, Step, Times, Verdict, Versions,
-        WorkspaceKind as UsedKind, WorkspaceUsed, output_tail,
+        Attribution, Depth, FaultOrigin, HexDigest, Mark, Outcome, OverlayFile, Patch, ProfileUsed, Step,
+        Times, Trust, Verdict, Versions, WorkspaceKind as UsedKind, WorkspaceUsed, output_tail,
     },
 };
+use assay_proto::v1::ReadAgain;
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
@@ -22,18 +26,55 @@ use crate::{
     workspace::{Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
 };
 
+/// The checker says two things of the same bytes.
+const CONTRADICTION: &str = "checker-contradiction";
 /// Findings of one step that go into a verdict; more of the same would not tell more.
 const FINDINGS: usize = 100;
 
+/// Who waits for a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AskedBy {
+    /// The source of the run, which can be asked to read again.
+    Source,
+    /// An operator, or a schedule.
+    Operator,
+}
+
+/// Tells those who follow a check how it goes on.
+pub(crate) struct Teller<'a> {
+    pub(crate) step: &'a dyn Fn(&str),
+    pub(crate) read_again: &'a dyn Fn(Vec<ReadAgain>),
+    /// Ends the check.
+    pub(crate) cancel: CancellationToken,
+}
+
+impl Teller<'_> {
+    fn step(&self, step: &str) {
+        (self.step)(step);
+    }
+
+    fn ask(&self, wanted: Vec<ReadAgain>) {
+        (self.read_again)(wanted);
+    }
+}
+
 /// Starts the check of a generation on a thread of its own. It goes on whoever follows it, and frees the repository when
 /// it ends.
-pub fn start(repository: Arc<Repository>, id: RunId, record: Record) -> watch::Receiver<CheckState> {
+pub fn start(
+    repository: Arc<Repository>,
+    id: RunId,
+    record: Record,
+    asked_by: AskedBy,
+) -> watch::Receiver<CheckState> {
     let (sender, receiver) = watch::channel(CheckState::default());
     // A thread, not a task: the sandbox dies with the thread that started it.
     let body = move || {
-        let done = check_and_record(&repository, &id, &record, &|step| {
-            sender.send_modify(|state| step.clone_into(&mut state.step));
-        });
+        let teller = Teller {
+            step: &|step| sender.send_modify(|state| step.clone_into(&mut state.step)),
+            read_again: &|wanted| sender.send_modify(|state| state.read_again = Some(wanted.into())),
+            cancel: CancellationToken::new(),
+        };
+        let done = check_and_record(&repository, &id, &record, asked_by, &teller);
         repository.release(&id);
         if let Err(error) = &done {
             tracing::error!(run_id = %id, error, "the check has no verdict");
@@ -77,16 +118,116 @@ pub fn versions(source: Option<String>) -> Versions {
     Versions { source, target: env!("CARGO_PKG_VERSION").to_owned() }
 }
 
-fn check_and_record(
+/// Checks a generation, finds out where a fault came in, signs what came out and keeps it.
+pub(crate) fn check_and_record(
     repository: &Repository,
     id: &RunId,
     record: &Record,
-    on_step: &dyn Fn(&str),
+    asked_by: AskedBy,
+    teller: &Teller<'_>,
 ) -> Result<(String, String), String> {
+    let recorded = check_unless_cancelled(repository, id, record, asked_by, teller)?;
+    recorded.ok_or_else(|| "the check was cancelled".to_owned())
+}
+
+/// The same; nothing is recorded, and `None` given, when the check was cancelled.
+pub(crate) fn check_unless_cancelled(
+    repository: &Repository,
+    id: &RunId,
+    record: &Record,
+    asked_by: AskedBy,
+    teller: &Teller<'_>,
+) -> Result<Option<(String, String)>, String> {
     let check_started = jiff::Timestamp::now();
     tracing::info!(run_id = %id, generation = record.generation, "the check starts");
-    let checked = check(repository, record, on_step);
+    let checked = check_after(repository, record, &teller.cancel, teller.step, |_| Ok(()));
     let check_finished = jiff::Timestamp::now();
+    let mut judged = match checked {
+        Ok(report) => Judged {
+            outcome: outcome(report.outcome),
+            reason: report.reason.clone(),
+            message: report.message.clone(),
+            report: Some(report),
+            attribution: None,
+        },
+        Err(message) => Judged {
+            outcome: Outcome::Inconclusive,
+            reason: "workspace-failed".to_owned(),
+            message,
+            report: None,
+            attribution: None,
+        },
+    };
+    let mut rotten = None;
+    if let (Outcome::Fail, Some(report)) = (judged.outcome, &judged.report) {
+        let gathered = gather::gather(repository, id, record, report, asked_by, teller);
+        if gathered.attribution.fault == FaultOrigin::Checker {
+            // Nothing is known of the data when what is said of it can also be said of data that is good.
+            judged.outcome = Outcome::Inconclusive;
+            judged.message =
+                format!("{} (it had said: {})", gathered.attribution.evidence[0], judged.message);
+            judged.reason = CONTRADICTION.to_owned();
+        }
+        judged.attribution = Some(gathered.attribution);
+        rotten = gathered.rotten;
+    }
+    if teller.cancel.is_cancelled() {
+        return Ok(None);
+    }
+    let times = (check_started, check_finished);
+    let recorded = keep(repository, id, record, &judged, times)?;
+    if let Some(gather::Rotten { record, report, attribution }) = rotten {
+        keep_rotten(repository, &record, report, attribution, times);
+    }
+    Ok(Some(recorded))
+}
+
+/// A generation that had passed is known to be bad now: that is a verdict of its own.
+fn keep_rotten(
+    repository: &Repository,
+    record: &Record,
+    report: CheckReport,
+    attribution: Attribution,
+    times: (jiff::Timestamp, jiff::Timestamp),
+) {
+    let judged = Judged {
+        outcome: Outcome::Fail,
+        reason: report.reason.clone(),
+        message: report.message.clone(),
+        report: Some(report),
+        attribution: Some(attribution),
+    };
+    let kept = match record.run_id.parse() {
+        Ok(id) => keep(repository, &id, record, &judged, times).map(drop),
+        Err(_) => Err("its record names no run".to_owned()),
+    };
+    if let Err(error) = kept {
+        tracing::error!(
+            generation = record.generation,
+            error,
+            "a generation went bad and has no verdict that says so"
+        );
+    }
+}
+
+/// What a check came to.
+struct Judged {
+    outcome: Outcome,
+    reason: String,
+    message: String,
+    /// Absent when there was no workspace.
+    report: Option<CheckReport>,
+    attribution: Option<Attribution>,
+}
+
+/// Signs what came out and appends it to the ledger.
+fn keep(
+    repository: &Repository,
+    id: &RunId,
+    record: &Record,
+    judged: &Judged,
+    (check_started, check_finished): (jiff::Timestamp, jiff::Timestamp),
+) -> Result<(String, String), String> {
     let profile = &repository.config.profile;
     let root = HexDigest::parse(&record.root_digest).ok_or("the generation's record has no root digest")?;
     let source_statement = serde_json::to_vec(&record.source_statement)
@@ -96,17 +237,21 @@ fn check_and_record(
     let statement = assay_common::verdict::verify_source_statement(&source_statement, &repository.source_key)
         .map_err(|error| error.to_string())?;
     let profile_digest = HexDigest::parse(profile.digest()).ok_or("the profile has no digest")?;
-    let (outcome, reason, message) = match &checked {
-        Ok(report) => (outcome(report.outcome), report.reason.clone(), report.message.clone()),
-        Err(message) => (Outcome::Inconclusive, "workspace-failed".to_owned(), message.clone()),
-    };
-    let report = checked.ok();
+    let negative_control = repository.control();
+    let mut message = judged.message.clone();
+    if let Some(control) = negative_control.as_ref().filter(|it| it.trust() == Trust::NotTrusted) {
+        message.push_str(&format!(
+            "\nThe checker is NOT TRUSTED: at {} it passed data that had been damaged on purpose",
+            control.time.strftime("%Y-%m-%d %H:%M:%SZ")
+        ));
+    }
+    let Judged { outcome, reason, report, attribution, .. } = judged;
     let build = |sequence, previous| Verdict {
         repository: repository.config.name.clone(),
         run_id: id.clone(),
         sequence,
         previous,
-        outcome,
+        outcome: *outcome,
         reason: reason.clone(),
         message: message.clone(),
         generation: Some(GenerationNumber(record.generation)),
@@ -130,7 +275,8 @@ fn check_and_record(
             isolation: report.isolation.clone(),
             not_isolated: report.not_isolated.clone(),
         }),
-        negative_control: None,
+        attribution: attribution.clone(),
+        negative_control: negative_control.clone(),
         overrides: record.overrides.clone(),
         times: Times {
             opened: None,
@@ -143,11 +289,21 @@ fn check_and_record(
         source_statement: Some(source_statement.clone()),
     };
     let recorded = repository.record_verdict(build).map_err(|error| error.to_string())?;
-    tracing::info!(run_id = %id, generation = record.generation, verdict = recorded.0, %outcome, reason, message, "verdict");
+    let fault = attribution.as_ref().map(|attribution| attribution.fault.as_str());
+    tracing::info!(
+        run_id = %id, generation = record.generation, verdict = recorded.0, %outcome, reason, message, fault, "verdict"
+    );
     Ok(recorded)
 }
 
-fn check(repository: &Repository, record: &Record, on_step: &dyn Fn(&str)) -> Result<CheckReport, String> {
+/// Checks a generation in a workspace of its own, after `prepare` has done what it likes to the workspace.
+pub(crate) fn check_after(
+    repository: &Repository,
+    record: &Record,
+    cancel: &CancellationToken,
+    on_step: &dyn Fn(&str),
+    prepare: impl FnOnce(&Workspace) -> Result<(), String>,
+) -> Result<CheckReport, String> {
     let config = &repository.config;
     let generation = repository.store.generation_path(GenerationNumber(record.generation));
     let roots: Vec<_> = record
@@ -173,6 +329,7 @@ fn check(repository: &Repository, record: &Record, on_step: &dyn Fn(&str)) -> Re
         },
     };
     let mut workspace = Workspace::create(&options).map_err(|error| error.to_string())?;
+    prepare(&workspace)?;
     let context = CheckContext {
         target: config.names.clone(),
         vars,
@@ -184,6 +341,7 @@ fn check(repository: &Repository, record: &Record, on_step: &dyn Fn(&str)) -> Re
         },
         limits: config.limits,
         hidden: vec![repository.store.path().to_owned()],
+        cancel: cancel.clone(),
         ..Default::default()
     };
     let report = run_check(&config.profile, &mut workspace, &context, &mut |progress| {
@@ -199,7 +357,7 @@ fn check(repository: &Repository, record: &Record, on_step: &dyn Fn(&str)) -> Re
     Ok(report)
 }
 
-fn outcome(outcome: check::Outcome) -> Outcome {
+pub(crate) fn outcome(outcome: check::Outcome) -> Outcome {
     match outcome {
         check::Outcome::Pass => Outcome::Pass,
         check::Outcome::Fail => Outcome::Fail,

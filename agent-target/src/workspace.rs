@@ -292,7 +292,8 @@ impl Workspace {
 
     /// The folders in which a check can write on the disk.
     pub(crate) fn writable(&self) -> Vec<PathBuf> {
-        let written = if self.kind == WorkspaceKind::Overlay { self.directory.join("upper") } else { self.path() };
+        let written =
+            if self.kind == WorkspaceKind::Overlay { self.directory.join("upper") } else { self.path() };
         vec![written, self.scratch()]
     }
 

@@ -132,7 +132,8 @@ impl<'de> Deserialize<'de> for Size {
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
                 let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
-                let size = unit.and_then(|(number, bytes)| number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes));
+                let size = unit
+                    .and_then(|(number, bytes)| number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes));
                 size.map(Size).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
             }
         }

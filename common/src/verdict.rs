@@ -9,9 +9,12 @@
 //! - its predicate type is the one that is expected, so that no statement stands in for one of another kind;
 //! - every part agrees with every other: subject, repository, run, root and mark
 //!   ([`VerdictError::Mismatch`]), so that no part can be taken from another valid verdict;
-//! - its outcome is backed by what it lists ([`VerdictError::Unfounded`]).
+//! - its outcome, and where it says that a fault came in, is backed by what it lists ([`VerdictError::Unfounded`]).
 //!
 //! The same rules are applied before signing: what would not verify is never signed.
+
+mod attribution;
+mod control;
 
 use std::fmt;
 
@@ -26,6 +29,9 @@ use crate::{
     id::{GenerationNumber, RunId},
     signing::{SigningKey, VerifyingKey},
 };
+
+pub use attribution::{Attribution, FaultOrigin, ReadBack};
+pub use control::{CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control};
 
 /// `_type` of every statement.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
@@ -208,6 +214,43 @@ impl From<&Mark> for v1::Mark {
     }
 }
 
+impl From<&Attribution> for v1::Attribution {
+    fn from(attribution: &Attribution) -> Self {
+        Self {
+            fault: attribution.fault.as_str().to_owned(),
+            evidence: attribution.evidence.clone(),
+            files: attribution.files.clone(),
+            last_pass: attribution.last_pass.map_or(0, |generation| generation.0),
+        }
+    }
+}
+
+impl From<&NegativeControl> for v1::NegativeControl {
+    fn from(control: &NegativeControl) -> Self {
+        Self {
+            outcome: v1::Outcome::from(control.outcome).into(),
+            trust: control.trust().as_str().to_owned(),
+            message: control.message.clone(),
+            time: Some(timestamp_to_proto(control.time)),
+            generation: control.generation.map_or(0, |generation| generation.0),
+            damages: control.damages.iter().map(Into::into).collect(),
+            seed: control.seed.unwrap_or(0),
+        }
+    }
+}
+
+impl From<&ControlDamage> for v1::ControlDamage {
+    fn from(damage: &ControlDamage) -> Self {
+        Self {
+            kind: damage.kind.clone(),
+            file: damage.file.clone(),
+            what: damage.what.clone(),
+            outcome: v1::Outcome::from(damage.outcome).into(),
+            reason: damage.reason.clone(),
+        }
+    }
+}
+
 /// From the wire; nothing when it is no time.
 pub fn timestamp_from_proto(time: &prost_types::Timestamp) -> Option<Timestamp> {
     let nanos = (0..1_000_000_000).contains(&time.nanos).then_some(time.nanos)?;
@@ -347,6 +390,10 @@ pub struct Verdict {
     pub overlay_files: Vec<OverlayFile>,
     /// Where the check ran; null when no workspace was made.
     pub workspace: Option<WorkspaceUsed>,
+    /// Where the fault came in. Absent unless the outcome is FAIL, or INCONCLUSIVE because the checker contradicts itself;
+    /// verdicts from before there was such a thing have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attribution: Option<Attribution>,
     /// The newest negative control of this repository; null when there never was one.
     pub negative_control: Option<NegativeControl>,
     /// Safety stops that the operator overrode, in the words of the request.
@@ -446,16 +493,6 @@ pub enum WorkspaceKind {
     Reflink,
     /// A full copy.
     Copy,
-}
-
-/// A check of data that was damaged on purpose.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct NegativeControl {
-    /// What the check said; anything but FAIL means that the checker cannot be trusted.
-    pub outcome: Outcome,
-    /// When.
-    pub time: Timestamp,
 }
 
 /// When what happened, by the target host's clock; null for what did not.
@@ -765,6 +802,9 @@ fn cross_check(verdict: &Verdict, source: Option<&SourceStatement>) -> Result<()
         verdict.generation.is_none() || (verdict.root.is_some() && source.is_some()),
         "it names a generation and lacks the root or the source's statement",
     )?;
+    if let Some(attribution) = &verdict.attribution {
+        attribution.cross_check(verdict.outcome)?;
+    }
     match verdict.outcome {
         Outcome::NotRun => Ok(()),
         Outcome::Inconclusive | Outcome::Fail => {

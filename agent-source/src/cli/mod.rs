@@ -101,6 +101,12 @@ enum Command {
         /// Id of the run
         run_id: String,
     },
+    /// Say in plain words what a verdict that this host has kept means, and what to do next
+    Explain {
+        /// Id of its run; the newest when it is left out
+        #[arg(default_value = "")]
+        run_id: String,
+    },
     /// List, show and check the verdicts that this host has kept
     #[command(subcommand)]
     Verdict(VerdictCommand),
@@ -193,6 +199,13 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Pki(command) => command.run(),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
+        Command::Explain { run_id } => {
+            let (_, bytes) = kept_verdict(&kept_verdicts(&load(&cli.config)?)?, &run_id)?;
+            let verdict =
+                unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
+            print(&assay_common::cli::explain(&verdict));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
         Command::Config(ConfigCommand::Check) => config_check(&cli.config),
         command => {
@@ -233,8 +246,9 @@ fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The verdicts that this host has kept: read from its own disk, so that they are there when no agent is.
-fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitCode, CommandError> {
+/// The verdicts that this host has kept, newest first, by repository: read from its own disk, so that they are there when no
+/// agent is.
+fn kept_verdicts(config: &Config) -> Result<Vec<(String, PathBuf)>, CommandError> {
     let mut kept = Vec::new();
     for repository in &config.repositories {
         let state = RepositoryState::open(&config.agent.state, &repository.name)
@@ -243,6 +257,25 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
         kept.extend(files.map(|file| (repository.name.clone(), file.path())));
     }
     kept.sort_by(|left, right| right.1.file_name().cmp(&left.1.file_name()));
+    Ok(kept)
+}
+
+/// The verdict of a run; of the newest when it is not named.
+fn kept_verdict(kept: &[(String, PathBuf)], run_id: &str) -> Result<(PathBuf, Vec<u8>), CommandError> {
+    let file = format!("{run_id}.json");
+    let is_wanted =
+        |path: &Path| run_id.is_empty() || path.file_name().is_some_and(|name| name == file.as_str());
+    let Some((_, path)) = kept.iter().find(|(_, path)| is_wanted(path)) else {
+        return Err(CommandError::usage(format!("no verdict of run {run_id:?} is kept here"))
+            .hint("assay-source verdict list shows those that are"));
+    };
+    let bytes =
+        std::fs::read(path).map_err(|error| CommandError::not_run(format!("{}: {error}", path.display())))?;
+    Ok((path.clone(), bytes))
+}
+
+fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitCode, CommandError> {
+    let kept = kept_verdicts(config)?;
     match command {
         VerdictCommand::List { repository } => {
             if !json {
@@ -275,15 +308,7 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
             Ok(ExitCode::SUCCESS)
         }
         VerdictCommand::Show { run_id, envelope } => {
-            let file = format!("{run_id}.json");
-            let found =
-                kept.iter().find(|(_, path)| path.file_name().is_some_and(|name| name == file.as_str()));
-            let Some((_, path)) = found else {
-                return Err(CommandError::usage(format!("no verdict of run {run_id:?} is kept here"))
-                    .hint("assay-source verdict list shows those that are"));
-            };
-            let bytes = std::fs::read(path)
-                .map_err(|error| CommandError::not_run(format!("{}: {error}", path.display())))?;
+            let (path, bytes) = kept_verdict(&kept, &run_id)?;
             let verdict =
                 unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
             if envelope {

@@ -58,10 +58,22 @@ pub enum MarkError {
     #[error(transparent)]
     Io(#[from] PathError),
     /// Another mark was made while the copy was.
-    #[error("another mark was made while the copy was under way: {path} has changed since ours")]
+    #[error(
+        "{path} has changed since the mark: another mark was made while the copy was under way, or the engine moved its files"
+    )]
     Foreign {
         /// The file that tells.
         path: String,
+    },
+    /// The first root is not what the profile is for.
+    #[error("{root} has no {path}: the profile is for {what}")]
+    NotThere {
+        /// The first root.
+        root: PathBuf,
+        /// What must be in it.
+        path: String,
+        /// The profile's description.
+        what: String,
     },
     /// The run was cancelled meanwhile.
     #[error("the run was cancelled while the mark was made")]
@@ -121,6 +133,7 @@ impl Marker {
     /// When the engine did not make it, or when the run was cancelled. A begin command that failed or was cancelled half-way
     /// is not followed by `end`: nothing tells whether the engine holds anything then.
     pub async fn begin(&mut self, cancel: &CancellationToken) -> Result<Mark, MarkError> {
+        self.must_exist()?;
         match std::fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Err::<(), _>(error).at("remove", &self.folder).expect_err("it is one").into());
@@ -153,6 +166,27 @@ impl Marker {
         self.traces = self.read_traces();
         self.settle(cancel).await?;
         Ok(mark)
+    }
+
+    /// Makes sure that the first root is what the profile is for.
+    fn must_exist(&self) -> Result<(), MarkError> {
+        let root = &self.first_root.0;
+        for path in &self.profile.mark.must_exist {
+            match std::fs::symlink_metadata(root.join(path)) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    let what = self.profile.description.clone();
+                    return Err(MarkError::NotThere { root: root.clone(), path: path.clone(), what });
+                }
+                Err(error) => {
+                    return Err(Err::<(), _>(error)
+                        .at("look for", &root.join(path))
+                        .expect_err("it is one")
+                        .into());
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn settle(&self, cancel: &CancellationToken) -> Result<(), MarkError> {
@@ -295,6 +329,20 @@ mod tests {
         marker.still_holds().expect("only other files have changed");
         std::fs::write(folder.path().join("live/trace"), "theirs").expect("write");
         assert!(matches!(marker.still_holds(), Err(MarkError::Foreign { path }) if path == "trace"));
+    }
+
+    /// A path that is mistaken for a repository is told at once, before anything is done.
+    #[tokio::test]
+    async fn a_root_that_is_something_else_is_named() {
+        let folder = tempfile::tempdir().expect("temp");
+        let mut marker =
+            marker(folder.path(), "begin = [\"touch\", \"begun\"]\nmust_exist = [\"db/current\"]");
+        let error = marker.begin(&CancellationToken::new()).await.expect_err("not there").to_string();
+        assert!(error.ends_with("live has no db/current: the profile is for x"), "{error}");
+        assert!(!folder.path().join("live/begun").exists());
+        std::fs::create_dir(folder.path().join("live/db")).expect("mkdir");
+        std::fs::write(folder.path().join("live/db/current"), "7").expect("write");
+        marker.begin(&CancellationToken::new()).await.expect("mark");
     }
 
     /// A mark is ended once, by its own id; one that a killed run left is ended by the next.

@@ -21,6 +21,7 @@ use assay_common::{
 use rusqlite::{
     Connection, OpenFlags,
     backup::{Backup, StepResult},
+    config::DbConfig,
 };
 
 /// How long SQLite waits for another process' lock, which is only held for moments.
@@ -46,6 +47,12 @@ pub enum SqliteError {
         /// The database, relative to the root.
         path: String,
     },
+    /// It has no page: nothing was ever written to it, or it was cut to nothing.
+    #[error("{path}: it is empty, so it is no database, or none any more")]
+    Empty {
+        /// The database, relative to the root.
+        path: String,
+    },
     /// A file operation.
     #[error(transparent)]
     Io(#[from] PathError),
@@ -63,6 +70,10 @@ pub(super) fn snapshot(databases: &[TreePath], root: &Path, folder: &Path) -> Re
         let pages = copy_database(&live, &copy)
             .map_err(|source| SqliteError::Sqlite { path: path.to_string(), source })?
             .ok_or_else(|| SqliteError::Locked { path: path.to_string() })?;
+        // SQLite takes an empty file for a sound database without tables.
+        if pages == 0 {
+            return Err(SqliteError::Empty { path: path.to_string() });
+        }
         let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         if (metadata.uid(), metadata.gid()) != own {
             chown(&copy, Some(metadata.uid()), Some(metadata.gid())).at("set the owner of", &copy)?;
@@ -79,6 +90,8 @@ fn copy_database(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let from = Connection::open_with_flags(live, flags)?;
     from.busy_timeout(BUSY)?;
+    // The last connection of a database would otherwise move its WAL into it.
+    from.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let mut to = Connection::open(copy)?;
     // The copy is read once and thrown away: making it durable would only cost the live host's disk.
     to.pragma_update(None, "synchronous", "off")?;
@@ -115,6 +128,41 @@ mod tests {
         let copy = Connection::open(copies.join("app.db")).expect("open copy");
         let rows: i64 = copy.query_row("select count(*) from t", [], |row| row.get(0)).expect("query");
         assert_eq!(rows, 2);
+    }
+
+    /// What is in the WAL only is in the copy, and stays in the WAL: the live files are as they were.
+    #[test]
+    fn the_live_files_are_left_alone() {
+        let folder = tempfile::tempdir().expect("temp");
+        let (live, wal) = (folder.path().join("app.db"), folder.path().join("app.db-wal"));
+        let writer = Connection::open(&live).expect("open");
+        writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).expect("set");
+        writer.pragma_update(None, "journal_mode", "wal").expect("wal");
+        writer.execute_batch("create table t(a); insert into t values (1), (2)").expect("fill");
+        drop(writer);
+        let read = || (fs::read(&live).expect("read"), fs::read(&wal).expect("read"));
+        let before = read();
+        assert!(!before.1.is_empty());
+        let copies = folder.path().join("copies");
+        snapshot(&[TreePath::parse(b"app.db").expect("valid")], folder.path(), &copies).expect("snapshot");
+        assert!(before == read());
+        let copy = Connection::open(copies.join("app.db")).expect("open copy");
+        let rows: i64 = copy.query_row("select count(*) from t", [], |row| row.get(0)).expect("query");
+        assert_eq!(rows, 2);
+    }
+
+    #[test]
+    fn what_is_no_database_is_named() {
+        let folder = tempfile::tempdir().expect("temp");
+        for (name, content, said) in [
+            ("empty.db", "", "empty.db: it is empty"),
+            ("text.db", "just a text, and long enough to be looked at", "text.db: file is not a database"),
+        ] {
+            fs::write(folder.path().join(name), content).expect("write");
+            let path = TreePath::parse(name.as_bytes()).expect("valid");
+            let error = snapshot(&[path], folder.path(), &folder.path().join("copies")).expect_err(name);
+            assert!(error.to_string().starts_with(said), "{error}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ const BUDGET_UNIT: usize = 1024;
 /// The smallest budget that can make progress: one block that is being read, one batch on its way.
 const MIN_BUDGET_BYTES: usize = 2 * BLOCK_BYTES + BATCH_BYTES;
 /// Blocks that are kept for the next reading.
-const SPARE_BLOCKS: usize = 8;
+const SPARE_BLOCKS: usize = 32;
 
 /// A batch on its way to the target, held until the target has acknowledged it.
 pub struct Batch {

@@ -1,6 +1,6 @@
 //! One merge of two sorted streams, the walk and the basis: what changed falls out of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use assay_common::{
     confined::Folder,
@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Plan, ReplicateError,
     basis::{BasisReader, Seen, file_clock},
-    reader::{BaseFile, Job, Outcome, ReadError, Reader},
-    scan::{Found, Scan, ScanError, describe},
+    early::{Early, Item, Merged, Taken},
+    reader::{BaseFile, Job, Outcome, ReadError},
+    scan::{Found, ScanError, describe},
     spool::{SpoolError, Step},
 };
 
@@ -27,9 +28,6 @@ pub(super) struct ReadJob {
     pub outcome: oneshot::Sender<Outcome>,
 }
 
-/// Files that were read before everything else, by path.
-pub(super) type Early = HashMap<TreePath, (PutEntry, Seen)>;
-
 /// What the merge leaves.
 pub(super) struct Compared {
     /// With their numbers, in the order in which they are read.
@@ -37,35 +35,6 @@ pub(super) struct Compared {
     pub gone: u64,
     pub basis_entries: u64,
     pub vanished: u64,
-}
-
-fn scan(plan: &Plan) -> Scan {
-    Scan::new(&plan.header, &plan.roots, plan.mark.clone(), Arc::clone(&plan.rules))
-}
-
-/// Reads the files that the engine wants read before all others (metadata that points at what comes after).
-pub(super) fn read_first(plan: &Plan, reader: &mut Reader) -> Result<Early, ReplicateError> {
-    let mut early = Early::new();
-    if !plan.rules.has_first() {
-        return Ok(early);
-    }
-    let mut walk = scan(plan);
-    let mut wanted = Vec::new();
-    while let Some(found) = walk.next_entry()? {
-        if let (Turn::First(turn), Some((folder, name)), EntryKind::File) =
-            (plan.rules.turn(&walk.in_root(&found.path)), &found.place, describe(&found).kind())
-        {
-            wanted.push((turn, found.path.clone(), Arc::clone(folder), name.clone()));
-        }
-    }
-    wanted.sort_by(|left, right| (left.0, &left.1).cmp(&(right.0, &right.1)));
-    for (_, path, folder, name) in wanted {
-        let job = Job::new(plan, &walk.in_root(&path), path.clone(), (folder, name), None);
-        if let Outcome::Read(read) = reader.read(&job)? {
-            early.insert(path, *read);
-        }
-    }
-    Ok(early)
 }
 
 /// Walks the roots beside the basis and gives out steps and jobs.
@@ -81,20 +50,20 @@ pub(super) fn compare(
     let mut basis = basis.map_err(SpoolError::from)?;
     // Another set of roots is another tree: nothing of the basis says anything about it.
     let same_roots = basis.header().is_some_and(|header| *header == plan.header);
-    let mut walk = scan(plan);
+    let mut walk = Merged::new(plan, early);
     let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
     let mut late_jobs = Vec::new();
     let mut result = Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0 };
     let give = |step| steps.send(step).map_err(|_| ReplicateError::from(ReadError::Stopped));
-    while let Some(found) = walk.next_entry()? {
+    while let Some(Item { found, taken }) = walk.next_item()? {
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);
         }
         counters.scanned.add(1);
         while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
-            basis.take().map_err(SpoolError::from)?;
+            let old = basis.take().map_err(SpoolError::from)?;
             result.basis_entries += 1;
-            result.gone += 1;
+            result.gone += u64::from(old.is_some_and(|(old, _)| counts_as_gone(plan, &walk, &old)));
             give(Step::Drop)?;
         }
         let old = match basis.peek() {
@@ -104,19 +73,37 @@ pub(super) fn compare(
             }
             _ => None,
         };
+        let held = match taken {
+            Some(Taken::Read(put) | Taken::Folder(put)) => {
+                // Read again, and perhaps the same: then nothing has to be said of it. A full run sends it all the same, because
+                // what the target keeps of it is only compared when it is sent.
+                if same_roots
+                    && !plan.full_read
+                    && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
+                {
+                    give(Step::Keep)?;
+                } else {
+                    if old.is_some() {
+                        give(Step::Drop)?;
+                    }
+                    give(Step::Put(put))?;
+                }
+                continue;
+            }
+            Some(Taken::Held(held)) => Some(held.file),
+            None => None,
+        };
         let first = first_name(&mut firsts, &found);
         if let (Some((old, Some(seen))), Some(stat), true, false) =
             (&old, &found.stat, same_roots, plan.full_read)
             && seen.still_holds(stat)
             && old.link_target_if_hardlink() == first.as_ref().map(TreePath::as_bytes)
-            && !early.contains_key(&found.path)
         {
             give(Step::Keep)?;
             continue;
         }
-        let step = match (early.get(&found.path), first) {
-            (Some(early), _) => Step::Put(Box::new(early.clone())),
-            (None, Some(first)) => {
+        let step = match first {
+            Some(first) => {
                 let mut entry = Entry {
                     path: found.path.as_bytes().to_vec(),
                     link_target: first.into_bytes(),
@@ -125,7 +112,7 @@ pub(super) fn compare(
                 entry.set_kind(EntryKind::Hardlink);
                 whole(entry, &found)
             }
-            (None, None) => {
+            None => {
                 let mut entry = describe(&found);
                 if entry.kind() == EntryKind::File {
                     let place = found.place.clone().expect("a file is in a folder");
@@ -138,7 +125,10 @@ pub(super) fn compare(
                         .map(|(entry, _)| entry)
                         .filter(|entry| entry.kind() == EntryKind::File && entry.size > 0)
                         .map(|entry| BaseFile { position, entry });
-                    let job = Job::new(plan, &in_root, found.path.clone(), place, base);
+                    let mut job = Job::new(plan, &in_root, found.path.clone(), place, base);
+                    if let Some(file) = held {
+                        job.hold(file);
+                    }
                     if matches!(plan.rules.turn(&in_root), Turn::Last(_)) {
                         give(Step::Late { job: late_jobs.len() as u64 })?;
                         late_jobs.push(job);
@@ -172,9 +162,9 @@ pub(super) fn compare(
         }
         give(step)?;
     }
-    while basis.take().map_err(SpoolError::from)?.is_some() {
+    while let Some((old, _)) = basis.take().map_err(SpoolError::from)? {
         result.basis_entries += 1;
-        result.gone += 1;
+        result.gone += u64::from(counts_as_gone(plan, &walk, &old));
         give(Step::Drop)?;
     }
     let mut late: Vec<_> = (0..).zip(std::mem::take(&mut late_jobs)).collect();
@@ -185,6 +175,12 @@ pub(super) fn compare(
     result.late_jobs = late;
     result.vanished = walk.vanished();
     Ok(result)
+}
+
+/// False for what may have been moved to another file: it is in the nature of such files that most go away at once.
+fn counts_as_gone(plan: &Plan, walk: &Merged<'_>, old: &Entry) -> bool {
+    !plan.rules.has_held()
+        || !TreePath::parse(&old.path).is_ok_and(|path| plan.rules.is_held(&walk.in_root(&path)))
 }
 
 /// For a further name of a file that has been seen in this walk: its first name.
@@ -213,7 +209,7 @@ fn seen_of(found: &Found) -> Seen {
 }
 
 /// Adds what a stat does not say: a link's text, and extended attributes.
-fn complete(entry: &mut Entry, found: &Found) -> std::io::Result<()> {
+pub(super) fn complete(entry: &mut Entry, found: &Found) -> std::io::Result<()> {
     match &found.place {
         Some((folder, name)) => {
             if entry.kind() == EntryKind::Symlink {

@@ -12,6 +12,7 @@
 pub mod basis;
 mod batch;
 mod compare;
+mod early;
 pub mod reader;
 pub mod scan;
 pub mod spool;
@@ -123,6 +124,12 @@ pub enum ReplicateError {
     /// The target.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// Files that are to be held never held still.
+    #[error("{path}: files that must be there all at once came and went each time they were looked at")]
+    NeverStill {
+        /// One that went away last.
+        path: String,
+    },
     /// The run was cancelled.
     #[error("the run was cancelled")]
     Cancelled,
@@ -161,7 +168,7 @@ pub struct Replicated {
     pub kept: u64,
     /// Entries of the basis that were left out or replaced.
     pub dropped_or_replaced: u64,
-    /// Entries of the basis whose path is not in the tree any more.
+    /// Entries of the basis whose path is not in the tree any more, without those that may have been moved to others.
     pub gone: u64,
     /// Entries that the basis has.
     pub basis_entries: u64,
@@ -232,7 +239,7 @@ fn run_threads(
         Reader::new(batcher, blocks.clone(), Arc::clone(&contents), Arc::clone(counters), stop.clone())
     };
     let mut own_reader = reader();
-    let early = compare::read_first(plan, &mut own_reader)?;
+    let early = early::take(plan, &mut own_reader, stop)?;
     own_reader.flush()?;
     let (steps, step_queue) = crossbeam_channel::bounded::<Step>(STEP_QUEUE);
     let (jobs, job_queue) = crossbeam_channel::bounded::<compare::ReadJob>(STEP_QUEUE);

@@ -61,7 +61,13 @@ pub struct Job {
     pub page_bytes: Option<u32>,
     /// The same file in the base.
     pub base: Option<BaseFile>,
+    /// Set for a file that is held.
+    pub held: Option<HeldFile>,
 }
+
+/// A file whose content never changes, and whose name may go away while it is read.
+#[derive(Debug)]
+pub struct HeldFile(Option<File>);
 
 /// A file of the base.
 #[derive(Debug)]
@@ -83,7 +89,12 @@ impl Job {
     ) -> Self {
         let append_only = plan.rules.is_append_only(in_root);
         let (may_change, page_bytes) = (plan.rules.may_change(in_root), plan.rules.page_bytes(in_root));
-        Self { path, folder, name, append_only, may_change, page_bytes, base }
+        Self { path, folder, name, append_only, may_change, page_bytes, base, held: None }
+    }
+
+    /// Makes it a file that is held: open already, unless there were too many.
+    pub fn hold(&mut self, file: Option<File>) {
+        self.held = Some(HeldFile(file));
     }
 }
 
@@ -107,6 +118,12 @@ pub enum ReadError {
         path: String,
         /// What the file system said.
         source: io::Error,
+    },
+    /// A file that could not be held, because there were too many, went away.
+    #[error("{path}: went away before it was read, and what it held may be in another file by now")]
+    Moved {
+        /// The file.
+        path: String,
     },
     /// The run was cancelled, or the transfer has ended.
     #[error("reading was stopped")]
@@ -147,8 +164,15 @@ impl Reader {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let file = match job.folder.open_file(&job.name) {
+            let open = match &job.held {
+                Some(HeldFile(Some(file))) => file.try_clone(),
+                Some(HeldFile(None)) | None => job.folder.open_file(&job.name),
+            };
+            let file = match open {
                 Ok(file) => file,
+                Err(error) if is_gone(&error) && job.held.is_some() => {
+                    return Err(ReadError::Moved { path: job.path.to_string() });
+                }
                 Err(error) if is_gone(&error) => return Ok(self.vanished()),
                 Err(error) => return Err(fault(error)),
             };
@@ -172,7 +196,8 @@ impl Reader {
                 && (before.st_mtime, before.st_mtime_nsec) == (after.st_mtime, after.st_mtime_nsec)
                 && (before.st_ctime, before.st_ctime_nsec) == (after.st_ctime, after.st_ctime_nsec);
             let whole = progress.offset == before.st_size as u64;
-            let held_still = whole && unchanged;
+            // Of a file that is held only times and the number of its names change.
+            let held_still = whole && (unchanged || (job.held.is_some() && before.st_size == after.st_size));
             let only_grew = whole && job.append_only && after.st_size >= before.st_size;
             let taken = held_still || only_grew || job.may_change || attempt == READ_ATTEMPTS;
             progress.last = true;
@@ -184,7 +209,7 @@ impl Reader {
                     self.counters.unstable.add(1);
                 }
                 let put = progress.describe(entry);
-                let seen = if held_still { seen } else { seen.distrusted() };
+                let seen = if held_still && unchanged { seen } else { seen.distrusted() };
                 return Ok(Outcome::Read(Box::new((put, seen))));
             }
         }

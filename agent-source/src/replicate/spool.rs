@@ -24,6 +24,8 @@ use super::{
 
 /// A message of steps is sent when it has this many bytes.
 const DELTA_BYTES: usize = 256 * 1024;
+/// It is little, and every byte of it stands between the last content and the seal.
+const DELTA_LEVEL: i32 = 3;
 
 /// One step, as the walk gives it.
 pub enum Step {
@@ -284,7 +286,7 @@ pub fn tell(
                         Some(Outcome::Vanished) | None => continue,
                     }
                 }
-                let entry = put.entry.as_ref().expect("filled in above");
+                let entry = put.entry.as_mut().expect("filled in above");
                 if put.reuse.is_empty() {
                     write(entry, &seen)?;
                 } else {
@@ -294,18 +296,22 @@ pub fn tell(
                     reuse::expand(&mut whole, &put.reuse, &base).map_err(ManifestError::from)?;
                     write(&whole, &seen)?;
                 }
+                // The target has it from the content. What the root digest says of it is what stands here.
+                if put.content > 0 {
+                    entry.digest.clear();
+                }
             }
         }
         let step = ManifestStep { kind: Some(kind) };
         delta_bytes += step.encoded_len();
         delta.steps.push(step);
         if delta_bytes >= DELTA_BYTES {
-            send(std::mem::take(&mut delta)).ok_or(SpoolError::Stopped)?;
+            send(packed(std::mem::take(&mut delta))).ok_or(SpoolError::Stopped)?;
             delta_bytes = 0;
         }
     }
     if !delta.steps.is_empty() {
-        send(delta).ok_or(SpoolError::Stopped)?;
+        send(packed(delta)).ok_or(SpoolError::Stopped)?;
     }
     let (file, root, _) = manifest.finish()?;
     file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &path)?;
@@ -320,6 +326,17 @@ pub fn tell(
     next.set_held(&held)?;
     next.set_root_digest(root)?;
     Ok(root)
+}
+
+/// Packs steps where that makes them smaller: names in order have much in common.
+fn packed(delta: ManifestDelta) -> ManifestDelta {
+    let plain = delta.encode_to_vec();
+    match zstd::bulk::compress(&plain, DELTA_LEVEL) {
+        Ok(packed) if packed.len() < plain.len() => {
+            ManifestDelta { steps: Vec::new(), packed: packed.into(), packed_raw_bytes: plain.len() as u64 }
+        }
+        _ => delta,
+    }
 }
 
 /// The same for a tree in which nothing has changed: one step, and the new basis is the old one.
@@ -350,5 +367,8 @@ fn tell_same(
     counts.other_entries += held.other_entries;
     counts.total_bytes += held.total_bytes;
     next.set_root_digest(root)?;
-    Ok(Some((root, ManifestDelta { steps: vec![ManifestStep { kind: Some(kept_all) }] })))
+    Ok(Some((
+        root,
+        ManifestDelta { steps: vec![ManifestStep { kind: Some(kept_all) }], ..Default::default() },
+    )))
 }

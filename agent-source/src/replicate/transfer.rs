@@ -4,10 +4,12 @@
 //! held meanwhile is bounded by the budget. When the connection is cut, a new stream offers again what was not
 //! acknowledged: a chunk that had arrived is not wanted a second time, and no file is read a second time.
 
+mod compress;
 mod pack;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,9 +19,13 @@ use assay_proto::v1::{
     Offer, TransferRequest, TransferResponse, TransferStart,
     replication_service_client::ReplicationServiceClient, transfer_request::Kind,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use futures::{StreamExt as _, TryFutureExt as _};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 
 use super::{Counters, batch::Batch};
 use pack::Packer;
@@ -148,7 +154,8 @@ impl Sending {
         (self.held.keys().next().copied().unwrap_or(self.number + 1), self.held.len())
     }
 
-    /// One stream, from its start to its end or to the cut.
+    /// One stream, from its start to its end or to the cut. Nothing waits for an answer that it does not need: offers go out
+    /// before the target has said that it heard the start, and the end before it has said that all is stored.
     async fn stream(
         &mut self,
         mut client: ReplicationServiceClient<Channel>,
@@ -156,20 +163,25 @@ impl Sending {
     ) -> Result<(), TransferError> {
         let (requests, queue) = mpsc::channel(QUEUE);
         send(&requests, Kind::Start(start)).await;
-        let mut responses = client.transfer(ReceiverStream::new(queue)).await?.into_inner();
-        let mut packing = JoinSet::new();
+        let responses = async move { Ok(client.transfer(ReceiverStream::new(queue)).await?.into_inner()) };
+        let mut responses = pin!(responses.try_flatten_stream());
+        // What an earlier stream left open comes first, and beside the answers to it.
         let mut again: Vec<u64> = self.held.keys().rev().copied().collect();
-        while self.more || !self.held.is_empty() {
-            // What an earlier stream left open comes first, and beside the answers to it.
-            if let Some(number) = again.pop() {
+        let mut line =
+            Line { requests: Some(requests), packing: JoinSet::new(), unanswered: BTreeSet::new() };
+        while self.more || !line.is_quiet() || !again.is_empty() {
+            let requests = line.requests.clone().expect("it is closed below");
+            if let Some(number) = again.last().copied() {
                 tokio::select! {
                     biased;
-                    response = responses.message() => {
-                        again.push(number);
-                        self.answer(response?, &requests, &mut packing)?;
-                    }
-                    permit = requests.reserve() => if let (Ok(permit), Some(batch)) = (permit, self.held.get(&number)) {
-                        permit.send(request(offer(number, batch)));
+                    response = responses.next() => self.answer(response, &mut line)?,
+                    permit = requests.reserve() => {
+                        again.pop();
+                        // The stream's own error tells more than a closed queue does.
+                        if let (Ok(permit), Some(batch)) = (permit, self.held.get(&number)) {
+                            permit.send(request(offer(number, batch)));
+                            line.unanswered.insert(number);
+                        }
                     }
                 }
                 continue;
@@ -181,46 +193,77 @@ impl Sending {
                         self.number += 1;
                         let batch = Arc::new(batch);
                         self.held.insert(self.number, Arc::clone(&batch));
+                        line.unanswered.insert(self.number);
                         send(&requests, offer(self.number, &batch)).await;
                     }
                 },
-                response = responses.message() => self.answer(response?, &requests, &mut packing)?,
+                response = responses.next() => self.answer(response, &mut line)?,
+                Some(packed) = line.packing.join_next() => joined(packed),
             }
         }
-        while let Some(packed) = packing.join_next().await {
-            packed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        line.requests = None;
+        while !self.held.is_empty() {
+            self.answer(responses.next().await, &mut line)?;
         }
-        drop(requests);
-        ended(&mut responses).await
+        match responses.next().await.transpose()? {
+            Some(TransferResponse { batch: 0, stored: true, .. }) => Ok(()),
+            _ => Err(TransferError::Protocol { rule: "the stream ends with 'stored'" }),
+        }
     }
 
     fn answer(
         &mut self,
-        response: Option<TransferResponse>,
-        requests: &mpsc::Sender<TransferRequest>,
-        packing: &mut JoinSet<()>,
+        response: Option<Result<TransferResponse, Status>>,
+        line: &mut Line,
     ) -> Result<(), TransferError> {
         let rule = "the stream ends with 'stored'";
-        let response = response.ok_or(TransferError::Protocol { rule })?;
-        let Some(batch) = self.held.get(&response.batch) else {
+        let response = response.transpose()?.ok_or(TransferError::Protocol { rule })?;
+        let number = response.batch;
+        let Some(batch) = self.held.get(&number) else {
             return Err(TransferError::Protocol { rule: "an answer names a batch that waits for one" });
         };
         if response.stored {
-            self.held.remove(&response.batch);
+            line.unanswered.remove(&number);
+            self.held.remove(&number);
             return Ok(());
         }
+        let (true, Some(requests)) = (line.unanswered.remove(&number), &line.requests) else {
+            return Err(TransferError::Protocol { rule: "a batch is answered once, and stored" });
+        };
         let wanted = Wanted::new(&response.wanted, batch.chunks.len())?;
         let (packer, batch, requests) = (Arc::clone(&self.packer), Arc::clone(batch), requests.clone());
-        let number = response.batch;
-        packing.spawn(async move {
+        line.packing.spawn(async move {
             // The stream's own error tells more than a closed queue does.
             let Ok(pack) = packer.pack(number, batch, wanted).await else { return };
             packer.send(pack, &requests).await;
         });
         // Those that are done are forgotten here.
-        while packing.try_join_next().is_some() {}
+        while let Some(packed) = line.packing.try_join_next() {
+            joined(packed);
+        }
         Ok(())
     }
+}
+
+/// One stream's way out.
+struct Line {
+    /// `None`: nothing more is said.
+    requests: Option<mpsc::Sender<TransferRequest>>,
+    /// Packs that are being made and sent.
+    packing: JoinSet<()>,
+    /// Batches that were offered, and of which it is not known what is wanted.
+    unanswered: BTreeSet<u64>,
+}
+
+impl Line {
+    /// True when nothing is to be said but what new batches bring.
+    fn is_quiet(&self) -> bool {
+        self.unanswered.is_empty() && self.packing.is_empty()
+    }
+}
+
+fn joined(packed: Result<(), JoinError>) {
+    packed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
 }
 
 fn request(kind: Kind) -> TransferRequest {
@@ -234,13 +277,6 @@ fn offer(number: u64, batch: &Batch) -> Kind {
 async fn send(requests: &mpsc::Sender<TransferRequest>, kind: Kind) {
     // The stream's own error tells more than a closed queue does.
     drop(requests.send(request(kind)).await);
-}
-
-async fn ended(responses: &mut Streaming<TransferResponse>) -> Result<(), TransferError> {
-    match responses.message().await? {
-        Some(TransferResponse { batch: 0, stored: true, .. }) => Ok(()),
-        _ => Err(TransferError::Protocol { rule: "the stream ends with 'stored'" }),
-    }
 }
 
 /// Which chunks of a batch are wanted.

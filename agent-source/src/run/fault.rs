@@ -145,11 +145,15 @@ impl From<MarkError> for Fault {
         match error {
             MarkError::Cancelled | MarkError::Command(CommandError::Cancelled { .. }) => Self::cancelled(),
             MarkError::Foreign { .. } => Self::not_run("foreign-mark", error.to_string())
-                .hint("nothing but this agent may make marks of the repository: look for another backup job"),
+                .hint("run again; when it comes back, look for another backup job, or for maintenance at the same time"),
+            MarkError::NotThere { .. } => Self::not_run("not-a-repository", error.to_string())
+                .hint("correct the first root's path, or the profile"),
             MarkError::Postgresql(PostgresqlError::Cancelled) => Self::cancelled(),
             MarkError::Postgresql(error) => {
                 Self::not_run("mark-failed", error.to_string()).hint(error.hint())
             }
+            MarkError::Sqlite(_) => Self::not_run("mark-failed", error.to_string())
+                .hint("look at the live database with PRAGMA integrity_check; nothing was copied"),
             error => Self::not_run("mark-failed", error.to_string())
                 .hint("run the profile's mark command by hand as the agent's user; nothing was copied"),
         }
@@ -176,6 +180,12 @@ impl From<ReplicateError> for Fault {
                 Self::remote("transfer-failed", "the transfer broke off", &status)
             }
             ReplicateError::Transfer(error) => Self::not_run("protocol", error.to_string()),
+            error @ (ReplicateError::NeverStill { .. } | ReplicateError::Read(ReadError::Moved { .. })) => {
+                Self::not_run("changed-under-scan", error.to_string()).hint(
+                    "run again when the repository is not being packed; where it has very many files, pack it, or let the \
+                     agent open more (LimitNOFILE=)",
+                )
+            }
             error @ (ReplicateError::Read(_) | ReplicateError::Scan(_)) => {
                 Self::not_run("read-failed", error.to_string()).hint(
                     "what cannot be read cannot be backed up: exclude it, or let the agent's user read it",

@@ -2,6 +2,7 @@
 
 mod fault;
 mod progress;
+mod reread;
 mod roots;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -21,13 +22,15 @@ use assay_common::{
 };
 use assay_proto::v1::{
     AbandonRunRequest, CheckRunRequest, Counts, FetchManifestRequest, Mark as MarkMessage, OpenRunRequest,
-    OpenRunResponse, Phase, Run, SealFinish, SealRunRequest, SealStart, TransferStart,
+    OpenRunResponse, Phase, ReadAgain, ReportReadingsRequest, Run, RunCheckProgress, SealFinish,
+    SealRunRequest, SealRunResponse, SealStart, TransferStart,
     replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
 };
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 
 use crate::{
     config::Repository,
@@ -118,6 +121,8 @@ pub struct Attempt {
 }
 
 type Client = ReplicationServiceClient<Channel>;
+/// What the target says of the check that follows a seal.
+type Check = Streaming<SealRunResponse>;
 
 impl Attempt {
     /// A run that is about to start.
@@ -155,6 +160,7 @@ impl Attempt {
                 Ok(verdict) => {
                     run.outcome = assay_proto::v1::Outcome::from(verdict.outcome).into();
                     (run.reason, run.message) = (verdict.reason.clone(), verdict.message.clone());
+                    run.attribution = verdict.attribution.as_ref().map(Into::into);
                 }
                 Err(fault) => {
                     run.outcome = assay_proto::v1::Outcome::from(fault.outcome).into();
@@ -218,7 +224,7 @@ impl Attempt {
             // Whatever was wrong, the next run starts from what the target says.
             drop(context.state.basis().clear());
         }
-        let root = sealed?;
+        let (root, check) = sealed?;
         context.state.next_basis().replace(&context.state.basis())?;
         context.state.save_roots(&roots.identities)?;
         self.progress.update(|run| {
@@ -229,7 +235,7 @@ impl Attempt {
         tracing::info!(run_id = %self.id, generation = opened.generation, %root, "the generation is sealed");
 
         self.progress.phase(Phase::Checking);
-        self.verdict(&mut client, root, opened.generation).await
+        self.verdict(&mut client, check, root, opened.generation, &roots).await
     }
 
     async fn open(&mut self, client: &Client) -> Result<OpenRunResponse, Fault> {
@@ -412,14 +418,14 @@ impl Attempt {
         basis_known: bool,
         mark: Mark,
         replicated: Replicated,
-    ) -> Result<RootDigest, Fault> {
+    ) -> Result<(RootDigest, Check), Fault> {
         let replicated = Arc::new(replicated);
         let (started, mut pause) = (std::time::Instant::now(), SEAL_PAUSE);
         loop {
             let ended =
                 self.seal_once(client.clone(), opened, basis_known, &mark, Arc::clone(&replicated)).await;
             let status = match ended {
-                Ok(root) => return Ok(root),
+                Ok(sealed) => return Ok(sealed),
                 Err(SealEnd::Fault(fault)) => return Err(fault),
                 Err(SealEnd::Status(status)) => status,
             };
@@ -443,7 +449,7 @@ impl Attempt {
         basis_known: bool,
         mark: &Mark,
         replicated: Arc<Replicated>,
-    ) -> Result<RootDigest, SealEnd> {
+    ) -> Result<(RootDigest, Check), SealEnd> {
         let context = Arc::clone(&self.context);
         let (requests, queue) = mpsc::channel(8);
         let header: Header = context.repository.header.clone();
@@ -493,11 +499,19 @@ impl Attempt {
             send(SealKind::Finish(finish)).ok_or(spool::SpoolError::Stopped)?;
             Ok::<_, spool::SpoolError>((root, counts))
         });
-        let sealed = client.seal_run(ReceiverStream::new(queue)).await;
+        let sealed = async {
+            let mut answers = client.seal_run(ReceiverStream::new(queue)).await?.into_inner();
+            let sealed = answers.message().await?;
+            Ok((
+                sealed.ok_or_else(|| Status::unavailable("the seal's stream ended without an answer"))?,
+                answers,
+            ))
+        };
+        let sealed = sealed.await;
         let told = telling.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         // The target's own error says more than the broken stream that follows from it.
-        let sealed = match (sealed, &told) {
-            (Ok(sealed), _) => sealed.into_inner(),
+        let (sealed, answers) = match (sealed, &told) {
+            (Ok(sealed), _) => sealed,
             (Err(_), Err(error)) if !matches!(error, spool::SpoolError::Stopped) => {
                 told?;
                 return Err(Fault::protocol("the seal ends with an answer").into());
@@ -509,17 +523,19 @@ impl Attempt {
         if sealed.root_digest != root.0 || sealed.generation != opened.generation {
             return Err(Fault::protocol("the sealed generation is the one that was sent").into());
         }
-        Ok(root)
+        Ok((root, answers))
     }
 
     /// Waits for the check, and believes its verdict only with the target's signature on it and our own inside.
     async fn verdict(
         &self,
         client: &mut Client,
+        check: Check,
         root: RootDigest,
         generation: u64,
+        roots: &roots::OpenRoots,
     ) -> Result<verdict::Verdict, Fault> {
-        let (verdict_id, envelope) = self.await_check(client).await?;
+        let (verdict_id, envelope) = self.await_check(client, check, roots).await?;
         let own_key = self.context.signing_key.verifying_key();
         let verified = verify_verdict(envelope.as_bytes(), &self.context.target_key, Some(&own_key))
             .map_err(|error| Fault::verdict_not_trusted(error.to_string()))?;
@@ -536,11 +552,26 @@ impl Attempt {
         Ok(verdict)
     }
 
-    async fn await_check(&self, client: &mut Client) -> Result<(String, String), Fault> {
+    async fn await_check(
+        &self,
+        client: &mut Client,
+        check: Check,
+        roots: &roots::OpenRoots,
+    ) -> Result<(String, String), Fault> {
         let mut attempt = 1;
+        // Once, however often the connection is lost: it goes on beside the check, and ends with the run.
+        let mut second_reading = tokio::task::JoinSet::new();
+        let reader = client.clone();
+        let mut read_again = |wanted| {
+            if second_reading.is_empty() {
+                second_reading.spawn(self.read_again(reader.clone(), wanted, roots));
+            }
+        };
+        let answers = check.map_ok(|answer| answer.check.unwrap_or_default());
+        let mut followed = self.follow_check(answers, &mut read_again).await;
         loop {
-            match self.follow_check(client).await {
-                Err(status) if status.code() == Code::Unavailable && attempt < CHECK_ATTEMPTS => {
+            match followed {
+                Err(status) if is_cut(&status) && attempt < CHECK_ATTEMPTS => {
                     tracing::warn!(run_id = %self.id, error = status.message(), "the connection was lost; the check goes on");
                     attempt += 1;
                     tokio::select! {
@@ -552,27 +583,65 @@ impl Attempt {
                 Ok(Some(verdict)) => return Ok(verdict),
                 Ok(None) => return Err(Fault::cancelled()),
             }
+            followed = self.take_up_check(client, &mut read_again).await;
         }
     }
 
-    /// `None` when the run was cancelled.
-    async fn follow_check(&self, client: &mut Client) -> Result<Option<(String, String)>, tonic::Status> {
+    async fn take_up_check(
+        &self,
+        client: &mut Client,
+        read_again: &mut impl FnMut(Vec<ReadAgain>),
+    ) -> Result<Option<(String, String)>, Status> {
         let request =
             CheckRunRequest { repository: self.context.repository.name.clone(), run_id: self.id.to_string() };
-        let mut messages = client.check_run(request).await?.into_inner();
+        self.follow_check(client.check_run(request).await?.into_inner(), read_again).await
+    }
+
+    /// `None` when the run was cancelled.
+    async fn follow_check(
+        &self,
+        mut answers: impl Stream<Item = Result<RunCheckProgress, Status>> + Unpin,
+        read_again: &mut impl FnMut(Vec<ReadAgain>),
+    ) -> Result<Option<(String, String)>, Status> {
         loop {
-            let message = tokio::select! {
-                message = messages.message() => message?,
+            let answer = tokio::select! {
+                answer = answers.next() => answer.transpose()?,
                 () = self.cancel.cancelled() => return Ok(None),
             };
-            match message {
-                None => return Err(tonic::Status::unavailable("the check's stream ended without a verdict")),
-                Some(message) if !message.envelope.is_empty() => {
-                    return Ok(Some((message.verdict_id, message.envelope)));
+            match answer {
+                None => return Err(Status::unavailable("the check's stream ended without a verdict")),
+                Some(answer) if !answer.envelope.is_empty() => {
+                    return Ok(Some((answer.verdict_id, answer.envelope)));
                 }
-                Some(message) => self.progress.update(|run| run.check_step = message.step),
+                Some(answer) => {
+                    self.progress.update(|run| run.check_step = answer.step);
+                    if !answer.read_again.is_empty() {
+                        read_again(answer.read_again);
+                    }
+                }
             }
         }
+    }
+
+    /// What answers the target, which is about to say FAIL and asks for a second reading.
+    fn read_again(
+        &self,
+        client: Client,
+        wanted: Vec<ReadAgain>,
+        roots: &roots::OpenRoots,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let repository = &self.context.repository;
+        let places = reread::Places {
+            header: repository.header.clone(),
+            roots: roots.folders.clone(),
+            rules: repository.rules(),
+        };
+        let about = ReportReadingsRequest {
+            repository: repository.name.clone(),
+            run_id: self.id.to_string(),
+            ..Default::default()
+        };
+        reread::answer(client, about, wanted, places, self.cancel.child_token())
     }
 
     /// Tells the target that the run has ended without a check, so that its ledger says so too.

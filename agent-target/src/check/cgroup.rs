@@ -46,13 +46,12 @@ impl Group {
     /// Makes a group with these limits, or says why there is none.
     pub(super) fn create(bounds: &Bounds) -> Result<Self, String> {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let place = place(Path::new(MOUNT), &own).ok_or("no control group hands memory and pids down to us")?;
+        let place =
+            place(Path::new(MOUNT), &own).ok_or("no control group hands memory and pids down to us")?;
         let random = RandomState::new().build_hasher().finish();
         let name = format!("{PREFIX}{}-{random:016x}", std::process::id());
         let group = match place {
-            Place::V2(parent) => {
-                Self { memory: parent.join(&name), pids: parent.join(&name), is_v2: true }
-            }
+            Place::V2(parent) => Self { memory: parent.join(&name), pids: parent.join(&name), is_v2: true },
             Place::V1 { memory, pids } => {
                 Self { memory: memory.join(&name), pids: pids.join(&name), is_v2: false }
             }
@@ -89,7 +88,8 @@ impl Group {
         let memory = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
         let count = |file: PathBuf, key: &str| {
             let text = fs::read_to_string(file).unwrap_or_default();
-            let of_key = |line: &str| line.split_once(' ').filter(|(name, _)| *name == key)?.1.parse::<u64>().ok();
+            let of_key =
+                |line: &str| line.split_once(' ').filter(|(name, _)| *name == key)?.1.parse::<u64>().ok();
             text.lines().find_map(of_key).unwrap_or(0)
         };
         if count(self.memory.join(memory), "oom_kill") > 0 {
@@ -158,10 +158,12 @@ fn sweep_below(parent: &Path) -> usize {
 
 /// Where groups can be made, given the text of `/proc/self/cgroup`.
 fn place(mount: &Path, own: &str) -> Option<Place> {
-    let lines = || own.lines().filter_map(|line| {
-        let (_, rest) = line.split_once(':')?;
-        rest.split_once(':')
-    });
+    let lines = || {
+        own.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            rest.split_once(':')
+        })
+    };
     let below = |mount: PathBuf, path: &str| mount.join(path.trim_start_matches('/'));
     if let Some((_, path)) = lines().find(|(controllers, _)| controllers.is_empty()) {
         // Its own group holds the agent, and a group that holds processes hands nothing down.
@@ -232,7 +234,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("temp");
         let at = folder.path().join("group");
         let group = Group { memory: at.clone(), pids: at.clone(), is_v2: true };
-        group.fill(&Bounds { memory: 1 << 30, processes: 99, disk: None, disk_reserve: 0 }).expect("filled");
+        group
+            .fill(&Bounds { memory: 1 << 30, processes: 99, disk: None, disk_reserve: 0, output: 1 })
+            .expect("filled");
         assert_eq!(fs::read_to_string(at.join("memory.max")).expect("read"), "1073741824");
         assert_eq!(fs::read_to_string(at.join("pids.max")).expect("read"), "99");
         assert_eq!(group.entrances(), [at.join("cgroup.procs"), "/dev/null".into()]);

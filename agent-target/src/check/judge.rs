@@ -87,7 +87,11 @@ pub(super) fn judge(
     if let Some(rule) = check.inconclusive_exit.iter().find(|rule| rule.code == code) {
         return Judgement::inconclusive(&rule.reason, format!("exit code {code}{}", said()));
     }
-    if check.fail_exit.contains(&code) {
+    if check.is_fail_exit(code) {
+        // A bare exit code, and words of something that was in the way: it may have failed for that.
+        if let Some((reason, line)) = ran.found.refused(patterns) {
+            return Judgement::inconclusive(reason, format!("exit code {code}, and it says: {line}"));
+        }
         return fail("damage-found", format!("exit code {code}{}", said()));
     }
     if !check.pass_exit.contains(&code) {

@@ -20,6 +20,8 @@ use super::cgroup::Group;
 
 const DEFAULT_PROCESSES: u32 = 4096;
 const DEFAULT_DISK_RESERVE: u64 = 64 << 20;
+/// More than any check says that somebody could read, and searched in seconds.
+const DEFAULT_OUTPUT: u64 = 512 << 20;
 /// How often the processes of a sandbox without a control group are counted.
 const COUNT_EVERY: Duration = Duration::from_millis(100);
 /// How often the workspace is measured at most. Measuring a large one takes a twentieth of the time at most.
@@ -33,6 +35,7 @@ pub(super) enum Limit {
     Processes,
     Disk,
     DiskReserve,
+    Output,
 }
 
 impl Limit {
@@ -43,6 +46,7 @@ impl Limit {
             Self::Processes => "process-limit",
             Self::Disk => "disk-limit",
             Self::DiskReserve => "disk-full",
+            Self::Output => "output-limit",
         }
     }
 
@@ -59,9 +63,14 @@ impl Limit {
                 let disk = size(bounds.disk.unwrap_or_default());
                 format!("its workspace grew by more than {disk}: raise limits.disk")
             }
+            Self::Output => {
+                format!("it printed more than {}: raise limits.output", size(bounds.output))
+            }
             Self::DiskReserve => {
                 let reserve = size(bounds.disk_reserve);
-                format!("the file system of the store has less than {reserve} left: make room, or lower limits.disk_reserve")
+                format!(
+                    "the file system of the store has less than {reserve} left: make room, or lower limits.disk_reserve"
+                )
             }
         }
     }
@@ -81,6 +90,8 @@ pub(super) struct Bounds {
     pub(super) disk: Option<u64>,
     /// Bytes that stay free.
     pub(super) disk_reserve: u64,
+    /// Bytes on both streams together.
+    pub(super) output: u64,
 }
 
 impl Bounds {
@@ -92,6 +103,7 @@ impl Bounds {
             processes: limits.processes.unwrap_or(DEFAULT_PROCESSES),
             disk: limits.disk.map(|it| it.0),
             disk_reserve: limits.disk_reserve.map_or(DEFAULT_DISK_RESERVE, |it| it.0),
+            output: limits.output.map_or(DEFAULT_OUTPUT, |it| it.0),
         }
     }
 }
@@ -188,7 +200,8 @@ fn usage(init: Pid) -> Option<(u64, u64)> {
     for entry in fs::read_dir("/proc").ok()?.flatten() {
         if fs::read_link(entry.path().join("ns/pid")).is_ok_and(|it| it == namespace) {
             // The number of links of the folder of threads is theirs and two.
-            threads += fs::metadata(entry.path().join("task")).map_or(1, |stat| stat.nlink().saturating_sub(2));
+            threads +=
+                fs::metadata(entry.path().join("task")).map_or(1, |stat| stat.nlink().saturating_sub(2));
             bytes += own_pages(&entry.path()).unwrap_or(0) * page;
         }
     }

@@ -12,13 +12,15 @@
 //! | `check-passed` | every step passed |
 //! | `damage-found`, or the profile's word | a step named damage |
 //! | `check-timeout`, `check-cancelled`, `check-killed` | a step was ended from outside |
-//! | `memory-limit`, `process-limit`, `disk-limit`, `disk-full` | a step reached a limit |
+//! | `memory-limit`, `process-limit`, `disk-limit`, `disk-full`, `output-limit` | a step reached a limit |
+//! | `network-refused`, `access-refused` | FAIL by the exit code alone, and words of something that no check may do |
 //! | `program-missing` | the program is not there or cannot be executed |
 //! | `check-not-started` | the step could not be started for another reason |
 //! | `unexpected-exit`, `unexpected-output` | the profile does not know what the step said |
 //! | `output-too-long` | a line of more than 1 MiB could not be searched whole |
 //! | `output-incomplete` | some process kept the output open after the check's end |
 //! | `host-name-error` | no candidate for a patched value was accepted |
+//! | `carriage-return` | the same, and the patched line ends with a carriage return: it may count as part of the value |
 //! | `key-missing`, `key-twice`, `configuration-missing`, `patch-failed` | a patch could not be made |
 //! | `no-candidate` | the target has none of the names that a patch needs |
 //! | `overlay-missing`, or the profile's word | a file of the target's own is not there |
@@ -102,8 +104,9 @@ pub fn run_check(
         isolation: Vec::new(),
         not_isolated: Vec::new(),
     };
-    let judgement =
-        Session { profile, workspace, context, progress, used_before: 0 }.run(&mut report).unwrap_or_else(|it| it);
+    let judgement = Session { profile, workspace, context, progress, used_before: 0 }
+        .run(&mut report)
+        .unwrap_or_else(|it| it);
     report.depth =
         report.steps.iter().filter(|it| it.outcome != Outcome::Inconclusive).map(|it| it.depth).max();
     report.outcome = judgement.outcome;
@@ -148,7 +151,16 @@ impl Session<'_> {
             }
             if attempt + 1 == attempts {
                 let message = format!("{}; tried: {}", judgement.message, tried.join(", "));
-                return Ok(Judgement { message, ..judgement });
+                let with_returns = report.patches.iter().find(|patch| patch.record.ends_with_return);
+                return Ok(match with_returns {
+                    Some(patch) => {
+                        let file = &patch.record.file;
+                        let message =
+                            format!("{message}; the lines of {file} end with a carriage return (CRLF)");
+                        Judgement::inconclusive("carriage-return", message)
+                    }
+                    None => Judgement { message, ..judgement },
+                });
             }
         }
         Err(Judgement::inconclusive("configuration", "there is nothing to try"))
@@ -453,11 +465,7 @@ impl Launcher {
     }
 
     /// The filter of system calls and the limits: what there is of them, and what not.
-    fn confine(
-        &mut self,
-        context: &CheckContext,
-        report: &mut CheckReport,
-    ) -> Result<(), Judgement> {
+    fn confine(&mut self, context: &CheckContext, report: &mut CheckReport) -> Result<(), Judgement> {
         let filter = match &self.sandbox {
             Some(_) => seccomp::filter().map_err(str::to_owned),
             None => Err("there is no sandbox".to_owned()),
@@ -484,7 +492,8 @@ impl Launcher {
         match group {
             Ok(_) => report.isolation.extend(limits.map(str::to_owned)),
             Err(why) if self.must_limit => {
-                let message = format!("limits.require is set, and memory and processes cannot be limited: {why}");
+                let message =
+                    format!("limits.require is set, and memory and processes cannot be limited: {why}");
                 return Err(Judgement::inconclusive("isolation-unavailable", message));
             }
             Err(why) => {
@@ -501,9 +510,7 @@ impl Launcher {
             return Ok(None);
         }
         match Group::create(&self.bounds) {
-            Err(why) if self.must_limit => {
-                Err(Judgement::inconclusive("isolation-unavailable", why))
-            }
+            Err(why) if self.must_limit => Err(Judgement::inconclusive("isolation-unavailable", why)),
             made => Ok(made.ok()),
         }
     }

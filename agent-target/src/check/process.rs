@@ -137,7 +137,7 @@ fn run_captured(
     let watched = watch(&mut child, captures, &sender);
     drop(sender);
     let forced = match watched {
-        Ok(()) => wait(&events, launch, limits, cancel, started),
+        Ok(()) => wait(&events, launch, limits, captures, cancel, started),
         // Without its threads the command cannot be supervised.
         Err(error) => Err(Stop::End(End::NotStarted(error.to_string()))),
     };
@@ -176,8 +176,13 @@ fn run_captured(
     Ok(match forced {
         Some(Stop::End(end)) => (end, None, output_open),
         Some(Stop::Limit(limit)) => (End::Limited, Some(limit), output_open),
-        None => (end, limits.last_look(), output_open),
+        None => (end, limits.last_look().or_else(|| printed_too_much(captures, limits)), output_open),
     })
+}
+
+fn printed_too_much(captures: &[Arc<Mutex<Capture>>; 2], limits: &Watch) -> Option<Limit> {
+    let bytes = captures.iter().map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).bytes());
+    (bytes.sum::<u64>() > limits.bounds.output).then_some(Limit::Output)
 }
 
 /// Enters the control group and opens what bubblewrap reports to and loads; everything else is passed through untouched.
@@ -275,6 +280,7 @@ fn wait(
     events: &Receiver<Event>,
     launch: &Launch,
     limits: &mut Watch,
+    captures: &[Arc<Mutex<Capture>>; 2],
     cancel: &CancellationToken,
     started: Instant,
 ) -> Result<(), Stop> {
@@ -294,7 +300,7 @@ fn wait(
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
         init = init.or_else(|| SandboxReport::read(launch.sandbox_status.as_deref()?).init);
-        if let Some(limit) = limits.look(init) {
+        if let Some(limit) = limits.look(init).or_else(|| printed_too_much(captures, limits)) {
             return Err(Stop::Limit(limit));
         }
     }
@@ -344,17 +350,39 @@ fn wait_until_gone(init: Pid) {
 /// Kills what steps without a PID namespace left in the workspaces of `directory`, which nobody else uses.
 pub(crate) fn kill_left(directory: &Path) {
     let prefix = [directory.as_os_str().as_bytes(), b"/"].concat();
-    kill_marked(|found| found.starts_with(&prefix));
+    kill_all(|pid| is_marked(pid, |found| found.starts_with(&prefix)) || uses(pid, &prefix));
 }
 
 /// Kills what a step without a PID namespace left, wherever it moved: found by the environment that it
 /// inherited.
 fn kill_marked(is_wanted: impl Fn(&[u8]) -> bool) {
+    kill_all(|pid| is_marked(pid, &is_wanted));
+}
+
+fn is_marked(pid: Pid, is_wanted: impl Fn(&[u8]) -> bool) -> bool {
     let name = [MARKER.as_bytes(), b"="].concat();
-    let is_marked = |pid: Pid| {
-        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|entry| entry.strip_prefix(&name[..]).is_some_and(&is_wanted))
-    };
+    let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|entry| entry.strip_prefix(&name[..]).is_some_and(&is_wanted))
+}
+
+/// Whether a process is in a folder with this prefix, runs a program of it, or has a file of it open. Not for somebody who looks
+/// around in it: what a check left has no terminal.
+fn uses(pid: Pid, prefix: &[u8]) -> bool {
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let stat = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+    // After the program's name, which may hold anything: state, parent, group, session, terminal.
+    let terminal = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(4));
+    if terminal != Some("0") || pid == rustix::process::getpid() {
+        return false;
+    }
+    let own = ["cwd", "root", "exe"].map(|name| folder.join(name));
+    let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below =
+        |link: PathBuf| fs::read_link(link).is_ok_and(|it| it.as_os_str().as_bytes().starts_with(prefix));
+    own.into_iter().chain(open).any(below)
+}
+
+fn kill_all(is_wanted: impl Fn(Pid) -> bool) {
     // A straggler that forks while it is looked for is found in the next round.
     for _ in 0..10 {
         let mut killed = 0;
@@ -364,12 +392,12 @@ fn kill_marked(is_wanted: impl Fn(&[u8]) -> bool) {
         for entry in entries.flatten() {
             let number =
                 entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            let Some(pid) = number.filter(|pid| is_marked(*pid)) else {
+            let Some(pid) = number.filter(|pid| is_wanted(*pid)) else {
                 continue;
             };
             // Held first and looked at again, so that the number cannot have passed to someone else.
             if let Ok(held) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-                && is_marked(pid)
+                && is_wanted(pid)
             {
                 killed += 1;
                 let _ = rustix::process::pidfd_send_signal(&held, Signal::KILL);

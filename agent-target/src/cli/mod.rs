@@ -1,5 +1,7 @@
 //! The operators' command line of the target.
 
+mod examine;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -15,8 +17,9 @@ use assay_common::{
     verdict::Outcome,
 };
 use assay_proto::v1::{
-    GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest, ListGenerationsRequest,
-    ListVerdictsRequest, VerifyGenerationRequest, target_service_client::TargetServiceClient,
+    BisectRequest, GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest,
+    ListGenerationsRequest, ListVerdictsRequest, RunControlRequest, VerifyGenerationRequest,
+    target_service_client::TargetServiceClient,
 };
 use clap::Parser as _;
 use tonic::{Status, transport::Channel};
@@ -71,6 +74,29 @@ enum Command {
         /// Number of the generation; the newest when it is left out
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
         generation: u64,
+    },
+    /// Damage a verified generation in a workspace, on purpose: the check must find it
+    ///
+    /// Exit codes: 0 it did, 1 it passed damaged data, 3 it could not do its work.
+    Control {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+    },
+    /// Find the first bad generation between the last that passed and the first that failed, and list what changed in it
+    Bisect {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+    },
+    /// Say in plain words what a verdict means, where the fault came in, and what to do next
+    Explain {
+        /// As `verdict list` gives it; the newest when it is left out
+        #[arg(default_value = "")]
+        id: String,
+        /// Repository; may be left out when there is one only
+        #[arg(long, default_value = "")]
+        repository: String,
     },
     /// List, show and check verdicts
     #[command(subcommand)]
@@ -266,6 +292,55 @@ async fn ask(
             }
             Err(CommandError::not_run(format!("{url}: the check ended without a verdict")))
         }
+        Command::Control { repository } => {
+            let request = RunControlRequest { repository };
+            let mut progress = client.run_control(request).await.map_err(failed)?.into_inner();
+            while let Some(message) = progress.message().await.map_err(failed)? {
+                let Some(control) = message.control else {
+                    if !json && !message.step.is_empty() {
+                        print(&format!("checking: {}\n", message.step));
+                    }
+                    continue;
+                };
+                if json {
+                    print_json(&to_json("NegativeControl", &control));
+                } else {
+                    print(&examine::control(&control));
+                }
+                return Ok(examine::control_code(control.outcome()));
+            }
+            Err(CommandError::not_run(format!("{url}: the control ended without a result")))
+        }
+        Command::Bisect { repository } => {
+            let request = BisectRequest { repository };
+            let mut progress = client.bisect(request).await.map_err(failed)?.into_inner();
+            let mut shown = String::new();
+            while let Some(message) = progress.message().await.map_err(failed)? {
+                if let Some(ended) = message.ended {
+                    if json {
+                        print_json(&to_json("Bisected", &ended));
+                    } else {
+                        print(&examine::bisected(&ended));
+                    }
+                    return Ok(ExitCode::SUCCESS);
+                }
+                let line = examine::bisecting(&message);
+                if !json && line != shown {
+                    print(&line);
+                    shown = line;
+                }
+            }
+            Err(CommandError::not_run(format!("{url}: the bisection ended without a result")))
+        }
+        Command::Explain { id, repository } => {
+            let call = client.get_verdict(GetVerdictRequest { repository, id });
+            let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("explain"))?;
+            let envelope = answer.map_err(failed)?.into_inner().envelope;
+            let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
+                .map_err(|error| CommandError::not_run(error.to_string()))?;
+            print(&assay_common::cli::explain(&verdict));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Verdict(VerdictCommand::List { repository, limit }) => {
             let call = client.list_verdicts(ListVerdictsRequest { repository, limit });
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("verdict list"))?;
@@ -321,6 +396,10 @@ fn show_status(status: &GetTargetStatusResponse) -> String {
                 latest.reason
             ));
         }
+        text.push_str(&format!(
+            "  {}\n",
+            examine::trust(repository.negative_control.as_ref(), status.now.as_ref())
+        ));
         if !repository.current_run_id.is_empty() {
             text.push_str(&format!("  now: run {}\n", repository.current_run_id));
         }

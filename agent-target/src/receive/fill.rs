@@ -67,19 +67,30 @@ impl Receiver {
         position: usize,
         here: &mut Vec<bool>,
     ) -> Result<(), ReceiveError> {
-        let (start, from) = (here.len(), base.pieces[position].0);
+        let start = here.len();
         here.resize(start + run.len(), false);
-        let here = &mut here[start..];
         let Some(file) = &base.file else {
             return Ok(());
         };
-        let mut bytes = vec![0; run.iter().map(|target| target.bytes).sum()];
-        let got = uncached::read_full_at(file, &mut bytes, from).unwrap_or(0);
-        let first = run[0].offset;
+        let from = (file, base.pieces[position].0);
+        let bytes = run.iter().map(|target| target.bytes).sum();
+        self.buffers.with(bytes, |bytes| self.reuse_through(bytes, writer, run, from, &mut here[start..]))
+    }
+
+    fn reuse_through(
+        &self,
+        bytes: &mut [u8],
+        writer: &mut ContentWriter<'_>,
+        run: &[Target],
+        (file, from): (&File, u64),
+        here: &mut [bool],
+    ) -> Result<(), ReceiveError> {
+        let got = uncached::read_full_at(file, bytes, from).unwrap_or(0);
+        let (bytes, first) = (&bytes[..got], run[0].offset);
         run.par_iter().zip(here.par_iter_mut()).for_each(|(target, here)| {
             let at = (target.offset - first) as usize;
-            *here =
-                at + target.bytes <= got && ContentDigest::of(&bytes[at..at + target.bytes]) == target.digest;
+            let piece = bytes.get(at..at + target.bytes);
+            *here = piece.is_some_and(|piece| ContentDigest::of(piece) == target.digest);
         });
         for sound in run.iter().zip(here.iter()).collect::<Vec<_>>().chunk_by(|left, right| left.1 == right.1)
         {

@@ -11,6 +11,7 @@
 //! of it has not arrived.
 
 mod base;
+mod buffers;
 mod fill;
 mod places;
 mod whole;
@@ -36,6 +37,7 @@ use crate::store::{Staging, index::IndexError};
 
 pub use base::Base;
 use base::BaseFile;
+use buffers::Buffers;
 pub use places::PlaceReader;
 pub use whole::Whole;
 
@@ -164,13 +166,14 @@ pub struct Receiver {
     staging: Arc<Staging>,
     places: PlaceReader,
     base: Option<Base>,
+    buffers: Buffers,
     state: Mutex<State>,
 }
 
 impl Receiver {
     /// A receiver into `staging` that finds known chunks through `places`, and what is reused in `base`.
     pub fn new(staging: Arc<Staging>, places: PlaceReader, base: Option<Base>) -> Self {
-        Self { staging, places, base, state: Mutex::default() }
+        Self { staging, places, base, buffers: Buffers::default(), state: Mutex::default() }
     }
 
     /// What was received so far.
@@ -393,15 +396,18 @@ impl Receiver {
         if pack.raw_bytes != waiting.bytes || waiting.bytes > MAX_BATCH_BYTES {
             return protocol("a pack holds what was wanted of its batch, at most 8 MiB");
         }
-        let decompressed;
-        let content: &[u8] = if pack.zstd {
-            // The capacity is the limit: a frame that unfolds to more is an error, not an allocation.
-            decompressed = zstd::bulk::decompress(&pack.data, waiting.bytes as usize)
+        if !pack.zstd {
+            return self.keep_content(&pack.data, waiting);
+        }
+        self.buffers.with(waiting.bytes as usize, |content| {
+            // The buffer is the limit: a frame that unfolds to more is an error, not an allocation.
+            let bytes = zstd::bulk::decompress_to_buffer(&pack.data, content)
                 .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
-            &decompressed
-        } else {
-            &pack.data
-        };
+            self.keep_content(&content[..bytes], waiting)
+        })
+    }
+
+    fn keep_content(&self, content: &[u8], waiting: &Outstanding) -> Result<(), ReceiveError> {
         if content.len() as u64 != waiting.bytes {
             return protocol("a pack's content has the length of its raw_bytes");
         }

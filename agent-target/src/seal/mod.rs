@@ -14,6 +14,7 @@
 pub mod ahead;
 mod build;
 mod change;
+mod delta;
 mod draft;
 
 use std::{
@@ -41,6 +42,7 @@ use crate::store::{
 
 use build::build_tree;
 use change::change_tree;
+pub use delta::steps;
 pub use draft::{Draft, PlannedEntries, Source};
 
 /// Contents that are read back side by side.
@@ -80,6 +82,22 @@ pub enum SealError {
         expected: ContentDigest,
         /// As read back.
         actual: ContentDigest,
+    },
+    /// Steps that cannot be unpacked.
+    #[error("the manifest's steps break the protocol: {rule}")]
+    Packed {
+        /// The rule.
+        rule: &'static str,
+    },
+    /// A file's content is not as long as its entry says.
+    #[error("{path}: its content has {actual} bytes where {expected} were expected")]
+    LengthMismatch {
+        /// The entry.
+        path: String,
+        /// As in the manifest, in bytes.
+        expected: u64,
+        /// As it came, in bytes.
+        actual: u64,
     },
     /// A file's content never came.
     #[error("{path}: its content {content} was not received")]
@@ -238,16 +256,31 @@ fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), 
     if staging.whole().digest(content, entry.size) == Some(expected) {
         return Ok(());
     }
+    let path = display_bytes(&entry.path);
+    let (total, actual) = read_back(staging, &path, entry.size, content)?;
+    if total != entry.size || actual != expected {
+        return Err(SealError::ContentMismatch { path, expected, actual });
+    }
+    Ok(())
+}
+
+/// Length and digest of a content as it lies in staging. Of one that is longer than `size` no more is read than shows that.
+fn read_back(
+    staging: &Staging,
+    entry: &str,
+    size: u64,
+    content: u64,
+) -> Result<(u64, ContentDigest), SealError> {
     let path = staging.content_path(content);
     let (folder, name) = staging.locate(staging.session(), content)?;
     let file = match folder.open_file(&name) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(SealError::ContentMissing { path: display_bytes(&entry.path), content });
+            return Err(SealError::ContentMissing { path: entry.to_owned(), content });
         }
         opened => opened.at("open", &path)?,
     };
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; READ_BYTES.min(entry.size as usize + 1)];
+    let mut buffer = vec![0; READ_BYTES.min(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1))];
     let mut total = 0u64;
     loop {
         let count = uncached::read_full_at(&file, &mut buffer, total).at("read back", &path)?;
@@ -256,16 +289,11 @@ fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), 
         }
         hasher.update(&buffer[..count]);
         total += count as u64;
-        // What is longer than it should be is wrong already, however long it is.
-        if total > entry.size {
+        if total > size {
             break;
         }
     }
-    let actual = ContentDigest(*hasher.finalize().as_bytes());
-    if total != entry.size || actual != expected {
-        return Err(SealError::ContentMismatch { path: display_bytes(&entry.path), expected, actual });
-    }
-    Ok(())
+    Ok((total, ContentDigest(*hasher.finalize().as_bytes())))
 }
 
 /// Writes the digests of all files whose names are UTF-8 in `b3sum`'s form, paths relative to the generation's folder.

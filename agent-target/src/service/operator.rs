@@ -10,19 +10,21 @@ use assay_common::{
     verdict::{Verdict, timestamp_to_proto},
 };
 use assay_proto::v1::{
-    self, CheckProgress, Generation, GetGenerationRequest, GetTargetStatusRequest, GetTargetStatusResponse,
-    GetVerdictRequest, ListGenerationsRequest, ListGenerationsResponse, ListVerdictsRequest,
-    ListVerdictsResponse, TargetRepositoryStatus, VerifyGenerationRequest,
-    target_service_server::TargetService,
+    self, BisectProgress, BisectRequest, CheckProgress, ControlProgress, Generation, GetGenerationRequest,
+    GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest, ListGenerationsRequest,
+    ListGenerationsResponse, ListVerdictsRequest, ListVerdictsResponse, RunControlRequest,
+    TargetRepositoryStatus, VerifyGenerationRequest, target_service_server::TargetService,
 };
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Repositories, internal, invalid};
 use crate::{
     repository::{Active, Repository, Stage},
     store::{Record, TREE},
-    verify,
+    trust::{bisect, control},
+    verify::{self, AskedBy},
 };
 
 /// Verdicts in a list when the request does not say.
@@ -48,6 +50,65 @@ impl Operator {
     }
 }
 
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// An operator's check may begin while nothing else does.
+fn free_or_busy(active: Option<&Active>) -> Result<(), RpcFault> {
+    match active {
+        Some(Active { stage: Stage::Sealed, .. }) | None => Ok(()),
+        Some(active) => {
+            let text = format!("run {} is under way", active.run_id);
+            Err(RpcFault::new(Code::Aborted, "busy", text)
+                .with_run_id(active.run_id.as_str())
+                .with_hint("wait for it to end; assay-target status shows it"))
+        }
+    }
+}
+
+/// What a piece of work tells those who asked for it. They are told all of it, or have gone away: the work goes on.
+struct Sender<T>(tokio::sync::mpsc::Sender<Result<T, Status>>);
+
+impl<T> Sender<T> {
+    fn send(&self, message: T) {
+        drop(self.0.blocking_send(Ok(message)));
+    }
+}
+
+/// Does checks of an operator's on a thread of their own, and holds the repository meanwhile, in the name of the run that
+/// made generation `number`.
+fn work<T: Send + 'static>(
+    repository: &Arc<Repository>,
+    number: GenerationNumber,
+    body: impl FnOnce(&Repository, &Sender<T>) -> Result<(), String> + Send + 'static,
+) -> Result<Response<BoxStream<T>>, Status> {
+    let id: RunId = record(repository, number)?.run_id.parse().map_err(|_| internal_record(number))?;
+    {
+        let mut active = repository.active();
+        free_or_busy(active.as_ref())?;
+        repository.give_way();
+        *active = Some(Active { run_id: id.clone(), stage: Stage::Examining });
+    }
+    let (sender, queue) = tokio::sync::mpsc::channel(16);
+    let held = Arc::clone(repository);
+    // A thread, not a task: the sandbox dies with the thread that started it.
+    let started = std::thread::Builder::new().name("examine".to_owned()).spawn({
+        let (id, sender) = (id.clone(), sender.clone());
+        move || {
+            let done = body(&held, &Sender(sender.clone()));
+            held.release(&id);
+            if let Err(error) = done {
+                let fault = RpcFault::new(Code::FailedPrecondition, "not-done", error);
+                drop(sender.blocking_send(Err(fault.into())));
+            }
+        }
+    });
+    if let Err(error) = started {
+        repository.release(&id);
+        return Err(internal("starting a thread", &error).into());
+    }
+    Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+}
+
 /// Reads the store off the runtime's threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RpcFault> + Send + 'static,
@@ -66,13 +127,11 @@ impl TargetService for Operator {
         blocking(move || {
             let mut numbers = repository.store.generations().map_err(|error| internal("listing", &error))?;
             numbers.reverse();
-            let verdicts: Vec<_> = repository.verdicts().collect();
             let generations = numbers
                 .into_iter()
                 .filter_map(|number| {
                     let record = repository.store.record(number).ok()?;
-                    let last = verdicts.iter().find(|(_, verdict)| verdict.generation == Some(number));
-                    Some(describe(&repository, &record, last.cloned()))
+                    Some(describe(&repository, &record, repository.last_verdict(number)))
                 })
                 .collect();
             Ok(ListGenerationsResponse { generations })
@@ -119,17 +178,9 @@ impl TargetService for Operator {
         let id: RunId = record.run_id.parse().map_err(|_| internal_record(number))?;
         let state = {
             let mut active = repository.active();
-            match active.as_ref() {
-                Some(Active { stage: Stage::Sealed, .. }) | None => {}
-                Some(active) => {
-                    let text = format!("run {} is under way", active.run_id);
-                    return Err(RpcFault::new(Code::Aborted, "busy", text)
-                        .with_run_id(active.run_id.as_str())
-                        .with_hint("wait for it to end; assay-target status shows it")
-                        .into());
-                }
-            }
-            let state = verify::start(Arc::clone(&repository), id.clone(), record);
+            free_or_busy(active.as_ref())?;
+            repository.give_way();
+            let state = verify::start(Arc::clone(&repository), id.clone(), record, AskedBy::Operator);
             *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
             state
         };
@@ -143,6 +194,52 @@ impl TargetService for Operator {
             Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message).into()),
         });
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    type RunControlStream = BoxStream<ControlProgress>;
+
+    async fn run_control(
+        &self,
+        request: Request<RunControlRequest>,
+    ) -> Result<Response<Self::RunControlStream>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let number = repository.store.verified().ok_or_else(|| {
+            RpcFault::new(Code::FailedPrecondition, "none-verified", "no generation has been verified yet")
+                .with_hint("a control damages a copy of a generation that passed: let a run pass first")
+        })?;
+        let name = repository.config.name.clone();
+        tracing::info!(repository = name, generation = number.0, "an operator asks for a negative control");
+        work(&repository, number, move |repository, sender| {
+            let step = |step: &str| sender.send(ControlProgress { step: step.to_owned(), control: None });
+            let done = control::run(repository, control::new_seed(), &CancellationToken::new(), &step)?;
+            let done = done.as_ref().map(Into::into);
+            sender.send(ControlProgress { step: String::new(), control: done });
+            Ok(())
+        })
+    }
+
+    type BisectStream = BoxStream<BisectProgress>;
+
+    async fn bisect(&self, request: Request<BisectRequest>) -> Result<Response<Self::BisectStream>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let newest = repository.store.latest().map_err(|error| internal("listing", &error))?;
+        let newest = newest
+            .ok_or_else(|| RpcFault::new(Code::NotFound, "no-generation", "there is no generation yet"))?;
+        work(&repository, newest, move |repository, sender| {
+            let step = |generation: GenerationNumber, step: &str| {
+                let step = step.to_owned();
+                sender.send(BisectProgress { checking: generation.0, step, ..Default::default() });
+            };
+            let checked = |id: String, envelope: String| {
+                if let Ok(verdict) = assay_common::verdict::unverified_verdict(envelope.as_bytes()) {
+                    let verdict = Some(message(&id, &verdict, String::new()));
+                    sender.send(BisectProgress { verdict, ..Default::default() });
+                }
+            };
+            let ended = Some(bisect::run(repository, &step, &checked)?);
+            sender.send(BisectProgress { ended, ..Default::default() });
+            Ok(())
+        })
     }
 
     async fn list_verdicts(
@@ -229,6 +326,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         verified: repository.store.verified().and_then(of),
         generations: generations.len() as u64,
         free_bytes: repository.store.free_bytes(),
+        negative_control: repository.control().as_ref().map(Into::into),
     }
 }
 
@@ -268,5 +366,7 @@ fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
         time: Some(timestamp_to_proto(verdict.times.signed)),
         root_digest: verdict.root.map(|root| root.to_string()).unwrap_or_default(),
         envelope,
+        attribution: verdict.attribution.as_ref().map(Into::into),
+        negative_control: verdict.negative_control.as_ref().map(Into::into),
     }
 }

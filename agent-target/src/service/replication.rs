@@ -1,6 +1,9 @@
 //! `assay.v1.ReplicationService`: what a source asks of the target.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::{Pin, pin},
+    sync::{Arc, PoisonError},
+};
 
 use assay_common::{
     digest::RootDigest,
@@ -13,9 +16,9 @@ use assay_common::{
 };
 use assay_proto::v1::{
     AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, ManifestPart,
-    OpenRunRequest, OpenRunResponse, RunCheckProgress, SealFinish, SealRunRequest, SealRunResponse,
-    TransferRequest, TransferResponse, replication_service_server::ReplicationService, seal_run_request,
-    transfer_request,
+    OpenRunRequest, OpenRunResponse, ReportReadingsRequest, ReportReadingsResponse, RunCheckProgress,
+    SealFinish, SealRunRequest, SealRunResponse, SealStart, TransferRequest, TransferResponse,
+    replication_service_server::ReplicationService, seal_run_request, transfer_request,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -29,7 +32,7 @@ use super::{Repositories, internal, invalid};
 use crate::{
     receive::{Base, PlaceReader, ReceiveError, Receiver},
     repository::{Active, CheckState, Repository, Stage, times_now},
-    seal::{Draft, Provenance, SealError, seal},
+    seal::{self, Draft, Provenance, SealError, seal},
     store::{MANIFEST, MarkRecord, Record, Staging, StoreError},
     verify,
 };
@@ -189,10 +192,12 @@ impl ReplicationService for Replication {
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
 
+    type SealRunStream = BoxStream<SealRunResponse>;
+
     async fn seal_run(
         &self,
         request: Request<Streaming<SealRunRequest>>,
-    ) -> Result<Response<SealRunResponse>, Status> {
+    ) -> Result<Response<Self::SealRunStream>, Status> {
         let peer = require_role(&request, &[Role::Source])?;
         let mut messages = request.into_inner();
         let start = match messages.message().await?.and_then(|message| message.kind) {
@@ -201,45 +206,32 @@ impl ReplicationService for Replication {
         };
         let repository = self.repository_of(&peer, &start.repository)?;
         let id = run_id(&start.run_id)?;
-        if let Some(record) = sealed_already(&repository, &id) {
-            return Ok(Response::new(sealed_response(&record)));
-        }
-        let Sealing { staging, base, receiver, turn, opened } = begin_seal(&repository, &id)?;
-        let (steps, queue) = mpsc::channel(QUEUE);
-        let sealing = tokio::task::spawn_blocking({
-            let (repository, id, staging) = (Arc::clone(&repository), id.clone(), Arc::clone(&staging));
-            move || seal_blocking(&repository, &id, &staging, base, &start, queue)
-        });
-        loop {
-            match messages.message().await {
-                Ok(Some(SealRunRequest { kind: Some(kind) })) => {
-                    if steps.send(kind).await.is_err() {
-                        break;
-                    }
+        let sealing = match sealed_already(&repository, &id) {
+            Some(record) => Err(record),
+            None => Ok(begin_seal(&repository, &id)?),
+        };
+        let (responses, queue) = mpsc::channel(QUEUE);
+        // A task: a generation that is whole is checked, even when its source is gone by then.
+        tokio::spawn(async move {
+            let sealed = match sealing {
+                Ok(sealing) => seal_and_settle(&repository, &id, sealing, start, messages).await,
+                Err(record) => Ok(record),
+            };
+            let ended = async {
+                let record = sealed?;
+                responses.send(Ok(sealed_response(&record))).await.ok();
+                let mut answers = pin!(check_answers(check_states(&repository, id).await?));
+                while let Some(answer) = answers.next().await {
+                    let response = SealRunResponse { check: Some(answer?), ..Default::default() };
+                    responses.send(Ok(response)).await.ok();
                 }
-                Ok(None) => break,
-                // A cut-off delta has no finish: the thread notices.
-                Ok(Some(SealRunRequest { kind: None })) | Err(_) => break,
+                Ok::<_, RpcFault>(())
+            };
+            if let Err(fault) = ended.await {
+                responses.send(Err(fault.into())).await.ok();
             }
-        }
-        drop(steps);
-        let sealed = sealing.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let mut active = repository.active();
-        match sealed {
-            Ok(record) => {
-                tracing::info!(run_id = %id, generation = record.generation, root = record.root_digest, "sealed");
-                *active = Some(Active { run_id: id, stage: Stage::Sealed });
-                Ok(Response::new(sealed_response(&record)))
-            }
-            Err(fault) => {
-                tracing::warn!(run_id = %id, reason = %fault.reason, message = fault.message, "not sealed");
-                *active = Some(Active {
-                    run_id: id,
-                    stage: Stage::Receiving { staging, base, receiver, turn, attached: None, opened },
-                });
-                Err(fault.into())
-            }
-        }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
 
     type CheckRunStream = BoxStream<RunCheckProgress>;
@@ -250,25 +242,18 @@ impl ReplicationService for Replication {
     ) -> Result<Response<Self::CheckRunStream>, Status> {
         let repository = self.repository(&request, &request.get_ref().repository)?;
         let id = run_id(&request.get_ref().run_id)?;
-        let known = {
-            let (repository, id) = (Arc::clone(&repository), id.clone());
-            blocking(move || Ok(verdict_of_run(&repository, &id))).await?
-        };
-        let state = match known {
-            Some(verdict) => {
-                let done = CheckState { step: String::new(), done: Some(Ok(verdict)) };
-                watch::Sender::new(done).subscribe()
-            }
-            None => start_check(&repository, id)?,
-        };
-        let stream = verify::follow(state).map(|state| match state.done {
-            None => Ok(RunCheckProgress { step: state.step, ..Default::default() }),
-            Some(Ok((verdict_id, envelope))) => {
-                Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })
-            }
-            Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message).into()),
-        });
-        Ok(Response::new(Box::pin(stream)))
+        let states = check_states(&repository, id).await?;
+        Ok(Response::new(Box::pin(check_answers(states).map(|answer| Ok(answer?)))))
+    }
+
+    async fn report_readings(
+        &self,
+        request: Request<ReportReadingsRequest>,
+    ) -> Result<Response<ReportReadingsResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let id = run_id(&request.get_ref().run_id)?;
+        repository.desk.report(&id, request.into_inner())?;
+        Ok(Response::new(ReportReadingsResponse {}))
     }
 
     async fn abandon_run(
@@ -332,6 +317,7 @@ fn full(error: &PathError) -> RpcFault {
 
 fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
+    repository.give_way();
     match active.as_ref() {
         Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) => {
             if let Some(attached) = attached {
@@ -348,6 +334,8 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         None | Some(Active { stage: Stage::Sealed, .. }) => {}
         Some(active) => return Err(busy(active, "is being sealed or checked")),
     }
+    let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
+    recovered.map_err(|error| internal("opening the chunk index again", &error))?;
     let base = repository.store.latest().map_err(store_fault)?;
     let (base_root, base_entries) = match base {
         None => (Vec::new(), 0),
@@ -506,7 +494,8 @@ fn sealed_already(repository: &Repository, id: &RunId) -> Option<Record> {
 
 fn sealed_response(record: &Record) -> SealRunResponse {
     let root = RootDigest::from_hex(&record.root_digest).map(|root| root.0.to_vec());
-    SealRunResponse { generation: record.generation, root_digest: root.unwrap_or_default() }
+    let root_digest = root.unwrap_or_default();
+    SealRunResponse { generation: record.generation, root_digest, check: None }
 }
 
 fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing, RpcFault> {
@@ -529,12 +518,48 @@ fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing, RpcFault> 
     Ok(parts)
 }
 
+/// Seals a run from the rest of its stream. When it cannot be sealed, the run is open as it was before.
+async fn seal_and_settle(
+    repository: &Arc<Repository>,
+    id: &RunId,
+    sealing: Sealing,
+    start: SealStart,
+    mut messages: Streaming<SealRunRequest>,
+) -> Result<Record, RpcFault> {
+    let Sealing { staging, base, receiver, turn, opened } = sealing;
+    let (steps, queue) = mpsc::channel(QUEUE);
+    let working = tokio::task::spawn_blocking({
+        let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
+        move || seal_blocking(&repository, &id, &staging, base, &start, queue)
+    });
+    // A cut-off manifest has no finish: the thread notices.
+    while let Ok(Some(SealRunRequest { kind: Some(kind) })) = messages.message().await {
+        if steps.send(kind).await.is_err() {
+            break;
+        }
+    }
+    drop(steps);
+    let sealed = joined(working.await);
+    let stage = match &sealed {
+        Ok(record) => {
+            tracing::info!(run_id = %id, generation = record.generation, root = record.root_digest, "sealed");
+            Stage::Sealed
+        }
+        Err(fault) => {
+            tracing::warn!(run_id = %id, reason = %fault.reason, message = fault.message, "not sealed");
+            Stage::Receiving { staging, base, receiver, turn, attached: None, opened }
+        }
+    };
+    *repository.active() = Some(Active { run_id: id.clone(), stage });
+    sealed
+}
+
 fn seal_blocking(
     repository: &Repository,
     id: &RunId,
     staging: &Staging,
     base: Option<GenerationNumber>,
-    start: &assay_proto::v1::SealStart,
+    start: &SealStart,
     mut queue: mpsc::Receiver<seal_run_request::Kind>,
 ) -> Result<Record, RpcFault> {
     let named = (start.base_generation > 0).then_some(GenerationNumber(start.base_generation));
@@ -549,7 +574,7 @@ fn seal_blocking(
         match kind {
             seal_run_request::Kind::Start(_) => return Err(invalid("a seal starts once")),
             seal_run_request::Kind::Delta(delta) => {
-                for step in delta.steps {
+                for step in seal::steps(staging, delta).map_err(seal_fault)? {
                     draft.apply(step).map_err(seal_fault)?;
                 }
             }
@@ -609,14 +634,15 @@ fn provenance(
 
 fn seal_fault(error: SealError) -> RpcFault {
     match &error {
-        SealError::Delta(_) | SealError::Manifest(_) => {
+        SealError::Delta(_) | SealError::Manifest(_) | SealError::Packed { .. } => {
             RpcFault::new(Code::InvalidArgument, "manifest-refused", error.to_string())
         }
         SealError::WrongBase { .. } => RpcFault::new(Code::FailedPrecondition, "wrong-base", error.to_string()),
-        SealError::RootMismatch { .. } | SealError::ContentMismatch { .. } | SealError::ContentMissing { .. } => {
-            RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
-                .with_hint("start the run again; nothing was sealed")
-        }
+        SealError::RootMismatch { .. }
+        | SealError::ContentMismatch { .. }
+        | SealError::LengthMismatch { .. }
+        | SealError::ContentMissing { .. } => RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
+            .with_hint("start the run again; nothing was sealed"),
         SealError::Io(error) | SealError::Store(StoreError::Io(error)) if is_full(error) => full(error),
         SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             RpcFault::new(Code::FailedPrecondition, "not-privileged", error.to_string()).with_hint(
@@ -635,6 +661,43 @@ fn verdict_of_run(repository: &Repository, id: &RunId) -> Option<(String, String
     Some((verdict_id, envelope))
 }
 
+/// How the check of a run stands: the one that runs, one that starts now, or the end of the one that there was.
+async fn check_states(
+    repository: &Arc<Repository>,
+    id: RunId,
+) -> Result<watch::Receiver<CheckState>, RpcFault> {
+    let known = tokio::task::spawn_blocking({
+        let (repository, id) = (Arc::clone(repository), id.clone());
+        move || verdict_of_run(&repository, &id)
+    });
+    match joined(known.await) {
+        Some(verdict) => {
+            let done = CheckState { done: Some(Ok(verdict)), ..Default::default() };
+            Ok(watch::Sender::new(done).subscribe())
+        }
+        None => start_check(repository, id),
+    }
+}
+
+/// What the source is told of a check. It is asked for a second reading once.
+fn check_answers(
+    states: watch::Receiver<CheckState>,
+) -> impl Stream<Item = Result<RunCheckProgress, RpcFault>> + Send {
+    let mut asked = false;
+    verify::follow(states).map(move |state| match state.done {
+        None => {
+            let read_again = state.read_again.filter(|_| !asked);
+            asked |= read_again.is_some();
+            let read_again = read_again.map(|files| files.to_vec()).unwrap_or_default();
+            Ok(RunCheckProgress { step: state.step, read_again, ..Default::default() })
+        }
+        Some(Ok((verdict_id, envelope))) => {
+            Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })
+        }
+        Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message)),
+    })
+}
+
 /// Starts the check of a run's generation, or joins the one that runs.
 fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receiver<CheckState>, RpcFault> {
     let mut active = repository.active();
@@ -646,7 +709,7 @@ fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receive
         None => {}
     }
     let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
-    let state = verify::start(Arc::clone(repository), id.clone(), record);
+    let state = verify::start(Arc::clone(repository), id.clone(), record, verify::AskedBy::Source);
     *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
     Ok(state)
 }
@@ -685,7 +748,8 @@ fn abandon(
         patches: Vec::new(),
         overlay_files: Vec::new(),
         workspace: None,
-        negative_control: None,
+        attribution: None,
+        negative_control: repository.control(),
         overrides: Vec::new(),
         times: verdict::Times { opened, ..times_now() },
         versions: verify::versions(None),

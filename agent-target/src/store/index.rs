@@ -5,6 +5,7 @@
 //! that is sent again, and it needs no reference counts and no garbage collection that could race a run.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     fs::File,
     io::{Read as _, Seek as _, Write as _},
@@ -97,7 +98,10 @@ pub struct IndexError {
 /// had arrived survive a kill of the agent. After a power cut its end may be missing, or point at bytes that are not there:
 /// hints, all of them.
 pub struct ChunkIndex {
-    database: Database,
+    /// `None` when it could not be opened again.
+    database: Option<Database>,
+    /// After a fault of the disk the database refuses everything until it is opened again, also when there is room again.
+    broken: Cell<bool>,
     path: String,
     recent: HashMap<ContentDigest, Place>,
     journal: File,
@@ -135,9 +139,16 @@ impl ChunkIndex {
             (digest, Place::decode(place.try_into().expect("the rest is a place")))
         });
         let recent = records.collect();
-        let mut index = Self { database, path, recent, journal, unwritten: Vec::new() };
+        let mut index = Self {
+            database: Some(database),
+            broken: Cell::new(false),
+            path,
+            recent,
+            journal,
+            unwritten: Vec::new(),
+        };
         index.wrapped(|| {
-            let transaction = index.database.begin_write()?;
+            let transaction = index.database()?.begin_write()?;
             transaction.open_table(CHUNKS)?;
             transaction.open_table(CONTENTS)?;
             Ok(transaction.commit()?)
@@ -146,8 +157,28 @@ impl ChunkIndex {
         Ok(index)
     }
 
+    /// Opens the index again after a fault of the disk. What had been settled is in the journal.
+    ///
+    /// # Errors
+    /// When it still cannot be opened.
+    pub fn recover(&mut self) -> Result<(), IndexError> {
+        if self.broken.get() {
+            // It holds a lock on its file.
+            self.database = None;
+            *self = Self::open_or_create(Path::new(&self.path.clone()))?;
+        }
+        Ok(())
+    }
+
+    fn database(&self) -> Result<&Database, redb::Error> {
+        self.database.as_ref().ok_or(redb::Error::PreviousIo)
+    }
+
     fn wrapped<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, IndexError> {
-        work().map_err(|source| IndexError { path: self.path.clone(), source: Box::new(source) })
+        work().map_err(|source| {
+            self.broken.set(true);
+            IndexError { path: self.path.clone(), source: Box::new(source) }
+        })
     }
 
     /// Looks up many digests at once; the answers come in the order of the questions.
@@ -156,7 +187,7 @@ impl ChunkIndex {
     /// When the database cannot be read.
     pub fn find(&self, digests: &[ContentDigest]) -> Result<Vec<Option<Place>>, IndexError> {
         self.wrapped(|| {
-            let transaction = self.database.begin_read()?;
+            let transaction = self.database()?.begin_read()?;
             let table = transaction.open_table(CHUNKS)?;
             digests
                 .iter()
@@ -199,7 +230,7 @@ impl ChunkIndex {
         let mut recent: Vec<_> = std::mem::take(&mut self.recent).into_iter().collect();
         recent.sort_unstable_by_key(|(digest, _)| *digest);
         self.wrapped(|| {
-            let transaction = self.database.begin_write()?;
+            let transaction = self.database()?.begin_write()?;
             {
                 let mut table = transaction.open_table(CHUNKS)?;
                 for (digest, place) in &recent {
@@ -225,7 +256,7 @@ impl ChunkIndex {
     ) -> Result<(), IndexError> {
         self.flush()?;
         self.wrapped(|| {
-            let transaction = self.database.begin_write()?;
+            let transaction = self.database()?.begin_write()?;
             {
                 let mut table = transaction.open_table(CONTENTS)?;
                 for (key, path) in names {
@@ -242,7 +273,7 @@ impl ChunkIndex {
     /// When the database cannot be read.
     pub fn content_path(&self, key: ContentKey) -> Result<Option<Vec<u8>>, IndexError> {
         self.wrapped(|| {
-            let transaction = self.database.begin_read()?;
+            let transaction = self.database()?.begin_read()?;
             let table = transaction.open_table(CONTENTS)?;
             Ok(table.get(key.packed())?.map(|path| path.value().to_vec()))
         })

@@ -8,6 +8,7 @@
 //! staging/000043/                    the generation being received
 //! ahead/                             the next tree, laid out between the runs
 //! ledger/                            verdicts, chained
+//! control.json                       the newest negative control, signed
 //! workspaces/                        throw-away views for checks
 //! index.redb                         hints where chunks are; can be thrown away
 //! lock                               held by the agent that serves this repository
@@ -27,12 +28,16 @@ use std::{
 
 use assay_common::{
     confined::Folder,
+    durable::write_durable,
     error::{IoContext as _, PathError},
     id::GenerationNumber,
 };
 
 pub use record::{MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
+
+/// The newest negative control.
+const CONTROL: &str = "control.json";
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +161,19 @@ impl Store {
         fs::remove_file(&link).at("remove", &link)?;
         Folder::open(&self.path).and_then(|folder| folder.sync()).at("sync", &self.path)?;
         Ok(())
+    }
+
+    /// The newest negative control, as it was kept.
+    pub fn control(&self) -> Option<Vec<u8>> {
+        fs::read(self.path.join(CONTROL)).ok()
+    }
+
+    /// Keeps a negative control in the place of the one before.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before then stays.
+    pub fn set_control(&self, envelope: &[u8]) -> Result<(), StoreError> {
+        Ok(write_durable(&self.path.join(CONTROL), envelope, 0o640)?)
     }
 
     /// Points `latest` at a sealed generation.

@@ -1,7 +1,9 @@
 //! What both command lines share: exit codes, errors with their `HINT:` line, `pki`, `verdict verify`, and how things
 //! read for a person.
 
+mod explain;
 mod pki;
+pub mod remedies;
 pub mod show;
 mod verify;
 
@@ -17,6 +19,7 @@ use crate::{
     verdict::Outcome,
 };
 
+pub use explain::explain;
 pub use pki::PkiCommand;
 pub use verify::VerifyArgs;
 

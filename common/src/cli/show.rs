@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use assay_proto::v1::{self, Generation, Phase, Run};
 
-use crate::verdict::{Outcome, Verdict, timestamp_from_proto};
+use crate::verdict::{NegativeControl, Outcome, Trust, Verdict, timestamp_from_proto};
 
 /// Bytes with a unit: `0 B`, `812 B`, `1.4 MB`. Decimal, as disks and networks are sold.
 pub fn bytes(count: u64) -> String {
@@ -75,6 +75,10 @@ pub fn run(run: &Run) -> String {
     for (index, line) in run.message.lines().enumerate() {
         let _ = writeln!(text, "  {}{line}", if index == 0 || line.starts_with("HINT:") { "" } else { "  " });
     }
+    if let Some(found) = &run.attribution {
+        let _ = writeln!(text, "  fault: {}", found.fault);
+        text.push_str(&evidence(&found.evidence, &found.files));
+    }
     let _ = writeln!(text, "  run {} of {}, {}", run.id, run.repository, time(run.started.as_ref()));
     if let Some(mark) = &run.mark {
         let _ = writeln!(text, "  mark {:?} at {}", mark.id, time(mark.time.as_ref()));
@@ -90,6 +94,40 @@ pub fn run(run: &Run) -> String {
     }
     if !run.verdict_id.is_empty() {
         let _ = writeln!(text, "  verdict {}", run.verdict_id);
+    }
+    text
+}
+
+/// What shows where a fault came in.
+fn evidence(evidence: &[String], files: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let mut text = String::new();
+    for sentence in evidence {
+        let _ = writeln!(text, "    {sentence}");
+    }
+    for file in files.iter().take(SHOWN) {
+        let _ = writeln!(text, "    file {file}");
+    }
+    if files.len() > SHOWN {
+        let _ = writeln!(text, "    and {} more files", files.len() - SHOWN);
+    }
+    text
+}
+
+/// A negative control, and how old it was at `now`.
+pub fn control(control: &NegativeControl, now: jiff::Timestamp) -> String {
+    let word = match control.trust() {
+        Trust::Trusted => "the checker is trusted",
+        Trust::NotTrusted => "the checker is NOT TRUSTED",
+        Trust::Unknown => "whether the checker finds damage is unknown",
+    };
+    let age = u64::try_from(control.time.duration_until(now).as_secs()).unwrap_or(0);
+    let mut text = format!("{word}: negative control {} old", self::age(age));
+    if let Some(generation) = control.generation {
+        let _ = write!(text, ", on generation {generation}");
+    }
+    if !control.message.is_empty() {
+        let _ = write!(text, "; {}", control.message);
     }
     text
 }
@@ -203,6 +241,10 @@ pub fn verdict(verdict: &Verdict) -> String {
     for line in verdict.message.lines() {
         let _ = writeln!(text, "  {line}");
     }
+    if let Some(found) = &verdict.attribution {
+        let _ = writeln!(text, "  fault: {}", found.fault);
+        text.push_str(&evidence(&found.evidence, &found.files));
+    }
     let _ = writeln!(
         text,
         "  repository {}, run {}, verdict {:09}",
@@ -240,6 +282,14 @@ pub fn verdict(verdict: &Verdict) -> String {
             writeln!(text, "  workspace {:?}, isolated: {}", workspace.kind, workspace.isolation.join(", "));
         if !workspace.not_isolated.is_empty() {
             let _ = writeln!(text, "  not isolated: {}", workspace.not_isolated.join(", "));
+        }
+    }
+    match &verdict.negative_control {
+        Some(found) => {
+            let _ = writeln!(text, "  {}", control(found, verdict.times.signed));
+        }
+        None => {
+            text.push_str("  whether the checker finds damage is unknown: there was no negative control\n")
         }
     }
     if !verdict.overrides.is_empty() {

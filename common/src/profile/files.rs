@@ -23,6 +23,7 @@ pub enum Turn {
 pub struct FileRules {
     first: GlobSet,
     last: GlobSet,
+    hold: GlobSet,
     /// The mark's own files that have no content before all others have been read.
     of_mark: GlobSet,
     exclude: GlobSet,
@@ -62,6 +63,7 @@ impl FileRules {
         Ok(Self {
             first: set(&profile.copy.first)?,
             last: set(&profile.copy.last)?,
+            hold: set(&profile.copy.hold)?,
             of_mark: set(&of_mark)?,
             exclude: set(&exclude)?,
             append_only: set(&profile.copy.append_only)?,
@@ -77,6 +79,11 @@ impl FileRules {
     /// it.
     pub fn is_excluded(&self, path: &TreePath) -> bool {
         self.exclude.is_match_candidate(&candidate(path))
+    }
+
+    /// True for a file of the backup that is no copy of a live file: the engine makes it for the mark.
+    pub fn is_of_mark(&self, path: &TreePath) -> bool {
+        self.is_excluded(path) || self.of_mark.is_match_candidate(&candidate(path))
     }
 
     /// True for a file that only grows.
@@ -98,6 +105,16 @@ impl FileRules {
     /// True when some files are to be read before all others.
     pub fn has_first(&self) -> bool {
         !self.first.is_empty()
+    }
+
+    /// True when some files are to be held open before anything is read.
+    pub fn has_held(&self) -> bool {
+        !self.hold.is_empty()
+    }
+
+    /// True for a file that is opened before anything is read.
+    pub fn is_held(&self, path: &TreePath) -> bool {
+        self.hold.is_match_candidate(&candidate(path)) && self.turn(path) == Turn::Middle
     }
 
     /// When a file is read. `first` wins over `last`, an earlier pattern over a later one, and what a mark needs over both.
@@ -134,7 +151,7 @@ impl Profile {
     }
 }
 
-fn candidate(path: &TreePath) -> Candidate<'_> {
+pub(super) fn candidate(path: &TreePath) -> Candidate<'_> {
     Candidate::new(Path::new(OsStr::from_bytes(path.as_bytes())))
 }
 

@@ -7,7 +7,7 @@ use crate::config::Size;
 /// `[limits]` of a profile, and `[repository.limits]` of the target's configuration, which comes first.
 ///
 /// A step that reaches one is ended, and its outcome is INCONCLUSIVE whatever it said: `memory-limit`, `process-limit`,
-/// `disk-limit` or `disk-full`. Its time has a limit of its own, [`Check::timeout`](super::Check::timeout).
+/// `disk-limit`, `disk-full` or `output-limit`. Its time has a limit of its own, [`Check::timeout`](super::Check::timeout).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -20,6 +20,8 @@ pub struct Limits {
     pub disk: Option<Size>,
     /// What must stay free on the file system of the workspace. 64 MiB when it is not set.
     pub disk_reserve: Option<Size>,
+    /// How much the step may print, on both streams together. 512 MiB when it is not set.
+    pub output: Option<Size>,
     /// True: memory and processes are limited by the kernel (a control group), or the check is INCONCLUSIVE. Otherwise they
     /// are watched where there is no control group, and the verdict says so.
     pub require: Option<bool>,
@@ -39,6 +41,7 @@ impl Limits {
             processes: self.processes.or(other.processes),
             disk: self.disk.or(other.disk),
             disk_reserve: self.disk_reserve.or(other.disk_reserve),
+            output: self.output.or(other.output),
             require: self.require.or(other.require),
         }
     }
@@ -48,9 +51,10 @@ impl Limits {
         let memory = self.memory.filter(|it| *it < Self::MIN_MEMORY);
         let memory = memory.map(|_| ("memory", format!("at least {} was expected", Self::MIN_MEMORY)));
         let few = self.processes.filter(|it| *it < Self::MIN_PROCESSES);
-        let few =
-            few.map(|_| ("processes", format!("at least {} were expected", Self::MIN_PROCESSES)));
-        let disk = self.disk.filter(|it| it.0 == 0);
-        memory.into_iter().chain(few).chain(disk.map(|_| ("disk", "more than nothing was expected".to_owned())))
+        let few = few.map(|_| ("processes", format!("at least {} were expected", Self::MIN_PROCESSES)));
+        let nothing = [("disk", self.disk), ("output", self.output)].into_iter().filter_map(|(key, size)| {
+            (size?.0 == 0).then(|| (key, "more than nothing was expected".to_owned()))
+        });
+        memory.into_iter().chain(few).chain(nothing)
     }
 }

@@ -12,6 +12,7 @@
 //! Unknown keys are errors. A fault of form ends the reading where it stands; all faults of meaning are
 //! reported together, each with its line, its column and its key.
 
+mod control;
 mod fault;
 mod files;
 mod limits;
@@ -26,6 +27,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de};
 
+pub use control::{Control, DamageKind};
 pub use fault::{Fault, ProfileError};
 pub use files::{FileRules, Turn};
 pub use limits::Limits;
@@ -34,12 +36,14 @@ pub use template::{Scope, TargetNames, TemplateError};
 use crate::config::Span;
 
 /// The profiles that Assay brings, by name.
-const BUILTINS: [(&str, &str); 5] = [
+const BUILTINS: [(&str, &str); 7] = [
     ("accurev-4", include_str!("../../../profiles/accurev-4.toml")),
     ("accurev-5", include_str!("../../../profiles/accurev-5.toml")),
     ("generic", include_str!("../../../profiles/generic.toml")),
+    ("git", include_str!("../../../profiles/git.toml")),
     ("postgresql", include_str!("../../../profiles/postgresql.toml")),
     ("sqlite", include_str!("../../../profiles/sqlite.toml")),
+    ("subversion", include_str!("../../../profiles/subversion.toml")),
 ];
 
 /// One engine.
@@ -82,6 +86,9 @@ pub struct Profile {
     /// The steps of the check, in order. The first that does not pass ends the check. At least one.
     #[serde(default, rename = "check")]
     pub checks: Vec<Check>,
+    /// The damage that the check must find when it is made on purpose.
+    #[serde(default, rename = "control")]
+    pub controls: Vec<Control>,
     /// BLAKE3 of the text that this was read from.
     #[serde(skip)]
     digest: String,
@@ -174,10 +181,13 @@ pub struct Mark {
     /// The exit codes of a command that did its work.
     #[serde(default = "zero")]
     pub pass_exit: Vec<i32>,
-    /// Files, relative to the first root, that only a mark changes. When one has changed by the end of the copy, another
-    /// mark was made meanwhile and the run is void.
+    /// Files, relative to the first root, that only a mark changes, or work of the engine that a copy does not survive. When one
+    /// has changed by the end of the copy, the run is void.
     #[serde(default)]
     pub traces: Vec<String>,
+    /// Paths, relative to the first root, without which it is not what the profile is for. They are looked for before the mark.
+    #[serde(default)]
+    pub must_exist: Vec<String>,
 }
 
 impl Default for Mark {
@@ -194,6 +204,7 @@ impl Default for Mark {
             must_match: Vec::new(),
             pass_exit: zero(),
             traces: Vec::new(),
+            must_exist: Vec::new(),
         }
     }
 }
@@ -219,9 +230,15 @@ pub enum MarkKind {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Copy {
-    /// Read before everything else, pattern by pattern.
+    /// Read before everything else, pattern by pattern. They stand in the copy as they were then: one that goes away
+    /// afterwards stays in it, and one that appears afterwards is not copied, because what it points at may not be.
     #[serde(default)]
     pub first: Vec<String>,
+    /// Files that are written once under their name, and whose content may be moved to another file while the copy is made
+    /// (loose objects into packs). They are opened before anything else is read, in two looks with the `first` files in
+    /// between, and read from what was opened. When one goes away between the looks, all of this is done again.
+    #[serde(default)]
+    pub hold: Vec<String>,
     /// Read after everything else, pattern by pattern.
     #[serde(default)]
     pub last: Vec<String>,
@@ -341,7 +358,7 @@ pub struct Sandbox {
 /// 3. a line matches one of `inconclusive_patterns`: INCONCLUSIVE;
 /// 4. a line matches one of `fail_patterns`: FAIL;
 /// 5. the exit code is in `inconclusive_exit`: INCONCLUSIVE;
-/// 6. the exit code is in `fail_exit`: FAIL;
+/// 6. the exit code is in `fail_exit`, or made of bits of `fail_exit_mask`: FAIL;
 /// 7. the exit code is in `pass_exit` and every one of `must_match` matched a line: PASS;
 /// 8. anything else: INCONCLUSIVE, with `unexpected-output` or `unexpected-exit`.
 ///
@@ -374,6 +391,9 @@ pub struct Check {
     /// Exit codes that mean damage, 0 to 125.
     #[serde(default)]
     pub fail_exit: Vec<i32>,
+    /// For an exit code that is made of bits: every code above 0 that has no other bits than these means damage. 1 to 127.
+    #[serde(default)]
+    pub fail_exit_mask: i32,
     /// Exit codes that mean that the check could not do its work, 0 to 125, each with the reason for the
     /// verdict.
     #[serde(default)]
@@ -407,6 +427,13 @@ pub struct Check {
     /// read, searched and digested, so more output than this is no fault.
     #[serde(default = "output_limit")]
     pub output_limit: u32,
+}
+
+impl Check {
+    /// True for an exit code that means damage.
+    pub fn is_fail_exit(&self, code: i32) -> bool {
+        self.fail_exit.contains(&code) || (code > 0 && code & !self.fail_exit_mask == 0)
+    }
 }
 
 /// An exit code and what it stands for.

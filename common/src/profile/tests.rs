@@ -29,7 +29,7 @@ fn every_builtin_is_accepted_and_named_as_its_file() {
         assert_eq!(profile.digest().len(), 64);
     }
     let error = Profile::builtin("oracle").expect_err("no such").to_string();
-    assert!(error.contains("accurev-4, accurev-5, generic, postgresql, sqlite"), "{error}");
+    assert!(error.contains("accurev-4, accurev-5, generic, git, postgresql, sqlite, subversion"), "{error}");
 }
 
 #[test]
@@ -233,4 +233,57 @@ fn a_postgresql_section_and_its_mark_belong_together() {
         said(format!("{GOOD}[mark]\nkind = \"none\"\nend = [\"{{helper}}\"]\n"))
             .contains("has no value here")
     );
+}
+
+/// git's fsck adds up bits: every sum of them is damage, and nothing else is.
+#[test]
+fn an_exit_code_may_be_made_of_bits() {
+    let with = |lines: &str| parse(&GOOD.replace("fail_exit = [1]", lines));
+    let check = with("fail_exit_mask = 11").expect("valid").checks.remove(0);
+    let failing: Vec<_> = (-1..=256).filter(|code| check.is_fail_exit(*code)).collect();
+    assert_eq!(failing, [1, 2, 3, 8, 9, 10, 11]);
+    let none = with("fail_exit = [3]").expect("valid").checks.remove(0);
+    assert!(none.is_fail_exit(3) && !none.is_fail_exit(1) && !none.is_fail_exit(0));
+    for twice in [
+        "fail_exit_mask = 5\nfail_exit = [4]",
+        "fail_exit_mask = 5\npass_exit = [0, 1]",
+        "fail_exit_mask = 5\ninconclusive_exit = [{ code = 5, reason = \"x\" }]",
+    ] {
+        let error = with(twice).expect_err("one code, two meanings").to_string();
+        assert!(error.contains("this exit code stands for two things"), "{error}");
+    }
+    assert!(with("fail_exit_mask = 5\nfail_exit = [2]").is_ok());
+    for no_bits in [-1, 128] {
+        let error = with(&format!("fail_exit_mask = {no_bits}")).expect_err("no bits").to_string();
+        assert!(error.contains("check[0].fail_exit_mask: bits of an exit code"), "{error}");
+    }
+    assert!(with("fail_exit_mask = 0").is_err(), "it could not fail");
+}
+
+#[test]
+fn what_must_exist_is_a_path_in_the_root() {
+    assert!(
+        parse(&format!(
+            "{GOOD}[mark]
+kind = 'none'
+must_exist = ['db/current']"
+        ))
+        .is_ok()
+    );
+    let error = parse(&format!(
+        "{GOOD}[mark]
+kind = 'none'
+must_exist = ['../x']"
+    ))
+    .expect_err("outside");
+    assert!(error.to_string().contains("mark.must_exist: paths of files"), "{error}");
+}
+
+/// What must be read in its turn is not held: of a file that matches both, the turn counts.
+#[test]
+fn held_files_are_neither_first_nor_last() {
+    let text = format!("{GOOD}[copy]\nfirst = ['refs/**']\nhold = ['objects/**', 'refs/**']");
+    let rules = FileRules::new(&parse(&text).expect("valid"), &BTreeMap::new(), &[]).expect("valid");
+    assert!(rules.has_held() && rules.is_held(&path("objects/pack/a.pack")));
+    assert!(!rules.is_held(&path("refs/heads/a")) && !rules.is_held(&path("x/objects/a")));
 }

@@ -61,6 +61,7 @@ pub(super) fn faults(profile: &Profile, text: &str) -> Vec<Fault> {
     for (index, check) in profile.checks.iter().enumerate() {
         faults.check(index, check);
     }
+    faults.controls();
     faults.faults.sort_by_key(|fault| (fault.line, fault.column));
     faults.faults
 }
@@ -143,13 +144,15 @@ impl Faults<'_> {
             self.template(folder, Place::MarkBegin, false, way!["mark", "working_directory"]);
         }
         self.exits(&mark.pass_exit, &["mark", "pass_exit"].map(Step::from));
-        for trace in &mark.traces {
-            let valid = TreePath::parse(trace.as_bytes()).is_ok_and(|path| !path.is_root());
-            self.expect(
-                valid,
-                way!["mark", "traces"],
-                "paths of files, relative to the first root, were expected",
-            );
+        for (key, paths) in [("traces", &mark.traces), ("must_exist", &mark.must_exist)] {
+            for path in paths {
+                let valid = TreePath::parse(path.as_bytes()).is_ok_and(|path| !path.is_root());
+                self.expect(
+                    valid,
+                    way!["mark", key],
+                    "paths of files, relative to the first root, were expected",
+                );
+            }
         }
         match (&self.profile.sqlite, mark.kind) {
             (None, MarkKind::Sqlite) => {
@@ -199,6 +202,7 @@ impl Faults<'_> {
         let copy = &self.profile.copy;
         let lists = [
             ("first", &copy.first),
+            ("hold", &copy.hold),
             ("last", &copy.last),
             ("exclude", &copy.exclude),
             ("append_only", &copy.append_only),
@@ -284,15 +288,27 @@ impl Faults<'_> {
         self.exits(&check.pass_exit, &key("pass_exit"));
         self.expect(!check.pass_exit.is_empty(), &key("pass_exit"), "at least one exit code was expected");
         self.exits(&check.fail_exit, &key("fail_exit"));
+        let mask = check.fail_exit_mask;
+        let at = key("fail_exit_mask");
+        self.expect((0..=127).contains(&mask), &at, "bits of an exit code, 1 to 127, were expected");
+        let by_mask = |code: i32| code > 0 && mask > 0 && code & !mask == 0;
+        for (at, code) in check.pass_exit.iter().enumerate() {
+            let way = [&key("pass_exit")[..], way![at]].concat();
+            self.expect(!by_mask(*code), &way, "this exit code stands for two things");
+        }
         let mut seen: BTreeSet<i32> = check.pass_exit.iter().copied().collect();
         for (at, code) in check.fail_exit.iter().enumerate() {
             let way = [&key("fail_exit")[..], way![at]].concat();
-            self.expect(seen.insert(*code), &way, "this exit code stands for two things");
+            self.expect(seen.insert(*code) && !by_mask(*code), &way, "this exit code stands for two things");
         }
         for (at, rule) in check.inconclusive_exit.iter().enumerate() {
             let way = [&key("inconclusive_exit")[..], way![at]].concat();
             self.expect((0..=HIGHEST_EXIT).contains(&rule.code), &way, EXIT_EXPECTED);
-            self.expect(seen.insert(rule.code), &way, "this exit code stands for two things");
+            self.expect(
+                seen.insert(rule.code) && !by_mask(rule.code),
+                &way,
+                "this exit code stands for two things",
+            );
             self.reason(&rule.reason, &way);
         }
         for (list, rules) in
@@ -302,11 +318,11 @@ impl Faults<'_> {
                 self.reason(&rule.reason, &[&key(list)[..], way![at, "reason"]].concat());
             }
         }
-        let can_fail = !check.fail_exit.is_empty() || !check.fail_patterns.is_empty();
+        let can_fail = !check.fail_exit.is_empty() || mask > 0 || !check.fail_patterns.is_empty();
         self.expect(
             can_fail,
             &key("argv"),
-            "a check that can fail was expected: set fail_exit or fail_patterns",
+            "a check that can fail was expected: set fail_exit, fail_exit_mask or fail_patterns",
         );
         let retries = check.retry_next_candidate_on.is_empty() || !self.profile.patches.is_empty();
         self.expect(
@@ -314,6 +330,19 @@ impl Faults<'_> {
             &key("retry_next_candidate_on"),
             "a [[patch]] was expected, whose next value can be tried",
         );
+    }
+
+    fn controls(&mut self) {
+        for (index, control) in self.profile.controls.iter().enumerate() {
+            if let Err(message) = files::glob(&control.files) {
+                self.say(way!["control", index, "files"], message);
+            }
+            let sound = control.page_bytes.is_power_of_two() && (512..=65536).contains(&control.page_bytes);
+            let at = way!["control", index, "page_bytes"];
+            self.expect(sound, at, "a power of two from 512 to 65536 was expected");
+            let at = way!["control", index, "places"];
+            self.expect((1..=10).contains(&control.places), at, "1 to 10 were expected");
+        }
     }
 
     fn argv(&mut self, argv: &[String], place: Place, way: &[Step]) {

@@ -81,7 +81,22 @@ impl Example {
                 isolation: vec!["mount".into(), "network".into()],
                 not_isolated: vec![],
             }),
-            negative_control: Some(NegativeControl { outcome: Outcome::Fail, time }),
+            attribution: None,
+            negative_control: Some(NegativeControl {
+                outcome: Outcome::Fail,
+                time,
+                generation: Some(GenerationNumber(40)),
+                message: "2 of 2 damages were found".into(),
+                seed: Some(7),
+                profile: Some(HexDigest([1; 32])),
+                damages: vec![ControlDamage {
+                    kind: "flip-byte".into(),
+                    file: "data/file".into(),
+                    what: "byte 12: 41 to 51".into(),
+                    outcome: Outcome::Fail,
+                    reason: "damage-found".into(),
+                }],
+            }),
             overrides: vec![],
             times: Times {
                 opened: Some(time),
@@ -312,4 +327,86 @@ fn the_tail_is_the_last_bytes_and_starts_with_a_whole_character() {
     assert_eq!(output_tail(b"short\xff"), "short\u{fffd}");
     let long = "é".repeat(OUTPUT_TAIL_BYTES) + "x";
     assert_eq!(output_tail(long.as_bytes()), "é".repeat(OUTPUT_TAIL_BYTES / 2 - 1) + "x");
+}
+
+fn attributed(source: &SigningKey) -> Verdict {
+    let mut verdict = Example::default().verdict(source, 1, HexDigest::ZERO);
+    verdict.outcome = Outcome::Fail;
+    verdict.attribution = Some(Attribution {
+        fault: FaultOrigin::TargetDisk,
+        evidence: vec!["it differs".into()],
+        files: vec!["a".into()],
+        read_back: Some(ReadBack { files: 3, bytes: 100, differ: 1 }),
+        last_pass: Some(GenerationNumber(41)),
+    });
+    verdict
+}
+
+#[test]
+fn where_a_fault_came_in_is_signed_and_shown_by_its_word() {
+    let (target, source) = keys();
+    let verdict = attributed(&source);
+    let envelope = sign_verdict(&verdict, &target).expect("sound");
+    let payload = envelope.verify(IN_TOTO_PAYLOAD_TYPE, &target.verifying_key()).expect("valid");
+    let json: serde_json::Value = serde_json::from_slice(&payload).expect("JSON");
+    assert_eq!(json["predicate"]["attribution"]["fault"], "target-disk");
+    let read = verify_verdict(envelope.to_json().as_bytes(), &target.verifying_key(), None).expect("valid");
+    assert_eq!(read.verdict, verdict);
+}
+
+#[test]
+fn an_attribution_that_nothing_backs_is_neither_signed_nor_believed() {
+    let (target, source) = keys();
+    let changes: [fn(&mut Verdict); 7] = [
+        |verdict| verdict.outcome = Outcome::Pass,
+        // Only a checker that contradicts itself makes INCONCLUSIVE of damage.
+        |verdict| verdict.outcome = Outcome::Inconclusive,
+        |verdict| verdict.attribution.as_mut().expect("there").evidence.clear(),
+        |verdict| verdict.attribution.as_mut().expect("there").files.clear(),
+        |verdict| verdict.attribution.as_mut().expect("there").read_back = None,
+        // The disk kept what arrived, or it did not.
+        |verdict| verdict.attribution.as_mut().expect("there").fault = FaultOrigin::Live,
+        |verdict| {
+            let read_back = Some(ReadBack { files: 3, bytes: 100, differ: 0 });
+            verdict.attribution.as_mut().expect("there").read_back = read_back;
+        },
+    ];
+    sign_verdict(&attributed(&source), &target).expect("sound as it is");
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut changed = attributed(&source);
+        change(&mut changed);
+        assert!(matches!(sign_verdict(&changed, &target), Err(VerdictError::Unfounded { .. })), "{number}");
+        let json = sign_anything(&changed, &target);
+        assert!(verify_verdict(json.as_bytes(), &target.verifying_key(), None).is_err(), "{number}");
+    }
+}
+
+/// What the first version wrote: no attribution, and of the control its outcome and time.
+#[test]
+fn a_verdict_from_before_attribution_verifies() {
+    let (target, source) = keys();
+    let verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let mut json = serde_json::to_value(&verdict).expect("JSON");
+    assert!(json.get("attribution").is_none());
+    json["negativeControl"] = serde_json::json!({ "outcome": "PASS", "time": "2026-11-22T22:50:00Z" });
+    let old = sign(VERDICT_TYPE, verdict_subject(&verdict), &json, &target).to_json();
+    let read = verify_verdict(old.as_bytes(), &target.verifying_key(), None).expect("valid").verdict;
+    let control = read.negative_control.expect("there");
+    assert_eq!(
+        (control.outcome, control.trust(), control.generation),
+        (Outcome::Pass, Trust::NotTrusted, None)
+    );
+}
+
+#[test]
+fn a_control_is_believed_with_its_signature_only() {
+    let (target, other) = keys();
+    let control = Example::default().verdict(&other, 1, HexDigest::ZERO).negative_control.expect("there");
+    let envelope = sign_control("acc", &control, &target).to_json();
+    assert_eq!(verify_control("acc", envelope.as_bytes(), &target.verifying_key()).expect("valid"), control);
+    assert!(verify_control("acc", envelope.as_bytes(), &other.verifying_key()).is_err());
+    assert!(matches!(
+        verify_control("other", envelope.as_bytes(), &target.verifying_key()),
+        Err(VerdictError::Mismatch { what: "repository", .. })
+    ));
 }

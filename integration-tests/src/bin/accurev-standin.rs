@@ -103,15 +103,16 @@ fn write_rate(text: &str) -> Result<f64, String> {
 fn main() -> ExitCode {
     let called: Vec<_> = std::env::args_os().collect();
     let name = called.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let outcome = if let "accurev" | "accurev_server" | "maintain" | "acserverctl" | "accurev_db" | "initdb" = &*name {
-        own_installation(&name).map(|root| act_as(&name, &root, &called[1..]))
-    } else {
-        match Cli::parse().command {
-            Command::Install(arguments) => make(arguments),
-            Command::Damage { dir, kind } => damage(&dir, kind).map(Outcome::done),
-            Command::Run { dir, program, arguments } => Ok(act_as(&program, &dir, &arguments)),
-        }
-    };
+    let outcome =
+        if let "accurev" | "accurev_server" | "maintain" | "acserverctl" | "accurev_db" | "initdb" = &*name {
+            own_installation(&name).map(|root| act_as(&name, &root, &called[1..]))
+        } else {
+            match Cli::parse().command {
+                Command::Install(arguments) => make(arguments),
+                Command::Damage { dir, kind } => damage(&dir, kind).map(Outcome::done),
+                Command::Run { dir, program, arguments } => Ok(act_as(&program, &dir, &arguments)),
+            }
+        };
     let outcome =
         outcome.unwrap_or_else(|error| Failure { text: format!("stand-in: {error:#}"), exit: 70 }.into());
     // Whoever does not read the output still gets the exit status.
@@ -176,7 +177,9 @@ fn serve_database(installation: &Installation) -> Result<Outcome, Failure> {
     };
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Failure { text: format!("stand-in: {error}"), exit: 70 })?;
-    database::serve(installation, ready, || drop(signals.forever().next()))?;
+    database::serve(installation, ready, || {
+        signals.forever().next();
+    })?;
     Ok(Outcome::done(""))
 }
 

@@ -119,14 +119,10 @@ fn spawn_and_wait(
 }
 
 /// Asks the server to end and waits until its lock is gone.
-fn stop(
-    installation: &Installation,
-    folder: &Path,
-    file: &str,
-    stopped: &str,
-) -> Result<Outcome, Failure> {
+fn stop(installation: &Installation, folder: &Path, file: &str, stopped: &str) -> Result<Outcome, Failure> {
     let texts = &installation.texts;
-    let look = || PidFile::hold_off_in(folder, file).map_err(|error| failed(installation, &error.to_string()));
+    let look =
+        || PidFile::hold_off_in(folder, file).map_err(|error| failed(installation, &error.to_string()));
     let HeldOff::Running { pid } = look()? else {
         return Ok(Outcome::done(&texts.text.not_running));
     };

@@ -18,7 +18,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::layout::{HeldOff, Installation, PidFile, SlicesTable, depot_name};
@@ -143,7 +143,7 @@ fn unpack(backup: &[u8]) -> Option<(String, Vec<(String, &[u8])>)> {
         return None;
     }
     let mut rest = body;
-    let mut line = |rest: &mut &[u8]| -> Option<String> {
+    let line = |rest: &mut &[u8]| -> Option<String> {
         let at = rest.iter().position(|byte| *byte == b'\n')?;
         let line = String::from_utf8(rest[..at].to_vec()).ok()?;
         *rest = &rest[at + 1..];
@@ -204,7 +204,8 @@ pub fn serve(installation: &Installation, ready: impl FnOnce(), wait: impl FnOnc
     if !database.dir.join("PG_VERSION").is_file() {
         return Err(failed(format!("{} is not a database directory", database.dir.display())));
     }
-    let lock = PidFile::claim_in(&database.dir, "postmaster.pid").map_err(|error| failed(error.to_string()))?;
+    let lock =
+        PidFile::claim_in(&database.dir, "postmaster.pid").map_err(|error| failed(error.to_string()))?;
     let lock = lock.ok_or_else(|| failed("another server runs on it".to_owned()))?;
     ready();
     wait();
@@ -268,7 +269,8 @@ fn restore(installation: &Installation, database: &Database, file: &Path) -> Res
     if database.dir.join("base").exists() {
         return Err(Failure { text: texts.text.restore_exists.clone(), exit: texts.exit.restore_refused });
     }
-    let restored = database.restore(&backup).map_err(|error| installation.unreadable(PROGRAM, file, &error))?;
+    let restored =
+        database.restore(&backup).map_err(|error| installation.unreadable(PROGRAM, file, &error))?;
     let shown = file.display().to_string();
     if restored.is_none() {
         let text = fill(&texts.text.restore_damaged, &[("file", &shown)]);
@@ -288,7 +290,10 @@ fn update_properties(
     let (host, port) = (cnf.host()?, cnf.port()?);
     let values = [("host", host.as_str()), ("port", port.as_str())];
     if prompt(&fill(&texts.text.properties_prompt, &values), input) != "y" {
-        return Err(Failure { text: texts.text.properties_refused.clone(), exit: texts.exit.restore_refused });
+        return Err(Failure {
+            text: texts.text.properties_refused.clone(),
+            exit: texts.exit.restore_refused,
+        });
     }
     database
         .set_identity(&host, &port)
@@ -299,17 +304,23 @@ fn update_properties(
 fn require_repository(installation: &Installation, database: &Database) -> Result<(), Failure> {
     let texts = &installation.texts;
     let there = database.dir.join("base").is_dir();
-    let missing = || Failure { text: texts.text.repository_missing.clone(), exit: texts.exit.repository_missing };
+    let missing =
+        || Failure { text: texts.text.repository_missing.clone(), exit: texts.exit.repository_missing };
     there.then_some(()).ok_or_else(missing)
 }
 
 /// Connectivity, schema, and that numbers grow: no more than is documented.
-fn dbcheck(installation: &Installation, database: &Database, depot: Option<&str>) -> Result<Outcome, Failure> {
+fn dbcheck(
+    installation: &Installation,
+    database: &Database,
+    depot: Option<&str>,
+) -> Result<Outcome, Failure> {
     let texts = &installation.texts;
     require_repository(installation, database)?;
     let cnf = installation.server_cnf(PROGRAM)?;
     let wanted = format!("{}:{}", cnf.host()?, cnf.port()?);
-    let found = database.identity().map_err(|error| installation.unreadable(PROGRAM, &database.dir, &error))?;
+    let found =
+        database.identity().map_err(|error| installation.unreadable(PROGRAM, &database.dir, &error))?;
     if wanted != found {
         let values = [("recorded", found.as_str()), ("configured", wanted.as_str())];
         return Err(Failure { text: fill(&texts.text.identity_error, &values), exit: texts.exit.host_error });

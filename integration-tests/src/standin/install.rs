@@ -87,8 +87,8 @@ pub fn install(dir: &Path, options: &InstallOptions) -> anyhow::Result<Installat
     texts.version.major = options.major;
     fs::create_dir_all(site_slice.join("backup"))?;
     put_configuration(&root, &site_slice, &depots_default, &options.host, port, &texts)?;
-    let installation =
-        Installation::open(&root, Surroundings::default()).map_err(|failure| anyhow::anyhow!(failure.text))?;
+    let installation = Installation::open(&root, Surroundings::default())
+        .map_err(|failure| anyhow::anyhow!(failure.text))?;
     if installation.has_database() {
         put_database(&installation, &options.host, port)?;
     }

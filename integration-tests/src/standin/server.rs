@@ -230,10 +230,11 @@ impl Server {
                 Ok(answer)
             }
             "INFO" => Ok(format!(
-                "OK\nServer name:    {}\nPort:           {}\nVersion:        4.x (stand-in, not AccuRev)\nSite slice:     {}\n\
+                "OK\nServer name:    {}\nPort:           {}\nVersion:        {} (stand-in, not AccuRev)\nSite slice:     {}\n\
                  Transactions:   {}\n",
                 self.host,
                 self.port(),
+                if self.database.is_some() { "5.x" } else { "4.x" },
                 self.site_slice.display(),
                 self.repository.transactions()
             )),

@@ -1,9 +1,16 @@
 //! Real engines under write load, from the mark to the verdict, and their backups brought up again.
 
+mod accurev;
+mod git;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
 mod link;
+mod live;
+mod matrix;
 #[path = "../shows/pair.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
 mod pair;
 mod postgresql;
+mod postgresql_live;
+mod sqlite;
+mod subversion;

@@ -35,7 +35,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// A running cluster. Dropped, it is shut down at once.
-struct Cluster {
+pub(crate) struct Cluster {
     data: PathBuf,
     socket: PathBuf,
     server: Option<Child>,
@@ -95,7 +95,7 @@ impl Cluster {
         }
     }
 
-    fn query(&self, query: &str) -> String {
+    pub(crate) fn query(&self, query: &str) -> String {
         let mut command = postgres("psql");
         command.args([
             "-X",
@@ -114,11 +114,11 @@ impl Cluster {
     }
 
     /// The file of a relation, below the data directory.
-    fn file_of(&self, relation: &str) -> PathBuf {
+    pub(crate) fn file_of(&self, relation: &str) -> PathBuf {
         self.data.join(self.query(&format!("SELECT pg_relation_filepath('{relation}')")))
     }
 
-    fn pgbench(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn pgbench(&self, arguments: &[&str]) -> Command {
         let mut command = postgres("pgbench");
         command.args(["-U", "postgres", "-h"]).arg(&self.socket).args(arguments).arg("postgres");
         command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -136,7 +136,7 @@ fn own(folder: &Path) {
 }
 
 /// A load that goes on until it is dropped.
-struct Load(Child);
+pub(crate) struct Load(pub(crate) Child);
 
 impl Drop for Load {
     fn drop(&mut self) {
@@ -146,7 +146,7 @@ impl Drop for Load {
 }
 
 /// Agents beside a cluster, which they reach as a user with no more rights than the documentation asks for.
-fn agents(further: &[&str]) -> (Pair, Cluster) {
+pub(crate) fn agents(further: &[&str]) -> (Pair, Cluster) {
     let connection = "connection = \"host=/nowhere user=assay dbname=postgres\"";
     let pair = Pair::engine("postgresql", &format!("vars = {{ {connection} }}\n"));
     let cluster = Cluster::create(&pair, &pair.root(0), further);
@@ -236,6 +236,10 @@ fn a_damaged_heap_page_fails_and_is_named() {
     );
     let shown = pair.target(&["verdict", "show"]).stdout;
     assert!(shown.contains("public.rows") || shown.contains("invalid page in block 3"), "{shown}");
+    // Findings name relations, not files: all that changed since the backup that passed is read again, and is as it was sent.
+    assert_eq!(failed["attribution"]["fault"], "live", "{failed}");
+    let file = file.strip_prefix(pair.root(0)).expect("in the root").to_str().expect("utf-8").to_owned();
+    assert!(failed["attribution"]["files"].to_string().contains(&file), "{failed}");
     assert_eq!(pair.verified(), "generations/000001");
 }
 
@@ -287,6 +291,25 @@ fn a_page_with_a_wrong_checksum_fails() {
     assert!(shown.contains("checksum verification failed"), "{shown}");
 }
 
+/// A row's pointer that is wrong in a page whose checksum was made good again: the control that the profile lists.
+#[test]
+fn the_negative_control_is_found_with_checksums_and_without() {
+    for (further, made_good) in [(&["--data-checksums"][..], true), (&[], false)] {
+        let (pair, cluster) = agents(further);
+        cluster.query("CREATE TABLE rows AS SELECT n, repeat('x', 100) FROM generate_series(1, 20000) n");
+        pair.run(0);
+        let control = pair.target(&["control"]);
+        assert_eq!(control.code, 0, "{control:?}");
+        assert!(control.stdout.contains("postgresql-item in base/"), "{control:?}");
+        assert_eq!(
+            control.stdout.contains("its checksum made good again -> FAIL damage-found"),
+            made_good,
+            "{control:?}"
+        );
+        assert!(pair.target(&["status"]).stdout.contains("the checker is trusted"));
+    }
+}
+
 /// WAL is as much a part of the backup as its pages. Shown on sealed generations, behind the agents' back.
 #[test]
 fn a_copy_that_cannot_recover_fails() {
@@ -315,6 +338,8 @@ fn a_copy_that_cannot_recover_fails() {
         .write_all_at(&vec![0; rest], after)
         .expect("write");
     verify("not-restorable", "WAL ends before");
+    let shown = pair.target(&["verdict", "show"]).stdout;
+    assert!(shown.contains("fault: target-disk") && shown.contains("file pg_wal/"), "{shown}");
     fs::remove_file(&segment).expect("remove");
     verify("not-restorable", "checkpoint record");
     assert_eq!(pair.verified(), "none");

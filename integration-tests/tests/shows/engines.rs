@@ -150,5 +150,14 @@ fn a_live_sqlite_passes_and_its_damage_is_found() {
     file.write_all_at(&[0xa5; 4096], 4096 * 40).expect("damage");
     let failed = pair.run(1);
     assert_eq!(failed["outcome"], "OUTCOME_FAIL", "{failed}");
+    // The engine itself made the copy, of one state: what is bad in it is bad in the database.
+    assert_eq!(failed["attribution"]["fault"], "live", "{failed}");
     assert_eq!(pair.verified(), "generations/000003");
+    // The checker would have found it anywhere.
+    let control = pair.target(&["control"]);
+    assert_eq!(control.code, 0, "{control:?}");
+    assert!(
+        control.stdout.contains("zero-page in app.db") && control.stdout.contains("truncate in app.db"),
+        "{control:?}"
+    );
 }

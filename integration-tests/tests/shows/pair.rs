@@ -199,6 +199,11 @@ impl Pair {
         &self.link
     }
 
+    /// The process of an agent that runs.
+    pub(crate) fn process(&self, role: &str) -> u32 {
+        self.agents.lock().expect("no panic").get(role).expect("it runs").id()
+    }
+
     /// Kills an agent, as a power cut would.
     pub(crate) fn kill(&self, role: &str) {
         if let Some(mut agent) = self.agents.lock().expect("no panic").remove(role) {

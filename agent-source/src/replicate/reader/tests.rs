@@ -42,6 +42,7 @@ impl Bench {
             may_change: false,
             page_bytes: None,
             base,
+            held: None,
         };
         // The batches are taken beside the reading, as a transfer takes them: the budget is small.
         let collector = std::thread::spawn(move || {

@@ -12,20 +12,21 @@ use assay_proto::v1::{Pack, TransferRequest, transfer_request::Kind};
 use bytes::Bytes;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
-use super::{Compression, TransferOptions, Wanted, request};
+use super::{
+    Compression, TransferOptions, Wanted,
+    compress::{Benches, Packed},
+    request,
+};
 use crate::replicate::{Counters, batch::Batch};
 
-/// The level for a link that is faster than the compressor: level 1 leaves more on the wire than zlib does, level 3 costs
-/// half as much again for 3 % (measured: docs/PERFORMANCE.md).
-const USUAL_LEVEL: i32 = 2;
+/// The level for a link that is faster than the compressor.
+const USUAL_LEVEL: i32 = 3;
 /// Slower links and their levels, in bytes a second of compressed content: below 100 Mbit/s a level 5 keeps up on one
 /// core, below 25 Mbit/s a level 9. Beyond, the live server's processors would be kept busy for very little.
 const SLOW_LINKS: [(f64, i32); 2] = [(3e6, 9), (12e6, 5)];
 /// A link's speed is known when packs have had to wait for it for this long.
 const LINK_WINDOW: Duration = Duration::from_secs(1);
 
-/// What does not get smaller than this share is sent as it is.
-const WORTH_PERCENT: usize = 97;
 /// After this many packs in a row that were not worth compressing, only every eighth is tried.
 const HOPELESS: u32 = 4;
 
@@ -39,6 +40,7 @@ pub(super) struct Packer {
     waiting: std::sync::Mutex<Option<(Instant, u64)>>,
     /// Packs in a row that did not get smaller.
     in_vain: AtomicU32,
+    benches: Arc<Benches>,
     pace: Option<Pace>,
     counters: Arc<Counters>,
 }
@@ -55,6 +57,7 @@ impl Packer {
             level: AtomicI32::new(USUAL_LEVEL),
             waiting: std::sync::Mutex::default(),
             in_vain: AtomicU32::new(0),
+            benches: Arc::default(),
             pace: options.limit_bytes_per_second.map(Pace::new),
             counters,
         }
@@ -65,27 +68,22 @@ impl Packer {
         let _thread = self.threads.acquire().await.map_err(|_| Stopped)?;
         let level = self.next_level();
         let chunks = wanted.0.len() as u64;
+        let benches = Arc::clone(&self.benches);
         let work = move || {
-            let bytes = wanted.0.iter().map(|index| batch.chunks[*index].len()).sum();
-            let mut content = Vec::with_capacity(bytes);
-            wanted.0.iter().for_each(|index| content.extend_from_slice(&batch.chunks[*index]));
-            let packed = level.and_then(|level| zstd::bulk::compress(&content, level).ok());
-            (content, packed.filter(|packed| packed.len() * 100 < bytes * WORTH_PERCENT))
+            let chosen = wanted.0.iter().map(|index| &*batch.chunks[*index]);
+            benches.with(|bench| bench.pack(chosen, level))
         };
-        let (content, packed) = tokio::task::spawn_blocking(work).await.map_err(|_| Stopped)?;
-        let raw_bytes = content.len() as u64;
+        let packed = tokio::task::spawn_blocking(work).await.map_err(|_| Stopped)?;
         self.counters.chunks_sent.add(chunks);
-        self.counters.bytes_sent.add(raw_bytes);
+        self.counters.bytes_sent.add(packed.raw_bytes);
         if level.is_some() {
-            match packed {
-                Some(_) => self.in_vain.store(0, Ordering::Relaxed),
-                None => drop(self.in_vain.fetch_add(1, Ordering::Relaxed)),
+            match packed.compressed {
+                true => self.in_vain.store(0, Ordering::Relaxed),
+                false => drop(self.in_vain.fetch_add(1, Ordering::Relaxed)),
             }
         }
-        Ok(match packed {
-            Some(data) => Pack { batch: number, raw_bytes, zstd: true, data: Bytes::from(data) },
-            None => Pack { batch: number, raw_bytes, zstd: false, data: Bytes::from(content) },
-        })
+        let Packed { raw_bytes, compressed, data } = packed;
+        Ok(Pack { batch: number, raw_bytes, zstd: compressed, data: Bytes::from(data) })
     }
 
     /// `None`: this pack is not compressed.

@@ -1,0 +1,274 @@
+//! Damage on purpose, in a workspace: what a negative control does to a file before the check sees it.
+//!
+//! Places lie in the first half of a file: in a file that only grows, what lies behind the mark is not part of the backup,
+//! and no check looks at it.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt as _},
+};
+
+use assay_common::{confined::open_beneath, path::TreePath, profile::DamageKind};
+use rustix::fs::OFlags;
+
+/// A PostgreSQL page, as every distribution builds it.
+const PAGE_BYTES: usize = 8192;
+/// Where a PostgreSQL page's line pointers begin.
+const LINE_POINTERS: usize = 24;
+
+/// Numbers that depend on nothing but the seed.
+pub(super) struct Dice(blake3::OutputReader);
+
+impl Dice {
+    /// For one damage of a control.
+    pub(super) fn new(seed: u64, control: usize, place: usize) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("assay v1 negative control");
+        for number in [seed, control as u64, place as u64] {
+            hasher.update(&number.to_le_bytes());
+        }
+        Self(hasher.finalize_xof())
+    }
+
+    /// A number below `limit`, which is not 0.
+    fn below(&mut self, limit: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        u64::from_le_bytes(bytes) % limit.max(1)
+    }
+}
+
+/// Damages the file at `path` below `folder`, and says what was done. `None` when there is no place in it for this damage.
+///
+/// # Errors
+/// When it cannot be opened or written.
+pub(super) fn damage(
+    folder: impl AsFd,
+    path: &TreePath,
+    kind: DamageKind,
+    page_bytes: u32,
+    dice: &mut Dice,
+) -> io::Result<Option<String>> {
+    let file = File::from(open_beneath(folder, path, OFlags::RDWR | OFlags::NONBLOCK)?);
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    match kind {
+        DamageKind::FlipByte => flip_byte(&file, dice),
+        DamageKind::ZeroPage => zero_page(&file, page_bytes as usize, dice),
+        DamageKind::Truncate => truncate(&file),
+        DamageKind::SwapPages => swap_pages(&file, page_bytes as usize, dice),
+        DamageKind::PostgresqlItem => postgresql_item(&file, dice),
+    }
+}
+
+fn flip_byte(file: &File, dice: &mut Dice) -> io::Result<Option<String>> {
+    let size = file.metadata()?.len();
+    if size == 0 {
+        return Ok(None);
+    }
+    let offset = dice.below(size.div_ceil(2));
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    let other = byte[0] ^ (1 << dice.below(8));
+    file.write_all_at(&[other], offset)?;
+    Ok(Some(format!("byte {offset}: {:02x} to {other:02x}", byte[0])))
+}
+
+fn truncate(file: &File) -> io::Result<Option<String>> {
+    let size = file.metadata()?.len();
+    if size < 2 {
+        return Ok(None);
+    }
+    file.set_len(size / 2)?;
+    Ok(Some(format!("cut from {size} to {} bytes", size / 2)))
+}
+
+/// The pages of the first half, from a chosen one on, each once.
+fn pages(size: u64, page_bytes: usize, dice: &mut Dice) -> impl Iterator<Item = u64> + use<> {
+    let count = (size / page_bytes as u64).div_ceil(2);
+    let start = dice.below(count);
+    (0..count).map(move |turn| (start + turn) % count)
+}
+
+fn zero_page(file: &File, page_bytes: usize, dice: &mut Dice) -> io::Result<Option<String>> {
+    let size = file.metadata()?.len();
+    let mut page = vec![0; page_bytes];
+    for number in pages(size, page_bytes, dice) {
+        let offset = number * page_bytes as u64;
+        file.read_exact_at(&mut page, offset)?;
+        if page.iter().any(|byte| *byte != 0) {
+            page.fill(0);
+            file.write_all_at(&page, offset)?;
+            return Ok(Some(format!("bytes {offset} to {}: zeros", offset + page_bytes as u64)));
+        }
+    }
+    Ok(None)
+}
+
+fn swap_pages(file: &File, page_bytes: usize, dice: &mut Dice) -> io::Result<Option<String>> {
+    let size = file.metadata()?.len();
+    let (mut first, mut second) = (vec![0; page_bytes], vec![0; page_bytes]);
+    let mut known = None;
+    for number in pages(size, page_bytes, dice) {
+        let offset = number * page_bytes as u64;
+        let Some(start) = known else {
+            file.read_exact_at(&mut first, offset)?;
+            known = Some(offset);
+            continue;
+        };
+        file.read_exact_at(&mut second, offset)?;
+        if first != second {
+            file.write_all_at(&second, start)?;
+            file.write_all_at(&first, offset)?;
+            return Ok(Some(format!("{page_bytes} bytes at {start} and at {offset}: exchanged")));
+        }
+    }
+    Ok(None)
+}
+
+/// Makes a row's pointer in a heap page point where no row can begin, and makes the page's checksum good again.
+fn postgresql_item(file: &File, dice: &mut Dice) -> io::Result<Option<String>> {
+    let size = file.metadata()?.len();
+    let mut page = vec![0; PAGE_BYTES];
+    for number in pages(size, PAGE_BYTES, dice) {
+        let offset = number * PAGE_BYTES as u64;
+        file.read_exact_at(&mut page, offset)?;
+        let Ok(block) = u32::try_from(number) else { return Ok(None) };
+        let Some(item) = heap_item(&page) else { continue };
+        let stored = word(&page, 8);
+        let has_checksum = stored != 0;
+        if has_checksum && stored != postgresql_checksum(&page, block) {
+            // Not a page as we know them: what it would mean to change it is not known either.
+            continue;
+        }
+        let at = LINE_POINTERS + 4 * item;
+        let pointer = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+        // The offset is in the lowest 15 bits, and rows begin at multiples of eight.
+        page[at..at + 4].copy_from_slice(&(pointer ^ 1).to_le_bytes());
+        if has_checksum {
+            let checksum = postgresql_checksum(&page, block);
+            page[8..10].copy_from_slice(&checksum.to_le_bytes());
+        }
+        file.write_all_at(&page, offset)?;
+        let checksum = if has_checksum { ", its checksum made good again" } else { "" };
+        return Ok(Some(format!("page {block}: item {} begins where no row can{checksum}", item + 1)));
+    }
+    Ok(None)
+}
+
+fn word(page: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([page[at], page[at + 1]])
+}
+
+/// The first item of a heap page that holds a row. Heap pages have nothing at their end (storage/bufpage.h).
+fn heap_item(page: &[u8]) -> Option<usize> {
+    let (lower, upper, special) = (word(page, 12) as usize, word(page, 14) as usize, word(page, 16) as usize);
+    let size_and_version = word(page, 18);
+    let sound = special == PAGE_BYTES
+        && size_and_version & 0xff00 == PAGE_BYTES as u16
+        && (LINE_POINTERS..=upper).contains(&lower)
+        && upper <= special;
+    let items = if sound { (lower - LINE_POINTERS) / 4 } else { 0 };
+    (0..items).find(|item| {
+        let at = LINE_POINTERS + 4 * item;
+        let pointer = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+        let (offset, state) = (pointer & 0x7fff, pointer >> 15 & 3);
+        state == 1 && offset as usize >= upper && offset % 8 == 0
+    })
+}
+
+/// The checksum of a PostgreSQL page (storage/checksum_impl.h): FNV-1a in 32 lanes, with the block's number.
+fn postgresql_checksum(page: &[u8], block: u32) -> u16 {
+    const OFFSETS: [u32; 32] = [
+        0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
+        0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
+        0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
+        0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
+    ];
+    let mix = |sum: &mut u32, value: u32| {
+        let mixed = *sum ^ value;
+        *sum = mixed.wrapping_mul(16_777_619) ^ (mixed >> 17);
+    };
+    let mut sums = OFFSETS;
+    for (index, value) in page.chunks_exact(4).enumerate() {
+        let mut value = u32::from_le_bytes([value[0], value[1], value[2], value[3]]);
+        if index == 2 {
+            // The place of the checksum itself counts as zero.
+            value &= 0xffff_0000;
+        }
+        mix(&mut sums[index % 32], value);
+    }
+    for _ in 0..2 {
+        sums.iter_mut().for_each(|sum| mix(sum, 0));
+    }
+    let folded = sums.iter().fold(0, |all, sum| all ^ sum) ^ block;
+    (folded % 65535 + 1) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn damaged(content: &[u8], kind: DamageKind, seed: u64) -> Option<(Vec<u8>, String)> {
+        let folder = tempfile::tempdir().expect("temp");
+        fs::write(folder.path().join("file"), content).expect("write");
+        let held = File::open(folder.path()).expect("open");
+        let path = TreePath::parse(b"file").expect("path");
+        let what = damage(&held, &path, kind, 512, &mut Dice::new(seed, 0, 0)).expect("done")?;
+        Some((fs::read(folder.path().join("file")).expect("read"), what))
+    }
+
+    #[test]
+    fn each_damage_is_made_in_the_first_half_and_is_the_same_for_a_seed() {
+        let content: Vec<u8> = (0..8192_u32).map(|number| (number / 512 + 1) as u8).collect();
+        for kind in [DamageKind::FlipByte, DamageKind::ZeroPage, DamageKind::SwapPages] {
+            for seed in 0..20 {
+                let (bytes, what) = damaged(&content, kind, seed).expect("there is a place");
+                assert_eq!(damaged(&content, kind, seed), Some((bytes.clone(), what)));
+                assert!(
+                    bytes[..4096] != content[..4096] && bytes[4096..] == content[4096..],
+                    "{kind:?} {seed}"
+                );
+            }
+        }
+        let (bytes, what) = damaged(&content, DamageKind::Truncate, 1).expect("there is a place");
+        assert_eq!((bytes.len(), &*what), (4096, "cut from 8192 to 4096 bytes"));
+    }
+
+    #[test]
+    fn a_file_without_a_place_for_it_is_left_alone() {
+        for (content, kind) in [
+            (&b""[..], DamageKind::FlipByte),
+            (b"x", DamageKind::Truncate),
+            (&[0; 4096], DamageKind::ZeroPage),
+            (&[7; 4096], DamageKind::SwapPages),
+            (&[7; 8192], DamageKind::PostgresqlItem),
+        ] {
+            assert_eq!(damaged(content, kind, 1), None, "{kind:?}");
+        }
+    }
+
+    /// A page with one row, whose checksum is wrong, is not touched; without a checksum, or with a good one, it is.
+    #[test]
+    fn a_row_pointer_is_broken_and_the_checksum_is_good_again() {
+        let mut page = vec![0; PAGE_BYTES];
+        for (at, value) in [(12, 28_u16), (14, 8128), (16, 8192), (18, 8192 | 4)] {
+            page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        page[24..28].copy_from_slice(&(8128_u32 | 1 << 15 | 64 << 17).to_le_bytes());
+        let (plain, _) = damaged(&page, DamageKind::PostgresqlItem, 1).expect("a heap page");
+        assert_eq!(plain[24] ^ page[24], 1);
+        assert_eq!(plain[8..10], [0, 0]);
+        let checksum = postgresql_checksum(&page, 0);
+        page[8..10].copy_from_slice(&checksum.to_le_bytes());
+        let (made_good, what) = damaged(&page, DamageKind::PostgresqlItem, 1).expect("a heap page");
+        assert!(what.ends_with("made good again"), "{what}");
+        assert_eq!(word(&made_good, 8), postgresql_checksum(&made_good, 0));
+        assert_ne!(word(&made_good, 8), checksum);
+        page[8] ^= 1;
+        assert_eq!(damaged(&page, DamageKind::PostgresqlItem, 1), None);
+    }
+}

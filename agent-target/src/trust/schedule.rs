@@ -1,0 +1,115 @@
+//! What a target does by the clock: negative controls, and checking again what was last checked long ago.
+//!
+//! One thing at a time, on a thread of its own, and behind runs: it begins only while nothing is under way, and a run that
+//! is opened ends it. What was ended that way is not recorded and comes again.
+
+use std::{sync::Arc, time::Duration};
+
+use assay_common::{
+    id::{GenerationNumber, RunId},
+    verdict::Outcome,
+};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::control;
+use crate::{
+    repository::Repository,
+    verify::{self, AskedBy, Teller},
+};
+
+/// How often it is looked whether something is due, at most.
+const TICK: Duration = Duration::from_secs(30);
+
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Control,
+    Verify(GenerationNumber),
+}
+
+/// Looks after one repository, for ever.
+pub async fn run(repository: Arc<Repository>) {
+    let spans = [repository.config.control_every, repository.config.reverify_after];
+    let Some(shortest) = spans.into_iter().flatten().min() else {
+        return;
+    };
+    let mut tick = tokio::time::interval(shortest.clamp(Duration::from_secs(1), TICK));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let repository = Arc::clone(&repository);
+        // A thread, not a task: the sandbox dies with the thread that started it.
+        let body = move || {
+            once(&repository, Timestamp::now());
+            ended.send(()).ok();
+        };
+        match std::thread::Builder::new().name("by-the-clock".to_owned()).spawn(body) {
+            Ok(_) => drop(end.await),
+            Err(error) => tracing::warn!(%error, "no thread for what is due"),
+        }
+    }
+}
+
+fn once(repository: &Repository, now: Timestamp) {
+    let Some(due) = due(repository, now) else {
+        return;
+    };
+    let Some(cancel) = repository.begin_background() else {
+        return;
+    };
+    let done = match due {
+        Due::Control => control::run(repository, control::new_seed(), &cancel, &|_| {}).map(drop),
+        Due::Verify(generation) => verify_again(repository, generation, &cancel),
+    };
+    repository.end_background(&cancel);
+    if let Err(error) = done {
+        tracing::error!(repository = repository.config.name, ?due, error, "what was due was not done");
+    }
+}
+
+/// A control first: what a checker says counts for more when it is known to find damage.
+fn due(repository: &Repository, now: Timestamp) -> Option<Due> {
+    let is_older =
+        |time: Timestamp, span: Duration| time.duration_until(now).unsigned_abs() >= span && time <= now;
+    if let Some(every) = repository.config.control_every
+        && repository.store.verified().is_some()
+        && repository.control().is_none_or(|control| is_older(control.time, every))
+    {
+        return Some(Due::Control);
+    }
+    let after = repository.config.reverify_after?;
+    let generations = repository.store.generations().ok()?;
+    // The one that was checked longest ago; one that never was counts from its seal.
+    let checked = generations.into_iter().filter_map(|generation| {
+        let time = match repository.last_verdict(generation) {
+            Some((_, verdict)) => verdict.times.signed,
+            None => repository.store.record(generation).ok()?.sealed,
+        };
+        Some((time, generation))
+    });
+    let (time, generation) = checked.min()?;
+    is_older(time, after).then_some(Due::Verify(generation))
+}
+
+fn verify_again(
+    repository: &Repository,
+    generation: GenerationNumber,
+    cancel: &CancellationToken,
+) -> Result<(), String> {
+    let record = repository.store.record(generation).map_err(|error| error.to_string())?;
+    let id: RunId =
+        record.run_id.parse().map_err(|_| format!("the record of generation {generation} is damaged"))?;
+    let teller = Teller { step: &|_| {}, read_again: &|_| {}, cancel: cancel.clone() };
+    let Some((_, envelope)) =
+        verify::check_unless_cancelled(repository, &id, &record, AskedBy::Operator, &teller)?
+    else {
+        return Ok(());
+    };
+    let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes());
+    if verdict.is_ok_and(|verdict| verdict.outcome == Outcome::Fail) {
+        tracing::error!(repository = repository.config.name, %generation, "a generation fails when it is checked again");
+    }
+    Ok(())
+}

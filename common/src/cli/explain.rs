@@ -1,0 +1,219 @@
+//! `explain`: a verdict in plain words, for whoever is woken by it.
+
+use std::fmt::Write as _;
+
+use super::{
+    remedies::{about_fault, remedy},
+    show,
+};
+use crate::verdict::{Outcome, Step, Trust, Verdict};
+
+/// Findings and files that are listed: the verdict has more.
+const LISTED: usize = 20;
+
+/// What failed, in which step, at which place, where the fault came in, since when, and what to do next.
+pub fn explain(verdict: &Verdict) -> String {
+    let mut text = format!("{}: {}.\n", verdict.outcome, show::meaning(verdict.outcome));
+    what(verdict, &mut text);
+    findings(verdict, &mut text);
+    fault(verdict, &mut text);
+    since(verdict, &mut text);
+    checker(verdict, &mut text);
+    next(verdict, &mut text);
+    text
+}
+
+fn what(verdict: &Verdict, text: &mut String) {
+    text.push_str("\nWhat happened\n");
+    let when = verdict.mark.as_ref().map(|mark| mark.time.strftime("%Y-%m-%d %H:%M:%SZ").to_string());
+    match (verdict.generation, when) {
+        (Some(generation), Some(when)) => {
+            let _ = writeln!(
+                text,
+                "  Generation {generation} of {} (its mark was made at {when}) was checked in run {}.",
+                verdict.repository, verdict.run_id
+            );
+        }
+        _ => {
+            let _ =
+                writeln!(text, "  Run {} of {} ended before its check.", verdict.run_id, verdict.repository);
+        }
+    }
+    if let Some(step) = deciding_step(verdict) {
+        let profile = verdict.profile.as_ref().map_or("?", |profile| profile.name.as_str());
+        let end = match (step.exit_code, step.signal) {
+            (Some(code), _) => format!("ended with exit code {code}"),
+            (_, Some(signal)) => format!("was ended by signal {signal}"),
+            _ => "did not end by itself".to_owned(),
+        };
+        let _ = writeln!(text, "  The step \"{}\" of the profile {profile} decided it: it {end}.", step.name);
+        if !step.argv.is_empty() {
+            let _ = writeln!(text, "  Its command: {}", step.argv.join(" "));
+        }
+    }
+    let _ = writeln!(text, "  The reason is \"{}\":", verdict.reason);
+    for line in verdict.message.lines() {
+        let _ = writeln!(text, "    {line}");
+    }
+}
+
+/// The step that the outcome comes from.
+fn deciding_step(verdict: &Verdict) -> Option<&Step> {
+    match verdict.outcome {
+        Outcome::Pass | Outcome::NotRun => None,
+        Outcome::Fail | Outcome::Inconclusive => {
+            verdict.steps.iter().rev().find(|step| step.outcome != Outcome::Pass)
+        }
+    }
+}
+
+fn findings(verdict: &Verdict, text: &mut String) {
+    let Some(step) = deciding_step(verdict) else {
+        return;
+    };
+    if step.findings.is_empty() && step.output_tail.trim().is_empty() {
+        return;
+    }
+    text.push_str("\nWhat the check named\n");
+    let last_words: Vec<_> = step.output_tail.lines().filter(|line| !line.trim().is_empty()).collect();
+    if step.findings.is_empty() {
+        text.push_str("  It named no place. Its last words were:\n");
+        for line in last_words.iter().skip(last_words.len().saturating_sub(5)) {
+            let _ = writeln!(text, "    {}", line.trim_end());
+        }
+        return;
+    }
+    for finding in step.findings.iter().take(LISTED) {
+        let _ = writeln!(text, "  {finding}");
+    }
+    if step.findings.len() > LISTED {
+        let _ = writeln!(text, "  and {} more", step.findings.len() - LISTED);
+    }
+}
+
+fn fault(verdict: &Verdict, text: &mut String) {
+    let Some(found) = &verdict.attribution else {
+        return;
+    };
+    let (meaning, _) = about_fault(found.fault);
+    let _ = writeln!(text, "\nWhere the fault came in: {}\n  It came in {meaning}.", found.fault);
+    for sentence in &found.evidence {
+        let _ = writeln!(text, "  - {sentence}");
+    }
+    for file in found.files.iter().take(LISTED) {
+        let _ = writeln!(text, "  file {file}");
+    }
+    if found.files.len() > LISTED {
+        let _ = writeln!(text, "  and {} more files", found.files.len() - LISTED);
+    }
+}
+
+fn since(verdict: &Verdict, text: &mut String) {
+    let (Some(found), Some(generation)) = (&verdict.attribution, verdict.generation) else {
+        return;
+    };
+    text.push_str("\nSince when\n");
+    let _ = match found.last_pass {
+        None => writeln!(text, "  No generation before {generation} has passed: it is not known since when."),
+        Some(last) if last.0 + 1 == generation.0 => {
+            writeln!(
+                text,
+                "  Generation {last} is the last before it that passed: it came in with generation {generation}."
+            )
+        }
+        Some(last) => writeln!(
+            text,
+            "  Generation {last} is the last before it that passed. assay-target bisect {} finds the first bad one.",
+            verdict.repository
+        ),
+    };
+}
+
+fn checker(verdict: &Verdict, text: &mut String) {
+    text.push_str("\nThe checker\n");
+    match &verdict.negative_control {
+        None => {
+            text.push_str("  It was never tried on damaged data: assay-target control does that.\n");
+        }
+        Some(control) => {
+            let _ = writeln!(text, "  {}.", show::control(control, verdict.times.signed));
+        }
+    }
+    if verdict.outcome == Outcome::Pass && verdict.depth.is_some() {
+        let depth = verdict.depth.map(|depth| format!("{depth:?}")).unwrap_or_default();
+        let _ = writeln!(text, "  It looked to depth {depth}.");
+    }
+}
+
+fn next(verdict: &Verdict, text: &mut String) {
+    text.push_str("\nWhat to do next\n");
+    let mut steps = vec![remedy(verdict.outcome, &verdict.reason)];
+    if let Some(found) = &verdict.attribution {
+        steps.push(about_fault(found.fault).1);
+    }
+    if verdict.negative_control.as_ref().is_some_and(|control| control.trust() == Trust::NotTrusted) {
+        steps.push(
+            "The checker passed damaged data: choose a deeper check, or correct the profile, before you rely on any PASS. \
+             assay-target control says when it is trusted again.",
+        );
+    }
+    for (number, step) in steps.iter().enumerate() {
+        let _ = writeln!(text, "  {}. {step}", number + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::GenerationNumber,
+        signing::SigningKey,
+        verdict::{Attribution, FaultOrigin, HexDigest, ReadBack, tests::Example},
+    };
+
+    #[test]
+    fn a_fail_is_told_with_its_place_its_fault_its_age_and_what_to_do() {
+        let mut verdict = Example::default().verdict(&SigningKey::generate(), 1, HexDigest::ZERO);
+        verdict.outcome = Outcome::Fail;
+        verdict.reason = "damage-found".into();
+        verdict.message = "element.ndb: checksum mismatch".into();
+        verdict.steps[0].outcome = Outcome::Fail;
+        verdict.steps[0].exit_code = Some(1);
+        verdict.steps[0].findings = vec!["element.ndb offset 12: checksum mismatch".into()];
+        verdict.attribution = Some(Attribution {
+            fault: FaultOrigin::Live,
+            evidence: vec!["read again as sent".into()],
+            files: vec!["storage/element.ndb".into()],
+            read_back: Some(ReadBack { files: 1, bytes: 1, differ: 0 }),
+            last_pass: Some(GenerationNumber(40)),
+        });
+        verdict.negative_control.as_mut().expect("there").outcome = Outcome::Pass;
+        let text = explain(&verdict);
+        for part in [
+            "FAIL: the check found damage",
+            "The step \"dbcheck\" of the profile accurev decided it: it ended with exit code 1.",
+            "element.ndb offset 12: checksum mismatch",
+            "Where the fault came in: live",
+            "Generation 40 is the last before it that passed. assay-target bisect acc",
+            "NOT TRUSTED",
+            "  2. Treat the live repository as damaged",
+            "  3. The checker passed damaged data",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_never_came_to_its_check_is_told_too() {
+        let mut verdict = Example::default().verdict(&SigningKey::generate(), 1, HexDigest::ZERO);
+        (verdict.outcome, verdict.reason, verdict.generation) = (Outcome::NotRun, "root-empty".into(), None);
+        verdict.steps.clear();
+        let text = explain(&verdict);
+        assert!(
+            text.contains("ended before its check") && text.contains("1. A root is an empty folder"),
+            "{text}"
+        );
+        verdict.reason = "a-word-of-somebody".into();
+        assert!(explain(&verdict).contains("1. Put right what the message names"));
+    }
+}
