@@ -52,9 +52,10 @@ impl Limits {
         let memory = memory.map(|_| ("memory", format!("at least {} was expected", Self::MIN_MEMORY)));
         let few = self.processes.filter(|it| *it < Self::MIN_PROCESSES);
         let few = few.map(|_| ("processes", format!("at least {} were expected", Self::MIN_PROCESSES)));
-        let nothing = [("disk", self.disk), ("output", self.output)].into_iter().filter_map(|(key, size)| {
-            (size?.0 == 0).then(|| (key, "more than nothing was expected".to_owned()))
-        });
+        let nothing = [("disk", self.disk), ("output", self.output)]
+            .into_iter()
+            .filter(|(_, size)| size.is_some_and(|size| size.0 == 0))
+            .map(|(key, _)| (key, "more than nothing was expected".to_owned()));
         memory.into_iter().chain(few).chain(nothing)
     }
 }

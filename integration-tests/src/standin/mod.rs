@@ -47,6 +47,8 @@ pub mod texts;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_5;
 
 use std::ffi::OsString;
 

@@ -254,6 +254,10 @@ fn the_stand_in_of_5_comes_out_as_the_matrix_says() {
     assert!(
         copy.join("storage/site_slice/backup/assay.backup").exists() && !copy.join("storage/db").exists()
     );
+    // The checker finds a backup file that is not whole.
+    let control = live.0.pair.target(&["control"]);
+    assert_eq!(control.code, 0, "{control:?}");
+    assert!(control.stdout.contains("assay.backup"), "{control:?}");
     let shown = live.0.pair.target(&["verdict", "show"]);
     assert!(shown.stdout.contains("L1"), "the verdict says that the check is shallow: {shown:?}");
 }
