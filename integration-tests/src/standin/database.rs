@@ -135,8 +135,11 @@ fn put(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Names and contents.
+type Files<'a> = Vec<(String, &'a [u8])>;
+
 /// The identity, and each file with its name.
-fn unpack(backup: &[u8]) -> Option<(String, Vec<(String, &[u8])>)> {
+fn unpack(backup: &[u8]) -> Option<(String, Files<'_>)> {
     let end = backup.len().checked_sub("end ".len() + 64 + 1)?;
     let (body, last) = backup.split_at(end);
     if last != format!("end {}\n", blake3::hash(body).to_hex()).as_bytes() {

@@ -107,6 +107,19 @@ fn processes(word: &str) -> Vec<String> {
     entries.filter(has).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Ends what a test that fails would leave.
+struct Stragglers(String);
+
+impl Drop for Stragglers {
+    fn drop(&mut self) {
+        for pid in
+            processes(&self.0).iter().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
+        {
+            drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
+    }
+}
+
 /// Folders of control groups of checks of this agent.
 fn control_groups(agent: u32) -> Vec<PathBuf> {
     let prefix = format!("assay-check-{agent}-");
@@ -133,6 +146,7 @@ const DAEMON: &str = "use POSIX; use IO::Socket::INET; exit if fork; POSIX::sets
 /// The target agent is killed, as a power cut would, in the middle of a check whose daemon has gone its own ways.
 fn assert_swept(isolation: &str) {
     let word = format!("daemon-of-{}-{isolation}", std::process::id());
+    let _stragglers = Stragglers(word.clone());
     let port = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
     let script =
         format!("env -i perl -e '{DAEMON}' {word} {port} $PWD/ready; while :; do sleep 1; done; exit 1");
@@ -154,6 +168,10 @@ fn assert_swept(isolation: &str) {
     };
     pair.eventually("the daemon listens", is_ready);
     assert!(!processes(&word).is_empty());
+    if isolation == "none" && control_groups(agent).is_empty() {
+        println!("no control groups here: a daemon like this one is not found without a sandbox");
+        return;
+    }
     pair.kill("target");
     // So that it does not ask for the check again.
     pair.kill("source");

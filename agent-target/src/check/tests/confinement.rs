@@ -60,10 +60,16 @@ fn a_checker_that_forks_without_end_is_inconclusive() {
         return;
     }
     for way in ways() {
-        for script in ["while :; do sleep 1000 & done; exit 1", "f() { f & f & sleep 1000; }; f; exit 1"] {
-            let report = Bed::new(script).limits("processes = 60").control_groups(way).run();
-            assert_ends(&report, Outcome::Inconclusive, "process-limit");
-        }
+        let report = Bed::new("while :; do sleep 1000 & done; exit 1")
+            .limits("processes = 60")
+            .control_groups(way)
+            .run();
+        assert_ends(&report, Outcome::Inconclusive, "process-limit");
+    }
+    // One that doubles is too fast to be watched: it is only for the kernel, or this host would suffer.
+    if has_control_groups() {
+        let report = Bed::new("f() { f & f & sleep 1000; }; f; exit 1").limits("processes = 60").run();
+        assert_ends(&report, Outcome::Inconclusive, "process-limit");
     }
     assert_eq!(assay_common::profile::Limits::MIN_PROCESSES, 16, "the sandbox needs some");
     let report = Bed::new("exit 0").limits("processes = 16").run();
@@ -302,30 +308,22 @@ fn a_32_bit_checker_runs_and_is_filtered() {
     assert_eq!(open.steps[0].end, StepEnd::Exited(0));
 }
 
-/// Much output goes through a few megabytes of memory; more than a check may print ends it, whatever it says.
+/// More than a check may print ends it, whatever it says: one that goes on without end, and one that has ended meanwhile.
 #[test]
-fn output_costs_no_memory_and_is_limited() {
-    const BYTES: u64 = 192 << 20;
-    let peak = || {
-        let status = fs::read_to_string("/proc/self/status").expect("read");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("there").to_owned();
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-    };
+fn a_checker_that_prints_too_much_is_inconclusive() {
     let keys = "must_match = ['^all good$']";
-    let line = "yes \"$(head -c 60000 /dev/zero | tr '\\0' x)\"";
-    let before = peak();
-    let report = Bed::new(&format!("{line} | head -c {BYTES}; echo; echo all good")).keys(keys).run();
-    assert_ends(&report, Outcome::Pass, "check-passed");
-    assert_eq!(report.steps[0].stdout.bytes, BYTES + 10);
-    // Other tests run meanwhile in this process, and take tens of megabytes.
-    assert!(peak() - before < BYTES / 2, "{} more", peak() - before);
-    // Within the limit once it has ended, and without end.
     for script in
         ["head -c 2000000 /dev/zero | tr '\\0' '\\n'; echo all good", "yes; exit 1", "yes >&2; exit 1"]
     {
         let report = Bed::new(script).keys(keys).limits("output = '1MiB'").run();
         assert_ends(&report, Outcome::Inconclusive, "output-limit");
     }
+    // Both streams count together.
+    let both = "head -c 700000 /dev/zero; head -c 700000 /dev/zero >&2; echo; echo all good";
+    let report = Bed::new(both).keys(keys).limits("output = '1MiB'").run();
+    assert_ends(&report, Outcome::Inconclusive, "output-limit");
+    let report = Bed::new(both).keys(keys).limits("output = '2MiB'").run();
+    assert_ends(&report, Outcome::Pass, "check-passed");
 }
 
 /// An exit code that means FAIL is not believed of a checker that says what was in its way. A pattern of damage is.
