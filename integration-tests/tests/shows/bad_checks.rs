@@ -115,7 +115,7 @@ impl Drop for Stragglers {
         for pid in
             processes(&self.0).iter().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
         {
-            drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
         }
     }
 }
