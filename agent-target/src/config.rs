@@ -9,7 +9,7 @@ use std::{
 use assay_common::{
     config::{self, ConfigError, Span},
     id::is_plain_name,
-    profile::{Profile, ProfileError, TargetNames, Value},
+    profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
 };
@@ -49,6 +49,8 @@ pub struct Repository {
     pub workspace: WorkspacePreference,
     /// How the check is isolated.
     pub isolation: IsolationPolicy,
+    /// What a step of the check may use, before what the profile says.
+    pub limits: Limits,
     /// Whether a check that says FAIL is also run on a generation that it had passed.
     pub recheck_on_fail: bool,
     /// How old the newest negative control may become; `None`: it is made when an operator asks for it.
@@ -146,6 +148,8 @@ struct RepositorySection {
     workspace: WorkspacePreference,
     #[serde(default)]
     isolation: IsolationPolicy,
+    #[serde(default)]
+    limits: Limits,
     #[serde(default = "yes")]
     recheck_on_fail: bool,
     control_every: Option<Span>,
@@ -200,6 +204,10 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             check_name("repository.restore", name);
         }
     }
+    for (index, section) in file.repositories.iter().enumerate() {
+        let wrong = section.limits.faults();
+        faults.extend(wrong.map(|(key, message)| format!("repository[{index}].limits.{key}: {message}")));
+    }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
     }
@@ -232,6 +240,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             vars: section.vars,
             workspace: section.workspace,
             isolation: section.isolation,
+            limits: section.limits,
             recheck_on_fail: section.recheck_on_fail,
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),

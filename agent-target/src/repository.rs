@@ -142,7 +142,7 @@ struct Standing {
 impl Repository {
     /// Opens a repository below the store's folder and puts right what a crash may have left:
     ///
-    /// 1. workspaces and their mounts are cleared away;
+    /// 1. what is left of checks is ended, and workspaces and their mounts are cleared away;
     /// 2. `latest` is pointed at the newest sealed generation (a crash between seal and link);
     /// 3. `verified` is pointed where the ledger says (a crash between verdict and link).
     ///
@@ -154,6 +154,7 @@ impl Repository {
         signing_key: Arc<SigningKey>,
     ) -> Result<Self, OpenError> {
         let store = Store::open_or_create(&store.join(&config.name))?;
+        crate::check::sweep_groups();
         crate::workspace::sweep(&store.path().join("workspaces"))?;
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;

@@ -290,6 +290,13 @@ impl Workspace {
         self.directory.join("scratch")
     }
 
+    /// The folders in which a check can write on the disk.
+    pub(crate) fn writable(&self) -> Vec<PathBuf> {
+        let written =
+            if self.kind == WorkspaceKind::Overlay { self.directory.join("upper") } else { self.path() };
+        vec![written, self.scratch()]
+    }
+
     /// The roots, in the order of the configuration.
     pub fn roots(&self) -> &[RootView] {
         &self.roots
@@ -452,6 +459,7 @@ pub fn sweep(directory: &Path) -> Result<usize, WorkspaceError> {
             continue;
         }
         count += 1;
+        crate::check::kill_left(&entry.path());
         let result = discard(&entry.path());
         first_error = first_error.and(result);
     }

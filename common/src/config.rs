@@ -100,9 +100,68 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A number of bytes with its unit, as in `"512MiB"`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// Units of a size, the largest first.
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl fmt::Display for Size {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, bytes): &&(&str, u64)| self.0 >= *bytes && self.0.is_multiple_of(*bytes);
+        let (unit, bytes) = UNITS.iter().find(fits).unwrap_or(&("B", 1));
+        write!(formatter, "{}{unit}", self.0 / bytes)
+    }
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Size;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a size with its unit (B, KiB, MiB, GiB, TiB), for example \"512MiB\"")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+                let size = unit
+                    .and_then(|(number, bytes)| number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes));
+                size.map(Size).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        #[derive(Deserialize, Debug)]
+        struct Sized {
+            size: Size,
+        }
+        let size = |text: &str| parse::<Sized>(Path::new("a.toml"), &format!("size = {text}"));
+        for (text, bytes) in [("'512MiB'", 512 << 20), ("'4 GiB'", 4 << 30), ("'7B'", 7), ("'0B'", 0)] {
+            assert_eq!(size(text).expect("a size").size, Size(bytes), "{text}");
+        }
+        for text in ["'512'", "512", "'MiB'", "'-1MiB'", "'99999999999TiB'", "'1MB'"] {
+            let fault = size(text).expect_err("no size").to_string();
+            assert!(fault.contains("a size with its unit (B, KiB"), "{fault}");
+        }
+        assert_eq!(Size(512 << 20).to_string(), "512MiB");
+        assert_eq!((Size(1025).to_string(), Size(0).to_string()), ("1025B".into(), "0B".into()));
+    }
 
     #[derive(Deserialize, Debug)]
     #[serde(deny_unknown_fields)]

@@ -74,8 +74,12 @@ pub(super) fn compare(
         };
         let held = match taken {
             Some(Taken::Read(put) | Taken::Folder(put)) => {
-                // Read again, and perhaps the same: then nothing has to be said of it.
-                if same_roots && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref()) {
+                // Read again, and perhaps the same: then nothing has to be said of it. A full run sends it all the same, because
+                // what the target keeps of it is only compared when it is sent.
+                if same_roots
+                    && !plan.full_read
+                    && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
+                {
                     give(Step::Keep)?;
                 } else {
                     if old.is_some() {

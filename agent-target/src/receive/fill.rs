@@ -92,6 +92,15 @@ impl Receiver {
             let piece = bytes.get(at..at + target.bytes);
             *here = piece.is_some_and(|piece| ContentDigest::of(piece) == target.digest);
         });
+        let bad = here.iter().filter(|sound| !**sound).count();
+        if bad > 0 {
+            let content = run[0].content;
+            tracing::warn!(
+                content,
+                pieces = bad,
+                "the disk has not kept what was sealed: it is asked for again"
+            );
+        }
         for sound in run.iter().zip(here.iter()).collect::<Vec<_>>().chunk_by(|left, right| left.1 == right.1)
         {
             if !*sound[0].1 {

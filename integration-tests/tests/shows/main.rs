@@ -1,6 +1,7 @@
 //! The promises of the first backup, shown with real processes: rsync as referee, grpcurl, openssl and b3sum as third
 //! parties, and counted work.
 
+mod bad_checks;
 mod bad_input;
 mod engines;
 mod identities;
