@@ -11,10 +11,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("assay.v1.descriptors.bin"), descriptors.encode_to_vec())?;
+    let mut config = tonic_prost_build::Config::new();
+    // The codec finds a message's descriptor by its name.
+    config.enable_type_names();
     tonic_prost_build::configure()
+        .codec_path("crate::bounded::BoundedCodec")
         .bytes(".assay.v1.Pack.data")
         .bytes(".assay.v1.ManifestPart.data")
         .bytes(".assay.v1.ContentPart.data")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -25,6 +25,8 @@ const DEFAULT_MEMORY_MIB: u32 = 64;
 const DEFAULT_NICE: i32 = 10;
 /// How long a cut connection is tried again when the file does not say: a router restarts in less.
 const DEFAULT_RETRY: Duration = Duration::from_secs(10 * 60);
+/// How long the target may owe an answer: it may have a slow disk, and a great many names to make.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Share of the entries that a run may drop when the file does not say, in per cent: an hour of work never drops half.
 const DEFAULT_MAX_DROP_PERCENT: u8 = 50;
 
@@ -169,6 +171,8 @@ pub struct TargetSection {
     limit_kib_per_second: Option<u64>,
     /// How long a cut connection is tried again.
     retry: Option<Span>,
+    /// How long the target may owe an answer.
+    patience: Option<Span>,
 }
 
 impl TargetSection {
@@ -179,6 +183,7 @@ impl TargetSection {
             threads,
             limit_bytes_per_second: self.limit_kib_per_second.map(|kib| kib.saturating_mul(1024)),
             retry: self.retry.map_or(DEFAULT_RETRY, |retry| retry.0),
+            patience: self.patience.map_or(DEFAULT_PATIENCE, |patience| patience.0),
         }
     }
 }
@@ -269,6 +274,9 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     }
     if file.target.limit_kib_per_second == Some(0) {
         faults.push("target.limit_kib_per_second: at least 1 was expected".to_owned());
+    }
+    if file.target.patience.is_some_and(|patience| !config::is_limit(patience.0)) {
+        faults.push(format!("target.patience: {}", config::LIMIT_RULE));
     }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());

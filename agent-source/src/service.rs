@@ -8,7 +8,7 @@ use std::{
 use assay_common::{
     pki::Role,
     rpc_status::RpcFault,
-    tls::require_role,
+    tls::{renewal, require_role},
     verdict::{timestamp_from_proto, timestamp_to_proto},
 };
 use assay_proto::v1::{
@@ -146,6 +146,7 @@ impl SourceService for Source {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 now: Some(timestamp_to_proto(now)),
                 repositories: agent.repositories().map(|repository| status(repository, now)).collect(),
+                certificate_expires: renewal::expires().map(timestamp_to_proto),
             })
         })
         .await

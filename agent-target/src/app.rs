@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use assay_common::{
+    limits::MAX_MESSAGE_BYTES,
     serve,
     signing::SigningKey,
     tls::{Credentials, Role},
@@ -20,9 +21,6 @@ use crate::{
     trust::schedule,
     verify,
 };
-
-/// Largest message from a source, in bytes: a pack of content with room to spare.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Serves until a signal comes.
 ///
@@ -44,8 +42,9 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));
-    let replication = ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories)))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let replication =
+        ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let restore = RestoreServiceServer::new(Restore::new(Arc::clone(&repositories)));
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");

@@ -24,8 +24,33 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// `[limits]`.
+    pub limits: Limits,
     /// The repositories.
     pub repositories: Vec<Repository>,
+}
+
+/// How long a source may be silent. What else it may ask for is in [`assay_common::limits`].
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From a call to the first message of its stream.
+    pub first_message: Duration,
+    /// From one message of a stream to the next. A source that walks over what has not changed has nothing to say.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { first_message: Duration::from_secs(30), idle: Duration::from_secs(6 * 3600) }
+    }
+}
+
+/// `[limits]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsSection {
+    first_message: Option<Span>,
+    idle: Option<Span>,
 }
 
 /// A repository, bound to its profile.
@@ -95,6 +120,8 @@ struct File {
     agent: AgentSection,
     tls: TlsSection,
     operator: Option<OperatorSection>,
+    #[serde(default)]
+    limits: LimitsSection,
     #[serde(rename = "repository")]
     repositories: Vec<RepositorySection>,
 }
@@ -211,6 +238,15 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
     }
+    let limits = Limits {
+        first_message: file.limits.first_message.map_or(Limits::default().first_message, |span| span.0),
+        idle: file.limits.idle.map_or(Limits::default().idle, |span| span.0),
+    };
+    for (key, limit) in [("first_message", limits.first_message), ("idle", limits.idle)] {
+        if !config::is_limit(limit) {
+            faults.push(format!("limits.{key}: {}", config::LIMIT_RULE));
+        }
+    }
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
     for section in file.repositories {
@@ -261,7 +297,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, repositories })
+    Ok(Config { agent, tls, operator_tls, limits, repositories })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

@@ -15,7 +15,7 @@
 //! All of it is decided under one lock, which is never held across a wait.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -23,6 +23,7 @@ use std::{
 use assay_common::{
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
+    limits::MAX_MANIFEST_STREAMS,
     signing::{SigningKey, VerifyingKey},
     verdict::{
         self, HexDigest, NegativeControl, Outcome, Verdict, VerdictError, sign_control, sign_verdict,
@@ -30,7 +31,7 @@ use assay_common::{
     },
 };
 use assay_proto::v1::ReadAgain;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -126,6 +127,10 @@ pub struct Repository {
     standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
     signing_key: Arc<SigningKey>,
     active: Mutex<Option<Active>>,
+    /// Slots for manifests that are being sent.
+    pub manifest_streams: Arc<Semaphore>,
+    /// Runs that have a verdict.
+    ended_runs: Mutex<HashSet<RunId>>,
     /// Ends what is done by the clock.
     background: Mutex<Option<CancellationToken>>,
 }
@@ -172,6 +177,8 @@ impl Repository {
             standings: Mutex::default(),
             signing_key,
             active: Mutex::new(None),
+            manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
+            ended_runs: Mutex::default(),
             background: Mutex::new(None),
         };
         repository.learn_standings();
@@ -242,7 +249,9 @@ impl Repository {
 
     fn learn_standings(&self) {
         let mut standings: BTreeMap<GenerationNumber, Standing> = BTreeMap::new();
+        let mut ended_runs = self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, verdict) in self.verdicts() {
+            ended_runs.insert(verdict.run_id.clone());
             if let Some(generation) = verdict.generation {
                 // Newest first: what came before does not count any more.
                 let standing = standings
@@ -321,13 +330,15 @@ impl Repository {
         &self,
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
-        let mut about = None;
+        let (mut about, mut run) = (None, None);
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
             about = verdict.generation.map(|generation| (generation, verdict.outcome));
+            run = Some(verdict.run_id.clone());
             sign_verdict(&verdict, &self.signing_key)
         })?;
         let id = id.to_string();
+        self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).extend(run);
         if let Some((generation, outcome)) = about {
             let mut standings = self.standings();
             let before = standings.get(&generation).and_then(|standing| standing.conclusive.clone());
@@ -350,6 +361,11 @@ impl Repository {
             }
             _ => Ok(()),
         }
+    }
+
+    /// True for a run that has a verdict.
+    pub fn has_verdict(&self, run_id: &RunId) -> bool {
+        self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).contains(run_id)
     }
 
     /// The generation that a run has sealed.

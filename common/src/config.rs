@@ -141,6 +141,14 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// What is said of a limit that is none.
+pub const LIMIT_RULE: &str = "more than no time, and at most a year, was expected; 0 is not 'unlimited'";
+
+/// True for a length of time that can limit something.
+pub fn is_limit(span: Duration) -> bool {
+    !span.is_zero() && span <= Duration::from_secs(366 * 24 * 3600)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

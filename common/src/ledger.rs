@@ -74,7 +74,7 @@ impl Hint for LedgerError {
 
 /// Place of an entry, from 1. Its id is the number in nine digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(u64);
+pub struct EntryId(pub u64);
 
 impl EntryId {
     /// The number.

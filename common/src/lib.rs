@@ -14,6 +14,7 @@ pub mod error;
 pub mod id;
 pub mod json;
 pub mod ledger;
+pub mod limits;
 pub mod manifest;
 pub mod memory;
 pub mod path;

@@ -405,6 +405,7 @@ fn watch(run_id: String) -> WatchRunRequest {
 
 fn show_status(status: &GetStatusResponse) -> String {
     let mut text = format!("{} (assay-source {})\n", status.agent, status.version);
+    text.push_str(&show::certificate(status.certificate_expires.as_ref()));
     for repository in &status.repositories {
         let proven = match &repository.last_pass {
             None => "never proven good".to_owned(),

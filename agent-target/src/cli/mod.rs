@@ -388,6 +388,7 @@ fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) 
 
 fn show_status(status: &GetTargetStatusResponse) -> String {
     let mut text = format!("{} (assay-target {})\n", status.agent, status.version);
+    text.push_str(&show::certificate(status.certificate_expires.as_ref()));
     for repository in &status.repositories {
         let proven = match &repository.verified {
             None => "never proven good".to_owned(),

@@ -107,7 +107,13 @@ impl Places<'_> {
                 let staging = self.staging.ok_or(io::ErrorKind::NotFound)?;
                 let (folder, content) =
                     staging.locate(staging.session(), content).map_err(io::Error::other)?;
-                folder.rename(&content, self.new, name)?;
+                folder.rename(&content, self.new, name).map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound => io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "its content was not received, or belongs to an entry before it",
+                    ),
+                    _ => error,
+                })?;
                 self.new.set_metadata(name, entry)
             }
             _ => {
