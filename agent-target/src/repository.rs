@@ -21,6 +21,8 @@ use std::{
 };
 
 use assay_common::{
+    error::IoContext as _,
+    fault::{self, Point},
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
     signing::{SigningKey, VerifyingKey},
@@ -142,7 +144,7 @@ struct Standing {
 impl Repository {
     /// Opens a repository below the store's folder and puts right what a crash may have left:
     ///
-    /// 1. workspaces and their mounts are cleared away;
+    /// 1. workspaces and their mounts are cleared away, and files that were being written;
     /// 2. `latest` is pointed at the newest sealed generation (a crash between seal and link);
     /// 3. `verified` is pointed where the ledger says (a crash between verdict and link).
     ///
@@ -155,6 +157,7 @@ impl Repository {
     ) -> Result<Self, OpenError> {
         let store = Store::open_or_create(&store.join(&config.name))?;
         crate::workspace::sweep(&store.path().join("workspaces"))?;
+        store.remove_unfinished()?;
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;
         }
@@ -320,7 +323,9 @@ impl Repository {
         &self,
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
+        let step = |point| fault::at(point).at("write", self.ledger.folder()).map_err(StoreError::from);
         let mut about = None;
+        step(Point::Sign)?;
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
             about = verdict.generation.map(|generation| (generation, verdict.outcome));
@@ -333,7 +338,9 @@ impl Repository {
             let conclusive = if is_conclusive(outcome) { Some((id.clone(), outcome)) } else { before };
             standings.insert(generation, Standing { last: id.clone(), conclusive });
         }
+        step(Point::LedgerAppended)?;
         self.settle_verified()?;
+        step(Point::VerifiedMoved)?;
         let envelope = self.envelope(&id)?;
         Ok((id, envelope))
     }

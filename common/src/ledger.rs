@@ -26,6 +26,7 @@ use crate::{
     dsse::{Envelope, MAX_ENVELOPE_BYTES},
     durable::{TEMPORARY_PREFIX, create_durable, remove_temporary, sync_folder},
     error::{Hint, IoContext as _, PathError, ShowPath},
+    fault::{self, Point},
     signing::VerifyingKey,
     verdict::{HexDigest, VerdictError, link_digest, verify_verdict},
 };
@@ -208,6 +209,7 @@ impl Ledger {
             None => (EntryId(1), HexDigest::ZERO),
         };
         let envelope = build(id.0, previous)?;
+        fault::at(Point::LedgerAppend).at("create", &self.path(id))?;
         create_durable(&self.path(id), envelope.to_json().as_bytes(), 0o640)?;
         Ok(id)
     }

@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use assay_common::fault::{self, Point};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
@@ -115,9 +116,10 @@ fn run_captured(
     started: Instant,
 ) -> io::Result<(End, bool)> {
     let marker = super::unique();
+    fault::at(Point::CheckSpawn)?;
     let mut child = command(launch, &marker).spawn()?;
     let (sender, events) = sync_channel(3);
-    let watched = watch(&mut child, captures, &sender);
+    let watched = fault::at(Point::CheckRuns).and_then(|()| watch(&mut child, captures, &sender));
     drop(sender);
     let forced = match watched {
         Ok(()) => wait(&events, cancel, started, launch.timeout),
