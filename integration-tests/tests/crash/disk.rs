@@ -39,10 +39,11 @@ impl Kind {
     fn make(self, image: &Path) {
         let image = image.to_str().expect("a plain path");
         let made = match self {
-            // Everything is written at once: nothing goes on in the kernel afterwards.
-            Self::Ext4 => {
-                run("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image])
-            }
+            // Everything is written at once: nothing goes on in the kernel afterwards. Nothing is kept back for root.
+            Self::Ext4 => run(
+                "mkfs.ext4",
+                &["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", image],
+            ),
             Self::Xfs => run("mkfs.xfs", &["-q", "-f", image]),
             Self::Btrfs => run("mkfs.btrfs", &["-q", "-f", image]),
         };

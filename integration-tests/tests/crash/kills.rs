@@ -17,7 +17,7 @@ const CHAIN: usize = 5;
 /// Rows of kills by one pair of agents: generations add up, and each is read again by the judge after each kill.
 const CHAINS_OF_A_RIG: usize = 6;
 /// Random kills and cuts on each file system, in the long mode.
-const RANDOM_KILLS: u64 = 180;
+const RANDOM_KILLS: u64 = 200;
 const RANDOM_CUTS: u64 = 25;
 
 /// One thing that is done to the agents.
@@ -125,6 +125,9 @@ fn everything(kind: Kind) {
             strike(&mut rig, blow, &passed, &mut seen, (&mut kills, &mut cuts));
         }
         rig.clean_run(&format!("{}: after {chain:?}", kind.name()));
+        if number % 10 == 9 {
+            println!("{}: {kills} kills and {cuts} power cuts so far", kind.name());
+        }
     }
     judged = (judged.0 + rig.judged.0, judged.1 + rig.judged.1);
     table::note(kind, &seen);

@@ -271,23 +271,25 @@ impl Rig {
     pub(crate) fn kill_by_plan(&mut self, victim: Victim, plan: &str, point: Option<Point>) -> Outcome {
         self.prepare(point);
         self.edit();
-        let started =
-            self.start(victim, &[("ASSAY_FAULTS", plan.to_owned())]) && self.start(victim.other(), &[]);
-        let dead = |rig: &Self| !rig.pair.is_alive(victim.role());
-        let mut died = !started;
+        let trace = self.pair.path("trace");
+        drop(fs::remove_file(&trace));
+        let variables =
+            [("ASSAY_FAULTS", plan.to_owned()), ("ASSAY_FAULTS_TRACE", trace.to_string_lossy().into_owned())];
+        let started = self.start(victim, &variables) && self.start(victim.other(), &[]);
         if started {
             if !plan.starts_with("ahead") {
                 self.wait_until_laid_out();
             }
             let mut following = self.follow();
-            died = self.wait(&mut following, |_| dead(self));
+            let died = self.wait(&mut following, |_| !self.pair.is_alive(victim.role()));
             // What is done behind the run's back may still come to the place.
             if !died && victim == Victim::Target {
                 self.wait_until_laid_out();
-                died = dead(self);
             }
             self.end(following);
         }
+        // The trace tells for certain: a process that dies is still there for a moment.
+        let died = fs::read_to_string(&trace).unwrap_or_default().lines().any(|line| line.ends_with('!'));
         self.settle_kill(victim, &format!("{} {plan}", victim.role()), died)
     }
 
