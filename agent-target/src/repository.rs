@@ -314,8 +314,13 @@ impl Repository {
     }
 
     /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without
-    /// its verdict could never be explained. A crash in between is put right when the repository is opened. Returns id and
-    /// envelope.
+    /// its verdict could never be explained. Returns id and envelope.
+    ///
+    /// 1. It is signed and appended ([`Ledger::append`]). A crash before its end leaves the generation without a verdict: it
+    ///    can be verified again, and is the base of the next run all the same.
+    /// 2. `verified` is moved, when this verdict changes which generation it is. A crash before leaves the link where it was;
+    ///    opening the repository moves it as the ledger says.
+    /// 3. Whoever asked is told. A crash before loses nothing: the source asks again and is given the same verdict.
     ///
     /// # Errors
     /// When the verdict does not hold together, or cannot be written.

@@ -197,6 +197,12 @@ impl Ledger {
     /// Appends the envelope that `build` makes from its place in the chain and the digest to link to. The
     /// file is on disk when this returns, and replaces nothing.
     ///
+    /// 1. Under the folder's lock the newest entry is read and linked to.
+    /// 2. The entry is written under a temporary name and synced. A crash leaves that name, which the next
+    ///    [`Ledger::open`] removes: the entry was never there.
+    /// 3. It gets its own name, which replaces none. A crash here shows it, whole, or not at all.
+    /// 4. The folder is synced. From here on it is there for good, and only now is anybody told of it.
+    ///
     /// # Errors
     /// [`LedgerError`]; then nothing was appended, unless only the last sync of the folder failed.
     pub fn append(

@@ -336,7 +336,7 @@ fn packed(delta: ManifestDelta) -> ManifestDelta {
     let plain = delta.encode_to_vec();
     match zstd::bulk::compress(&plain, DELTA_LEVEL) {
         Ok(packed) if packed.len() < plain.len() => {
-            ManifestDelta { steps: Vec::new(), packed: packed.into(), packed_raw_bytes: plain.len() as u64 }
+            ManifestDelta { steps: Vec::new(), packed, packed_raw_bytes: plain.len() as u64 }
         }
         _ => delta,
     }

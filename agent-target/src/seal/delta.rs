@@ -73,7 +73,7 @@ mod tests {
         let plain = inner.encode_to_vec();
         ManifestDelta {
             steps: Vec::new(),
-            packed: zstd::bulk::compress(&plain, 3).expect("compress").into(),
+            packed: zstd::bulk::compress(&plain, 3).expect("compress"),
             packed_raw_bytes: plain.len() as u64,
         }
     }
@@ -94,10 +94,10 @@ mod tests {
             ("announced too short", ManifestDelta { packed_raw_bytes: 1, ..good.clone() }),
             ("announced too long", ManifestDelta { packed_raw_bytes: 100, ..good.clone() }),
             ("more than may come", ManifestDelta { packed_raw_bytes: u64::MAX, ..good.clone() }),
-            ("a bomb", ManifestDelta { packed: bomb.into(), packed_raw_bytes: 1000, ..Default::default() }),
+            ("a bomb", ManifestDelta { packed: bomb, packed_raw_bytes: 1000, ..Default::default() }),
             (
                 "no frame",
-                ManifestDelta { packed: b"abc".to_vec().into(), packed_raw_bytes: 3, ..Default::default() },
+                ManifestDelta { packed: b"abc".to_vec(), packed_raw_bytes: 3, ..Default::default() },
             ),
             ("packed twice", packed(&good)),
         ];

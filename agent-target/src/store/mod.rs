@@ -205,7 +205,9 @@ impl Store {
         self.point("latest", number)
     }
 
-    /// New link beside the old one, rename over it, fsync of the folder: a crash leaves the old or the new one.
+    /// 1. The new link is made beside the old one; a crash leaves its name, which opening the repository removes.
+    /// 2. It is renamed over the old one: a crash shows the old one or the new one.
+    /// 3. The folder is synced.
     fn point(&self, name: &str, number: GenerationNumber) -> Result<(), StoreError> {
         let (link, new) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         match fs::remove_file(&new) {

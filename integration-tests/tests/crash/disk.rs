@@ -107,13 +107,25 @@ impl Disk {
             drop(Command::new("umount").arg("--lazy").arg(mount).output());
         }
         let start = std::time::Instant::now();
-        // Until the last process that was killed has let go.
-        while !Command::new("umount").arg(&self.mounted_at).output().is_ok_and(|done| done.status.success()) {
-            assert!(start.elapsed().as_secs() < 60, "{} cannot be unmounted", self.mounted_at.display());
+        // Until the last process that was killed has let go, and the sandbox of a check, which has mounts of its own.
+        let umount = || Command::new("umount").arg(&self.mounted_at).output();
+        let mut is_mounted = true;
+        loop {
+            is_mounted = is_mounted && !umount().is_ok_and(|done| done.status.success());
+            if !is_mounted && self.is_free() {
+                break;
+            }
+            assert!(start.elapsed().as_secs() < 120, "{} cannot be unmounted", self.mounted_at.display());
             std::thread::park_timeout(std::time::Duration::from_millis(5));
         }
         run("losetup", &["--detach", &self.device]);
         self.device.clear();
+    }
+
+    /// True when nobody has the device mounted, in whatever namespace.
+    fn is_free(&self) -> bool {
+        use rustix::fs::{Mode, OFlags, open};
+        open(self.device.as_str(), OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()).is_ok()
     }
 
     /// Requests that the kernel has sent to the device and seen done, and those that it waits for.

@@ -127,10 +127,12 @@ fn everything(kind: Kind) {
         rig.clean_run(&format!("{}: after {chain:?}", kind.name()));
         if number % 10 == 9 {
             println!("{}: {kills} kills and {cuts} power cuts so far", kind.name());
+            table::note(kind, &std::mem::take(&mut seen));
         }
     }
     judged = (judged.0 + rig.judged.0, judged.1 + rig.judged.1);
     table::note(kind, &seen);
+    table::print();
     println!(
         "{}: {kills} kills and {cuts} power cuts; the store was judged {} times, {} files were compared, and nothing was lost",
         kind.name(),

@@ -52,7 +52,12 @@ fn with<T>(work: impl FnOnce(&mut All) -> T) -> T {
     work(ALL.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
 }
 
-/// Notes what was seen on a file system, and prints the table as it is now.
+/// Prints the table.
+pub(crate) fn print() {
+    with(|all| println!("{}", table(all)));
+}
+
+/// Notes what was seen on a file system.
 pub(crate) fn note(kind: Kind, seen: &Seen) {
     with(|all| {
         let rows = all.by_kind.entry(kind).or_default();
@@ -76,7 +81,6 @@ pub(crate) fn note_errors(errors: BTreeMap<Point, String>) {
 
 fn settle(all: &All) {
     let table = table(all);
-    println!("{table}");
     if std::env::var_os("ASSAY_WRITE_MATRIX").is_some_and(|value| value == "1") {
         let text = fs::read_to_string(DOCUMENT).expect("docs/CRASH.md");
         let (before, rest) = text.split_once(BEGIN).expect("the table begins");
