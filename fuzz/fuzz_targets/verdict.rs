@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use assay_common::{
-    cli::explain::explain,
+    cli::explain,
     dsse::Envelope,
     signing::VerifyingKey,
     verdict::{unverified_verdict, verify_control, verify_source_statement, verify_verdict},
