@@ -1,4 +1,4 @@
-//! Writes the seeds: `cargo run --release --bin seeds`, in this folder.
+//! Writes the seeds: `cargo run --release --example seeds`, in this folder.
 
 use std::{fs, path::Path};
 
