@@ -487,7 +487,7 @@ impl Rig {
             (_, Some(run)) if run["reason"].is_string() => {
                 format!("`{}`", run["reason"].as_str().expect("it is one"))
             }
-            _ => format!("refused: {}", done.stderr.lines().next().unwrap_or_default()),
+            _ => "refused".to_owned(),
         }
     }
 
