@@ -34,8 +34,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let target = Target { url: config.target.url.clone(), files: config.tls.clone() };
     let mut contexts = Vec::new();
     for repository in config.repositories {
+        let state = RepositoryState::open(&config.agent.state, &repository.name)?;
+        state.remove_unfinished()?;
         contexts.push(Context {
-            state: RepositoryState::open(&config.agent.state, &repository.name)?,
+            state,
             repository,
             target: target.clone(),
             signing_key: SigningKey::load(&config.signing_key)?,

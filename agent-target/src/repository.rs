@@ -21,6 +21,8 @@ use std::{
 };
 
 use assay_common::{
+    error::IoContext as _,
+    fault::{self, Point},
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
     limits::MAX_MANIFEST_STREAMS,
@@ -147,7 +149,7 @@ struct Standing {
 impl Repository {
     /// Opens a repository below the store's folder and puts right what a crash may have left:
     ///
-    /// 1. what is left of checks is ended, and workspaces and their mounts are cleared away;
+    /// 1. what is left of checks is ended, workspaces and their mounts are cleared away, and files that were being written;
     /// 2. `latest` is pointed at the newest sealed generation (a crash between seal and link);
     /// 3. `verified` is pointed where the ledger says (a crash between verdict and link).
     ///
@@ -161,6 +163,7 @@ impl Repository {
         let store = Store::open_or_create(&store.join(&config.name))?;
         crate::check::sweep_groups();
         crate::workspace::sweep(&store.path().join("workspaces"))?;
+        store.remove_unfinished()?;
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;
         }
@@ -321,8 +324,13 @@ impl Repository {
     }
 
     /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without
-    /// its verdict could never be explained. A crash in between is put right when the repository is opened. Returns id and
-    /// envelope.
+    /// its verdict could never be explained. Returns id and envelope.
+    ///
+    /// 1. It is signed and appended ([`Ledger::append`]). A crash before its end leaves the generation without a verdict: it
+    ///    can be verified again, and is the base of the next run all the same.
+    /// 2. `verified` is moved, when this verdict changes which generation it is. A crash before leaves the link where it was;
+    ///    opening the repository moves it as the ledger says.
+    /// 3. Whoever asked is told. A crash before loses nothing: the source asks again and is given the same verdict.
     ///
     /// # Errors
     /// When the verdict does not hold together, or cannot be written.
@@ -330,7 +338,9 @@ impl Repository {
         &self,
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
+        let step = |point| fault::at(point).at("write", self.ledger.folder()).map_err(StoreError::from);
         let (mut about, mut run) = (None, None);
+        step(Point::Sign)?;
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
             about = verdict.generation.map(|generation| (generation, verdict.outcome));
@@ -345,7 +355,9 @@ impl Repository {
             let conclusive = if is_conclusive(outcome) { Some((id.clone(), outcome)) } else { before };
             standings.insert(generation, Standing { last: id.clone(), conclusive });
         }
+        step(Point::LedgerAppended)?;
         self.settle_verified()?;
+        step(Point::VerifiedMoved)?;
         let envelope = self.envelope(&id)?;
         Ok((id, envelope))
     }

@@ -11,6 +11,7 @@ pub mod digest;
 pub mod dsse;
 pub mod durable;
 pub mod error;
+pub mod fault;
 pub mod id;
 pub mod json;
 pub mod ledger;

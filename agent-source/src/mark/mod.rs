@@ -17,6 +17,7 @@ use assay_common::{
     digest::ContentDigest,
     durable::write_durable,
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     path::TreePath,
     profile::{MarkKind, Profile, TemplateError, template::Scope},
 };
@@ -137,6 +138,7 @@ impl Marker {
     /// followed by `end` all the same: nothing tells whether the engine holds anything then.
     pub async fn begin(&mut self, cancel: &CancellationToken) -> Result<Mark, MarkError> {
         self.must_exist()?;
+        fault::at(Point::MarkBegin).at("make a mark in", &self.folder)?;
         match std::fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Err::<(), _>(error).at("remove", &self.folder).expect_err("it is one").into());
@@ -177,9 +179,11 @@ impl Marker {
         };
         let mark = Mark { id, time: jiff::Timestamp::now() };
         self.scope.mark_id = Some(mark.id.clone());
+        fault::at(Point::MarkBegun).at("note the mark in", &self.folder)?;
         if self.has_end() {
             write_durable(&self.held_path(), mark.id.as_bytes(), 0o600)?;
         }
+        fault::at(Point::MarkHeld).at("note the mark in", &self.folder)?;
         self.traces = self.read_traces();
         self.settle(cancel).await?;
         Ok(mark)
@@ -279,12 +283,14 @@ impl Marker {
     /// # Errors
     /// When the engine's end command fails.
     pub async fn end(&self) -> Result<(), MarkError> {
+        fault::at(Point::MarkEnd).at("end the mark in", &self.folder)?;
         if let Some(session) = &self.postgresql {
             session.end().await?;
         }
         if self.has_end() && self.scope.mark_id.is_some() {
             command::end(&self.profile.mark, &self.scope).await?;
             let held = self.held_path();
+            fault::at(Point::MarkEnded).at("remove", &held)?;
             std::fs::remove_file(&held).at("remove", &held)?;
         }
         Ok(())

@@ -7,6 +7,7 @@ use std::{collections::VecDeque, io, sync::Arc};
 
 use assay_common::{
     confined::Folder,
+    fault::{Point, at},
     manifest::{Entry, EntryKind, Header},
     path::{PathFault, TreePath},
     profile::FileRules,
@@ -162,7 +163,9 @@ impl Scan {
         mark: Option<Arc<Folder>>,
     ) -> Result<(), ScanError> {
         let list = |folder: &Option<Arc<Folder>>| match folder {
-            Some(folder) => folder.names().map_err(|source| entry_error(&path, source)),
+            Some(folder) => at(Point::WalkFolder)
+                .and_then(|()| folder.names())
+                .map_err(|source| entry_error(&path, source)),
             None => Ok(Vec::new()),
         };
         let mut names = list(&live)?;

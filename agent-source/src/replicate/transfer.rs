@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use assay_common::rpc_status::fault_from_status;
+use assay_common::{
+    fault::{Point, at},
+    rpc_status::fault_from_status,
+};
 use assay_proto::v1::{
     Offer, TransferRequest, TransferResponse, TransferStart,
     replication_service_client::ReplicationServiceClient, transfer_request::Kind,
@@ -225,6 +228,7 @@ impl Sending {
                         self.number += 1;
                         let batch = Arc::new(batch);
                         self.held.insert(self.number, Arc::clone(&batch));
+                        at(Point::StreamCut).map_err(|error| Status::unavailable(error.to_string()))?;
                         line.unanswered.insert(self.number);
                         send(&requests, offer(self.number, &batch)).await;
                     }

@@ -5,6 +5,7 @@ use std::{io::BufReader, path::Path, time::Duration};
 
 use assay_common::{
     digest::{MANIFEST_CONTEXT, RootDigest},
+    fault::{Point, at},
     manifest::{ManifestReader, OrderValidator},
 };
 use assay_proto::v1::ManifestPart;
@@ -35,6 +36,7 @@ pub(super) async fn manifest(
             return Err(Fault::protocol(&format!("a manifest has at most {limit} bytes")));
         }
         hasher.update(&part.data);
+        at(Point::BasisFetch).map_err(write)?;
         file.write_all(&part.data).await.map_err(write)?;
     }
     file.flush().await.map_err(write)?;

@@ -273,7 +273,7 @@ impl Attempt {
         let base = RootDigest::from_slice(&opened.base_root_digest)
             .ok_or_else(|| Fault::protocol("the base's root digest has 32 bytes"))?;
         let basis = state.basis();
-        if basis.root_digest() == Some(base) {
+        if tokio::task::block_in_place(|| state.has_basis_of(base)) {
             return Ok(true);
         }
         tracing::info!(run_id = %self.id, generation = opened.base_generation, "the base's manifest is fetched");
@@ -560,7 +560,10 @@ impl Attempt {
         if !about_this_run {
             return Err(Fault::verdict_not_trusted("it is about another run or another tree".to_owned()));
         }
+        let step = |point| at(point).at("write", &self.context.state.verdicts());
+        step(Point::VerdictSave)?;
         self.context.state.save_verdict(&self.id, &envelope)?;
+        step(Point::VerdictSaved)?;
         self.progress.update(|run| run.verdict_id = verdict_id);
         Ok(verdict)
     }

@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use assay_common::fault::{self, Point};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
@@ -132,9 +133,10 @@ fn run_captured(
     started: Instant,
 ) -> io::Result<(End, Option<Limit>, bool)> {
     let marker = &launch.marker;
+    fault::at(Point::CheckSpawn)?;
     let mut child = command(launch, limits).and_then(|mut command| command.spawn())?;
     let (sender, events) = sync_channel(3);
-    let watched = watch(&mut child, captures, &sender);
+    let watched = fault::at(Point::CheckRuns).and_then(|()| watch(&mut child, captures, &sender));
     drop(sender);
     let forced = match watched {
         Ok(()) => wait(&events, launch, limits, captures, cancel, started),
