@@ -79,6 +79,20 @@ pub fn resolve(config: &Path, file: &Path) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
+/// The file of a private key: what systemd hands to this service under the same name (`LoadCredential=`), so that the file in the
+/// configuration may stay root's; else as [`resolve`] has it.
+pub fn resolve_key(config: &Path, file: &Path) -> PathBuf {
+    handed_over(std::env::var_os(CREDENTIALS).as_deref(), file).unwrap_or_else(|| resolve(config, file))
+}
+
+/// The variable in which systemd names the folder of a service's credentials (systemd.exec(5), "Credentials").
+pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+fn handed_over(folder: Option<&std::ffi::OsStr>, file: &Path) -> Option<PathBuf> {
+    let path = Path::new(folder?).join(file.file_name()?);
+    path.is_file().then_some(path)
+}
+
 /// A length of time with its unit, as in `"1h 30m"`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
@@ -118,5 +132,17 @@ mod tests {
         assert!(fault("every = '1 lightyear'").starts_with("a.toml:1:9: a length of time with its unit"));
         assert!(fault("every = ").starts_with("a.toml:1:"));
         assert!(parse::<Sample>(Path::new("a.toml"), "every = '1h 30m'").is_ok());
+    }
+
+    #[test]
+    fn a_key_that_systemd_hands_over_goes_before_the_one_that_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let key = folder.path().join("source.key");
+        fs::write(&key, "").expect("written");
+        let folder = Some(folder.path().as_os_str());
+        assert_eq!(handed_over(folder, Path::new("pki/source.key")), Some(key));
+        assert_eq!(handed_over(folder, Path::new("pki/other.key")), None);
+        assert_eq!(handed_over(folder, Path::new("..")), None);
+        assert_eq!(handed_over(None, Path::new("pki/source.key")), None);
     }
 }
