@@ -254,7 +254,6 @@ pub enum LoadError {
 pub fn load(path: &Path) -> Result<Config, LoadError> {
     let file: File = config::load(path)?;
     let resolve = |file: &Path| config::resolve(path, file);
-    let resolve_key = |file: &Path| config::resolve_key(path, file);
     let mut faults = Vec::new();
     if !is_plain_name(&file.agent.name) {
         faults.push(name_fault("agent.name", &file.agent.name));
@@ -286,14 +285,14 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
     let ca = resolve(&file.tls.ca);
-    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve_key(&file.tls.key) };
+    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
     let operator_tls = match &file.operator {
         Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
         None => tls.clone(),
     };
     let agent = AgentSection { state: resolve(&file.agent.state), ..file.agent };
     let target = TargetSection { signing_key: resolve(&file.target.signing_key), ..file.target };
-    let signing_key = resolve_key(&agent.signing_key);
+    let signing_key = resolve(&agent.signing_key);
     Ok(Config { path: path.to_owned(), agent, tls, operator_tls, signing_key, target, repositories })
 }
 

@@ -72,17 +72,15 @@ pub fn parse<T: de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Conf
     })
 }
 
-/// A file named in a configuration, as an absolute path: relative names start at the folder of the configuration file.
+/// A file named in a configuration, as an absolute path: what systemd hands to this service under the same name
+/// (`LoadCredential=`), so that a key that is named may stay root's; else relative names start at the folder of the configuration file.
 pub fn resolve(config: &Path, file: &Path) -> PathBuf {
+    if let Some(path) = handed_over(std::env::var_os(CREDENTIALS).as_deref(), file) {
+        return path;
+    }
     let path = config.parent().unwrap_or(Path::new(".")).join(file);
     // It fails without a current folder only; then the relative path is as good as any.
     std::path::absolute(&path).unwrap_or(path)
-}
-
-/// The file of a private key: what systemd hands to this service under the same name (`LoadCredential=`), so that the file in the
-/// configuration may stay root's; else as [`resolve`] has it.
-pub fn resolve_key(config: &Path, file: &Path) -> PathBuf {
-    handed_over(std::env::var_os(CREDENTIALS).as_deref(), file).unwrap_or_else(|| resolve(config, file))
 }
 
 /// The variable in which systemd names the folder of a service's credentials (systemd.exec(5), "Credentials").
