@@ -9,6 +9,8 @@ use std::{
 use assay_common::{
     config::{self, ConfigError, Span},
     id::is_plain_name,
+    metrics::MetricsSection,
+    notify::{NotifySection, Way},
     profile::{Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
@@ -24,6 +26,10 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// `[metrics]`.
+    pub metrics: Option<MetricsSection>,
+    /// `[[notify]]`.
+    pub notify: Vec<Way>,
     /// The repositories.
     pub repositories: Vec<Repository>,
 }
@@ -55,6 +61,8 @@ pub struct Repository {
     pub control_every: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
+    /// How old the newest PASS may become before somebody is told; `None`: nobody is.
+    pub max_age: Option<Duration>,
 }
 
 /// How a workspace is made.
@@ -91,6 +99,9 @@ struct File {
     agent: AgentSection,
     tls: TlsSection,
     operator: Option<OperatorSection>,
+    metrics: Option<MetricsSection>,
+    #[serde(default)]
+    notify: Vec<NotifySection>,
     #[serde(rename = "repository")]
     repositories: Vec<RepositorySection>,
 }
@@ -148,6 +159,8 @@ struct RepositorySection {
     recheck_on_fail: bool,
     control_every: Option<Span>,
     reverify_after: Option<Span>,
+    /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
+    max_age: Option<Span>,
 }
 
 fn yes() -> bool {
@@ -202,9 +215,11 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         if !names.insert(section.name.clone()) {
             faults.push(format!("repository.name: {:?} stands twice", section.name));
         }
-        for (key, span) in
-            [("control_every", section.control_every), ("reverify_after", section.reverify_after)]
-        {
+        for (key, span) in [
+            ("control_every", section.control_every),
+            ("reverify_after", section.reverify_after),
+            ("max_age", section.max_age),
+        ] {
             if span.is_some_and(|span| span.0.is_zero()) {
                 faults.push(format!("repository.{key}: more than no time was expected"));
             }
@@ -228,8 +243,11 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             recheck_on_fail: section.recheck_on_fail,
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
+            max_age: section.max_age.map(|span| span.0),
         });
     }
+    let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();
+    let notify = Way::all(path, &file.notify, &names, &mut faults);
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -244,7 +262,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, repositories })
+    Ok(Config { agent, tls, operator_tls, metrics: file.metrics, notify, repositories })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

@@ -1,6 +1,7 @@
 //! The operators' command line of the source.
 
 mod follow;
+mod ops;
 
 use std::{
     path::{Path, PathBuf},
@@ -116,6 +117,8 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -197,6 +200,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Pki(command) => command.run(),
+        Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {

@@ -1,6 +1,7 @@
 //! The operators' command line of the target.
 
 mod examine;
+mod ops;
 
 use std::{
     path::{Path, PathBuf},
@@ -110,6 +111,8 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -193,6 +196,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Pki(command) => command.run(),
+        Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
