@@ -5,6 +5,8 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context as _;
 use assay_common::{
     limits::MAX_MESSAGE_BYTES,
+    metrics::MetricsServer,
+    notify::Notifier,
     serve,
     signing::SigningKey,
     tls::{Credentials, Role},
@@ -16,11 +18,15 @@ use assay_proto::v1::{
 
 use crate::{
     config::Config,
+    observe,
     repository::Repository,
     service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
     trust::schedule,
     verify,
 };
+
+/// How long notices may take to be told when the agent is told to stop.
+const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves until a signal comes.
 ///
@@ -29,6 +35,10 @@ use crate::{
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let credentials = Credentials::load(&config.tls, &[Role::Target])?;
     let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
+    let metrics = match config.metrics {
+        Some(section) => Some(MetricsServer::bind(section).await?),
+        None => None,
+    };
     let mut repositories = Vec::new();
     for repository in config.repositories {
         let name = repository.name.clone();
@@ -42,6 +52,13 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));
+    let notifier = Notifier::start(config.notify);
+    let fixed = observe::Fixed {
+        agent: config.agent.name.clone(),
+        started: jiff::Timestamp::now(),
+        certificate_expiry: credentials.not_after(),
+    };
+    observe::start(&repositories, &notifier, metrics, fixed);
     let replication =
         ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -55,5 +72,6 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         |router| router.add_service(replication).add_service(restore).add_service(operator),
     )
     .await?;
+    notifier.drain(NOTICE_PATIENCE).await;
     Ok(())
 }

@@ -9,6 +9,8 @@ use std::{
 use assay_common::{
     config::{self, ConfigError, Span},
     id::is_plain_name,
+    metrics::MetricsSection,
+    notify::{NotifySection, Way},
     profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
@@ -26,6 +28,10 @@ pub struct Config {
     pub operator_tls: TlsFiles,
     /// `[limits]`.
     pub limits: Limits,
+    /// `[metrics]`.
+    pub metrics: Option<MetricsSection>,
+    /// `[[notify]]`.
+    pub notify: Vec<Way>,
     /// The repositories.
     pub repositories: Vec<Repository>,
 }
@@ -84,6 +90,8 @@ pub struct Repository {
     pub reverify_after: Option<Duration>,
     /// Names in certificates of the role "restore" that may take generations back.
     pub restore: Vec<String>,
+    /// How old the newest PASS may become before somebody is told; `None`: nobody is.
+    pub max_age: Option<Duration>,
 }
 
 /// How a workspace is made.
@@ -122,6 +130,9 @@ struct File {
     operator: Option<OperatorSection>,
     #[serde(default)]
     limits: LimitsSection,
+    metrics: Option<MetricsSection>,
+    #[serde(default)]
+    notify: Vec<NotifySection>,
     #[serde(rename = "repository")]
     repositories: Vec<RepositorySection>,
 }
@@ -183,6 +194,8 @@ struct RepositorySection {
     reverify_after: Option<Span>,
     #[serde(default)]
     restore: Vec<String>,
+    /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
+    max_age: Option<Span>,
 }
 
 fn yes() -> bool {
@@ -253,9 +266,11 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         if !names.insert(section.name.clone()) {
             faults.push(format!("repository.name: {:?} stands twice", section.name));
         }
-        for (key, span) in
-            [("control_every", section.control_every), ("reverify_after", section.reverify_after)]
-        {
+        for (key, span) in [
+            ("control_every", section.control_every),
+            ("reverify_after", section.reverify_after),
+            ("max_age", section.max_age),
+        ] {
             if span.is_some_and(|span| span.0.is_zero()) {
                 faults.push(format!("repository.{key}: more than no time was expected"));
             }
@@ -281,8 +296,11 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
             restore: section.restore,
+            max_age: section.max_age.map(|span| span.0),
         });
     }
+    let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();
+    let notify = Way::all(path, &file.notify, &names, &mut faults);
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -297,7 +315,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, limits, repositories })
+    Ok(Config { agent, tls, operator_tls, limits, metrics: file.metrics, notify, repositories })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

@@ -9,6 +9,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod observe;
 pub mod patch;
 pub mod receive;
 pub mod repository;

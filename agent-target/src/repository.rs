@@ -31,13 +31,14 @@ use assay_common::{
         self, HexDigest, NegativeControl, Outcome, Verdict, VerdictError, sign_control, sign_verdict,
         unverified_verdict, verify_control,
     },
+    watch::{Ended, Watch},
 };
 use assay_proto::v1::ReadAgain;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config,
+    config, observe,
     receive::Receiver,
     store::{
         Record, Staging, Store, StoreError,
@@ -125,6 +126,8 @@ pub struct Repository {
     pub source_key: VerifyingKey,
     /// Where second readings of the run that is being checked arrive.
     pub desk: Desk,
+    /// How it stands, for all who ask and for those who are told.
+    pub watch: Arc<Watch>,
     ledger: Ledger,
     standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
     signing_key: Arc<SigningKey>,
@@ -170,12 +173,13 @@ impl Repository {
         let ledger = Ledger::open(&store.path().join("ledger"))?;
         let index = ChunkIndex::open_or_create(&store.path().join("index.redb"))?;
         let source_key = VerifyingKey::load(&config.source_key)?;
-        let repository = Self {
+        let mut repository = Self {
             config,
             store: Arc::new(store),
             index: Arc::new(Mutex::new(index)),
             source_key,
             desk: Desk::default(),
+            watch: Arc::default(),
             ledger,
             standings: Mutex::default(),
             signing_key,
@@ -186,6 +190,7 @@ impl Repository {
         };
         repository.learn_standings();
         repository.settle_verified()?;
+        repository.watch = Arc::new(observe::learn(&repository));
         Ok(repository)
     }
 
@@ -339,12 +344,13 @@ impl Repository {
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
         let step = |point| fault::at(point).at("write", self.ledger.folder()).map_err(StoreError::from);
-        let (mut about, mut run) = (None, None);
+        let (mut about, mut run, mut ended) = (None, None, None);
         step(Point::Sign)?;
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
             about = verdict.generation.map(|generation| (generation, verdict.outcome));
             run = Some(verdict.run_id.clone());
+            ended = Some(Ended::of_verdict("", &verdict));
             sign_verdict(&verdict, &self.signing_key)
         })?;
         let id = id.to_string();
@@ -358,6 +364,7 @@ impl Repository {
         step(Point::LedgerAppended)?;
         self.settle_verified()?;
         step(Point::VerifiedMoved)?;
+        observe::ended(self, &id, ended);
         let envelope = self.envelope(&id)?;
         Ok((id, envelope))
     }

@@ -72,11 +72,23 @@ pub fn parse<T: de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Conf
     })
 }
 
-/// A file named in a configuration, as an absolute path: relative names start at the folder of the configuration file.
+/// A file named in a configuration, as an absolute path: what systemd hands to this service under the same name
+/// (`LoadCredential=`), so that a key that is named may stay root's; else relative names start at the folder of the configuration file.
 pub fn resolve(config: &Path, file: &Path) -> PathBuf {
+    if let Some(path) = handed_over(std::env::var_os(CREDENTIALS).as_deref(), file) {
+        return path;
+    }
     let path = config.parent().unwrap_or(Path::new(".")).join(file);
     // It fails without a current folder only; then the relative path is as good as any.
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// The variable in which systemd names the folder of a service's credentials (systemd.exec(5), "Credentials").
+pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+fn handed_over(folder: Option<&std::ffi::OsStr>, file: &Path) -> Option<PathBuf> {
+    let path = Path::new(folder?).join(file.file_name()?);
+    path.is_file().then_some(path)
 }
 
 /// A length of time with its unit, as in `"1h 30m"`.
@@ -185,5 +197,17 @@ mod tests {
         assert!(fault("every = '1 lightyear'").starts_with("a.toml:1:9: a length of time with its unit"));
         assert!(fault("every = ").starts_with("a.toml:1:"));
         assert!(parse::<Sample>(Path::new("a.toml"), "every = '1h 30m'").is_ok());
+    }
+
+    #[test]
+    fn a_key_that_systemd_hands_over_goes_before_the_one_that_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let key = folder.path().join("source.key");
+        fs::write(&key, "").expect("written");
+        let folder = Some(folder.path().as_os_str());
+        assert_eq!(handed_over(folder, Path::new("pki/source.key")), Some(key));
+        assert_eq!(handed_over(folder, Path::new("pki/other.key")), None);
+        assert_eq!(handed_over(folder, Path::new("..")), None);
+        assert_eq!(handed_over(None, Path::new("pki/source.key")), None);
     }
 }

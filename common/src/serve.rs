@@ -5,7 +5,10 @@ use std::{io, net::SocketAddr};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tonic::service::Routes;
 
-use crate::tls::{Credentials, IncomingLimits, TlsError, incoming_renewed, renewal, server_builder};
+use crate::{
+    service_manager,
+    tls::{Credentials, IncomingLimits, TlsError, incoming_renewed, renewal, server_builder},
+};
 
 /// Why an agent cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +86,9 @@ pub async fn run(
             _ = interrupt.recv() => {}
         }
         tracing::info!("told to stop");
+        service_manager::stopping();
     };
+    let _service = service_manager::ready(&format!("serving on {bound}"));
     let connections = incoming_renewed(listener, configs, IncomingLimits::default());
     let serving = server_builder().add_routes(routes).serve_with_incoming(connections);
     // Streams that operators watch may stay open for ever: the end is not waited for. What is on disk is sound at any

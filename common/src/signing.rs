@@ -24,6 +24,7 @@ use rustix::{
 };
 
 use crate::{
+    config::CREDENTIALS,
     durable::create_durable,
     error::{Hint, IoContext as _, PathError, ShowPath},
     limits::MAX_KEY_FILE_BYTES,
@@ -126,7 +127,11 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, KeyError> {
         return Err(KeyError::NotAFile { path: path.to_owned() });
     }
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    // A credential of systemd is root's, and an ACL lets the service's user read it: its mask stands in the group's bits.
+    let handed_over =
+        std::env::var_os(CREDENTIALS).is_some_and(|folder| path.parent() == Some(Path::new(&folder)));
+    let others = if handed_over { 0o037 } else { 0o077 };
+    if mode & others != 0 {
         return Err(KeyError::Exposed { path: path.to_owned(), mode });
     }
     check_owner(path, &metadata)?;

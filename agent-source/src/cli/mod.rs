@@ -1,6 +1,7 @@
 //! The operators' command line of the source.
 
 mod follow;
+mod ops;
 mod restore;
 
 use std::{
@@ -119,6 +120,8 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -205,6 +208,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             runtime()?.block_on(restore.run(config.as_ref(), &cli.connection, cli.json))
         }
         Command::Pki(command) => command.run(),
+        Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {

@@ -1,6 +1,7 @@
 //! The operators' command line of the target.
 
 mod examine;
+mod ops;
 mod restore;
 
 use std::{
@@ -119,6 +120,8 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -204,6 +207,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         }
         Command::Restore(arguments) => restore::restore(&load(&cli.config)?, &arguments, cli.json),
         Command::Pki(command) => command.run(),
+        Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),

@@ -7,6 +7,7 @@ mod engines;
 mod identities;
 mod link;
 mod marks;
+mod metrics;
 mod nasty;
 mod outcomes;
 mod pair;

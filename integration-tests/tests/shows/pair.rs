@@ -82,7 +82,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 
 /// A port for an agent, which keeps it when it is killed and started again. It is below those that the kernel hands out, so
 /// that no connection takes it meanwhile, and no other test of this process gets it.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
