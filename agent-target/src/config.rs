@@ -15,6 +15,8 @@ use assay_common::{
 };
 use serde::Deserialize;
 
+use crate::keep::retention::Retention;
+
 /// A configuration that has been checked as far as that goes without running anything.
 #[derive(Debug)]
 pub struct Config {
@@ -55,6 +57,8 @@ pub struct Repository {
     pub control_every: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
+    /// What is kept; `None`: all of it, for ever.
+    pub retention: Option<Retention>,
 }
 
 /// How a workspace is made.
@@ -148,10 +152,45 @@ struct RepositorySection {
     recheck_on_fail: bool,
     control_every: Option<Span>,
     reverify_after: Option<Span>,
+    retention: Option<RetentionSection>,
 }
 
 fn yes() -> bool {
     true
+}
+
+/// `[repository.retention]`: which verified generations are kept. Every generation that a rule keeps stays.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionSection {
+    #[serde(default)]
+    last: u32,
+    #[serde(default)]
+    hourly: u32,
+    #[serde(default)]
+    daily: u32,
+    #[serde(default)]
+    weekly: u32,
+    #[serde(default)]
+    monthly: u32,
+    within: Option<Span>,
+    failed_last: Option<u32>,
+    failed_within: Option<Span>,
+}
+
+impl From<RetentionSection> for Retention {
+    fn from(section: RetentionSection) -> Self {
+        Self {
+            last: section.last,
+            hourly: section.hourly,
+            daily: section.daily,
+            weekly: section.weekly,
+            monthly: section.monthly,
+            within: section.within.map(|span| span.0),
+            failed_last: section.failed_last.unwrap_or(Self::DEFAULT_FAILED_LAST),
+            failed_within: section.failed_within.map_or(Self::DEFAULT_FAILED_WITHIN, |span| span.0),
+        }
+    }
 }
 
 /// `[repository.host]`: names of this host that the checked copy may be told; what is absent is asked of the system.
@@ -209,6 +248,13 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
                 faults.push(format!("repository.{key}: more than no time was expected"));
             }
         }
+        let retention = section.retention.map(Retention::from);
+        if retention.as_ref().is_some_and(|retention| !retention.keeps_any()) {
+            let rules = "last, hourly, daily, weekly, monthly or within";
+            faults.push(format!(
+                "repository.retention: at least one of {rules} was expected to keep something"
+            ));
+        }
         let host = section.host.unwrap_or_default();
         let own = own_names();
         repositories.push(Repository {
@@ -228,6 +274,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             recheck_on_fail: section.recheck_on_fail,
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
+            retention,
         });
     }
     if !faults.is_empty() {

@@ -1,6 +1,7 @@
 //! The operators' command line of the target.
 
 mod examine;
+mod keep;
 
 use std::{
     path::{Path, PathBuf},
@@ -98,6 +99,8 @@ enum Command {
         #[arg(long, default_value = "")]
         repository: String,
     },
+    #[command(flatten)]
+    Keep(keep::KeepCommand),
     /// List, show and check verdicts
     #[command(subcommand)]
     Verdict(VerdictCommand),
@@ -332,6 +335,7 @@ async fn ask(
             }
             Err(CommandError::not_run(format!("{url}: the bisection ended without a result")))
         }
+        Command::Keep(command) => keep::ask(command, client, &url, json).await,
         Command::Explain { id, repository } => {
             let call = client.get_verdict(GetVerdictRequest { repository, id });
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("explain"))?;

@@ -4,6 +4,7 @@
 mod bad_input;
 mod engines;
 mod identities;
+mod keep;
 mod link;
 mod marks;
 mod nasty;
