@@ -18,6 +18,7 @@ use assay_proto::v1::{
 
 use crate::{
     config::Config,
+    keep::prune,
     observe,
     repository::Repository,
     service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
@@ -45,9 +46,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key));
         let opened = Arc::new(opened.with_context(|| format!("repository {name}"))?);
         let repository = Arc::clone(&opened);
-        std::thread::Builder::new()
-            .name("ahead".to_owned())
-            .spawn(move || verify::lay_out_ahead(&repository))?;
+        std::thread::Builder::new().name("ahead".to_owned()).spawn(move || {
+            verify::lay_out_ahead(&repository);
+            prune::clear_trash(&repository);
+        })?;
         tokio::spawn(schedule::run(Arc::clone(&opened)));
         repositories.push(opened);
     }

@@ -17,6 +17,8 @@ use assay_common::{
 };
 use serde::Deserialize;
 
+use crate::keep::retention::Retention;
+
 /// A configuration that has been checked as far as that goes without running anything.
 #[derive(Debug)]
 pub struct Config {
@@ -92,6 +94,8 @@ pub struct Repository {
     pub restore: Vec<String>,
     /// How old the newest PASS may become before somebody is told; `None`: nobody is.
     pub max_age: Option<Duration>,
+    /// What is kept; `None`: all of it, for ever.
+    pub retention: Option<Retention>,
 }
 
 /// How a workspace is made.
@@ -196,10 +200,45 @@ struct RepositorySection {
     restore: Vec<String>,
     /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
     max_age: Option<Span>,
+    retention: Option<RetentionSection>,
 }
 
 fn yes() -> bool {
     true
+}
+
+/// `[repository.retention]`: which verified generations are kept. Every generation that a rule keeps stays.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionSection {
+    #[serde(default)]
+    last: u32,
+    #[serde(default)]
+    hourly: u32,
+    #[serde(default)]
+    daily: u32,
+    #[serde(default)]
+    weekly: u32,
+    #[serde(default)]
+    monthly: u32,
+    within: Option<Span>,
+    failed_last: Option<u32>,
+    failed_within: Option<Span>,
+}
+
+impl From<RetentionSection> for Retention {
+    fn from(section: RetentionSection) -> Self {
+        Self {
+            last: section.last,
+            hourly: section.hourly,
+            daily: section.daily,
+            weekly: section.weekly,
+            monthly: section.monthly,
+            within: section.within.map(|span| span.0),
+            failed_last: section.failed_last.unwrap_or(Self::DEFAULT_FAILED_LAST),
+            failed_within: section.failed_within.map_or(Self::DEFAULT_FAILED_WITHIN, |span| span.0),
+        }
+    }
 }
 
 /// `[repository.host]`: names of this host that the checked copy may be told; what is absent is asked of the system.
@@ -275,6 +314,13 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
                 faults.push(format!("repository.{key}: more than no time was expected"));
             }
         }
+        let retention = section.retention.map(Retention::from);
+        if retention.as_ref().is_some_and(|retention| !retention.keeps_any()) {
+            let rules = "last, hourly, daily, weekly, monthly or within";
+            faults.push(format!(
+                "repository.retention: at least one of {rules} was expected to keep something"
+            ));
+        }
         let host = section.host.unwrap_or_default();
         let own = own_names();
         repositories.push(Repository {
@@ -297,6 +343,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             reverify_after: section.reverify_after.map(|span| span.0),
             restore: section.restore,
             max_age: section.max_age.map(|span| span.0),
+            retention,
         });
     }
     let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();

@@ -2,13 +2,15 @@
 //!
 //! The folders show how a run flows: `receive` (content), `store` (where it is kept), `seal` (names, then the seal),
 //! `workspace`, `patch` and `check` (the engine's own check in a throw-away view), `verify` (from check to
-//! signed verdict), `trust` (where a fault came in, whether the checker finds damage, which generation was the first bad one).
+//! signed verdict), `trust` (where a fault came in, whether the checker finds damage, which generation was the first bad one),
+//! `keep` (what is kept for how long, and whether it is still what it was).
 
 pub mod app;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod keep;
 pub mod observe;
 pub mod patch;
 pub mod receive;

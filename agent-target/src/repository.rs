@@ -8,6 +8,10 @@
 //! | CheckRun of the same run | refused | refused | follows the check |
 //! | ReportReadings of the same run | refused | refused | taken while it is waited for |
 //! | VerifyGeneration, RunControl, Bisect | refused, busy | refused, busy | refused, busy |
+//! | PruneGenerations | refused, busy | refused, busy | refused, busy |
+//!
+//! A pruning that a verdict brings about comes after the next one when it meets any of these. It holds the lock while it renames
+//! what goes, and what anybody holds ([`Repository::holds`]) stays.
 //!
 //! What is done by the clock ([`crate::trust::schedule`]) begins only while nothing of this is under way, and OpenRun and every
 //! check end it.
@@ -38,7 +42,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config, observe,
+    config,
+    keep::{
+        holds::Holds,
+        pins::{PinError, Pins},
+    },
+    observe,
     receive::Receiver,
     store::{
         Record, Staging, Store, StoreError,
@@ -128,6 +137,9 @@ pub struct Repository {
     pub desk: Desk,
     /// How it stands, for all who ask and for those who are told.
     pub watch: Arc<Watch>,
+    /// Generations that are being used.
+    pub holds: Holds,
+    pins: Mutex<Result<Pins, PinError>>,
     ledger: Ledger,
     standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
     signing_key: Arc<SigningKey>,
@@ -173,6 +185,10 @@ impl Repository {
         let ledger = Ledger::open(&store.path().join("ledger"))?;
         let index = ChunkIndex::open_or_create(&store.path().join("index.redb"))?;
         let source_key = VerifyingKey::load(&config.source_key)?;
+        let pins = Pins::load(&store.path().join("pins.json"));
+        if let Err(error) = &pins {
+            tracing::error!(repository = config.name, %error, "nothing is pruned until it is known what is pinned");
+        }
         let mut repository = Self {
             config,
             store: Arc::new(store),
@@ -180,6 +196,8 @@ impl Repository {
             source_key,
             desk: Desk::default(),
             watch: Arc::default(),
+            holds: Holds::default(),
+            pins: Mutex::new(pins),
             ledger,
             standings: Mutex::default(),
             signing_key,
@@ -197,6 +215,11 @@ impl Repository {
     /// What is being done now.
     pub fn active(&self) -> MutexGuard<'_, Option<Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What operators hold on to, or why that is not known.
+    pub fn pins(&self) -> MutexGuard<'_, Result<Pins, PinError>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something that is done by the clock may begin, unless anything is under way. It ends when the token is cancelled.
@@ -271,6 +294,14 @@ impl Repository {
             }
         }
         *self.standings() = standings;
+    }
+
+    /// As if the ledger said so.
+    #[cfg(test)]
+    pub(crate) fn set_standing(&self, generation: GenerationNumber, outcome: Outcome) {
+        let (last, conclusive) = ("000000001".to_owned(), Some(("000000001".to_owned(), outcome)));
+        self.standings().insert(generation, Standing { last, conclusive });
+        self.settle_verified().expect("the link");
     }
 
     fn verdict(&self, id: &str) -> Option<Verdict> {

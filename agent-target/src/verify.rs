@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
     config::{IsolationPolicy, WorkspacePreference},
+    keep::prune,
     repository::{CheckState, Repository},
     seal::ahead,
     store::{Record, TREE},
@@ -81,6 +82,7 @@ pub fn start(
         }
         sender.send_modify(|state| state.done = Some(done));
         lay_out_ahead(&repository);
+        prune::after_verdict(&repository);
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
         tracing::error!(%error, "no thread for the check");
@@ -94,7 +96,10 @@ pub fn lay_out_ahead(repository: &Repository) {
     rustix::process::setpriority_process(None, 10).ok();
     let prepared = match repository.store.latest() {
         Ok(None) => return,
-        Ok(Some(latest)) => ahead::prepare(&repository.store, latest),
+        Ok(Some(latest)) => {
+            let _held = repository.holds.hold(latest);
+            ahead::prepare(&repository.store, latest)
+        }
         Err(error) => Err(error.into()),
     };
     if let Err(error) = prepared {
@@ -305,6 +310,7 @@ pub(crate) fn check_after(
     prepare: impl FnOnce(&Workspace) -> Result<(), String>,
 ) -> Result<CheckReport, String> {
     let config = &repository.config;
+    let _held = repository.holds.hold(GenerationNumber(record.generation));
     let generation = repository.store.generation_path(GenerationNumber(record.generation));
     let roots: Vec<_> = record
         .roots

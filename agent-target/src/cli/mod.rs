@@ -1,6 +1,7 @@
 //! The operators' command line of the target.
 
 mod examine;
+mod keep;
 mod ops;
 mod restore;
 
@@ -108,6 +109,8 @@ enum Command {
     ///
     /// Exit codes: 0 everything is there and right, 1 some files are not in the store as they were sealed, 2 usage, 4 it could not be done.
     Restore(RestoreArgs),
+    #[command(flatten)]
+    Keep(keep::KeepCommand),
     /// List, show and check verdicts
     #[command(subcommand)]
     Verdict(VerdictCommand),
@@ -347,6 +350,7 @@ async fn ask(
             }
             Err(CommandError::not_run(format!("{url}: the bisection ended without a result")))
         }
+        Command::Keep(command) => keep::ask(command, client, &url, json).await,
         Command::Explain { id, repository } => {
             let call = client.get_verdict(GetVerdictRequest { repository, id });
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("explain"))?;

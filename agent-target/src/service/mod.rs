@@ -1,5 +1,6 @@
 //! The gRPC services: thin handlers that check who asks, decode, call, encode.
 
+mod keeping;
 pub mod operator;
 pub mod replication;
 pub mod restore;

@@ -19,7 +19,7 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Repositories, internal, invalid};
+use super::{Repositories, internal, invalid, keeping};
 use crate::{
     repository::{Active, Repository, Stage},
     store::{Record, TREE},
@@ -281,6 +281,31 @@ impl TargetService for Operator {
         .await
     }
 
+    async fn prune_generations(
+        &self,
+        request: Request<v1::PruneGenerationsRequest>,
+    ) -> Result<Response<v1::PruneGenerationsResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let dry_run = request.get_ref().dry_run;
+        blocking(move || keeping::prune(&repository, dry_run)).await
+    }
+
+    async fn pin_generation(
+        &self,
+        request: Request<v1::PinGenerationRequest>,
+    ) -> Result<Response<Generation>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        blocking(move || keeping::pin(&repository, request.get_ref())).await
+    }
+
+    async fn unpin_generation(
+        &self,
+        request: Request<v1::UnpinGenerationRequest>,
+    ) -> Result<Response<Generation>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        blocking(move || keeping::unpin(&repository, request.get_ref())).await
+    }
+
     async fn get_target_status(
         &self,
         request: Request<GetTargetStatusRequest>,
@@ -304,7 +329,7 @@ fn internal_record(number: GenerationNumber) -> RpcFault {
     RpcFault::new(Code::DataLoss, "record-damaged", format!("the record of generation {number} is damaged"))
 }
 
-fn record(repository: &Repository, number: GenerationNumber) -> Result<Record, RpcFault> {
+pub(super) fn record(repository: &Repository, number: GenerationNumber) -> Result<Record, RpcFault> {
     repository.store.record(number).map_err(|error| {
         RpcFault::new(Code::NotFound, "no-such-generation", format!("generation {number}: {error}"))
             .with_hint("assay-target generations lists those that there are")
@@ -332,11 +357,16 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
     }
 }
 
-fn describe(repository: &Repository, record: &Record, last: Option<(String, Verdict)>) -> Generation {
+pub(super) fn describe(
+    repository: &Repository,
+    record: &Record,
+    last: Option<(String, Verdict)>,
+) -> Generation {
     let number = GenerationNumber(record.generation);
     let (verdict_id, outcome, reason) = last.map_or_else(Default::default, |(id, verdict)| {
         (id, v1::Outcome::from(verdict.outcome).into(), verdict.reason)
     });
+    let pin = repository.pins().as_ref().ok().and_then(|pins| Some(pins.get(number)?.note.clone()));
     Generation {
         repository: record.repository.clone(),
         number: record.generation,
@@ -352,6 +382,8 @@ fn describe(repository: &Repository, record: &Record, last: Option<(String, Verd
         verdict_id,
         verified: repository.store.verified() == Some(number),
         path: repository.store.generation_path(number).join(TREE).display().to_string(),
+        pinned: pin.is_some(),
+        pin_note: pin.unwrap_or_default(),
     }
 }
 

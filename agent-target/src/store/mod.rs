@@ -10,6 +10,8 @@
 //! ledger/                            verdicts, chained
 //! control.json                       the newest negative control, signed
 //! workspaces/                        throw-away views for checks
+//! trash/                             pruned generations on their way out
+//! pins.json                          generations that operators hold on to
 //! index.redb                         hints where chunks are; can be thrown away
 //! lock                               held by the agent that serves this repository
 //! ```
@@ -20,11 +22,15 @@ mod staging;
 mod whole;
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, symlink},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, symlink},
+    },
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
 };
 
 use assay_common::{
@@ -69,6 +75,7 @@ pub enum StoreError {
 pub struct Store {
     path: PathBuf,
     ahead: Mutex<()>,
+    trash: Mutex<()>,
     _lock: File,
 }
 
@@ -86,6 +93,7 @@ impl Store {
             ("ledger", 0o700),
             ("ahead", 0o700),
             ("workspaces", 0o711),
+            ("trash", 0o700),
         ] {
             let folder = path.join(folder);
             fs::DirBuilder::new().recursive(true).mode(mode).create(&folder).at("create", &folder)?;
@@ -105,7 +113,7 @@ impl Store {
                 }
             });
         }
-        Ok(Self { path: path.to_owned(), ahead: Mutex::default(), _lock: lock })
+        Ok(Self { path: path.to_owned(), ahead: Mutex::default(), trash: Mutex::default(), _lock: lock })
     }
 
     /// Removes what a crash left of files that were being written; the ledger does so for its own.
@@ -273,6 +281,48 @@ impl Store {
         step(Point::PublishLatest)?;
         self.set_latest(staging.number())?;
         Ok(step(Point::PublishTold)?)
+    }
+
+    /// Takes a generation out of sight: it is renamed into the trash, whole. Whoever has it open goes on reading it.
+    ///
+    /// # Errors
+    /// When it cannot be renamed; it then stays as it is.
+    pub fn discard(&self, number: GenerationNumber) -> Result<(), StoreError> {
+        let (generations, trash) = (self.path.join("generations"), self.path.join("trash"));
+        let from = Folder::open(&generations).at("open", &generations)?;
+        let to = Folder::open(&trash).at("open", &trash)?;
+        let name = number.folder();
+        Ok(from.rename(name.as_bytes(), &to, name.as_bytes()).at("prune", &self.generation_path(number))?)
+    }
+
+    /// Makes it durable what was discarded. Only then may it be deleted.
+    ///
+    /// # Errors
+    /// When a folder cannot be synced.
+    pub fn settle_trash(&self) -> Result<(), StoreError> {
+        for folder in ["trash", "generations"] {
+            let folder = self.path.join(folder);
+            Folder::open(&folder).and_then(|folder| folder.sync()).at("sync", &folder)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is in the trash, and waits for who is doing that. No other lock is held meanwhile.
+    ///
+    /// # Errors
+    /// When something cannot be deleted. The rest of the trash is deleted all the same.
+    pub fn clear_trash(&self) -> Result<(), StoreError> {
+        let _turn = self.trash.lock().unwrap_or_else(PoisonError::into_inner);
+        // A rename that was not made durable could bring back what is deleted here in part.
+        self.settle_trash()?;
+        let path = self.path.join("trash");
+        let trash = Folder::open(&path).at("open", &path)?;
+        let mut first = Ok(());
+        for name in trash.names().at("read", &path)? {
+            let removed = trash.remove_all(&name).at("delete", &path.join(OsStr::from_bytes(&name)));
+            first = first.and(removed);
+        }
+        Ok(first?)
     }
 
     /// Free bytes for this process on the store's file system.

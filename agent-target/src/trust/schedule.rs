@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control;
 use crate::{
+    keep::prune,
     repository::Repository,
     verify::{self, AskedBy, Teller},
 };
@@ -64,6 +65,9 @@ fn once(repository: &Repository, now: Timestamp) {
         Due::Verify(generation) => verify_again(repository, generation, &cancel),
     };
     repository.end_background(&cancel);
+    if matches!(due, Due::Verify(_)) {
+        prune::after_verdict(repository);
+    }
     if let Err(error) = done {
         tracing::error!(repository = repository.config.name, ?due, error, "what was due was not done");
     }

@@ -215,6 +215,11 @@ pub fn generations(generations: &[Generation]) -> String {
             time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref())),
             if generation.verified { "  <- verified" } else { "" }
         );
+        if generation.pinned {
+            text.pop();
+            let note = if generation.pin_note.is_empty() { "" } else { ": " };
+            let _ = writeln!(text, "  pinned{note}{}", generation.pin_note);
+        }
     }
     text
 }

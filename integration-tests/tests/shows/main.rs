@@ -5,6 +5,7 @@ mod bad_checks;
 mod bad_input;
 mod engines;
 mod identities;
+mod keep;
 mod link;
 mod marks;
 mod metrics;

@@ -1,0 +1,164 @@
+//! A repository of a test's own, whose generations are sealed from trees in memory.
+
+use std::{collections::BTreeMap, os::unix::fs::FileExt as _, sync::Arc};
+
+use assay_common::{
+    digest::{ContentDigest, RootDigest},
+    id::GenerationNumber,
+    manifest::{Entry, EntryKind, Header, ManifestWriter, Piece, Root},
+    signing::SigningKey,
+};
+use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
+
+use super::retention::Retention;
+use crate::{
+    config,
+    repository::Repository,
+    seal::{Draft, Provenance, open_manifest, seal},
+    store::{MarkRecord, Record, TREE},
+};
+
+/// Bytes of a piece in these trees.
+pub(super) const PIECE_BYTES: usize = 4096;
+
+/// Names and contents.
+pub(super) type Tree<'a> = BTreeMap<&'a str, &'a [u8]>;
+
+pub(super) struct Bench {
+    folder: tempfile::TempDir,
+    pub(super) repository: Arc<Repository>,
+}
+
+impl Bench {
+    pub(super) fn new(retention: Option<Retention>) -> Self {
+        let folder = tempfile::tempdir().expect("temp");
+        let source_key = folder.path().join("source.pub");
+        SigningKey::generate().verifying_key().save(&source_key).expect("key");
+        let repository = Self::open(&folder, retention);
+        Self { folder, repository: Arc::new(repository) }
+    }
+
+    fn open(folder: &tempfile::TempDir, retention: Option<Retention>) -> Repository {
+        let text = "[agent]\nname = \"t\"\nlisten = \"127.0.0.1:1\"\nstore = \"store\"\nsigning_key = \"k\"\n[tls]\nca = \"c\"\n\
+                    cert = \"c\"\nkey = \"k\"\n[[repository]]\nname = \"r\"\nsource = \"s\"\nsource_key = \"source.pub\"\n\
+                    profile = \"generic\"\nvars = { check = [\"true\"] }\n";
+        let path = folder.path().join("target.toml");
+        std::fs::write(&path, text).expect("write");
+        let mut config = config::load(&path).expect("configuration").repositories.remove(0);
+        config.retention = retention;
+        Repository::open(&folder.path().join("store"), config, Arc::new(SigningKey::generate()))
+            .expect("open")
+    }
+
+    /// As after a crash: nothing is told to the one that was open.
+    pub(super) fn reopen(self) -> Self {
+        let Self { folder, repository } = self;
+        let retention = repository.config.retention.clone();
+        drop(Arc::into_inner(repository).expect("nobody else has it"));
+        let repository = Arc::new(Self::open(&folder, retention));
+        Self { folder, repository }
+    }
+
+    /// Seals the next generation upon the newest: what is the same is kept.
+    pub(super) fn seal(&self, tree: &Tree<'_>) -> Record {
+        let store = &self.repository.store;
+        let base = store.latest().expect("latest");
+        let mut old = Vec::new();
+        if let Some(base) = base {
+            let mut manifest = open_manifest(store, base).expect("manifest");
+            while let Some(entry) = manifest.next_entry().expect("entry") {
+                old.push(entry);
+            }
+        }
+        let entries = entries(tree);
+        let staging = store.open_staging().expect("staging");
+        let header = header();
+        let mut draft = Draft::create(store, &staging, base, &header.to_json()).expect("draft");
+        let mut step = |kind| draft.apply(ManifestStep { kind: Some(kind) }).expect("step");
+        let (mut old, mut content) = (old.into_iter().peekable(), 0);
+        for entry in &entries {
+            while old.next_if(|old| old.path < entry.path).is_some() {
+                step(Kind::Drop(1));
+            }
+            match old.next_if(|old| old.path == entry.path) {
+                Some(same) if same == *entry => {
+                    step(Kind::Keep(1));
+                    continue;
+                }
+                Some(_) => step(Kind::Drop(1)),
+                None => {}
+            }
+            let number = if entry.kind() == EntryKind::File {
+                content += 1;
+                let bytes = tree[std::str::from_utf8(&entry.path).expect("UTF-8")];
+                staging.open_content(content).expect("content").write_all_at(bytes, 0).expect("write");
+                content
+            } else {
+                0
+            };
+            step(Kind::Put(PutEntry { entry: Some(entry.clone()), content: number, ..Default::default() }));
+        }
+        for _ in old {
+            step(Kind::Drop(1));
+        }
+        let provenance = Provenance {
+            repository: "r".into(),
+            run_id: format!("20261122T22{:04}Z-7f3a9c", staging.number().0),
+            mark: MarkRecord { id: "m".into(), time: jiff::Timestamp::now() },
+            overrides: Vec::new(),
+            counts: serde_json::Value::Null,
+            source_statement: serde_json::Value::Null,
+        };
+        let index = &self.repository.index;
+        seal(store, &staging, index, draft, root_of(&header, &entries), provenance).expect("seal")
+    }
+
+    /// A path in the tree of a generation.
+    pub(super) fn path(&self, generation: u64, name: &str) -> std::path::PathBuf {
+        self.repository.store.generation_path(GenerationNumber(generation)).join(TREE).join(name)
+    }
+
+    /// The generations that are there.
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        let numbers = self.repository.store.generations().expect("list");
+        numbers.into_iter().map(|number| number.0).collect()
+    }
+}
+
+fn header() -> Header {
+    Header {
+        roots: vec![Root { name: "main".into(), live_path: "/srv/x".into(), subdirectory: String::new() }],
+    }
+}
+
+fn entries(tree: &Tree<'_>) -> Vec<Entry> {
+    let own = |kind: EntryKind, path: &str| Entry {
+        path: path.as_bytes().to_vec(),
+        kind: kind.into(),
+        mode: if kind == EntryKind::File { 0o640 } else { 0o755 },
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        mtime_seconds: 1_000_000,
+        mtime_nanos: 7,
+        ..Default::default()
+    };
+    let files = tree.iter().map(|(path, bytes)| {
+        let mut entry = own(EntryKind::File, path);
+        entry.size = bytes.len() as u64;
+        entry.digest = ContentDigest::of(bytes).0.to_vec();
+        if bytes.len() > PIECE_BYTES {
+            for piece in bytes.chunks(PIECE_BYTES) {
+                entry.pieces.push(Piece::Data { bytes: piece.len() as u64 }.to_wire());
+                entry.piece_digests.extend_from_slice(&ContentDigest::of(piece).0);
+            }
+        }
+        entry
+    });
+    std::iter::once(own(EntryKind::Directory, "")).chain(files).collect()
+}
+
+fn root_of(header: &Header, entries: &[Entry]) -> RootDigest {
+    let mut writer = ManifestWriter::create(Vec::new(), header).expect("memory");
+    entries.iter().for_each(|entry| writer.push(entry).expect("memory"));
+    writer.finish().expect("memory").1
+}

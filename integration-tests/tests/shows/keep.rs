@@ -1,0 +1,109 @@
+//! What is kept, and for how long.
+
+use std::fs;
+
+use assay_common::verdict::Outcome;
+
+use crate::pair::{Pair, json, rsync_finds_no_difference};
+
+/// A check that fails when there is a file of this name.
+const NOT_BAD: &str = "vars = { check = [\"sh\", \"-c\", \"test ! -e bad || exit 1\"] }";
+
+/// Numbers of the generations that are there.
+fn generations(pair: &Pair) -> Vec<u64> {
+    let names = fs::read_dir(pair.path("store/repo/generations")).expect("read");
+    let mut numbers: Vec<_> = names
+        .map(|entry| entry.expect("entry").file_name().to_str().expect("utf-8").parse().expect("a number"))
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+fn edit_and_run(pair: &Pair, content: &str, code: i32) {
+    fs::write(pair.root(0).join("file"), content).expect("write");
+    pair.run(code);
+}
+
+/// After each verdict what no rule keeps goes; what is pinned stays, and failures push nothing out.
+#[test]
+fn what_no_rule_keeps_goes_after_the_verdict() {
+    let pair = Pair::plain(1);
+    pair.restart_with("target", "vars = { check = [\"ls\", \"-la\"] }", NOT_BAD);
+    fs::write(pair.root(0).join("same"), "always").expect("write");
+    edit_and_run(&pair, "1", 0);
+    edit_and_run(&pair, "2", 0);
+    edit_and_run(&pair, "3", 0);
+    let refused = pair.target(&["prune"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(
+        refused.stderr.contains("nothing is ever pruned") && refused.stderr.contains("HINT:"),
+        "{refused:?}"
+    );
+    assert_eq!(generations(&pair), [1, 2, 3]);
+
+    let retention = "[repository.retention]\nlast = 2\nfailed_last = 1\n";
+    let text = fs::read_to_string(pair.path("target.toml")).expect("read");
+    pair.kill("target");
+    fs::write(pair.path("target.toml"), text + retention).expect("write");
+    pair.start("target");
+    let pinned = pair.target(&["--json", "pin", "--generation", "1", "--note", "before the upgrade"]);
+    assert_eq!(json(&pinned.stdout)["pinNote"], "before the upgrade", "{pinned:?}");
+    assert_eq!(pair.target(&["pin", "--generation", "99"]).code, 2);
+    let dry = pair.target(&["prune", "--dry-run"]);
+    assert!(dry.code == 0 && dry.stdout.contains("0 of 3 would be pruned"), "{dry:?}");
+    edit_and_run(&pair, "4", 0);
+    edit_and_run(&pair, "5", 0);
+    pair.eventually("it is pruned", || generations(&pair) == [1, 4, 5]);
+    let shown = pair.target(&["generations"]).stdout;
+    assert!(shown.contains("pinned: before the upgrade"), "{shown}");
+    rsync_finds_no_difference(&pair.root(0), &pair.latest());
+    assert_eq!(fs::read_to_string(pair.generation("000001").join("file")).expect("read"), "1");
+
+    // Failures: the first and the newest are evidence, and the good ones stay.
+    fs::write(pair.root(0).join("bad"), "x").expect("write");
+    edit_and_run(&pair, "6", 1);
+    edit_and_run(&pair, "7", 1);
+    edit_and_run(&pair, "8", 1);
+    pair.eventually("it is pruned", || generations(&pair) == [1, 4, 5, 6, 8]);
+    assert_eq!(pair.verified(), "generations/000005");
+    let dry = pair.target(&["prune", "--dry-run"]).stdout;
+    assert!(dry.contains("first-fail") && dry.contains("latest, post-mortem"), "{dry}");
+    assert_eq!(pair.target(&["unpin", "--generation", "1"]).code, 0);
+    let pruned = pair.target(&["prune"]);
+    assert!(pruned.code == 0 && pruned.stdout.contains("1 of 5 pruned"), "{pruned:?}");
+    assert_eq!(generations(&pair), [4, 5, 6, 8]);
+    pair.eventually("its room is free", || {
+        fs::read_dir(pair.path("store/repo/trash")).expect("read").count() == 0
+    });
+    // The ledger knows all of them.
+    use Outcome::{Fail, Pass};
+    pair.assert_ledger(&[Pass, Pass, Pass, Pass, Pass, Fail, Fail, Fail]);
+}
+
+/// While a run is under way nothing is pruned; a killed target forgets no pin.
+#[test]
+fn a_run_that_is_under_way_keeps_everything() {
+    let pair = Pair::with_blocking_mark();
+    pair.restart_with("target", "name = \"repo\"\n", "name = \"repo\"\nretention = { last = 1 }\n");
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    for round in 1..=3 {
+        let started = pair.source(&["--json", "run"]);
+        let id = json(&started.stdout)["id"].as_str().expect("an id").to_owned();
+        pair.eventually("the mark command waits", || pair.path("mark-waits").exists());
+        fs::remove_file(pair.path("mark-waits")).expect("remove");
+        let refused = pair.target(&["prune"]);
+        assert!(refused.code == 4 && refused.stderr.contains(&id), "{refused:?}");
+        assert_eq!(pair.target(&["prune", "--dry-run"]).code, 0);
+        if round == 2 {
+            assert_eq!(pair.target(&["pin", "--note", "while a run is under way"]).code, 0);
+        }
+        pair.release_mark();
+        let watched = pair.source(&["watch", &id]);
+        assert_eq!(watched.code, 0, "{watched:?}");
+    }
+    pair.eventually("it is pruned", || generations(&pair) == [1, 3]);
+    pair.kill("target");
+    pair.start("target");
+    let shown = pair.target(&["generations"]).stdout;
+    assert!(shown.contains("pinned: while a run is under way"), "{shown}");
+}
