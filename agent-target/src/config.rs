@@ -29,7 +29,7 @@ pub struct Config {
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
     /// `[limits]`.
-    pub limits: Limits,
+    pub limits: PeerLimits,
     /// `[metrics]`.
     pub metrics: Option<MetricsSection>,
     /// `[[notify]]`.
@@ -40,14 +40,14 @@ pub struct Config {
 
 /// How long a source may be silent. What else it may ask for is in [`assay_common::limits`].
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct PeerLimits {
     /// From a call to the first message of its stream.
     pub first_message: Duration,
     /// From one message of a stream to the next. A source that walks over what has not changed has nothing to say.
     pub idle: Duration,
 }
 
-impl Default for Limits {
+impl Default for PeerLimits {
     fn default() -> Self {
         Self { first_message: Duration::from_secs(30), idle: Duration::from_secs(6 * 3600) }
     }
@@ -56,7 +56,7 @@ impl Default for Limits {
 /// `[limits]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LimitsSection {
+struct PeerLimitsSection {
     first_message: Option<Span>,
     idle: Option<Span>,
 }
@@ -133,7 +133,7 @@ struct File {
     tls: TlsSection,
     operator: Option<OperatorSection>,
     #[serde(default)]
-    limits: LimitsSection,
+    limits: PeerLimitsSection,
     metrics: Option<MetricsSection>,
     #[serde(default)]
     notify: Vec<NotifySection>,
@@ -290,9 +290,9 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
     }
-    let limits = Limits {
-        first_message: file.limits.first_message.map_or(Limits::default().first_message, |span| span.0),
-        idle: file.limits.idle.map_or(Limits::default().idle, |span| span.0),
+    let limits = PeerLimits {
+        first_message: file.limits.first_message.map_or(PeerLimits::default().first_message, |span| span.0),
+        idle: file.limits.idle.map_or(PeerLimits::default().idle, |span| span.0),
     };
     for (key, limit) in [("first_message", limits.first_message), ("idle", limits.idle)] {
         if !config::is_limit(limit) {

@@ -11,6 +11,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use assay_common::{
     digest::RootDigest,
     error::IoContext as _,
+    fault::{Point, at},
     id::{GenerationNumber, RunId},
     ledger::EntryId,
     limits::{
@@ -631,7 +632,9 @@ impl Attempt {
                 }
                 Some(answer) => {
                     let mut step = display_bytes(answer.step.as_bytes());
-                    step.truncate(step.floor_char_boundary(MAX_STEP_BYTES));
+                    let end =
+                        (0..=MAX_STEP_BYTES.min(step.len())).rev().find(|end| step.is_char_boundary(*end));
+                    step.truncate(end.unwrap_or(0));
                     self.progress.update(|run| run.check_step = step);
                     if !answer.read_again.is_empty() {
                         read_again(answer.read_again);

@@ -34,7 +34,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Repositories, internal, invalid};
 use crate::{
-    config::Limits,
+    config::PeerLimits,
     receive::{Base, PlaceReader, ReceiveError, Receiver},
     repository::{Active, CheckState, Repository, Stage, times_now},
     seal::{self, Draft, Provenance, SealError, seal},
@@ -56,12 +56,12 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service.
 pub struct Replication {
     repositories: Arc<Repositories>,
-    limits: Limits,
+    limits: PeerLimits,
 }
 
 impl Replication {
     /// For these repositories.
-    pub fn new(repositories: Arc<Repositories>, limits: Limits) -> Self {
+    pub fn new(repositories: Arc<Repositories>, limits: PeerLimits) -> Self {
         Self { repositories, limits }
     }
 

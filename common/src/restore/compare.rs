@@ -57,7 +57,7 @@ pub(super) fn compare(
     jobs: &SyncSender<Job>,
 ) -> Result<(), RestoreError> {
     let mut entries = checked.entries()?;
-    while let Some((place, path, entry)) = entries()? {
+    while let Some((place, path, entry)) = entries.next_entry()? {
         let selection = Selection::of(&path, &options.paths);
         if selection == Selection::Not
             || (selection == Selection::Above && entry.kind() != EntryKind::Directory)

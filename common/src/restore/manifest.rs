@@ -101,27 +101,37 @@ impl Checked {
         &self.header
     }
 
-    /// All entries with their places, in order. They were validated.
+    /// All entries, in order, once more.
     ///
     /// # Errors
     /// When the file cannot be read again.
-    pub fn entries(
-        &self,
-    ) -> Result<impl FnMut() -> Result<Option<(u64, TreePath, Entry)>, RestoreError> + use<>, RestoreError>
-    {
+    pub fn entries(&self) -> Result<Entries, RestoreError> {
         let failed = |error: std::io::Error| -> PathError {
             Err::<(), _>(error).at("read", std::path::Path::new("manifest")).expect_err("it is one")
         };
         let mut file = self.file.try_clone().map_err(failed)?;
         file.rewind().map_err(failed)?;
-        let mut reader = ManifestReader::open(BufReader::with_capacity(256 * 1024, file))?;
-        let mut order = OrderValidator::default();
-        let mut place = 0;
-        Ok(move || {
-            let Some(entry) = reader.next_entry()? else { return Ok(None) };
-            let path = order.check(&entry)?;
-            place += 1;
-            Ok(Some((place - 1, path, entry)))
-        })
+        let reader = ManifestReader::open(BufReader::with_capacity(256 * 1024, file))?;
+        Ok(Entries { reader, order: OrderValidator::default(), place: 0 })
+    }
+}
+
+/// The entries of a manifest that was checked.
+pub struct Entries {
+    reader: ManifestReader<BufReader<File>>,
+    order: OrderValidator,
+    place: u64,
+}
+
+impl Entries {
+    /// The next entry with its place, from 0, and its path.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is not what was checked.
+    pub fn next_entry(&mut self) -> Result<Option<(u64, TreePath, Entry)>, RestoreError> {
+        let Some(entry) = self.reader.next_entry()? else { return Ok(None) };
+        let path = self.order.check(&entry)?;
+        self.place += 1;
+        Ok(Some((self.place - 1, path, entry)))
     }
 }

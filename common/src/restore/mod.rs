@@ -32,7 +32,7 @@ use crate::{
 };
 
 pub use destination::{Allowed, Destination};
-pub use manifest::{Checked, Selection};
+pub use manifest::{Checked, Entries, Selection};
 pub use supply::{MAX_PART_BYTES, Part, Pieces, SupplyError, Want};
 
 /// What the operator wants.
