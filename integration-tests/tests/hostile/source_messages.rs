@@ -783,7 +783,7 @@ fn transfers() -> Vec<Case> {
 /// Packed steps.
 fn packed() -> Vec<Case> {
     let packed = |plain: &[u8], announced: u64| ManifestDelta {
-        packed: zstd::bulk::compress(plain, 1).expect("compress").into(),
+        packed: zstd::bulk::compress(plain, 1).expect("compress"),
         packed_raw_bytes: announced,
         ..Default::default()
     };
