@@ -64,6 +64,11 @@ const REMEDIES: &[(&str, &str)] = &[
          profile what the program means (inconclusive_exit).",
     ),
     (
+        "target-stalled",
+        "The target holds the connection and does not answer. Look at its log, its disk and its load; target.patience in the source's \
+         configuration says how long an answer may be owed.",
+    ),
+    (
         "access-refused",
         "The check wanted to read or write something that it may not, outside its workspace most likely. Point it to {scratch} or \
          {root} in the profile, or show it more (sandbox.visible).",

@@ -366,7 +366,7 @@ impl Pair {
     }
 
     /// Polls until `ready`, with a bounded patience.
-    pub(crate) fn eventually(&self, what: &str, ready: impl Fn() -> bool) {
+    pub(crate) fn eventually(&self, what: &str, mut ready: impl FnMut() -> bool) {
         let start = Instant::now();
         while !ready() {
             assert!(start.elapsed() < PATIENCE, "not in time: {what}");
