@@ -14,10 +14,11 @@ use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuer
 use crate::{ground::agent_url, pair::Pair};
 
 /// Services, the agent that serves them, and the roles that may call.
-const SERVICES: [(&str, Role, &[Role]); 3] = [
+const SERVICES: [(&str, Role, &[Role]); 4] = [
     ("SourceService", Role::Source, &[Role::Operator]),
     ("ReplicationService", Role::Target, &[Role::Source]),
     ("TargetService", Role::Target, &[Role::Operator]),
+    ("RestoreService", Role::Target, &[Role::Restore]),
 ];
 
 /// Calls that other roles may make than the rest of their service, by `Service/Call`.
@@ -48,6 +49,7 @@ fn every_call_is_for_its_roles_only() {
     let day = std::time::Duration::from_secs(24 * 3600);
     let keeper = Party { name: "keeper".to_owned(), hosts: Vec::new() };
     issue(&pair.path("pki"), Role::Restore, &keeper, day, jiff::Timestamp::now()).expect("issue");
+    pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"keeper\"]");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let mut table = BTreeMap::new();
     let named: usize = {
