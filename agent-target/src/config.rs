@@ -57,6 +57,8 @@ pub struct Repository {
     pub control_every: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
+    /// How long ago a generation may have been read last; `None`: it is when an operator asks for it.
+    pub scrub_every: Option<Duration>,
     /// What is kept; `None`: all of it, for ever.
     pub retention: Option<Retention>,
 }
@@ -152,6 +154,7 @@ struct RepositorySection {
     recheck_on_fail: bool,
     control_every: Option<Span>,
     reverify_after: Option<Span>,
+    scrub_every: Option<Span>,
     retention: Option<RetentionSection>,
 }
 
@@ -241,9 +244,11 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         if !names.insert(section.name.clone()) {
             faults.push(format!("repository.name: {:?} stands twice", section.name));
         }
-        for (key, span) in
-            [("control_every", section.control_every), ("reverify_after", section.reverify_after)]
-        {
+        for (key, span) in [
+            ("control_every", section.control_every),
+            ("reverify_after", section.reverify_after),
+            ("scrub_every", section.scrub_every),
+        ] {
             if span.is_some_and(|span| span.0.is_zero()) {
                 faults.push(format!("repository.{key}: more than no time was expected"));
             }
@@ -274,6 +279,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             recheck_on_fail: section.recheck_on_fail,
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
+            scrub_every: section.scrub_every.map(|span| span.0),
             retention,
         });
     }

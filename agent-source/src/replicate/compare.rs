@@ -76,7 +76,10 @@ pub(super) fn compare(
         let held = match taken {
             Some(Taken::Read(put) | Taken::Folder(put)) => {
                 // Read again, and perhaps the same: then nothing has to be said of it.
-                if same_roots && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref()) {
+                if same_roots
+                    && !plan.rotten.contains(found.path.as_bytes())
+                    && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
+                {
                     give(Step::Keep)?;
                 } else {
                     if old.is_some() {
@@ -93,6 +96,7 @@ pub(super) fn compare(
         if let (Some((old, Some(seen))), Some(stat), true, false) =
             (&old, &found.stat, same_roots, plan.full_read)
             && seen.still_holds(stat)
+            && !plan.rotten.contains(found.path.as_bytes())
             && old.link_target_if_hardlink() == first.as_ref().map(TreePath::as_bytes)
         {
             give(Step::Keep)?;

@@ -1,6 +1,7 @@
 //! The new manifest while it is being put together, and the plan that goes with it.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{BufReader, BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -52,6 +53,8 @@ pub struct Draft {
     unchanged: Option<Record>,
     /// What a step that takes over all of the base stands for, until it is known whether another one follows.
     kept_all: Option<ManifestStep>,
+    /// Files of the base that are not what they were.
+    rotten: HashSet<Vec<u8>>,
     finished: Finished,
 }
 
@@ -131,6 +134,7 @@ impl Draft {
             base,
             unchanged,
             kept_all: None,
+            rotten: HashSet::new(),
             finished: Finished {
                 header,
                 entries: 0,
@@ -146,6 +150,14 @@ impl Draft {
     /// The generation that the steps are against.
     pub fn base(&self) -> Option<GenerationNumber> {
         self.base
+    }
+
+    /// Takes none of these files over from the base: they have rotted there.
+    pub fn refuse(&mut self, rotten: HashSet<Vec<u8>>) {
+        if !rotten.is_empty() {
+            self.unchanged = None;
+        }
+        self.rotten = rotten;
     }
 
     /// Applies the next step.
@@ -170,9 +182,13 @@ impl Draft {
     }
 
     fn merge(&mut self, step: ManifestStep) -> Result<(), SealError> {
-        let Self { merger, manifest, plan, plan_path, positions, positions_path, finished, .. } = self;
+        let Self { merger, manifest, plan, plan_path, positions, positions_path, finished, rotten, .. } =
+            self;
         merger.apply(step, &mut |entry, origin| {
             let source = match origin {
+                Origin::Base if rotten.contains(&entry.path) => {
+                    return Err(SealError::Rotten { path: display_bytes(&entry.path) });
+                }
                 Origin::Base => FROM_BASE,
                 Origin::Put { content } => {
                     // A file has a content and nothing else has: the plan below relies on it.

@@ -2,6 +2,7 @@
 //! read for a person.
 
 mod explain;
+mod ledger;
 mod pki;
 pub mod remedies;
 pub mod show;
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub use explain::explain;
+pub use ledger::{AuditArgs, print_head};
 pub use pki::PkiCommand;
 pub use verify::VerifyArgs;
 

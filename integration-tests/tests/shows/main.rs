@@ -5,12 +5,14 @@ mod bad_input;
 mod engines;
 mod identities;
 mod keep;
+mod ledger;
 mod link;
 mod marks;
 mod nasty;
 mod outcomes;
 mod pair;
 mod resume;
+mod scrub;
 mod trouble;
 mod trust;
 
