@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use assay_common::{id::RunId, rpc_status::RpcFault};
+use assay_common::{id::RunId, rpc_status::RpcFault, watch::Watch};
 use assay_proto::v1::{Phase, Run, Trigger};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
+    observe,
     run::{Attempt, Context, Options, Progress, new_run},
     state::StateError,
 };
@@ -31,6 +32,8 @@ pub struct Repository {
     current: Mutex<Option<Current>>,
     /// When the schedule will start the next run.
     pub next_run: Mutex<Option<jiff::Timestamp>>,
+    /// How it stands, for all who ask and for those who are told.
+    pub watch: Arc<Watch>,
 }
 
 /// The agent.
@@ -51,6 +54,7 @@ impl Agent {
             close_interrupted(&context)?;
             let name = context.repository.name.clone();
             let repository = Repository {
+                watch: Arc::new(observe::learn(&context)?),
                 context: Arc::new(context),
                 current: Mutex::default(),
                 next_run: Mutex::default(),
@@ -187,6 +191,7 @@ impl Repository {
         let options = Options { full_read: options.full_read || self.full_read_is_due(), ..options };
         let attempt =
             Attempt::new(Arc::clone(&self.context), id, options, current.progress.clone(), current.cancel);
+        let progress = current.progress;
         let repository = Arc::clone(self);
         tokio::spawn(async move {
             // In a task of its own, so that not even a panic leaves the repository busy for ever.
@@ -194,6 +199,7 @@ impl Repository {
             if ended.is_err() {
                 repository.close_panicked();
             }
+            observe::ended(&repository.watch, &progress.get());
             *repository.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         });
         Ok(run)

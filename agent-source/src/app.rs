@@ -3,6 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use assay_common::{
+    metrics::MetricsServer,
+    notify::Notifier,
     serve,
     signing::{SigningKey, VerifyingKey},
     tls::{Credentials, Role},
@@ -13,6 +15,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::{
     agent::Agent,
     config::Config,
+    observe,
     run::Context,
     schedule,
     service::Source,
@@ -22,6 +25,8 @@ use crate::{
 
 /// How long runs may take to end when the agent is told to stop: a mark's end command, and a word to the target.
 const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long notices may take to be told then.
+const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves until a signal comes.
 ///
@@ -31,11 +36,17 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     open_many_files();
     let credentials = Credentials::load(&config.tls, &[Role::Source])?;
     let _lock = state::lock(&config.agent.state)?;
+    let metrics = match config.metrics {
+        Some(section) => Some(MetricsServer::bind(section).await?),
+        None => None,
+    };
     let target = Target { url: config.target.url.clone(), files: config.tls.clone() };
     let mut contexts = Vec::new();
     for repository in config.repositories {
+        let state = RepositoryState::open(&config.agent.state, &repository.name)?;
+        state.remove_unfinished()?;
         contexts.push(Context {
-            state: RepositoryState::open(&config.agent.state, &repository.name)?,
+            state,
             repository,
             target: target.clone(),
             signing_key: SigningKey::load(&config.signing_key)?,
@@ -46,6 +57,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         });
     }
     let agent = Arc::new(Agent::new(config.agent.name.clone(), contexts)?);
+    let notifier = Notifier::start(config.notify);
+    let fixed =
+        observe::Fixed { started: jiff::Timestamp::now(), certificate_expiry: credentials.not_after() };
+    observe::start(&agent, &notifier, metrics, fixed);
     for repository in agent.repositories() {
         // An engine may hold back its own cleaning for as long as a mark is held.
         let left_over = match repository.context.marker() {
@@ -70,6 +85,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     })
     .await?;
     agent.stop(STOP_PATIENCE).await;
+    notifier.drain(NOTICE_PATIENCE).await;
     Ok(())
 }
 

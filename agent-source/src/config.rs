@@ -10,6 +10,8 @@ use assay_common::{
     config::{self, ConfigError, Span},
     id::is_plain_name,
     manifest::{Header, Root},
+    metrics::MetricsSection,
+    notify::{NotifySection, Way},
     profile::{FileRules, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
@@ -25,6 +27,8 @@ const DEFAULT_MEMORY_MIB: u32 = 64;
 const DEFAULT_NICE: i32 = 10;
 /// How long a cut connection is tried again when the file does not say: a router restarts in less.
 const DEFAULT_RETRY: Duration = Duration::from_secs(10 * 60);
+/// How long the target may owe an answer: it may have a slow disk, and a great many names to make.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Share of the entries that a run may drop when the file does not say, in per cent: an hour of work never drops half.
 const DEFAULT_MAX_DROP_PERCENT: u8 = 50;
 
@@ -43,6 +47,10 @@ pub struct Config {
     pub signing_key: PathBuf,
     /// `[target]`.
     pub target: TargetSection,
+    /// `[metrics]`.
+    pub metrics: Option<MetricsSection>,
+    /// `[[notify]]`.
+    pub notify: Vec<Way>,
     /// The repositories.
     pub repositories: Vec<Repository>,
 }
@@ -66,6 +74,8 @@ pub struct Repository {
     pub max_drop_percent: u8,
     /// Every how many runs all files are read whatever `stat` says; 0 for never.
     pub full_read_every: u32,
+    /// How old the newest PASS may become before somebody is told; `None`: nobody is.
+    pub max_age: Option<Duration>,
 }
 
 /// When runs start by themselves.
@@ -75,6 +85,18 @@ pub struct Schedule {
     pub slots: Slots,
     /// Each start is delayed by a random time up to this.
     pub jitter: Duration,
+}
+
+impl Schedule {
+    /// The longest time between two of the next slots, jitter and all.
+    fn longest_gap(&self) -> Option<Duration> {
+        // Enough for a schedule that leaves out the weekend.
+        const SLOTS: usize = 16;
+        let next = |time: &jiff::Timestamp| crate::schedule::next_slot(&self.slots, *time);
+        let slots: Vec<_> = std::iter::successors(next(&jiff::Timestamp::now()), next).take(SLOTS).collect();
+        let gap = slots.windows(2).map(|pair| pair[0].duration_until(pair[1]).unsigned_abs()).max()?;
+        Some(gap + self.jitter)
+    }
 }
 
 /// The slots of a schedule.
@@ -93,6 +115,9 @@ struct File {
     tls: TlsSection,
     operator: Option<OperatorSection>,
     target: TargetSection,
+    metrics: Option<MetricsSection>,
+    #[serde(default)]
+    notify: Vec<NotifySection>,
     #[serde(rename = "repository")]
     repositories: Vec<RepositorySection>,
 }
@@ -169,6 +194,8 @@ pub struct TargetSection {
     limit_kib_per_second: Option<u64>,
     /// How long a cut connection is tried again.
     retry: Option<Span>,
+    /// How long the target may owe an answer.
+    patience: Option<Span>,
 }
 
 impl TargetSection {
@@ -179,6 +206,7 @@ impl TargetSection {
             threads,
             limit_bytes_per_second: self.limit_kib_per_second.map(|kib| kib.saturating_mul(1024)),
             retry: self.retry.map_or(DEFAULT_RETRY, |retry| retry.0),
+            patience: self.patience.map_or(DEFAULT_PATIENCE, |patience| patience.0),
         }
     }
 }
@@ -213,6 +241,9 @@ struct RepositorySection {
     max_drop_percent: Option<u8>,
     #[serde(default)]
     full_read_every: u32,
+    /// How old the newest PASS may become before somebody is told. Default: twice the longest time between two slots of the
+    /// schedule; none without a schedule.
+    max_age: Option<Span>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -270,6 +301,9 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     if file.target.limit_kib_per_second == Some(0) {
         faults.push("target.limit_kib_per_second: at least 1 was expected".to_owned());
     }
+    if file.target.patience.is_some_and(|patience| !config::is_limit(patience.0)) {
+        faults.push(format!("target.patience: {}", config::LIMIT_RULE));
+    }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
     }
@@ -281,6 +315,8 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         }
         repositories.extend(repository(path, section, &mut faults)?);
     }
+    let names: Vec<_> = file.repositories.iter().map(|section| section.name.as_str()).collect();
+    let notify = Way::all(path, &file.notify, &names, &mut faults);
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -293,7 +329,9 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     let agent = AgentSection { state: resolve(&file.agent.state), ..file.agent };
     let target = TargetSection { signing_key: resolve(&file.target.signing_key), ..file.target };
     let signing_key = resolve(&agent.signing_key);
-    Ok(Config { path: path.to_owned(), agent, tls, operator_tls, signing_key, target, repositories })
+    let metrics = file.metrics;
+    let path = path.to_owned();
+    Ok(Config { path, agent, tls, operator_tls, signing_key, target, metrics, notify, repositories })
 }
 
 fn name_fault(key: &str, name: &str) -> String {
@@ -354,6 +392,10 @@ fn repository(
             None
         }
     };
+    if section.max_age.is_some_and(|span| span.0.is_zero()) {
+        faults.push(format!("repository {name}: max_age: more than no time was expected"));
+    }
+    let max_age = section.max_age.map(|span| span.0).or_else(|| Some(2 * schedule.as_ref()?.longest_gap()?));
     if faults.len() > before {
         return Ok(None);
     }
@@ -367,6 +409,7 @@ fn repository(
         vars,
         header,
         exclude: section.exclude.clone(),
+        max_age,
         schedule,
         max_drop_percent,
         full_read_every: section.full_read_every,

@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod mark;
+pub mod observe;
 pub mod replicate;
 pub mod run;
 pub mod schedule;

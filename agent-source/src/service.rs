@@ -8,12 +8,13 @@ use std::{
 use assay_common::{
     pki::Role,
     rpc_status::RpcFault,
-    tls::require_role,
-    verdict::{timestamp_from_proto, timestamp_to_proto},
+    tls::{renewal, require_role},
+    verdict::timestamp_to_proto,
+    watch::Ended,
 };
 use assay_proto::v1::{
     CancelRunRequest, GetRunRequest, GetStatusRequest, GetStatusResponse, ListRunsRequest, ListRunsResponse,
-    Outcome, Phase, RepositoryStatus, Run, StartRunRequest, StartRunResponse, Trigger, WatchRunRequest,
+    Phase, RepositoryStatus, Run, StartRunRequest, StartRunResponse, Trigger, WatchRunRequest,
     source_service_server::SourceService,
 };
 use jiff::Timestamp;
@@ -146,6 +147,7 @@ impl SourceService for Source {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 now: Some(timestamp_to_proto(now)),
                 repositories: agent.repositories().map(|repository| status(repository, now)).collect(),
+                certificate_expires: renewal::expires().map(timestamp_to_proto),
             })
         })
         .await
@@ -166,21 +168,21 @@ fn newest_runs(repository: &Repository, limit: usize) -> Vec<Run> {
 }
 
 fn status(repository: &Repository, now: Timestamp) -> RepositoryStatus {
-    let runs = newest_runs(repository, MAX_LIMIT);
-    let mut ended = runs.into_iter().filter(|run| run.phase() == Phase::Done).peekable();
-    let last_run = ended.peek().cloned();
-    let last_pass = ended.find(|run| run.outcome() == Outcome::Pass);
-    let marked = last_pass.as_ref().and_then(|run| timestamp_from_proto(run.mark.as_ref()?.time.as_ref()?));
-    let age = marked.map_or(0, |marked| marked.duration_until(now).as_secs().max(0));
+    let standing = repository.watch.standing();
+    let run = |ended: &Option<Ended>| {
+        let id = ended.as_ref()?.run_id.parse().ok()?;
+        repository.context.state.run(&id).ok()
+    };
     let next_run = *repository.next_run.lock().unwrap_or_else(PoisonError::into_inner);
     RepositoryStatus {
         repository: repository.context.repository.name.clone(),
         profile: repository.context.repository.profile.name.clone(),
         current_run: repository.current_run(),
-        last_run,
-        last_pass,
-        last_pass_age_seconds: age.unsigned_abs(),
+        last_run: run(&standing.last),
+        last_pass: run(&standing.last_pass),
+        last_pass_age_seconds: standing.age(now).map_or(0, |age| age.as_secs()),
         next_run: next_run.map(timestamp_to_proto),
         missed_slots: repository.context.state.schedule().map_or(0, |schedule| schedule.missed),
+        max_age_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
     }
 }

@@ -12,10 +12,12 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use assay_common::{
-    durable::write_durable,
+    digest::RootDigest,
+    durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
     id::RunId,
     json,
@@ -77,6 +79,7 @@ pub struct ScheduleState {
 #[derive(Debug)]
 pub struct RepositoryState {
     path: PathBuf,
+    basis_looked_at: AtomicBool,
 }
 
 /// Takes the state folder for this process. The lock goes with the returned file.
@@ -108,12 +111,31 @@ impl RepositoryState {
             let folder = path.join(folder);
             fs::create_dir_all(&folder).at("create", &folder)?;
         }
-        Ok(Self { path })
+        Ok(Self { path, basis_looked_at: AtomicBool::new(false) })
+    }
+
+    /// Removes what a crash left of files that were being written. For the agent, which holds the state's lock.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, or a file not be removed.
+    pub fn remove_unfinished(&self) -> Result<(), StateError> {
+        for folder in [self.path.clone(), self.path.join("runs"), self.path.join("verdicts")] {
+            remove_temporary(&folder)?;
+        }
+        Ok(())
     }
 
     /// The basis of the last sealed generation.
     pub fn basis(&self) -> BasisFolder {
         BasisFolder::new(self.path.join("basis"))
+    }
+
+    /// True when the basis is that of the tree `root`, and all there. Its manifest is read once in the life of this process: what
+    /// was written since is as it was written.
+    pub fn has_basis_of(&self, root: RootDigest) -> bool {
+        let basis = self.basis();
+        basis.root_digest() == Some(root)
+            && (self.basis_looked_at.swap(true, Ordering::Relaxed) || basis.is_whole(root))
     }
 
     /// The basis that a run is making.

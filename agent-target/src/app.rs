@@ -4,25 +4,30 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use assay_common::{
+    limits::MAX_MESSAGE_BYTES,
+    metrics::MetricsServer,
+    notify::Notifier,
     serve,
     signing::SigningKey,
     tls::{Credentials, Role},
 };
 use assay_proto::v1::{
-    replication_service_server::ReplicationServiceServer, target_service_server::TargetServiceServer,
+    replication_service_server::ReplicationServiceServer, restore_service_server::RestoreServiceServer,
+    target_service_server::TargetServiceServer,
 };
 
 use crate::{
     config::Config,
     keep::prune,
+    observe,
     repository::Repository,
-    service::{Repositories, operator::Operator, replication::Replication},
+    service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
     trust::schedule,
     verify,
 };
 
-/// Largest message from a source, in bytes: a pack of content with room to spare.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// How long notices may take to be told when the agent is told to stop.
+const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves until a signal comes.
 ///
@@ -31,6 +36,10 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let credentials = Credentials::load(&config.tls, &[Role::Target])?;
     let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
+    let metrics = match config.metrics {
+        Some(section) => Some(MetricsServer::bind(section).await?),
+        None => None,
+    };
     let mut repositories = Vec::new();
     for repository in config.repositories {
         let name = repository.name.clone();
@@ -45,16 +54,26 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));
-    let replication = ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories)))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let notifier = Notifier::start(config.notify);
+    let fixed = observe::Fixed {
+        agent: config.agent.name.clone(),
+        started: jiff::Timestamp::now(),
+        certificate_expiry: credentials.not_after(),
+    };
+    observe::start(&repositories, &notifier, metrics, fixed);
+    let replication =
+        ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let restore = RestoreServiceServer::new(Restore::new(Arc::clone(&repositories)));
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
     serve::run(
         config.agent.listen,
         &credentials,
-        &["assay.v1.ReplicationService", "assay.v1.TargetService"],
-        |router| router.add_service(replication).add_service(operator),
+        &["assay.v1.ReplicationService", "assay.v1.RestoreService", "assay.v1.TargetService"],
+        |router| router.add_service(replication).add_service(restore).add_service(operator),
     )
     .await?;
+    notifier.drain(NOTICE_PATIENCE).await;
     Ok(())
 }

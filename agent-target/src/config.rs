@@ -9,7 +9,9 @@ use std::{
 use assay_common::{
     config::{self, ConfigError, Span},
     id::is_plain_name,
-    profile::{Profile, ProfileError, TargetNames, Value},
+    metrics::MetricsSection,
+    notify::{NotifySection, Way},
+    profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
 };
@@ -26,8 +28,37 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// `[limits]`.
+    pub limits: PeerLimits,
+    /// `[metrics]`.
+    pub metrics: Option<MetricsSection>,
+    /// `[[notify]]`.
+    pub notify: Vec<Way>,
     /// The repositories.
     pub repositories: Vec<Repository>,
+}
+
+/// How long a source may be silent. What else it may ask for is in [`assay_common::limits`].
+#[derive(Debug, Clone, Copy)]
+pub struct PeerLimits {
+    /// From a call to the first message of its stream.
+    pub first_message: Duration,
+    /// From one message of a stream to the next. A source that walks over what has not changed has nothing to say.
+    pub idle: Duration,
+}
+
+impl Default for PeerLimits {
+    fn default() -> Self {
+        Self { first_message: Duration::from_secs(30), idle: Duration::from_secs(6 * 3600) }
+    }
+}
+
+/// `[limits]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerLimitsSection {
+    first_message: Option<Span>,
+    idle: Option<Span>,
 }
 
 /// A repository, bound to its profile.
@@ -51,12 +82,18 @@ pub struct Repository {
     pub workspace: WorkspacePreference,
     /// How the check is isolated.
     pub isolation: IsolationPolicy,
+    /// What a step of the check may use, before what the profile says.
+    pub limits: Limits,
     /// Whether a check that says FAIL is also run on a generation that it had passed.
     pub recheck_on_fail: bool,
     /// How old the newest negative control may become; `None`: it is made when an operator asks for it.
     pub control_every: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
+    /// Names in certificates of the role "restore" that may take generations back.
+    pub restore: Vec<String>,
+    /// How old the newest PASS may become before somebody is told; `None`: nobody is.
+    pub max_age: Option<Duration>,
     /// How long ago a generation may have been read last; `None`: it is when an operator asks for it.
     pub scrub_every: Option<Duration>,
     /// What is kept; `None`: all of it, for ever.
@@ -97,6 +134,11 @@ struct File {
     agent: AgentSection,
     tls: TlsSection,
     operator: Option<OperatorSection>,
+    #[serde(default)]
+    limits: PeerLimitsSection,
+    metrics: Option<MetricsSection>,
+    #[serde(default)]
+    notify: Vec<NotifySection>,
     #[serde(rename = "repository")]
     repositories: Vec<RepositorySection>,
 }
@@ -150,10 +192,16 @@ struct RepositorySection {
     workspace: WorkspacePreference,
     #[serde(default)]
     isolation: IsolationPolicy,
+    #[serde(default)]
+    limits: Limits,
     #[serde(default = "yes")]
     recheck_on_fail: bool,
     control_every: Option<Span>,
     reverify_after: Option<Span>,
+    #[serde(default)]
+    restore: Vec<String>,
+    /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
+    max_age: Option<Span>,
     scrub_every: Option<Span>,
     retention: Option<RetentionSection>,
 }
@@ -234,9 +282,25 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     for section in &file.repositories {
         check_name("repository.name", &section.name);
         check_name("repository.source", &section.source);
+        for name in &section.restore {
+            check_name("repository.restore", name);
+        }
+    }
+    for (index, section) in file.repositories.iter().enumerate() {
+        let wrong = section.limits.faults();
+        faults.extend(wrong.map(|(key, message)| format!("repository[{index}].limits.{key}: {message}")));
     }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] was expected".to_owned());
+    }
+    let limits = PeerLimits {
+        first_message: file.limits.first_message.map_or(PeerLimits::default().first_message, |span| span.0),
+        idle: file.limits.idle.map_or(PeerLimits::default().idle, |span| span.0),
+    };
+    for (key, limit) in [("first_message", limits.first_message), ("idle", limits.idle)] {
+        if !config::is_limit(limit) {
+            faults.push(format!("limits.{key}: {}", config::LIMIT_RULE));
+        }
     }
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
@@ -247,6 +311,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         for (key, span) in [
             ("control_every", section.control_every),
             ("reverify_after", section.reverify_after),
+            ("max_age", section.max_age),
             ("scrub_every", section.scrub_every),
         ] {
             if span.is_some_and(|span| span.0.is_zero()) {
@@ -276,13 +341,18 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             vars: section.vars,
             workspace: section.workspace,
             isolation: section.isolation,
+            limits: section.limits,
             recheck_on_fail: section.recheck_on_fail,
             control_every: section.control_every.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
+            restore: section.restore,
+            max_age: section.max_age.map(|span| span.0),
             scrub_every: section.scrub_every.map(|span| span.0),
             retention,
         });
     }
+    let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();
+    let notify = Way::all(path, &file.notify, &names, &mut faults);
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -297,7 +367,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, repositories })
+    Ok(Config { agent, tls, operator_tls, limits, metrics: file.metrics, notify, repositories })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

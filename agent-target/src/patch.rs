@@ -118,6 +118,8 @@ pub struct PatchRecord {
     pub key: String,
     /// Its value now.
     pub value: String,
+    /// Its line ends with carriage return and line feed, as it did before.
+    pub ends_with_return: bool,
     /// BLAKE3 of the file before, in hexadecimal digits.
     pub digest_before: String,
     /// BLAKE3 of the file after.
@@ -145,6 +147,9 @@ pub fn apply(root: impl AsFd, file: &TreePath, key: &str, value: &str) -> Result
         file: file.clone(),
         key: key.into(),
         value: value.into(),
+        ends_with_return: after
+            .split_inclusive(|byte| *byte == b'\n')
+            .any(|line| sets(line, key) && line.ends_with(b"\r\n")),
         digest_before: blake3::hash(&before).to_hex().to_string(),
         digest_after: blake3::hash(&after).to_hex().to_string(),
     })

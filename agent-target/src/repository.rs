@@ -25,16 +25,20 @@ use std::{
 };
 
 use assay_common::{
+    error::IoContext as _,
+    fault::{self, Point},
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
+    limits::MAX_MANIFEST_STREAMS,
     signing::{SigningKey, VerifyingKey},
     verdict::{
         self, HexDigest, NegativeControl, Outcome, Verdict, VerdictError, sign_control, sign_verdict,
         unverified_verdict, verify_control,
     },
+    watch::{Ended, Watch},
 };
 use assay_proto::v1::ReadAgain;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -44,6 +48,7 @@ use crate::{
         pins::{PinError, Pins},
         rot::Rot,
     },
+    observe,
     receive::Receiver,
     store::{
         Record, Staging, Store, StoreError,
@@ -134,6 +139,8 @@ pub struct Repository {
     pub source_key: VerifyingKey,
     /// Where second readings of the run that is being checked arrive.
     pub desk: Desk,
+    /// How it stands, for all who ask and for those who are told.
+    pub watch: Arc<Watch>,
     /// Generations that are being used.
     pub holds: Holds,
     pins: Mutex<Result<Pins, PinError>>,
@@ -142,6 +149,10 @@ pub struct Repository {
     standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
     signing_key: Arc<SigningKey>,
     active: Mutex<Option<Active>>,
+    /// Slots for manifests that are being sent.
+    pub manifest_streams: Arc<Semaphore>,
+    /// Runs that have a verdict.
+    ended_runs: Mutex<HashSet<RunId>>,
     /// Ends what is done by the clock.
     background: Mutex<Option<CancellationToken>>,
 }
@@ -158,7 +169,7 @@ struct Standing {
 impl Repository {
     /// Opens a repository below the store's folder and puts right what a crash may have left:
     ///
-    /// 1. workspaces and their mounts are cleared away;
+    /// 1. what is left of checks is ended, workspaces and their mounts are cleared away, and files that were being written;
     /// 2. `latest` is pointed at the newest sealed generation (a crash between seal and link);
     /// 3. `verified` is pointed where the ledger says (a crash between verdict and link).
     ///
@@ -170,7 +181,9 @@ impl Repository {
         signing_key: Arc<SigningKey>,
     ) -> Result<Self, OpenError> {
         let store = Store::open_or_create(&store.join(&config.name))?;
+        crate::check::sweep_groups();
         crate::workspace::sweep(&store.path().join("workspaces"))?;
+        store.remove_unfinished()?;
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;
         }
@@ -182,12 +195,13 @@ impl Repository {
         if let Err(error) = &pins {
             tracing::error!(repository = config.name, %error, "nothing is pruned until it is known what is pinned");
         }
-        let repository = Self {
+        let mut repository = Self {
             config,
             store: Arc::new(store),
             index: Arc::new(Mutex::new(index)),
             source_key,
             desk: Desk::default(),
+            watch: Arc::default(),
             holds: Holds::default(),
             pins: Mutex::new(pins),
             rot: Mutex::new(rot),
@@ -195,10 +209,13 @@ impl Repository {
             standings: Mutex::default(),
             signing_key,
             active: Mutex::new(None),
+            manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
+            ended_runs: Mutex::default(),
             background: Mutex::new(None),
         };
         repository.learn_standings();
         repository.settle_verified()?;
+        repository.watch = Arc::new(observe::learn(&repository));
         Ok(repository)
     }
 
@@ -275,7 +292,9 @@ impl Repository {
 
     fn learn_standings(&self) {
         let mut standings: BTreeMap<GenerationNumber, Standing> = BTreeMap::new();
+        let mut ended_runs = self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, verdict) in self.verdicts() {
+            ended_runs.insert(verdict.run_id.clone());
             if let Some(generation) = verdict.generation {
                 // Newest first: what came before does not count any more.
                 let standing = standings
@@ -355,8 +374,13 @@ impl Repository {
     }
 
     /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without
-    /// its verdict could never be explained. A crash in between is put right when the repository is opened. Returns id and
-    /// envelope.
+    /// its verdict could never be explained. Returns id and envelope.
+    ///
+    /// 1. It is signed and appended ([`Ledger::append`]). A crash before its end leaves the generation without a verdict: it
+    ///    can be verified again, and is the base of the next run all the same.
+    /// 2. `verified` is moved, when this verdict changes which generation it is. A crash before leaves the link where it was;
+    ///    opening the repository moves it as the ledger says.
+    /// 3. Whoever asked is told. A crash before loses nothing: the source asks again and is given the same verdict.
     ///
     /// # Errors
     /// When the verdict does not hold together, or cannot be written.
@@ -364,20 +388,28 @@ impl Repository {
         &self,
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
-        let mut about = None;
+        let step = |point| fault::at(point).at("write", self.ledger.folder()).map_err(StoreError::from);
+        let (mut about, mut run, mut ended) = (None, None, None);
+        step(Point::Sign)?;
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
             about = verdict.generation.map(|generation| (generation, verdict.outcome));
+            run = Some(verdict.run_id.clone());
+            ended = Some(Ended::of_verdict("", &verdict));
             sign_verdict(&verdict, &self.signing_key)
         })?;
         let id = id.to_string();
+        self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).extend(run);
         if let Some((generation, outcome)) = about {
             let mut standings = self.standings();
             let before = standings.get(&generation).and_then(|standing| standing.conclusive.clone());
             let conclusive = if is_conclusive(outcome) { Some((id.clone(), outcome)) } else { before };
             standings.insert(generation, Standing { last: id.clone(), conclusive });
         }
+        step(Point::LedgerAppended)?;
         self.settle_verified()?;
+        step(Point::VerifiedMoved)?;
+        observe::ended(self, &id, ended);
         let envelope = self.envelope(&id)?;
         Ok((id, envelope))
     }
@@ -396,6 +428,11 @@ impl Repository {
             }
             _ => Ok(()),
         }
+    }
+
+    /// True for a run that has a verdict.
+    pub fn has_verdict(&self, run_id: &RunId) -> bool {
+        self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).contains(run_id)
     }
 
     /// Points `verified` where it belongs, after something became known of a generation.

@@ -345,6 +345,7 @@ pub(crate) fn check_after(
             IsolationPolicy::Require => Isolation::Require,
             IsolationPolicy::None => Isolation::None,
         },
+        limits: config.limits,
         hidden: vec![repository.store.path().to_owned()],
         cancel: cancel.clone(),
         ..Default::default()
@@ -383,7 +384,7 @@ fn step(report: &StepReport) -> Step {
     let (exit_code, signal) = match report.end {
         StepEnd::Exited(code) => (Some(code), None),
         StepEnd::Signalled(signal) => (None, Some(signal)),
-        StepEnd::TimedOut | StepEnd::Cancelled | StepEnd::NotStarted => (None, None),
+        StepEnd::TimedOut | StepEnd::Cancelled | StepEnd::Limited | StepEnd::NotStarted => (None, None),
     };
     let mut output = Vec::new();
     for captured in [&report.stdout, &report.stderr] {

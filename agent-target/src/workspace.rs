@@ -30,6 +30,7 @@ use std::{
 
 use assay_common::{
     confined::{copy_xattrs, open_beneath, temporary_name},
+    fault::{self, Point},
     path::TreePath,
 };
 use rustix::{
@@ -184,6 +185,7 @@ impl Workspace {
             .map_err(told(&options.directory))?;
         // Resolved once, so that what the kernel says of mounts can be compared with it.
         let parent = fs::canonicalize(&options.directory).map_err(told(&options.directory))?;
+        fault::at(Point::WorkspaceCreate).map_err(told(&parent))?;
         // No collision is likely, and where one is, creation fails.
         let directory = parent.join(format!("{PREFIX}{:016x}", RandomState::new().build_hasher().finish()));
         // Others may pass, because a check without a sandbox runs as another user, and the name cannot be
@@ -194,6 +196,7 @@ impl Workspace {
         let scratch = workspace.scratch();
         DirBuilder::new().mode(0o711).create(&scratch).map_err(told(&scratch))?;
         workspace.kind = workspace.fill(&options.generation_tree, options.preference)?;
+        fault::at(Point::WorkspaceMade).map_err(told(&workspace.directory))?;
         for root in &workspace.roots {
             workspace.root_folder(&root.name)?;
         }
@@ -290,6 +293,13 @@ impl Workspace {
         self.directory.join("scratch")
     }
 
+    /// The folders in which a check can write on the disk.
+    pub(crate) fn writable(&self) -> Vec<PathBuf> {
+        let written =
+            if self.kind == WorkspaceKind::Overlay { self.directory.join("upper") } else { self.path() };
+        vec![written, self.scratch()]
+    }
+
     /// The roots, in the order of the configuration.
     pub fn roots(&self) -> &[RootView] {
         &self.roots
@@ -378,6 +388,7 @@ impl Workspace {
     /// [`WorkspaceError`]; [`sweep`] tries again.
     pub fn remove(mut self) -> Result<(), WorkspaceError> {
         self.removed = true;
+        fault::at(Point::WorkspaceRemove).map_err(told(&self.directory))?;
         discard(&self.directory)
     }
 }
@@ -452,6 +463,7 @@ pub fn sweep(directory: &Path) -> Result<usize, WorkspaceError> {
             continue;
         }
         count += 1;
+        crate::check::kill_left(&entry.path());
         let result = discard(&entry.path());
         first_error = first_error.and(result);
     }

@@ -32,8 +32,7 @@ const MAX_PAGE_PIECES: u64 = 1 << 18;
 /// Smallest piece: a database of pages of 512 bytes is not described page by page.
 const MIN_PAGE_PIECE_BYTES: u64 = 4096;
 
-/// No piece of data is larger than this, whatever the class: what one side must be ready to hold.
-pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
+pub use crate::limits::MAX_CHUNK_BYTES;
 
 impl Cut {
     /// How to cut a file of `length` bytes that starts with `head`. `page_bytes` is what the profile says of its pages; a

@@ -72,11 +72,23 @@ pub fn parse<T: de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Conf
     })
 }
 
-/// A file named in a configuration, as an absolute path: relative names start at the folder of the configuration file.
+/// A file named in a configuration, as an absolute path: what systemd hands to this service under the same name
+/// (`LoadCredential=`), so that a key that is named may stay root's; else relative names start at the folder of the configuration file.
 pub fn resolve(config: &Path, file: &Path) -> PathBuf {
+    if let Some(path) = handed_over(std::env::var_os(CREDENTIALS).as_deref(), file) {
+        return path;
+    }
     let path = config.parent().unwrap_or(Path::new(".")).join(file);
     // It fails without a current folder only; then the relative path is as good as any.
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// The variable in which systemd names the folder of a service's credentials (systemd.exec(5), "Credentials").
+pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+fn handed_over(folder: Option<&std::ffi::OsStr>, file: &Path) -> Option<PathBuf> {
+    let path = Path::new(folder?).join(file.file_name()?);
+    path.is_file().then_some(path)
 }
 
 /// A length of time with its unit, as in `"1h 30m"`.
@@ -100,9 +112,76 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A number of bytes with its unit, as in `"512MiB"`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// Units of a size, the largest first.
+const UNITS: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl fmt::Display for Size {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |(_, bytes): &&(&str, u64)| self.0 >= *bytes && self.0.is_multiple_of(*bytes);
+        let (unit, bytes) = UNITS.iter().find(fits).unwrap_or(&("B", 1));
+        write!(formatter, "{}{unit}", self.0 / bytes)
+    }
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Size;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a size with its unit (B, KiB, MiB, GiB, TiB), for example \"512MiB\"")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+                let size = unit
+                    .and_then(|(number, bytes)| number.trim_end().parse::<u64>().ok()?.checked_mul(*bytes));
+                size.map(Size).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// What is said of a limit that is none.
+pub const LIMIT_RULE: &str = "more than no time, and at most a year, was expected; 0 is not 'unlimited'";
+
+/// True for a length of time that can limit something.
+pub fn is_limit(span: Duration) -> bool {
+    !span.is_zero() && span <= Duration::from_secs(366 * 24 * 3600)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        #[derive(Deserialize, Debug)]
+        struct Sized {
+            size: Size,
+        }
+        let size = |text: &str| parse::<Sized>(Path::new("a.toml"), &format!("size = {text}"));
+        for (text, bytes) in [("'512MiB'", 512 << 20), ("'4 GiB'", 4 << 30), ("'7B'", 7), ("'0B'", 0)] {
+            assert_eq!(size(text).expect("a size").size, Size(bytes), "{text}");
+        }
+        for text in ["'512'", "512", "'MiB'", "'-1MiB'", "'99999999999TiB'", "'1MB'"] {
+            let fault = size(text).expect_err("no size").to_string();
+            assert!(fault.contains("a size with its unit (B, KiB"), "{fault}");
+        }
+        assert_eq!(Size(512 << 20).to_string(), "512MiB");
+        assert_eq!((Size(1025).to_string(), Size(0).to_string()), ("1025B".into(), "0B".into()));
+    }
 
     #[derive(Deserialize, Debug)]
     #[serde(deny_unknown_fields)]
@@ -118,5 +197,17 @@ mod tests {
         assert!(fault("every = '1 lightyear'").starts_with("a.toml:1:9: a length of time with its unit"));
         assert!(fault("every = ").starts_with("a.toml:1:"));
         assert!(parse::<Sample>(Path::new("a.toml"), "every = '1h 30m'").is_ok());
+    }
+
+    #[test]
+    fn a_key_that_systemd_hands_over_goes_before_the_one_that_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let key = folder.path().join("source.key");
+        fs::write(&key, "").expect("written");
+        let folder = Some(folder.path().as_os_str());
+        assert_eq!(handed_over(folder, Path::new("pki/source.key")), Some(key));
+        assert_eq!(handed_over(folder, Path::new("pki/other.key")), None);
+        assert_eq!(handed_over(folder, Path::new("..")), None);
+        assert_eq!(handed_over(None, Path::new("pki/source.key")), None);
     }
 }

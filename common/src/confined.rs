@@ -361,6 +361,19 @@ impl Folder {
         Ok(())
     }
 
+    /// Takes away the extended attributes and ACLs of `name` that `entry` does not have. A link is not followed.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_other_xattrs_of(&self, name: &[u8], entry: &Entry) -> io::Result<()> {
+        for attribute in self.xattrs(component(name)?)? {
+            if !entry.xattrs.iter().any(|kept| kept.name == attribute.name) {
+                fs::lremovexattr(self.proc_path(name), attribute.name.as_slice())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the names in this folder durable.
     ///
     /// # Errors
@@ -480,6 +493,8 @@ mod tests {
         assert!(folder.create_folder(b"../new").is_err());
         assert!(folder.rename(b"file", &folder, b"../moved").is_err());
         assert!(folder.link(b"../secret", &folder, b"x").is_err());
+        assert!(folder.replace(b"file", &folder, b"../secret").is_err());
+        assert!(folder.replace(b"up/secret", &folder, b"file").is_err());
         assert!(folder.remove_file(b"../secret").is_err());
         assert!(Folder::open(&inner.join("up")).is_err());
         // Metadata goes to the link itself.

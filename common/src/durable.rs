@@ -16,7 +16,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::error::{IoContext as _, PathError};
+use crate::{
+    error::{IoContext as _, PathError},
+    fault::{self, Point},
+};
 
 /// How the name of every unfinished file starts. No finished file has such a name.
 pub const TEMPORARY_PREFIX: &str = ".assay-tmp-";
@@ -32,6 +35,7 @@ pub fn write_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PathErr
     let mut temporary = Temporary::write(path, bytes, mode)?;
     fs::rename(&temporary.path, path).at("replace", path)?;
     temporary.remains = false;
+    fault::at(Point::DurableRenamed).at("sync", path)?;
     sync_parent(path)
 }
 
@@ -50,6 +54,7 @@ pub fn create_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PathEr
         }
         Err(error) => return Err(error).at("create", path),
     }
+    fault::at(Point::DurableRenamed).at("sync", path)?;
     sync_parent(path)
 }
 
@@ -97,18 +102,21 @@ struct Temporary {
 
 impl Temporary {
     fn write(target: &Path, bytes: &[u8], mode: u32) -> Result<Self, PathError> {
+        fault::at(Point::DurableWrite).at("create", target)?;
         let name = format!("{TEMPORARY_PREFIX}{:016x}", rand::random::<u64>());
         let path = parent(target).join(name);
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).at("create", target)?;
         let temporary = Self { path, remains: true };
         write_and_sync(&mut file, bytes).at("write", target)?;
+        fault::at(Point::DurableRename).at("replace", target)?;
         Ok(temporary)
     }
 }
 
 fn write_and_sync(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
+    fault::at(Point::DurableFsync)?;
     file.sync_all()
 }
 

@@ -26,6 +26,7 @@ use crate::{
     dsse::{Envelope, MAX_ENVELOPE_BYTES},
     durable::{TEMPORARY_PREFIX, create_durable, remove_temporary, sync_folder},
     error::{Hint, IoContext as _, PathError, ShowPath},
+    fault::{self, Point},
     signing::VerifyingKey,
     verdict::{HexDigest, VerdictError, link_digest, verify_verdict},
 };
@@ -74,7 +75,7 @@ impl Hint for LedgerError {
 
 /// Place of an entry, from 1. Its id is the number in nine digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(u64);
+pub struct EntryId(pub u64);
 
 impl EntryId {
     /// The number.
@@ -201,6 +202,12 @@ impl Ledger {
     /// Appends the envelope that `build` makes from its place in the chain and the digest to link to. The
     /// file is on disk when this returns, and replaces nothing.
     ///
+    /// 1. Under the folder's lock the newest entry is read and linked to.
+    /// 2. The entry is written under a temporary name and synced. A crash leaves that name, which the next
+    ///    [`Ledger::open`] removes: the entry was never there.
+    /// 3. It gets its own name, which replaces none. A crash here shows it, whole, or not at all.
+    /// 4. The folder is synced. From here on it is there for good, and only now is anybody told of it.
+    ///
     /// # Errors
     /// [`LedgerError`]; then nothing was appended, unless only the last sync of the folder failed.
     pub fn append(
@@ -213,6 +220,7 @@ impl Ledger {
             None => (EntryId(1), HexDigest::ZERO),
         };
         let envelope = build(id.0, previous)?;
+        fault::at(Point::LedgerAppend).at("create", &self.path(id))?;
         create_durable(&self.path(id), envelope.to_json().as_bytes(), 0o640)?;
         Ok(id)
     }

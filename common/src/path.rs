@@ -6,12 +6,7 @@
 
 use std::{cmp::Ordering, fmt};
 
-/// Longest path, in bytes: Linux' own PATH_MAX, less its closing NUL.
-pub const MAX_PATH_BYTES: usize = 4095;
-/// Longest component, in bytes: NAME_MAX of every Linux file system that we know.
-pub const MAX_COMPONENT_BYTES: usize = 255;
-/// Deepest nesting: each level holds a descriptor open while a tree is walked or built.
-pub const MAX_DEPTH: usize = 400;
+pub use crate::limits::{MAX_COMPONENT_BYTES, MAX_DEPTH, MAX_PATH_BYTES};
 
 /// Why bytes are not a path inside a tree.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
@@ -126,6 +121,11 @@ impl TreePath {
         }
     }
 
+    /// As text for a message ([`display_short`]).
+    pub fn short(&self) -> String {
+        if self.is_root() { ".".to_owned() } else { display_short(&self.0) }
+    }
+
     /// The components from the top down; none for the root.
     pub fn components(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|byte| *byte == b'/').filter(|component| !component.is_empty())
@@ -187,6 +187,17 @@ pub fn display_bytes(bytes: &[u8]) -> String {
     text
 }
 
+/// The same for a message: of what is long, only the beginning, so that what is said about it is seen as well.
+pub fn display_short(bytes: &[u8]) -> String {
+    const SHOWN_BYTES: usize = 200;
+    match bytes.get(..SHOWN_BYTES) {
+        Some(start) if bytes.len() > SHOWN_BYTES => {
+            format!("{}... ({} bytes)", display_bytes(start), bytes.len())
+        }
+        _ => display_bytes(bytes),
+    }
+}
+
 impl fmt::Display for TreePath {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_root() { formatter.write_str(".") } else { formatter.write_str(&display_bytes(&self.0)) }
@@ -237,6 +248,8 @@ mod tests {
     #[test]
     fn names_cannot_forge_a_line_of_output() {
         assert_eq!(display_bytes(b"a\nb\x1b[2J\xff"), "a\\nb\\u{1b}[2J\\xff");
+        assert_eq!(display_short(&[b'x'; 4096]), format!("{}... (4096 bytes)", "x".repeat(200)));
+        assert_eq!(display_short(b"a\n"), "a\\n");
     }
 
     proptest! {

@@ -45,6 +45,11 @@ impl RpcFault {
         Self { code, reason: reason.into(), message: message.into(), hint: None, metadata: HashMap::new() }
     }
 
+    /// A name, number or id that is none that could exist, or a message that could never be right.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidArgument, "invalid-argument", message)
+    }
+
     /// Adds what the operator may try.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {

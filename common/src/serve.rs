@@ -5,7 +5,10 @@ use std::{io, net::SocketAddr};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tonic::service::Routes;
 
-use crate::tls::{Credentials, IncomingLimits, TlsError, incoming, server_builder};
+use crate::{
+    service_manager,
+    tls::{Credentials, IncomingLimits, TlsError, incoming_renewed, renewal, server_builder},
+};
 
 /// Why an agent cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +57,7 @@ pub async fn run(
     names: &[&str],
     add: impl FnOnce(Routes) -> Routes,
 ) -> Result<(), ServeError> {
-    let config = credentials.server_config()?;
+    let configs = renewal::renewed(credentials)?;
     let listener =
         TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     let bound = listener.local_addr().unwrap_or(address);
@@ -83,8 +86,10 @@ pub async fn run(
             _ = interrupt.recv() => {}
         }
         tracing::info!("told to stop");
+        service_manager::stopping();
     };
-    let connections = incoming(listener, config, IncomingLimits::default());
+    let _service = service_manager::ready(&format!("serving on {bound}"));
+    let connections = incoming_renewed(listener, configs, IncomingLimits::default());
     let serving = server_builder().add_routes(routes).serve_with_incoming(connections);
     // Streams that operators watch may stay open for ever: the end is not waited for. What is on disk is sound at any
     // instant, so there is nothing to drain that a restart would not find again.

@@ -24,15 +24,14 @@ use rustix::{
 };
 
 use crate::{
+    config::CREDENTIALS,
     durable::create_durable,
     error::{Hint, IoContext as _, PathError, ShowPath},
+    limits::MAX_KEY_FILE_BYTES,
 };
 
 /// Context of a key's id, so that the id stands for nothing else.
 pub const KEY_ID_CONTEXT: &str = "assay v1 key id";
-
-/// Longest key or certificate file: a chain of several certificates has some KiB.
-const MAX_KEY_FILE_BYTES: u64 = 256 * 1024;
 
 /// Why a key cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +53,14 @@ pub enum KeyError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// Somebody else owns a private key, or its folder, or anybody may write there: they could put another key in its place.
+    #[error("{} can be replaced by others ({why})", ShowPath(path))]
+    Replaceable {
+        /// The key or its folder.
+        path: PathBuf,
+        /// Who can.
+        why: String,
     },
     /// A private key's name is a symbolic link.
     #[error("the private key {} is a symbolic link", ShowPath(path))]
@@ -87,6 +94,11 @@ impl Hint for KeyError {
             Self::Exposed { path, .. } => {
                 Some(format!("chmod 600 {} (and if others may have read it, make a new key)", ShowPath(path)))
             }
+            Self::Replaceable { path, .. } => Some(format!(
+                "let root or the agent's own user own {} and nobody else write to it (and if others could have used the key, \
+                 make a new one)",
+                ShowPath(path)
+            )),
             Self::Link { path } => {
                 Some(format!("name the key file itself, and chmod 600 it, instead of {}", ShowPath(path)))
             }
@@ -115,12 +127,34 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, KeyError> {
         return Err(KeyError::NotAFile { path: path.to_owned() });
     }
     let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    // A credential of systemd is root's, and an ACL lets the service's user read it: its mask stands in the group's bits.
+    let handed_over =
+        std::env::var_os(CREDENTIALS).is_some_and(|folder| path.parent() == Some(Path::new(&folder)));
+    let others = if handed_over { 0o037 } else { 0o077 };
+    if mode & others != 0 {
         return Err(KeyError::Exposed { path: path.to_owned(), mode });
     }
+    check_owner(path, &metadata)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    check_owner(folder, &fs::metadata(folder).at("read", folder)?)?;
     let mut bytes = Vec::new();
     file.take(MAX_KEY_FILE_BYTES).read_to_end(&mut bytes).at("read", path)?;
     Ok(bytes)
+}
+
+/// Root or this process's user owns it, and nobody else may write to it; in a folder with the sticky bit they may, because
+/// what is there stays its owner's.
+fn check_owner(path: &Path, metadata: &fs::Metadata) -> Result<(), KeyError> {
+    let own = rustix::process::geteuid().as_raw();
+    let refused = |why: String| Err(KeyError::Replaceable { path: path.to_owned(), why });
+    if metadata.uid() != 0 && metadata.uid() != own {
+        return refused(format!("it belongs to the user {}", metadata.uid()));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        return refused(format!("its mode is {mode:04o}"));
+    }
+    Ok(())
 }
 
 /// Reads a public key or a certificate.
@@ -319,6 +353,37 @@ mod tests {
         let text = report(&SigningKey::generate().save(&path).expect_err("exists"));
         assert!(text.contains("k.key already exists") && text.contains("HINT: move "), "{text}");
         assert_eq!(fs::read(&path).expect("read"), before);
+    }
+
+    /// A key, or its folder, that somebody else owns or may write to. Only root can make one.
+    #[test]
+    fn a_key_that_others_can_replace_is_refused_with_the_remedy() {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("a.key");
+        SigningKey::generate().save(&path).expect("save");
+        let refused = |place: &Path, why: &str| {
+            let error = SigningKey::load(&path).expect_err("it is refused");
+            assert!(matches!(&error, KeyError::Replaceable { path, .. } if path == place), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+            assert!(error.hint().expect("a remedy").contains("root or the agent's own user"));
+        };
+        let mode =
+            |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).expect("chmod");
+        mode(0o777);
+        refused(folder.path(), "its mode is 0777");
+        mode(0o1777);
+        SigningKey::load(&path).expect("the sticky bit protects it");
+        mode(0o755);
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(1), None).expect("chown");
+            refused(&path, "it belongs to the user 1");
+            chown(&path, Some(0), None).expect("chown");
+            chown(folder.path(), Some(1), None).expect("chown");
+            refused(folder.path(), "it belongs to the user 1");
+            chown(folder.path(), Some(0), None).expect("chown");
+        }
+        SigningKey::load(&path).expect("it is ours again");
     }
 
     #[test]

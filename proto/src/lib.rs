@@ -1,4 +1,7 @@
-//! The wire contract of Assay: `assay.v1`, generated from `proto/assay/v1/*.proto`. No logic lives here.
+//! The wire contract of Assay: `assay.v1`, generated from `proto/assay/v1/*.proto`. No logic lives here
+//! but the codec, which bounds what a message may cost before it is decoded.
+
+pub mod bounded;
 
 /// Messages, clients and servers of `assay.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -1,6 +1,8 @@
 //! The operators' command line of the source.
 
 mod follow;
+mod ops;
+mod restore;
 
 use std::{
     path::{Path, PathBuf},
@@ -10,6 +12,7 @@ use std::{
 use assay_common::{
     cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
     json::to_json,
+    memory,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
     telemetry,
@@ -107,6 +110,7 @@ enum Command {
         #[arg(default_value = "")]
         run_id: String,
     },
+    Restore(restore::Restore),
     /// List, show and check the verdicts that this host has kept
     #[command(subcommand)]
     Verdict(VerdictCommand),
@@ -116,6 +120,8 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -188,6 +194,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             let mut config = load(&cli.config)?;
             config.agent.threads = threads.map(std::num::NonZeroUsize::get).or(config.agent.threads);
             telemetry::install(config.agent.log);
+            memory::bound_arenas();
             step_back(&config.agent);
             let runtime = runtime()?;
             let served = runtime.block_on(app::serve(config, &cli.config));
@@ -196,7 +203,12 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             served.map_err(|error| CommandError::not_served(format!("{error:#}"), error.chain()))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Restore(restore) => {
+            let config = if cli.config.exists() { Some(load(&cli.config)?) } else { None };
+            runtime()?.block_on(restore.run(config.as_ref(), &cli.connection, cli.json))
+        }
         Command::Pki(command) => command.run(),
+        Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {
@@ -397,6 +409,7 @@ fn watch(run_id: String) -> WatchRunRequest {
 
 fn show_status(status: &GetStatusResponse) -> String {
     let mut text = format!("{} (assay-source {})\n", status.agent, status.version);
+    text.push_str(&show::certificate(status.certificate_expires.as_ref()));
     for repository in &status.repositories {
         let proven = match &repository.last_pass {
             None => "never proven good".to_owned(),

@@ -119,6 +119,7 @@ async fn run(
     }
     let start = |source| CommandError::Start { program: program.clone(), source };
     let mut child = command.spawn().map_err(start)?;
+    let group = Group(child.id());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let work = async {
         let (out, err, status) = tokio::join!(read(stdout), read(stderr), child.wait());
@@ -131,6 +132,7 @@ async fn run(
         }
         () = cancel.cancelled() => return Err(CommandError::Cancelled { program }),
     };
+    group.ended();
     let status = status.map_err(start)?;
     output.extend_from_slice(&errors);
     if !status.code().is_some_and(|code| mark.pass_exit.contains(&code)) {
@@ -141,6 +143,26 @@ async fn run(
         return Err(CommandError::Failed { program, status: status.to_string(), output });
     }
     Ok((program, output))
+}
+
+/// The processes of a command, which are killed with it when it is given up.
+struct Group(Option<u32>);
+
+impl Group {
+    /// The command has ended by itself; what it left running is the engine's.
+    fn ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let leader = self.0.and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+        if let Some(leader) = leader {
+            // Nobody has waited for the leader yet, so that the number is still its own. There may be nothing left to kill.
+            rustix::process::kill_process_group(leader, rustix::process::Signal::KILL).ok();
+        }
+    }
 }
 
 /// Reads to the end and keeps the front.
@@ -190,5 +212,33 @@ mod tests {
         cancel.cancel();
         let cancelled = begin(&mark(&["sleep", "infinity"]), &Scope::default(), &cancel).await;
         assert!(matches!(cancelled, Err(CommandError::Cancelled { .. })));
+    }
+
+    /// A command that is given up takes what it had started with it: none of it works on behind the run's back.
+    #[tokio::test]
+    async fn nothing_of_a_command_that_took_too_long_is_left() {
+        let folder = tempfile::tempdir().expect("temp");
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("fifo");
+        let (reader, started) = (pipe.clone(), folder.path().join("started"));
+        let script =
+            format!("(echo > {}; exec sleep infinity) > {} & wait", started.display(), pipe.display());
+        // Reading ends when nobody has the pipe open for writing any longer: when the child of the child is gone.
+        let read = tokio::task::spawn_blocking(move || std::fs::read(reader));
+        let cancel = CancellationToken::new();
+        let watch = {
+            let (cancel, started) = (cancel.clone(), started.clone());
+            tokio::spawn(async move {
+                while !started.exists() {
+                    tokio::task::yield_now().await;
+                }
+                cancel.cancel();
+            })
+        };
+        let given_up = begin(&mark(&["sh", "-c", &script]), &Scope::default(), &cancel).await;
+        assert!(matches!(given_up, Err(CommandError::Cancelled { .. })), "{given_up:?}");
+        watch.await.expect("no panic");
+        read.await.expect("no panic").expect("the pipe was closed");
     }
 }

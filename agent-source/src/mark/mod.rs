@@ -17,6 +17,7 @@ use assay_common::{
     digest::ContentDigest,
     durable::write_durable,
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     path::TreePath,
     profile::{MarkKind, Profile, TemplateError, template::Scope},
 };
@@ -28,6 +29,9 @@ pub use sqlite::SqliteError;
 
 /// A trace is a small file; of a larger one the front tells enough.
 const MAX_TRACE_BYTES: u64 = 1024 * 1024;
+
+/// Noted instead of a mark's id from before the begin command until it has given one. No id has control characters.
+const UNKNOWN: &str = "\0";
 
 /// A mark that holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,10 +134,11 @@ impl Marker {
     /// Makes the mark, then waits for the profile's settle time.
     ///
     /// # Errors
-    /// When the engine did not make it, or when the run was cancelled. A begin command that failed or was cancelled half-way
-    /// is not followed by `end`: nothing tells whether the engine holds anything then.
+    /// When the engine did not make it, or when the run was cancelled. A begin command that failed, or was cancelled half-way, is
+    /// followed by `end` all the same: nothing tells whether the engine holds anything then.
     pub async fn begin(&mut self, cancel: &CancellationToken) -> Result<Mark, MarkError> {
         self.must_exist()?;
+        fault::at(Point::MarkBegin).at("make a mark in", &self.folder)?;
         match std::fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Err::<(), _>(error).at("remove", &self.folder).expect_err("it is one").into());
@@ -156,13 +161,29 @@ impl Marker {
                 let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&databases, &root, &own));
                 work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
             }
-            MarkKind::Command => command::begin(&self.profile.mark, &self.scope, cancel).await?,
+            MarkKind::Command => {
+                if self.has_end() {
+                    // Before the engine is told anything: of a kill between the two, the next start would know nothing.
+                    write_durable(&self.held_path(), UNKNOWN.as_bytes(), 0o600)?;
+                }
+                match command::begin(&self.profile.mark, &self.scope, cancel).await {
+                    Ok(id) => id,
+                    Err(error) => {
+                        if self.has_end() {
+                            self.end_uncertain(!matches!(error, CommandError::Start { .. })).await;
+                        }
+                        return Err(error.into());
+                    }
+                }
+            }
         };
         let mark = Mark { id, time: jiff::Timestamp::now() };
         self.scope.mark_id = Some(mark.id.clone());
-        if !self.profile.mark.end.is_empty() {
+        fault::at(Point::MarkBegun).at("note the mark in", &self.folder)?;
+        if self.has_end() {
             write_durable(&self.held_path(), mark.id.as_bytes(), 0o600)?;
         }
+        fault::at(Point::MarkHeld).at("note the mark in", &self.folder)?;
         self.traces = self.read_traces();
         self.settle(cancel).await?;
         Ok(mark)
@@ -262,12 +283,14 @@ impl Marker {
     /// # Errors
     /// When the engine's end command fails.
     pub async fn end(&self) -> Result<(), MarkError> {
+        fault::at(Point::MarkEnd).at("end the mark in", &self.folder)?;
         if let Some(session) = &self.postgresql {
             session.end().await?;
         }
-        if !self.profile.mark.end.is_empty() && self.scope.mark_id.is_some() {
+        if self.has_end() && self.scope.mark_id.is_some() {
             command::end(&self.profile.mark, &self.scope).await?;
             let held = self.held_path();
+            fault::at(Point::MarkEnded).at("remove", &held)?;
             std::fs::remove_file(&held).at("remove", &held)?;
         }
         Ok(())
@@ -280,10 +303,30 @@ impl Marker {
     pub async fn end_left_over(&mut self) -> Result<(), MarkError> {
         if let Ok(id) = std::fs::read_to_string(self.held_path()) {
             tracing::warn!(mark = id, "a mark was left over by a run that was killed, and is ended now");
-            self.scope.mark_id = Some(id);
-            self.end().await?;
+            if id == UNKNOWN {
+                self.end_uncertain(true).await;
+            } else {
+                self.scope.mark_id = Some(id);
+                self.end().await?;
+            }
         }
         Ok(())
+    }
+
+    fn has_end(&self) -> bool {
+        !self.profile.mark.end.is_empty()
+    }
+
+    /// Ends a mark of which nobody knows whether it is there. That nothing was held may be an error to the engine, so that what
+    /// comes out decides nothing; it is tried once.
+    async fn end_uncertain(&self, begun: bool) {
+        if begun && let Err(error) = command::end(&self.profile.mark, &self.scope).await {
+            tracing::warn!(%error, "a mark that was begun without success may still be held: look at the engine");
+        }
+        let held = self.held_path();
+        if let Err(error) = std::fs::remove_file(&held) {
+            tracing::warn!(path = %held.display(), %error, "the note of a held mark cannot be removed");
+        }
     }
 
     /// Where it is noted that a mark is held: it outlives this process.
@@ -343,6 +386,26 @@ mod tests {
         std::fs::create_dir(folder.path().join("live/db")).expect("mkdir");
         std::fs::write(folder.path().join("live/db/current"), "7").expect("write");
         marker.begin(&CancellationToken::new()).await.expect("mark");
+    }
+
+    /// A begin command that does not succeed may have begun all the same.
+    #[tokio::test]
+    async fn what_was_begun_half_is_ended() {
+        let folder = tempfile::tempdir().expect("temp");
+        let end = "end = [\"sh\", \"-c\", \"echo ended >> log\"]";
+        let log = || std::fs::read_to_string(folder.path().join("live/log")).unwrap_or_default();
+        let mut failing = marker(folder.path(), &format!("begin = [\"false\"]\n{end}"));
+        let error = failing.begin(&CancellationToken::new()).await.expect_err("fails");
+        assert!(matches!(error, MarkError::Command(CommandError::Failed { .. })), "{error}");
+        assert_eq!(log(), "ended\n");
+        let mut missing = marker(folder.path(), &format!("begin = [\"/no/such/program\"]\n{end}"));
+        missing.begin(&CancellationToken::new()).await.expect_err("cannot be started");
+        assert_eq!(log(), "ended\n", "nothing was begun");
+        // As a kill between the note and the id leaves it.
+        std::fs::write(failing.held_path(), UNKNOWN).expect("write");
+        failing.end_left_over().await.expect("tried");
+        failing.end_left_over().await.expect("nothing to do");
+        assert_eq!(log(), "ended\nended\n");
     }
 
     /// A mark is ended once, by its own id; one that a killed run left is ended by the next.

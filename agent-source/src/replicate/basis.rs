@@ -9,8 +9,9 @@ use std::{
 };
 
 use assay_common::{
-    digest::RootDigest,
+    digest::{MANIFEST_CONTEXT, RootDigest},
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     manifest::{Entry, Header, ManifestError, ManifestReader},
 };
 use assay_proto::v1::Counts;
@@ -151,6 +152,17 @@ impl BasisFolder {
         RootDigest::from_hex(fs::read_to_string(self.root()).ok()?.trim())
     }
 
+    /// True when the manifest that is here is that of `root`. Nothing here is synced, because all of it can be had again: after a
+    /// power cut the name of a tree may stand beside a manifest that never came to the disk.
+    pub fn is_whole(&self, root: RootDigest) -> bool {
+        let mut hasher = blake3::Hasher::new_derive_key(MANIFEST_CONTEXT);
+        let hashed = File::open(self.manifest()).and_then(|file| hasher.update_reader(file).map(drop));
+        let counted = fs::metadata(self.held()).is_ok_and(|held| held.len() > 0);
+        hashed.is_ok()
+            && hasher.finalize() == root.0
+            && (counted || fs::remove_file(self.held()).is_ok() || !self.held().exists())
+    }
+
     /// Makes an empty folder of it.
     ///
     /// # Errors
@@ -194,12 +206,14 @@ impl BasisFolder {
     /// # Errors
     /// When the folders cannot be moved.
     pub fn replace(&self, other: &Self) -> Result<(), PathError> {
+        fault::at(Point::BasisReplace).at("remove", &other.0)?;
         match fs::remove_dir_all(&other.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).at("remove", &other.0);
             }
             _ => {}
         }
+        fault::at(Point::BasisReplaced).at("rename", &self.0)?;
         fs::rename(&self.0, &other.0).at("rename", &self.0)
     }
 }
@@ -271,6 +285,28 @@ pub fn file_clock() -> std::time::Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its parts reach the disk in any order, or never.
+    #[test]
+    fn a_basis_that_a_power_cut_left_half_written_is_not_whole() {
+        let folder = tempfile::tempdir().expect("temp");
+        let basis = BasisFolder::new(folder.path().join("basis"));
+        basis.clear().expect("mkdir");
+        let manifest = b"a manifest";
+        let root = blake3::Hasher::new_derive_key(MANIFEST_CONTEXT).update(manifest).finalize();
+        let root = RootDigest(*root.as_bytes());
+        basis.set_root_digest(root).expect("write");
+        assert!(!basis.is_whole(root), "no manifest");
+        for half in [&b""[..], b"a man", b"a manifes\0"] {
+            fs::write(basis.manifest(), half).expect("write");
+            assert!(!basis.is_whole(root));
+        }
+        fs::write(basis.manifest(), manifest).expect("write");
+        fs::write(basis.held(), b"").expect("write");
+        assert!(basis.is_whole(root));
+        assert!(!basis.held().exists(), "counts that are not there are not counts of nothing");
+        assert!(basis.is_whole(root));
+    }
 
     #[test]
     fn a_file_that_changed_just_now_is_not_trusted() {

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use assay_common::{
-    confined::Folder,
     manifest::{Entry, EntryKind},
     path::{TreePath, compare_paths},
     profile::Turn,
@@ -75,8 +74,10 @@ pub(super) fn compare(
         };
         let held = match taken {
             Some(Taken::Read(put) | Taken::Folder(put)) => {
-                // Read again, and perhaps the same: then nothing has to be said of it.
+                // Read again, and perhaps the same: then nothing has to be said of it. A full run sends it all the same, because
+                // what the target keeps of it is only compared when it is sent.
                 if same_roots
+                    && !plan.full_read
                     && !plan.rotten.contains(found.path.as_bytes())
                     && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
                 {
@@ -140,7 +141,7 @@ pub(super) fn compare(
                     }
                     continue;
                 }
-                match complete(&mut entry, &found) {
+                match found.complete(&mut entry) {
                     Ok(()) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         counters.vanished.add(1);
@@ -206,24 +207,6 @@ fn whole(entry: Entry, found: &Found) -> Step {
 
 fn seen_of(found: &Found) -> Seen {
     found.stat.as_ref().map_or_else(Seen::default, |stat: &Stat| Seen::new(stat, file_clock()))
-}
-
-/// Adds what a stat does not say: a link's text, and extended attributes.
-pub(super) fn complete(entry: &mut Entry, found: &Found) -> std::io::Result<()> {
-    match &found.place {
-        Some((folder, name)) => {
-            if entry.kind() == EntryKind::Symlink {
-                entry.link_target = folder.read_link(name)?;
-            }
-            entry.xattrs = folder.xattrs(name)?;
-        }
-        None => {
-            if let Some(folder) = &found.own_folder {
-                entry.xattrs = Folder::xattrs(folder, b"")?;
-            }
-        }
-    }
-    Ok(())
 }
 
 trait LinkTarget {

@@ -28,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Plan, ReplicateError,
     basis::{BasisReader, Seen, file_clock},
-    compare::complete,
     reader::{Job, Outcome, Reader},
     scan::{Found, Scan, ScanError, describe},
     spool::SpoolError,
@@ -254,7 +253,7 @@ fn descriptors() -> usize {
 /// The entry of a thing without content; `None` when it is gone.
 fn whole(found: &Found) -> Result<Option<Box<(PutEntry, Seen)>>, ReplicateError> {
     let mut entry = describe(found);
-    match complete(&mut entry, found) {
+    match found.complete(&mut entry) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(ScanError::Entry { path: found.path.to_string(), source }.into()),

@@ -18,6 +18,7 @@ use assay_common::{
     chunking::Cut,
     confined::Folder,
     digest::ContentDigest,
+    fault::{Point, at},
     manifest::{
         Entry, Piece,
         reuse::{DigestedPiece, PieceList, Reuser},
@@ -164,6 +165,7 @@ impl Reader {
         let mut attempt = 0;
         loop {
             attempt += 1;
+            at(Point::ReadOpen).map_err(fault)?;
             let open = match &job.held {
                 Some(HeldFile(Some(file))) => file.try_clone(),
                 Some(HeldFile(None)) | None => job.folder.open_file(&job.name),
@@ -186,6 +188,7 @@ impl Reader {
             let content = self.contents.fetch_add(1, Ordering::Relaxed) + 1;
             let mut progress = Progress::new(content, job.base.as_ref());
             self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
+            at(Point::ReadChanged).map_err(fault)?;
             entry.xattrs = match job.folder.xattrs(&job.name) {
                 Ok(xattrs) => xattrs,
                 Err(error) if is_gone(&error) => Vec::new(),
@@ -272,6 +275,7 @@ impl Reader {
             let (mut block, small) =
                 if size <= SMALL_BYTES { (vec![0; size], true) } else { (self.blocks.take(size), false) };
             block[..carried.len()].copy_from_slice(&carried);
+            at(Point::ReadBlock)?;
             let got = uncached::read_full_at(file, &mut block[carried.len()..size], position)?;
             let filled = carried.len() + got;
             let block =

@@ -7,6 +7,7 @@ use std::{collections::VecDeque, io, sync::Arc};
 
 use assay_common::{
     confined::Folder,
+    fault::{Point, at},
     manifest::{Entry, EntryKind, Header},
     path::{PathFault, TreePath},
     profile::FileRules,
@@ -24,6 +25,29 @@ pub struct Found {
     pub stat: Option<Stat>,
     /// The folder itself, for a root.
     pub own_folder: Option<Arc<Folder>>,
+}
+
+impl Found {
+    /// Adds to its entry what a stat does not say: a link's text, and extended attributes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or when it is gone.
+    pub fn complete(&self, entry: &mut Entry) -> io::Result<()> {
+        match &self.place {
+            Some((folder, name)) => {
+                if entry.kind() == EntryKind::Symlink {
+                    entry.link_target = folder.read_link(name)?;
+                }
+                entry.xattrs = folder.xattrs(name)?;
+            }
+            None => {
+                if let Some(folder) = &self.own_folder {
+                    entry.xattrs = Folder::xattrs(folder, b"")?;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why the walk cannot go on.
@@ -139,7 +163,9 @@ impl Scan {
         mark: Option<Arc<Folder>>,
     ) -> Result<(), ScanError> {
         let list = |folder: &Option<Arc<Folder>>| match folder {
-            Some(folder) => folder.names().map_err(|source| entry_error(&path, source)),
+            Some(folder) => at(Point::WalkFolder)
+                .and_then(|()| folder.names())
+                .map_err(|source| entry_error(&path, source)),
             None => Ok(Vec::new()),
         };
         let mut names = list(&live)?;

@@ -11,6 +11,7 @@ use std::{
 use assay_common::{
     digest::RootDigest,
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     manifest::{Entry, EntryKind, Header, ManifestError, ManifestWriter, reuse},
 };
 use assay_proto::v1::{Counts, ManifestDelta, ManifestStep, PutEntry, manifest_step::Kind};
@@ -152,6 +153,7 @@ impl SpoolWriter {
 
     fn write(&mut self, kind: Option<Kind>) -> Result<(), SpoolError> {
         if kind.is_some() {
+            fault::at(Point::SpoolWrite).at("write", &self.path)?;
             self.buffer.clear();
             ManifestStep { kind }
                 .encode_length_delimited(&mut self.buffer)
@@ -324,6 +326,7 @@ pub fn tell(
         ..Default::default()
     };
     next.set_held(&held)?;
+    fault::at(Point::BasisTell).at("write", &path)?;
     next.set_root_digest(root)?;
     Ok(root)
 }
@@ -333,7 +336,7 @@ fn packed(delta: ManifestDelta) -> ManifestDelta {
     let plain = delta.encode_to_vec();
     match zstd::bulk::compress(&plain, DELTA_LEVEL) {
         Ok(packed) if packed.len() < plain.len() => {
-            ManifestDelta { steps: Vec::new(), packed: packed.into(), packed_raw_bytes: plain.len() as u64 }
+            ManifestDelta { steps: Vec::new(), packed, packed_raw_bytes: plain.len() as u64 }
         }
         _ => delta,
     }

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use assay_common::rpc_status::fault_from_status;
+use assay_common::{
+    fault::{Point, at},
+    rpc_status::fault_from_status,
+};
 use assay_proto::v1::{
     Offer, TransferRequest, TransferResponse, TransferStart,
     replication_service_client::ReplicationServiceClient, transfer_request::Kind,
@@ -48,6 +51,8 @@ pub struct TransferOptions {
     pub limit_bytes_per_second: Option<u64>,
     /// How long a connection that was cut is tried again.
     pub retry: Duration,
+    /// How long the target may owe an answer.
+    pub patience: Duration,
 }
 
 /// How content is compressed.
@@ -71,12 +76,28 @@ pub enum TransferError {
     /// The target was started anew: it knows what it stored, not what this stream was about.
     #[error("the target was started anew while content was sent")]
     TargetRestarted,
+    /// The target owes an answer and gives none, on a connection that stands.
+    #[error("the target has owed an answer for {patience:?} (target.patience)")]
+    Stalled {
+        /// How long it may.
+        patience: Duration,
+    },
     /// The target does not keep to the protocol.
     #[error("the target's message breaks the protocol: {rule}")]
     Protocol {
         /// The rule.
         rule: &'static str,
     },
+}
+
+impl TransferError {
+    /// The same where an answer of the target was expected.
+    pub fn into_status(self) -> Status {
+        match self {
+            Self::Rpc(status) => *status,
+            error => Status::deadline_exceeded(error.to_string()),
+        }
+    }
 }
 
 impl From<Status> for TransferError {
@@ -106,7 +127,8 @@ pub async fn transfer(
     counters: Arc<Counters>,
 ) -> Result<(), TransferError> {
     let packer = Arc::new(Packer::new(options, Arc::clone(&counters)));
-    let mut sending = Sending { batches, more: true, number: 0, held: BTreeMap::new(), packer };
+    let patience = options.patience;
+    let mut sending = Sending { batches, more: true, number: 0, held: BTreeMap::new(), packer, patience };
     let (mut cut_since, mut pause) = (None::<Instant>, FIRST_PAUSE);
     loop {
         let before = sending.progress();
@@ -146,6 +168,7 @@ struct Sending {
     /// Batches that are not acknowledged.
     held: BTreeMap<u64, Arc<Batch>>,
     packer: Arc<Packer>,
+    patience: Duration,
 }
 
 impl Sending {
@@ -165,6 +188,8 @@ impl Sending {
         send(&requests, Kind::Start(start)).await;
         let responses = async move { Ok(client.transfer(ReceiverStream::new(queue)).await?.into_inner()) };
         let mut responses = pin!(responses.try_flatten_stream());
+        let patience = self.patience;
+        let mut heard = tokio::time::Instant::now();
         // What an earlier stream left open comes first, and beside the answers to it.
         let mut again: Vec<u64> = self.held.keys().rev().copied().collect();
         let mut line =
@@ -174,7 +199,13 @@ impl Sending {
             if let Some(number) = again.last().copied() {
                 tokio::select! {
                     biased;
-                    response = responses.next() => self.answer(response, &mut line)?,
+                    response = responses.next() => {
+                        heard = tokio::time::Instant::now();
+                        self.answer(response, &mut line)?;
+                    }
+                    () = tokio::time::sleep_until(heard + patience) => {
+                        return Err(TransferError::Stalled { patience });
+                    }
                     permit = requests.reserve() => {
                         again.pop();
                         // The stream's own error tells more than a closed queue does.
@@ -190,22 +221,36 @@ impl Sending {
                 batch = self.batches.recv(), if self.more => match batch {
                     None => self.more = false,
                     Some(batch) => {
+                        if self.held.is_empty() {
+                            // Until now nothing was owed.
+                            heard = tokio::time::Instant::now();
+                        }
                         self.number += 1;
                         let batch = Arc::new(batch);
                         self.held.insert(self.number, Arc::clone(&batch));
+                        at(Point::StreamCut).map_err(|error| Status::unavailable(error.to_string()))?;
                         line.unanswered.insert(self.number);
                         send(&requests, offer(self.number, &batch)).await;
                     }
                 },
-                response = responses.next() => self.answer(response, &mut line)?,
+                response = responses.next() => {
+                    heard = tokio::time::Instant::now();
+                    self.answer(response, &mut line)?;
+                }
+                () = tokio::time::sleep_until(heard + patience), if !self.held.is_empty() => {
+                    return Err(TransferError::Stalled { patience });
+                }
                 Some(packed) = line.packing.join_next() => joined(packed),
             }
         }
         line.requests = None;
+        let stalled = |_| TransferError::Stalled { patience };
         while !self.held.is_empty() {
-            self.answer(responses.next().await, &mut line)?;
+            let response = tokio::time::timeout(patience, responses.next()).await.map_err(stalled)?;
+            self.answer(response, &mut line)?;
         }
-        match responses.next().await.transpose()? {
+        let last = tokio::time::timeout(patience, responses.next()).await.map_err(stalled)?;
+        match last.transpose()? {
             Some(TransferResponse { batch: 0, stored: true, .. }) => Ok(()),
             _ => Err(TransferError::Protocol { rule: "the stream ends with 'stored'" }),
         }
@@ -284,6 +329,10 @@ struct Wanted(Vec<usize>);
 
 impl Wanted {
     fn new(bitmap: &[u8], chunks: usize) -> Result<Self, TransferError> {
+        // Before it is unfolded: a bit for each chunk, and no more.
+        if bitmap.len() > chunks.div_ceil(8) {
+            return Err(TransferError::Protocol { rule: "only offered chunks are wanted" });
+        }
         let set = |index: &usize| bitmap.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1);
         let wanted: Vec<usize> = (0..bitmap.len().saturating_mul(8)).filter(set).collect();
         match wanted.last() {
@@ -303,6 +352,7 @@ mod tests {
         assert!(Wanted::new(&[0b101, 1], 8).is_err(), "the ninth of eight");
         assert!(Wanted::new(&[0, 0], 9).is_err(), "nothing is wanted, and it is not said that it is stored");
         assert!(Wanted::new(&[], 9).is_err());
+        assert!(Wanted::new(&[1, 0, 0], 9).is_err(), "more bits than chunks, whatever they are");
     }
 
     #[test]

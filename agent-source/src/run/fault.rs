@@ -1,6 +1,6 @@
 //! Why a run ended without a verdict, in the words that operators, scripts and the ledger get.
 
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 
 use assay_common::{
     error::{Hint as _, PathError},
@@ -95,6 +95,7 @@ impl Fault {
         let reason = match status.code() {
             Code::Unavailable if reason != "not-sealed" => "target-unreachable",
             Code::PermissionDenied | Code::Unauthenticated => "target-refused",
+            Code::DeadlineExceeded if fault.reason.is_empty() => "target-stalled",
             Code::Aborted => "target-busy",
             Code::ResourceExhausted => "target-full",
             _ => reason,
@@ -116,6 +117,11 @@ impl Fault {
     pub(super) fn checking(status: Status) -> Self {
         Self::remote("check-lost", "the check's verdict did not arrive", &status)
     }
+}
+
+/// What stands for an answer of a target that gave none for so long.
+pub(super) fn silent(patience: Duration) -> Status {
+    TransferError::Stalled { patience }.into_status()
 }
 
 impl From<ConnectError> for Fault {
@@ -178,6 +184,10 @@ impl From<ReplicateError> for Fault {
             ReplicateError::Spool(error) => error.into(),
             ReplicateError::Transfer(TransferError::Rpc(status)) => {
                 Self::remote("transfer-failed", "the transfer broke off", &status)
+            }
+            ReplicateError::Transfer(error @ TransferError::Stalled { .. }) => {
+                Self::not_run("target-stalled", error.to_string())
+                    .hint("look for what holds the target up; target.patience is how long it may be silent")
             }
             ReplicateError::Transfer(error) => Self::not_run("protocol", error.to_string()),
             error @ (ReplicateError::NeverStill { .. } | ReplicateError::Read(ReadError::Moved { .. })) => {

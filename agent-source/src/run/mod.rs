@@ -1,6 +1,7 @@
 //! One run, from its trigger to its verdict. Read `Attempt::go` first: it is the whole story.
 
 mod fault;
+mod fetch;
 mod progress;
 mod reread;
 mod roots;
@@ -10,14 +11,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use assay_common::{
     digest::RootDigest,
     error::IoContext as _,
+    fault::{Point, at},
     id::{GenerationNumber, RunId},
+    ledger::EntryId,
+    limits::{
+        MAX_ANSWER_BYTES, MAX_MANIFEST_BYTES, MAX_MESSAGE_BYTES, MAX_PROGRESS_MESSAGES, MAX_STEP_BYTES,
+    },
     manifest::Header,
+    path::display_bytes,
     rpc_status::fault_from_status,
     signing::{SigningKey, VerifyingKey},
     tls::WireCounter,
     verdict::{
         self, Counts as StatementCounts, HexDigest, Mark as VerdictMark, Outcome, SourceStatement,
-        sign_source_statement, timestamp_to_proto, verify_verdict,
+        VerifiedVerdict, sign_source_statement, timestamp_to_proto, verify_verdict,
     },
 };
 use assay_proto::v1::{
@@ -27,7 +34,7 @@ use assay_proto::v1::{
     replication_service_client::ReplicationServiceClient, seal_run_request::Kind as SealKind,
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use tokio::{io::AsyncWriteExt as _, sync::mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
@@ -144,8 +151,8 @@ impl Attempt {
             Err(error) => Err(Fault::from(error)),
             Ok((channel, wire)) => {
                 let client = ReplicationServiceClient::new(channel)
-                    .max_decoding_message_size(16 * 1024 * 1024)
-                    .max_encoding_message_size(64 * 1024 * 1024);
+                    .max_decoding_message_size(MAX_ANSWER_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES);
                 let ended = self.go(client.clone(), &wire).await;
                 self.count_wire(&wire);
                 if let Err(fault) = &ended {
@@ -267,7 +274,7 @@ impl Attempt {
         let base = RootDigest::from_slice(&opened.base_root_digest)
             .ok_or_else(|| Fault::protocol("the base's root digest has 32 bytes"))?;
         let basis = state.basis();
-        if basis.root_digest() == Some(base) {
+        if tokio::task::block_in_place(|| state.has_basis_of(base)) {
             return Ok(true);
         }
         tracing::info!(run_id = %self.id, generation = opened.base_generation, "the base's manifest is fetched");
@@ -276,18 +283,13 @@ impl Attempt {
             repository: self.context.repository.name.clone(),
             generation: opened.base_generation,
         };
-        let mut parts = client.fetch_manifest(request).await.map_err(Fault::opening)?.into_inner();
+        let parts = client.fetch_manifest(request).await.map_err(Fault::opening)?.into_inner();
+        let patience = self.context.transfer.patience;
         let path = basis.manifest();
-        let mut hasher = blake3::Hasher::new_derive_key(assay_common::digest::MANIFEST_CONTEXT);
-        let write = |error| Fault::io("write", &path, error);
-        let mut file = tokio::fs::File::create(&path).await.map_err(write)?;
-        while let Some(part) = parts.message().await.map_err(Fault::opening)? {
-            hasher.update(&part.data);
-            file.write_all(&part.data).await.map_err(write)?;
-        }
-        file.flush().await.map_err(write)?;
-        if hasher.finalize() != base.0 {
-            return Err(Fault::protocol("the base's manifest has its root digest"));
+        let fetching = fetch::manifest(parts, &path, base, MAX_MANIFEST_BYTES, patience);
+        tokio::select! {
+            fetched = fetching => fetched?,
+            () = self.cancel.cancelled() => return Err(Fault::cancelled()),
         }
         basis.set_root_digest(base)?;
         Ok(true)
@@ -328,12 +330,18 @@ impl Attempt {
     }
 
     async fn open_again(&self, mut client: Client) -> Result<OpenRunResponse, Fault> {
+        let patience = self.context.transfer.patience;
         let request = OpenRunRequest {
             repository: self.context.repository.name.clone(),
             run_id: self.id.to_string(),
             protocol: PROTOCOL,
         };
-        Ok(client.open_run(request).await.map_err(Fault::opening)?.into_inner())
+        let opened = tokio::select! {
+            opened = client.open_run(request) => opened,
+            () = tokio::time::sleep(patience) => Err(fault::silent(patience)),
+            () = self.cancel.cancelled() => return Err(Fault::cancelled()),
+        };
+        Ok(opened.map_err(Fault::opening)?.into_inner())
     }
 
     async fn replicate(
@@ -462,6 +470,7 @@ impl Attempt {
             base_generation: if basis_known { opened.base_generation } else { 0 },
             manifest_header: header.to_json(),
         };
+        let patience = context.transfer.patience;
         let (id, overrides, base) = (self.id.clone(), self.overrides.clone(), start.base_generation);
         let mut counts = self.progress.get().counts.unwrap_or_default();
         let mark = mark.clone();
@@ -503,7 +512,11 @@ impl Attempt {
         });
         let sealed = async {
             let mut answers = client.seal_run(ReceiverStream::new(queue)).await?.into_inner();
-            let sealed = answers.message().await?;
+            let sealed = tokio::select! {
+                sealed = answers.message() => sealed?,
+                () = tokio::time::sleep(patience) => return Err(fault::silent(patience)),
+                () = self.cancel.cancelled() => return Err(Status::cancelled("the run was cancelled")),
+            };
             Ok((
                 sealed.ok_or_else(|| Status::unavailable("the seal's stream ended without an answer"))?,
                 answers,
@@ -545,11 +558,15 @@ impl Attempt {
         let about_this_run = verdict.run_id == self.id
             && verdict.repository == self.context.repository.name
             && verdict.generation == Some(GenerationNumber(generation))
-            && verdict.root == Some(HexDigest(root.0));
+            && verdict.root == Some(HexDigest(root.0))
+            && verdict_id == EntryId(verdict.sequence).to_string();
         if !about_this_run {
             return Err(Fault::verdict_not_trusted("it is about another run or another tree".to_owned()));
         }
+        let step = |point| at(point).at("write", &self.context.state.verdicts());
+        step(Point::VerdictSave)?;
         self.context.state.save_verdict(&self.id, &envelope)?;
+        step(Point::VerdictSaved)?;
         self.progress.update(|run| run.verdict_id = verdict_id);
         Ok(verdict)
     }
@@ -605,7 +622,7 @@ impl Attempt {
         mut answers: impl Stream<Item = Result<RunCheckProgress, Status>> + Unpin,
         read_again: &mut impl FnMut(Vec<ReadAgain>),
     ) -> Result<Option<(String, String)>, Status> {
-        loop {
+        for _ in 0..MAX_PROGRESS_MESSAGES {
             let answer = tokio::select! {
                 answer = answers.next() => answer.transpose()?,
                 () = self.cancel.cancelled() => return Ok(None),
@@ -616,13 +633,19 @@ impl Attempt {
                     return Ok(Some((answer.verdict_id, answer.envelope)));
                 }
                 Some(answer) => {
-                    self.progress.update(|run| run.check_step = answer.step);
+                    let mut step = display_bytes(answer.step.as_bytes());
+                    let end =
+                        (0..=MAX_STEP_BYTES.min(step.len())).rev().find(|end| step.is_char_boundary(*end));
+                    step.truncate(end.unwrap_or(0));
+                    self.progress.update(|run| run.check_step = step);
                     if !answer.read_again.is_empty() {
                         read_again(answer.read_again);
                     }
                 }
             }
         }
+        let text = format!("the target sends more than {MAX_PROGRESS_MESSAGES} messages about one check");
+        Err(Status::failed_precondition(text))
     }
 
     /// What answers the target, which is about to say FAIL and asks for a second reading.
@@ -662,7 +685,16 @@ impl Attempt {
             Ok(Ok(response)) => {
                 let response = response.into_inner();
                 let valid = verify_verdict(response.envelope.as_bytes(), &self.context.target_key, None);
-                if valid.is_ok() && self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
+                // The word for this run's end, and not one that the target gave for another.
+                let ours = valid.is_ok_and(|VerifiedVerdict { verdict, .. }| {
+                    verdict.run_id == self.id
+                        && verdict.repository == self.context.repository.name
+                        && verdict.outcome == Outcome::NotRun
+                        && response.verdict_id == EntryId(verdict.sequence).to_string()
+                });
+                if !ours {
+                    tracing::warn!(run_id = %self.id, "the target's verdict on the end of the run is not believed");
+                } else if self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
                     self.progress.update(|run| run.verdict_id = response.verdict_id);
                 }
             }

@@ -5,7 +5,9 @@
 
 use std::{fs::File, io, sync::Arc, time::Duration};
 
-use assay_common::{confined::Folder, manifest::Header, path::TreePath, profile::FileRules, uncached};
+use assay_common::{
+    confined::Folder, limits::MAX_READ_AGAIN, manifest::Header, path::TreePath, profile::FileRules, uncached,
+};
 use assay_proto::v1::{
     ReadAgain, ReportReadingsRequest, SecondReading, replication_service_client::ReplicationServiceClient,
     second_reading::State,
@@ -15,8 +17,6 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-/// Files that are read for a target at most.
-const MAX_FILES: usize = 1000;
 /// How often the target hears that there is still somebody reading.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// Bytes that are read at a time.
@@ -42,7 +42,7 @@ pub(super) async fn answer(
     let (readings, mut queue) = mpsc::channel(16);
     tracing::info!(run_id = about.run_id, files = wanted.len(), "the target asks for a second reading");
     let reading = tokio::task::spawn_blocking(move || {
-        for file in wanted.into_iter().take(MAX_FILES) {
+        for file in wanted.into_iter().take(MAX_READ_AGAIN) {
             let reading = places.read(&file, &cancel);
             if cancel.is_cancelled() || readings.blocking_send(reading).is_err() {
                 return;
@@ -52,7 +52,7 @@ pub(super) async fn answer(
     loop {
         let mut report = about.clone();
         let mut next = Vec::new();
-        match tokio::time::timeout(SIGN_OF_LIFE, queue.recv_many(&mut next, MAX_FILES)).await {
+        match tokio::time::timeout(SIGN_OF_LIFE, queue.recv_many(&mut next, MAX_READ_AGAIN)).await {
             Ok(0) => report.last = true,
             Ok(_) => report.readings = next,
             Err(_) => {}

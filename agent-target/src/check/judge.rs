@@ -4,6 +4,7 @@ use assay_common::profile::{Check, TemplateError};
 
 use super::{
     HOST_NAME_ERROR, Launcher, MAX_LINE_BYTES, Outcome,
+    limits::Bounds,
     output::{self, Patterns},
     process::{End, Ran},
 };
@@ -31,7 +32,13 @@ impl Judgement {
 }
 
 /// Reads a step by the rules of [`Check`].
-pub(super) fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &Launcher) -> Judgement {
+pub(super) fn judge(
+    check: &Check,
+    patterns: &Patterns,
+    ran: &Ran,
+    bounds: &Bounds,
+    launcher: &Launcher,
+) -> Judgement {
     let fail =
         |reason: &str, message: String| Judgement { outcome: Outcome::Fail, reason: reason.into(), message };
     let said = || {
@@ -39,6 +46,10 @@ pub(super) fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &La
         let line = stream.head.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
         line.map(|line| format!(": {}", output::quote(line))).unwrap_or_default()
     };
+    // Whatever it said: a checker without room says anything.
+    if let Some(limit) = ran.limit {
+        return Judgement::inconclusive(limit.reason(), limit.message(bounds));
+    }
     let code = match &ran.end {
         End::NotStarted(error) => return Judgement::inconclusive("check-not-started", error.clone()),
         End::SandboxFailed => {
@@ -51,6 +62,7 @@ pub(super) fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &La
             let message = format!("killed after its {:?}", check.timeout);
             return Judgement::inconclusive("check-timeout", message);
         }
+        End::Limited => return Judgement::inconclusive("check-killed", "killed for a limit"),
         End::Cancelled => return Judgement::inconclusive("check-cancelled", "cancelled"),
         End::Signalled(signal) => {
             return Judgement::inconclusive("check-killed", format!("ended by signal {signal}{}", said()));
@@ -76,6 +88,10 @@ pub(super) fn judge(check: &Check, patterns: &Patterns, ran: &Ran, launcher: &La
         return Judgement::inconclusive(&rule.reason, format!("exit code {code}{}", said()));
     }
     if check.is_fail_exit(code) {
+        // A bare exit code, and words of something that was in the way: it may have failed for that.
+        if let Some((reason, line)) = ran.found.refused(patterns) {
+            return Judgement::inconclusive(reason, format!("exit code {code}, and it says: {line}"));
+        }
         return fail("damage-found", format!("exit code {code}{}", said()));
     }
     if !check.pass_exit.contains(&code) {

@@ -12,12 +12,15 @@
 //! | `check-passed` | every step passed |
 //! | `damage-found`, or the profile's word | a step named damage |
 //! | `check-timeout`, `check-cancelled`, `check-killed` | a step was ended from outside |
+//! | `memory-limit`, `process-limit`, `disk-limit`, `disk-full`, `output-limit` | a step reached a limit |
+//! | `network-refused`, `access-refused` | FAIL by the exit code alone, and words of something that no check may do |
 //! | `program-missing` | the program is not there or cannot be executed |
 //! | `check-not-started` | the step could not be started for another reason |
 //! | `unexpected-exit`, `unexpected-output` | the profile does not know what the step said |
 //! | `output-too-long` | a line of more than 1 MiB could not be searched whole |
 //! | `output-incomplete` | some process kept the output open after the check's end |
 //! | `host-name-error` | no candidate for a patched value was accepted |
+//! | `carriage-return` | the same, and the patched line ends with a carriage return: it may count as part of the value |
 //! | `key-missing`, `key-twice`, `configuration-missing`, `patch-failed` | a patch could not be made |
 //! | `no-candidate` | the target has none of the names that a patch needs |
 //! | `overlay-missing`, or the profile's word | a file of the target's own is not there |
@@ -33,17 +36,22 @@
 //! Nothing on disk but in the workspace. Of each output stream the profile's `output_limit` is kept; all of
 //! it is searched and digested, so much output is no fault.
 
+mod cgroup;
 mod judge;
+mod limits;
 mod output;
 mod process;
 mod report;
 pub(crate) mod sandbox;
+mod seccomp;
+
+pub(crate) use cgroup::sweep as sweep_groups;
+pub(crate) use process::kill_left;
 
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs,
-    hash::{BuildHasher as _, Hasher as _, RandomState},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, chown},
     path::{Path, PathBuf},
@@ -65,7 +73,9 @@ pub use report::{
 };
 
 use crate::{patch, workspace::Workspace};
+use cgroup::Group;
 use judge::{Judgement, judge};
+use limits::{Bounds, Watch};
 use output::Patterns;
 use process::{End, Launch};
 
@@ -94,8 +104,9 @@ pub fn run_check(
         isolation: Vec::new(),
         not_isolated: Vec::new(),
     };
-    let judgement =
-        Session { profile, workspace, context, progress }.run(&mut report).unwrap_or_else(|it| it);
+    let judgement = Session { profile, workspace, context, progress, used_before: 0 }
+        .run(&mut report)
+        .unwrap_or_else(|it| it);
     report.depth =
         report.steps.iter().filter(|it| it.outcome != Outcome::Inconclusive).map(|it| it.depth).max();
     report.outcome = judgement.outcome;
@@ -109,6 +120,8 @@ struct Session<'a> {
     workspace: &'a mut Workspace,
     context: &'a CheckContext,
     progress: &'a mut dyn FnMut(Progress),
+    /// Bytes in the workspace before the first step.
+    used_before: u64,
 }
 
 /// A user and a group, by number.
@@ -127,6 +140,7 @@ impl Session<'_> {
         self.lay_overlays(report)?;
         let candidates = self.candidates()?;
         let launcher = Launcher::find(self, report)?;
+        self.used_before = limits::measure(&self.workspace.writable());
         let attempts = candidates.iter().map(Vec::len).max().unwrap_or(1);
         let mut tried = Vec::new();
         for attempt in 0..attempts {
@@ -137,7 +151,16 @@ impl Session<'_> {
             }
             if attempt + 1 == attempts {
                 let message = format!("{}; tried: {}", judgement.message, tried.join(", "));
-                return Ok(Judgement { message, ..judgement });
+                let with_returns = report.patches.iter().find(|patch| patch.record.ends_with_return);
+                return Ok(match with_returns {
+                    Some(patch) => {
+                        let file = &patch.record.file;
+                        let message =
+                            format!("{message}; the lines of {file} end with a carriage return (CRLF)");
+                        Judgement::inconclusive("carriage-return", message)
+                    }
+                    None => Judgement { message, ..judgement },
+                });
             }
         }
         Err(Judgement::inconclusive("configuration", "there is nothing to try"))
@@ -306,15 +329,24 @@ impl Session<'_> {
         let patterns = Arc::new(
             Patterns::new(check).map_err(|it| Judgement::inconclusive("configuration", it.to_string()))?,
         );
-        let launch = launcher.launch(self, identity, &argv, env, folder, &scratch, check.timeout.0)?;
+        let mut launch = launcher.launch(self, identity, &argv, env, folder, &scratch, check.timeout.0)?;
+        if let Some(text) = &check.stdin {
+            let file = scratch.with_extension("stdin");
+            fs::write(&file, expand(text)?.as_encoded_bytes())
+                .map_err(|error| Judgement::workspace(format!("{}: {error}", file.display())))?;
+            launch.stdin = Some(file);
+        }
+        let group = launcher.group(self.context)?;
+        let mut watch = Watch::new(launcher.bounds, group, self.workspace.writable(), self.used_before);
         let limit = usize::try_from(check.output_limit).unwrap_or(usize::MAX);
-        let ran = process::run(&launch, &patterns, limit, &self.context.cancel);
-        let judgement = judge(check, &patterns, &ran, launcher);
+        let ran = process::run(&launch, &mut watch, &patterns, limit, &self.context.cancel);
+        let judgement = judge(check, &patterns, &ran, &launcher.bounds, launcher);
         let end = match ran.end {
             End::Exited(code) => StepEnd::Exited(code),
             End::Signalled(signal) => StepEnd::Signalled(signal),
             End::TimedOut => StepEnd::TimedOut,
             End::Cancelled => StepEnd::Cancelled,
+            End::Limited => StepEnd::Limited,
             End::NotStarted(_) | End::SandboxFailed => StepEnd::NotStarted,
         };
         Ok(StepReport {
@@ -369,7 +401,14 @@ struct Launcher {
     sandbox: Option<PathBuf>,
     /// setpriv(1), which changes the user and forbids new privileges.
     setpriv: Option<PathBuf>,
+    /// prlimit(1), which forbids core dumps.
+    prlimit: Option<PathBuf>,
     privileged: bool,
+    bounds: Bounds,
+    /// The kernel's limits, or no check.
+    must_limit: bool,
+    /// The filter of system calls, in a sandbox.
+    filter: Option<Vec<u8>>,
 }
 
 impl Launcher {
@@ -387,10 +426,15 @@ impl Launcher {
         if let (Isolation::Require, Some(why)) = (context.isolation, &refusal) {
             return Err(Judgement::inconclusive("isolation-unavailable", why.clone()));
         }
-        let launcher = Self {
+        let limits = context.limits.or(session.profile.limits);
+        let mut launcher = Self {
             sandbox: process::find_program(context.sandbox_program.as_os_str()).filter(|_| refusal.is_none()),
             setpriv,
+            prlimit: process::find_program(OsStr::new("prlimit")),
             privileged,
+            bounds: Bounds::of(&limits),
+            must_limit: limits.require == Some(true),
+            filter: None,
         };
         let namespaces = ["mount", "pid", "network", "uts", "ipc"].map(|name| format!("{name}-namespace"));
         let whole = namespaces.into_iter().chain(["live-paths".to_owned()]);
@@ -406,6 +450,7 @@ impl Launcher {
         } else {
             report.not_isolated.push("no-new-privileges: setpriv is not installed".into());
         }
+        launcher.confine(session.context, report)?;
         for check in &session.profile.checks {
             let uid = session.identity(check)?.uid;
             let isolated = format!("user:{uid}");
@@ -417,6 +462,57 @@ impl Launcher {
             }
         }
         Ok(launcher)
+    }
+
+    /// The filter of system calls and the limits: what there is of them, and what not.
+    fn confine(&mut self, context: &CheckContext, report: &mut CheckReport) -> Result<(), Judgement> {
+        let filter = match &self.sandbox {
+            Some(_) => seccomp::filter().map_err(str::to_owned),
+            None => Err("there is no sandbox".to_owned()),
+        };
+        match filter {
+            Ok(filter) => {
+                self.filter = Some(filter);
+                report.isolation.push("system-call-filter".into());
+            }
+            Err(why) if context.isolation == Isolation::Require => {
+                let message = format!("no filter of system calls: {why}");
+                return Err(Judgement::inconclusive("isolation-unavailable", message));
+            }
+            Err(why) => report.not_isolated.push(format!("system-call-filter: {why}")),
+        }
+        report.isolation.push("disk-limit".into());
+        // Made and thrown away: every step gets one of its own.
+        let group = if context.control_groups {
+            Group::create(&self.bounds)
+        } else {
+            Err("control groups are switched off".to_owned())
+        };
+        let limits = ["memory-limit", "process-limit"];
+        match group {
+            Ok(_) => report.isolation.extend(limits.map(str::to_owned)),
+            Err(why) if self.must_limit => {
+                let message =
+                    format!("limits.require is set, and memory and processes cannot be limited: {why}");
+                return Err(Judgement::inconclusive("isolation-unavailable", message));
+            }
+            Err(why) => {
+                let instead = if self.sandbox.is_some() { "only watched" } else { "not limited" };
+                report.not_isolated.extend(limits.map(|limit| format!("{limit}: {instead}: {why}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A control group for a step, where this host lets us have one.
+    fn group(&self, context: &CheckContext) -> Result<Option<Group>, Judgement> {
+        if !context.control_groups {
+            return Ok(None);
+        }
+        match Group::create(&self.bounds) {
+            Err(why) if self.must_limit => Err(Judgement::inconclusive("isolation-unavailable", why)),
+            made => Ok(made.ok()),
+        }
     }
 
     /// What the placeholders stand for in a step.
@@ -455,14 +551,30 @@ impl Launcher {
         scratch: &Path,
         timeout: Duration,
     ) -> Result<Launch, Judgement> {
-        let mut command = self.change_user(identity);
+        let mut command = Vec::new();
+        if let Some(prlimit) = &self.prlimit {
+            // One byte and not none: a dump that goes to a program of the host is only held back by one.
+            command.extend([prlimit.clone().into_os_string(), "--core=1:1".into(), "--".into()]);
+        }
+        command.extend(self.change_user(identity));
         command.extend_from_slice(argv);
         // Without setpriv the change of user is left to the start of the process.
         let change = self.privileged && self.setpriv.is_none() && identity.uid != 0;
         let user = change.then_some((identity.uid, identity.gid));
+        let mut launch = Launch {
+            argv: command,
+            env,
+            marker: scratch.to_owned(),
+            working_directory: None,
+            sandbox_status: None,
+            filter: None,
+            stdin: None,
+            user,
+            timeout,
+        };
         let Some(program) = &self.sandbox else {
-            let working_directory = Some(folder);
-            return Ok(Launch { argv: command, env, working_directory, sandbox_status: None, user, timeout });
+            launch.working_directory = Some(folder);
+            return Ok(launch);
         };
         let hosts = scratch.with_extension("hosts");
         let host_name = rustix::system::uname().nodename().to_str().unwrap_or("localhost").to_owned();
@@ -490,6 +602,7 @@ impl Launcher {
             host_name: Some(host_name),
             working_directory: folder,
             privileged: self.privileged,
+            memory: self.bounds.memory,
         };
         let arguments = plan
             .arguments()
@@ -501,11 +614,22 @@ impl Launcher {
             })?;
         }
         let mut whole = vec![program.clone().into_os_string(), "--json-status-fd".into(), "3".into()];
+        if let Some(filter) = &self.filter {
+            let file = scratch.with_extension("filter");
+            fs::write(&file, filter)
+                .map_err(|error| Judgement::workspace(format!("{}: {error}", file.display())))?;
+            launch.filter = Some(file);
+            whole.extend(["--seccomp".into(), "4".into()]);
+        }
         whole.extend(arguments);
         whole.push("--".into());
-        whole.extend(command);
-        let sandbox_status = Some(scratch.with_extension("status"));
-        Ok(Launch { argv: whole, env, working_directory: None, sandbox_status, user: None, timeout })
+        whole.append(&mut launch.argv);
+        Ok(Launch {
+            argv: whole,
+            sandbox_status: Some(scratch.with_extension("status")),
+            user: None,
+            ..launch
+        })
     }
 
     /// The beginning of a command that runs as `identity`.
@@ -628,16 +752,6 @@ fn make_nested(outer: &Path, way: &Path) -> io::Result<()> {
         folder = open_beneath(std::os::fd::AsFd::as_fd(&folder), &name, flags)?;
     }
     Ok(())
-}
-
-/// A word that stands for one thing only.
-fn unique() -> OsString {
-    format!(
-        "{:016x}{:016x}",
-        RandomState::new().build_hasher().finish(),
-        RandomState::new().build_hasher().finish()
-    )
-    .into()
 }
 
 #[cfg(test)]

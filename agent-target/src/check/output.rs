@@ -48,7 +48,18 @@ pub(super) struct Patterns {
     retry: usize,
     inconclusive: usize,
     fail: usize,
+    refused: usize,
 }
+
+/// What the C library, and programs that look up names, say when something is refused that is not there for a check: the
+/// reason for the verdict, and the words. Steps run with `LC_ALL=C.UTF-8`.
+const REFUSALS: [(&str, &str); 2] = [
+    (
+        "network-refused",
+        r"(?i)\b(?:network is (?:unreachable|down)|connection refused|name resolution|could not resolve host)\b",
+    ),
+    ("access-refused", r"(?i)\b(?:read-only file system|permission denied|operation not permitted)\b"),
+];
 
 impl Patterns {
     pub(super) fn new(check: &Check) -> Result<Self, regex::Error> {
@@ -57,14 +68,17 @@ impl Patterns {
         let texts = check.must_match.iter().chain(&check.retry_next_candidate_on);
         let rules = check.inconclusive_patterns.iter().chain(fail).map(|rule| rule.pattern.as_str());
         Ok(Self {
-            set: RegexSetBuilder::new(texts.map(|it| it.as_str()).chain(rules))
-                .multi_line(true)
-                .crlf(true)
-                .build()?,
+            set: RegexSetBuilder::new(
+                texts.map(|it| it.as_str()).chain(rules).chain(REFUSALS.map(|it| it.1)),
+            )
+            .multi_line(true)
+            .crlf(true)
+            .build()?,
             findings: check.findings.as_ref().map(|pattern| pattern.regex().clone()),
             retry,
             inconclusive,
             fail: inconclusive + check.inconclusive_patterns.len(),
+            refused: inconclusive + check.inconclusive_patterns.len() + fail.len(),
         })
     }
 }
@@ -74,8 +88,8 @@ impl Patterns {
 pub(super) struct Found {
     /// Numbers of the patterns that matched, over all lists.
     matched: BTreeSet<usize>,
-    /// The first line of each list that matched: retry, inconclusive, fail.
-    quotes: [Option<String>; 3],
+    /// The first line of each list that matched: retry, inconclusive, fail, refused.
+    quotes: [Option<String>; 4],
     pub(super) findings: Vec<String>,
     pub(super) findings_dropped: u64,
     /// A line was longer than [`MAX_LINE_BYTES`].
@@ -115,8 +129,14 @@ impl Found {
 
     /// The same for the patterns of damage.
     pub(super) fn fail(&self, patterns: &Patterns) -> Option<(usize, &str)> {
-        let index = *self.matched.range(patterns.fail..).next()?;
+        let index = *self.matched.range(patterns.fail..patterns.refused).next()?;
         Some((index - patterns.fail, self.quotes[2].as_deref().unwrap_or_default()))
+    }
+
+    /// What was refused by the step's own words: the reason, and the first line that says so.
+    pub(super) fn refused(&self, patterns: &Patterns) -> Option<(&'static str, &str)> {
+        let index = *self.matched.range(patterns.refused..).next()?;
+        Some((REFUSALS[index - patterns.refused].0, self.quotes[3].as_deref().unwrap_or_default()))
     }
 }
 
@@ -149,6 +169,11 @@ impl Capture {
             skipping: false,
             found: Found::default(),
         }
+    }
+
+    /// How many bytes have come.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(super) fn push(&mut self, bytes: &[u8]) {
@@ -212,7 +237,8 @@ impl Capture {
                 _ if index < self.patterns.retry => continue,
                 _ if index < self.patterns.inconclusive => 0,
                 _ if index < self.patterns.fail => 1,
-                _ => 2,
+                _ if index < self.patterns.refused => 2,
+                _ => 3,
             };
             if self.found.quotes[list].is_none() {
                 let mut each = lines.split(|byte| *byte == b'\n');

@@ -21,13 +21,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use assay_common::fault::{self, Point};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::output::{Capture, Captured, Found, Patterns};
+use super::{
+    cgroup::Group,
+    limits::{Limit, Watch},
+    output::{Capture, Captured, Found, Patterns},
+};
 
 /// How often a wait looks whether it was cancelled.
 const CANCEL_POLL: Duration = Duration::from_millis(50);
@@ -43,10 +48,16 @@ pub(super) struct Launch {
     pub(super) argv: Vec<OsString>,
     /// The whole environment.
     pub(super) env: Vec<(OsString, OsString)>,
+    /// What its processes are found by where there is no PID namespace: its folder in the workspace.
+    pub(super) marker: PathBuf,
     /// Where it starts, if it is not the sandbox that decides this.
     pub(super) working_directory: Option<PathBuf>,
     /// Set when `argv` is bubblewrap: the file to which it reports.
     pub(super) sandbox_status: Option<PathBuf>,
+    /// The filter of system calls that bubblewrap loads.
+    pub(super) filter: Option<PathBuf>,
+    /// What its standard input is; nothing when it is not set.
+    pub(super) stdin: Option<PathBuf>,
     /// User and group, where `argv` does not change them itself.
     pub(super) user: Option<(u32, u32)>,
     /// The time limit.
@@ -60,6 +71,8 @@ pub(super) enum End {
     Signalled(i32),
     TimedOut,
     Cancelled,
+    /// It was killed because it reached a limit.
+    Limited,
     /// It could not be started.
     NotStarted(String),
     /// The sandbox was not built, so the command never ran.
@@ -70,6 +83,8 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) end: End,
+    /// The limit that it reached, whether it was killed for it or ended by itself.
+    pub(super) limit: Option<Limit>,
     pub(super) stdout: Captured,
     pub(super) stderr: Captured,
     pub(super) found: Found,
@@ -87,19 +102,21 @@ enum Event {
 /// cancelled.
 pub(super) fn run(
     launch: &Launch,
+    watch: &mut Watch,
     patterns: &Arc<Patterns>,
     limit: usize,
     cancel: &CancellationToken,
 ) -> Ran {
     let started = Instant::now();
     let captures = [(); 2].map(|()| Arc::new(Mutex::new(Capture::new(Arc::clone(patterns), limit))));
-    let (end, output_open) = match run_captured(launch, &captures, cancel, started) {
+    let (end, limit, output_open) = match run_captured(launch, watch, &captures, cancel, started) {
         Ok(ended) => ended,
-        Err(error) => (End::NotStarted(error.to_string()), false),
+        Err(error) => (End::NotStarted(error.to_string()), None, false),
     };
     let [out, err] = captures.map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).finish());
     Ran {
         end,
+        limit,
         stdout: out.0,
         stderr: err.0,
         found: out.1.merge(err.1),
@@ -110,20 +127,23 @@ pub(super) fn run(
 
 fn run_captured(
     launch: &Launch,
+    limits: &mut Watch,
     captures: &[Arc<Mutex<Capture>>; 2],
     cancel: &CancellationToken,
     started: Instant,
-) -> io::Result<(End, bool)> {
-    let marker = super::unique();
-    let mut child = command(launch, &marker).spawn()?;
+) -> io::Result<(End, Option<Limit>, bool)> {
+    let marker = &launch.marker;
+    fault::at(Point::CheckSpawn)?;
+    let mut child = command(launch, limits).and_then(|mut command| command.spawn())?;
     let (sender, events) = sync_channel(3);
-    let watched = watch(&mut child, captures, &sender);
+    let watched = fault::at(Point::CheckRuns).and_then(|()| watch(&mut child, captures, &sender));
     drop(sender);
     let forced = match watched {
-        Ok(()) => wait(&events, cancel, started, launch.timeout),
+        Ok(()) => wait(&events, launch, limits, captures, cancel, started),
         // Without its threads the command cannot be supervised.
-        Err(error) => Some(End::NotStarted(error.to_string())),
+        Err(error) => Err(Stop::End(End::NotStarted(error.to_string()))),
     };
+    let forced = forced.err();
     // Its leader is not reaped yet, so the group's number cannot stand for anyone else.
     let group = Pid::from_child(&child);
     let _ = rustix::process::kill_process_group(group, Signal::KILL);
@@ -141,7 +161,7 @@ fn run_captured(
             }
         }
         None => {
-            kill_marked(&marker);
+            kill_marked(|found| found == marker.as_os_str().as_bytes());
             status.code().map_or_else(|| End::Signalled(status.signal().unwrap_or(0)), End::Exited)
         }
     };
@@ -155,27 +175,41 @@ fn run_captured(
         }
     }
     let output_open = closed < expected && captures.iter().any(|capture| Arc::strong_count(capture) > 1);
-    Ok((forced.unwrap_or(end), output_open))
+    Ok(match forced {
+        Some(Stop::End(end)) => (end, None, output_open),
+        Some(Stop::Limit(limit)) => (End::Limited, Some(limit), output_open),
+        None => (end, limits.last_look().or_else(|| printed_too_much(captures, limits)), output_open),
+    })
 }
 
-fn command(launch: &Launch, marker: &OsStr) -> Command {
-    let mut command = match &launch.sandbox_status {
-        // The shell only opens the file that bubblewrap reports to; everything else is passed through
-        // untouched.
-        Some(status) => {
-            let mut shell = Command::new("/bin/sh");
-            shell.args(["-c", r#"exec "$@" 3>"$0""#]).arg(status).args(&launch.argv);
-            shell
-        }
-        None => {
-            let mut direct = Command::new(&launch.argv[0]);
-            direct.args(&launch.argv[1..]);
-            direct
-        }
+fn printed_too_much(captures: &[Arc<Mutex<Capture>>; 2], limits: &Watch) -> Option<Limit> {
+    let bytes = captures.iter().map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).bytes());
+    (bytes.sum::<u64>() > limits.bounds.output).then_some(Limit::Output)
+}
+
+/// Enters the control group and opens what bubblewrap reports to and loads; everything else is passed through untouched.
+const WRAPPER: &str = r#"status=$1 filter=$2 first=$3 second=$4; shift 4
+{ echo 0 >"$first" && echo 0 >"$second"; } || exit 126
+exec "$@" 3>"$status" 4<"$filter""#;
+
+fn command(launch: &Launch, limits: &Watch) -> io::Result<Command> {
+    let nowhere = || PathBuf::from("/dev/null");
+    let mut command = if launch.sandbox_status.is_some() || limits.group.is_some() {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", WRAPPER, "sh"]);
+        shell.arg(launch.sandbox_status.clone().unwrap_or_else(nowhere));
+        shell.arg(launch.filter.clone().unwrap_or_else(nowhere));
+        shell.args(limits.group.as_ref().map_or_else(|| [nowhere(), nowhere()], Group::entrances));
+        shell.args(&launch.argv);
+        shell
+    } else {
+        let mut direct = Command::new(&launch.argv[0]);
+        direct.args(&launch.argv[1..]);
+        direct
     };
     command.env_clear().envs(launch.env.iter().map(|(name, value)| (name, value)));
     if launch.sandbox_status.is_none() {
-        command.env(MARKER, marker);
+        command.env(MARKER, &launch.marker);
     }
     if let Some(folder) = &launch.working_directory {
         command.current_dir(folder);
@@ -183,8 +217,12 @@ fn command(launch: &Launch, marker: &OsStr) -> Command {
     if let Some((uid, gid)) = launch.user {
         command.gid(gid).uid(uid);
     }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-    command
+    let stdin = match &launch.stdin {
+        Some(file) => Stdio::from(fs::File::open(file)?),
+        None => Stdio::null(),
+    };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    Ok(command)
 }
 
 fn watch(
@@ -233,26 +271,39 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
+/// Why a command must be killed.
+enum Stop {
+    End(End),
+    Limit(Limit),
+}
+
 /// Waits for the end of the leader. Says why it must be killed, if it must.
 fn wait(
     events: &Receiver<Event>,
+    launch: &Launch,
+    limits: &mut Watch,
+    captures: &[Arc<Mutex<Capture>>; 2],
     cancel: &CancellationToken,
     started: Instant,
-    timeout: Duration,
-) -> Option<End> {
+) -> Result<(), Stop> {
+    let mut init = None;
     loop {
-        let left = timeout.saturating_sub(started.elapsed());
+        let left = launch.timeout.saturating_sub(started.elapsed());
         if cancel.is_cancelled() {
-            return Some(End::Cancelled);
+            return Err(Stop::End(End::Cancelled));
         }
         if left.is_zero() {
-            return Some(End::TimedOut);
+            return Err(Stop::End(End::TimedOut));
         }
         match events.recv_timeout(left.min(CANCEL_POLL)) {
-            Ok(Event::Ended) => return None,
+            Ok(Event::Ended) => return Ok(()),
             // Closing its output does not end a command.
             Ok(Event::Closed) | Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        init = init.or_else(|| SandboxReport::read(launch.sandbox_status.as_deref()?).init);
+        if let Some(limit) = limits.look(init).or_else(|| printed_too_much(captures, limits)) {
+            return Err(Stop::Limit(limit));
         }
     }
 }
@@ -298,14 +349,42 @@ fn wait_until_gone(init: Pid) {
     }
 }
 
+/// Kills what steps without a PID namespace left in the workspaces of `directory`, which nobody else uses.
+pub(crate) fn kill_left(directory: &Path) {
+    let prefix = [directory.as_os_str().as_bytes(), b"/"].concat();
+    kill_all(|pid| is_marked(pid, |found| found.starts_with(&prefix)) || uses(pid, &prefix));
+}
+
 /// Kills what a step without a PID namespace left, wherever it moved: found by the environment that it
 /// inherited.
-fn kill_marked(marker: &OsStr) {
-    let wanted = [MARKER.as_bytes(), b"=", marker.as_bytes()].concat();
-    let is_marked = |pid: Pid| {
-        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|entry| entry == wanted)
-    };
+fn kill_marked(is_wanted: impl Fn(&[u8]) -> bool) {
+    kill_all(|pid| is_marked(pid, &is_wanted));
+}
+
+fn is_marked(pid: Pid, is_wanted: impl Fn(&[u8]) -> bool) -> bool {
+    let name = [MARKER.as_bytes(), b"="].concat();
+    let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|entry| entry.strip_prefix(&name[..]).is_some_and(&is_wanted))
+}
+
+/// Whether a process is in a folder with this prefix, runs a program of it, or has a file of it open. Not for somebody who looks
+/// around in it: what a check left has no terminal.
+fn uses(pid: Pid, prefix: &[u8]) -> bool {
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let stat = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+    // After the program's name, which may hold anything: state, parent, group, session, terminal.
+    let terminal = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(4));
+    if terminal != Some("0") || pid == rustix::process::getpid() {
+        return false;
+    }
+    let own = ["cwd", "root", "exe"].map(|name| folder.join(name));
+    let open = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below =
+        |link: PathBuf| fs::read_link(link).is_ok_and(|it| it.as_os_str().as_bytes().starts_with(prefix));
+    own.into_iter().chain(open).any(below)
+}
+
+fn kill_all(is_wanted: impl Fn(Pid) -> bool) {
     // A straggler that forks while it is looked for is found in the next round.
     for _ in 0..10 {
         let mut killed = 0;
@@ -315,12 +394,12 @@ fn kill_marked(marker: &OsStr) {
         for entry in entries.flatten() {
             let number =
                 entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            let Some(pid) = number.filter(|pid| is_marked(*pid)) else {
+            let Some(pid) = number.filter(|pid| is_wanted(*pid)) else {
                 continue;
             };
             // Held first and looked at again, so that the number cannot have passed to someone else.
             if let Ok(held) = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-                && is_marked(pid)
+                && is_wanted(pid)
             {
                 killed += 1;
                 let _ = rustix::process::pidfd_send_signal(&held, Signal::KILL);

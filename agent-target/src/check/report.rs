@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use assay_common::profile::{Depth, RunAs, TargetNames, Value};
+use assay_common::profile::{Depth, Limits, RunAs, TargetNames, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::Captured;
@@ -50,6 +50,10 @@ pub struct CheckContext {
     pub run_as: Option<RunAs>,
     /// Whether they run in a sandbox.
     pub isolation: Isolation,
+    /// What a step may use, before what the profile says.
+    pub limits: Limits,
+    /// False: memory and processes are only watched, as on a host without control groups.
+    pub control_groups: bool,
     /// Paths of this host that the sandbox shows read-only beside the profile's.
     pub visible: Vec<PathBuf>,
     /// Paths of this host that the sandbox covers: the store, keys, configuration.
@@ -69,6 +73,8 @@ impl Default for CheckContext {
             overlay_files: BTreeMap::new(),
             run_as: None,
             isolation: Isolation::Auto,
+            limits: Limits::default(),
+            control_groups: true,
             visible: Vec::new(),
             hidden: Vec::new(),
             sandbox_program: "bwrap".into(),
@@ -144,6 +150,8 @@ pub enum StepEnd {
     TimedOut,
     /// Killed because the check was cancelled.
     Cancelled,
+    /// Killed because it reached a limit.
+    Limited,
     /// It never ran.
     NotStarted,
 }

@@ -50,6 +50,8 @@ pub(super) struct Plan {
     /// True when this process is root: then the sandbox drops capabilities, otherwise it needs a user
     /// namespace.
     pub(super) privileged: bool,
+    /// Bytes that each file system in memory may hold at most.
+    pub(super) memory: u64,
 }
 
 /// Why a sandbox cannot show what it should.
@@ -99,9 +101,12 @@ impl Plan {
         for base in BASES {
             list.show(Path::new(base), &live)?;
         }
-        list.add(["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/dev/shm"]);
-        list.add(["--perms", "1777", "--tmpfs", "/tmp", "--perms", "0755", "--tmpfs", "/run"]);
-        list.add(["--perms", "0755", "--dir", "/var", "--perms", "1777", "--tmpfs", "/var/tmp"]);
+        list.add(["--proc", "/proc", "--dev", "/dev"]);
+        list.add(["--perms", "0755", "--dir", "/var"]);
+        for (mode, path) in [("1777", "/dev/shm"), ("1777", "/tmp"), ("0755", "/run"), ("1777", "/var/tmp")] {
+            // The limit on memory is reached before such a file system is full.
+            list.add(["--perms", mode, "--size", &self.memory.max(1 << 20).to_string(), "--tmpfs", path]);
+        }
         for path in &self.visible {
             list.show(path, &live)?;
         }

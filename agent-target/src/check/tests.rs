@@ -87,6 +87,8 @@ impl Bed {
     }
 }
 
+mod confinement;
+
 fn output(report: &CheckReport) -> String {
     let step = report.steps.last().unwrap_or_else(|| panic!("no step ran: {report:#?}"));
     String::from_utf8_lossy(&step.stdout.head).into_owned()
@@ -116,8 +118,8 @@ const BOTH: [Isolation; 2] = [Isolation::Auto, Isolation::None];
 
 /// A word that no other process on this machine has in its arguments.
 fn unique_number() -> String {
-    let word: String = unique().into_string().expect("hexadecimal");
-    format!("9{:015}", u64::from_str_radix(&word[..12], 16).expect("hexadecimal"))
+    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+    format!("9{:015}", RandomState::new().build_hasher().finish() >> 16)
 }
 
 fn is_running(argument: &str) -> bool {

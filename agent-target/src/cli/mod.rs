@@ -3,6 +3,8 @@
 mod examine;
 mod keep;
 mod ledger;
+mod ops;
+mod restore;
 
 use std::{
     path::{Path, PathBuf},
@@ -10,8 +12,12 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
+    cli::{
+        CommandError, Connection, PkiCommand, RestoreArgs, VerifyArgs, end, outcome_code, print, print_json,
+        show,
+    },
     json::to_json,
+    memory,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
     telemetry,
@@ -100,6 +106,10 @@ enum Command {
         #[arg(long, default_value = "")]
         repository: String,
     },
+    /// Take a generation back out of the store on this host, whether the agent runs or not
+    ///
+    /// Exit codes: 0 everything is there and right, 1 some files are not in the store as they were sealed, 2 usage, 4 it could not be done.
+    Restore(RestoreArgs),
     #[command(flatten)]
     Keep(keep::KeepCommand),
     /// List, show and check verdicts
@@ -117,6 +127,8 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -192,6 +204,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Serve => {
             let config = load(&cli.config)?;
             telemetry::install(config.agent.log);
+            memory::bound_arenas();
             // What is created below takes its mode from the manifest, not from this process.
             rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
             let served = runtime()?.block_on(app::serve(config, &cli.config));
@@ -199,7 +212,9 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             // Checks that still run are on threads of their own, and their sandboxes die with them.
             Ok(ExitCode::SUCCESS)
         }
+        Command::Restore(arguments) => restore::restore(&load(&cli.config)?, &arguments, cli.json),
         Command::Pki(command) => command.run(),
+        Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
@@ -386,6 +401,7 @@ fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) 
 
 fn show_status(status: &GetTargetStatusResponse) -> String {
     let mut text = format!("{} (assay-target {})\n", status.agent, status.version);
+    text.push_str(&show::certificate(status.certificate_expires.as_ref()));
     for repository in &status.repositories {
         let proven = match &repository.verified {
             None => "never proven good".to_owned(),

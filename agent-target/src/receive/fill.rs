@@ -2,7 +2,12 @@
 
 use std::{fs::File, io};
 
-use assay_common::{digest::ContentDigest, error::IoContext as _, uncached};
+use assay_common::{
+    digest::ContentDigest,
+    error::IoContext as _,
+    fault::{self, Point},
+    uncached,
+};
 use rayon::prelude::*;
 
 use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile};
@@ -85,13 +90,23 @@ impl Receiver {
         (file, from): (&File, u64),
         here: &mut [bool],
     ) -> Result<(), ReceiveError> {
-        let got = uncached::read_full_at(file, bytes, from).unwrap_or(0);
+        let got = fault::at(Point::StoreRead).and_then(|()| uncached::read_full_at(file, bytes, from));
+        let got = got.unwrap_or(0);
         let (bytes, first) = (&bytes[..got], run[0].offset);
         run.par_iter().zip(here.par_iter_mut()).for_each(|(target, here)| {
             let at = (target.offset - first) as usize;
             let piece = bytes.get(at..at + target.bytes);
             *here = piece.is_some_and(|piece| ContentDigest::of(piece) == target.digest);
         });
+        let bad = here.iter().filter(|sound| !**sound).count();
+        if bad > 0 {
+            let content = run[0].content;
+            tracing::warn!(
+                content,
+                pieces = bad,
+                "the disk has not kept what was sealed: it is asked for again"
+            );
+        }
         for sound in run.iter().zip(here.iter()).collect::<Vec<_>>().chunk_by(|left, right| left.1 == right.1)
         {
             if !*sound[0].1 {
@@ -140,7 +155,10 @@ impl Receiver {
 
     /// Takes over a file of an earlier session, so that what it holds is not written a second time.
     fn adopt(&self, content: u64, from: ContentKey) -> Result<(), ReceiveError> {
-        let (old_folder, old_name) = self.staging.locate(from.session, from.content)?;
+        // A power cut may have taken the session's folder away, and left the hint.
+        let Ok((old_folder, old_name)) = self.staging.locate(from.session, from.content) else {
+            return Ok(());
+        };
         let (folder, name) = self.staging.locate(self.staging.session(), content)?;
         // Another content may have taken it already, or this one has been started: then it is copied from, or sent.
         if old_folder.rename(&old_name, &folder, &name).is_ok() {
@@ -258,6 +276,7 @@ impl<'a> ContentWriter<'a> {
     fn write(&mut self, content: u64, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
         let path = self.receiver.staging.content_path(content);
         let file = self.file(content)?;
+        fault::at(Point::StoreWrite).at("write", &path)?;
         let written = if bytes.len() >= UNCACHED_BYTES {
             uncached::write_all_at(file, bytes, offset)
         } else {

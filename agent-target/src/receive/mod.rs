@@ -14,7 +14,6 @@ mod base;
 mod buffers;
 mod fill;
 mod places;
-mod whole;
 
 use std::{
     collections::HashMap,
@@ -22,13 +21,17 @@ use std::{
 };
 
 use assay_common::{
-    chunking::MAX_CHUNK_BYTES,
     digest::{ContentDigest, DIGEST_BYTES},
     error::PathError,
+    limits::{
+        MAX_BATCH_BYTES, MAX_CHUNK_BYTES, MAX_CONTENT, MAX_FILE_BYTES, MAX_OFFER_PIECES, MAX_OPEN_CONTENTS,
+        MAX_OUTSTANDING_BATCHES, MAX_OUTSTANDING_BYTES,
+    },
     manifest::{
         ManifestError, Piece,
         reuse::{self, in_order},
     },
+    rpc_status::RpcFault,
 };
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
 use rayon::prelude::*;
@@ -39,21 +42,6 @@ pub use base::Base;
 use base::BaseFile;
 use buffers::Buffers;
 pub use places::PlaceReader;
-pub use whole::Whole;
-
-/// Content that was wanted and has not come yet, in bytes: bounds what a source can make us remember. More than a source
-/// that follows the protocol keeps in flight.
-const MAX_OUTSTANDING_BYTES: u64 = 512 * 1024 * 1024;
-/// Batches of which something is wanted.
-const MAX_OUTSTANDING_BATCHES: usize = 64 * 1024;
-/// Pieces of one offer.
-const MAX_OFFER_PIECES: usize = 256 * 1024;
-/// Content of one offer or pack, in bytes, after decompression.
-const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;
-/// Contents whose end has not come yet: a source reads a few files at a time.
-const MAX_OPEN_CONTENTS: usize = 1024;
-/// Highest content number: it shares a word with the session in the index.
-const MAX_CONTENT: u64 = 1 << 47;
 
 /// Why the stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +61,9 @@ pub enum ReceiveError {
         /// As received.
         actual: ContentDigest,
     },
+    /// The stream's messages stopped, or cannot be read.
+    #[error(transparent)]
+    Stream(RpcFault),
     /// The manifest of the generation that the run builds upon.
     #[error("the base's manifest: {0}")]
     Base(#[source] ManifestError),
@@ -243,7 +234,7 @@ impl Receiver {
     ) -> Result<(), ReceiveError> {
         let content = part.content;
         if content == 0 || content > MAX_CONTENT {
-            return protocol("contents are numbered from 1 to 2^47");
+            return protocol("contents are numbered from 1 to 2^38");
         }
         let data = part.pieces.iter().filter(|word| **word & 1 == 0).count();
         if part.digests.len() != data * DIGEST_BYTES {
@@ -296,9 +287,9 @@ impl Receiver {
                     }
                 }
             });
-            match offset.checked_add(bytes).filter(|end| i64::try_from(*end).is_ok()) {
+            match offset.checked_add(bytes).filter(|end| *end <= MAX_FILE_BYTES) {
                 Some(end) => offset = end,
-                None => fault = Some("a content is not longer than a file can be"),
+                None => fault = Some("a content is at most 16 TiB long"),
             }
         });
         if let Some(rule) = fault {

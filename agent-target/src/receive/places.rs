@@ -6,7 +6,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use assay_common::{confined::Folder, digest::ContentDigest, id::GenerationNumber, path::TreePath, uncached};
+use assay_common::{
+    confined::Folder,
+    digest::ContentDigest,
+    fault::{self, Point},
+    id::GenerationNumber,
+    path::TreePath,
+    uncached,
+};
 
 use crate::store::{
     Staging, Store, TREE,
@@ -74,6 +81,7 @@ impl PlaceReader {
 
     /// The chunk at `place`, if it is there and has this digest.
     pub(super) fn read(&self, place: Place, digest: ContentDigest) -> Option<Vec<u8>> {
+        fault::at(Point::StoreRead).ok()?;
         let file = self.file(place.key)?;
         let mut bytes = vec![0; place.bytes as usize];
         let got = uncached::read_full_at(&file, &mut bytes, place.offset).ok()?;

@@ -92,6 +92,22 @@ fn a_resumed_run_finds_what_earlier_sessions_brought() {
     assert!(!bench.staging.path().join("content-1/0/1").exists(), "it was taken over, not copied");
 }
 
+/// After a power cut the index may know of a session whose folder never came to the disk, and of one that has not been yet.
+#[test]
+fn a_session_that_a_power_cut_took_away_is_no_obstacle() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bb"], true)])).expect("offer");
+    bench.receiver.pack(&pack(1, b"aaabb")).expect("pack");
+    bench.reconnect();
+    std::fs::remove_dir_all(bench.staging.path().join("content-1")).expect("the power cut");
+    let response = bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"bb"], true)])).expect("offer");
+    assert_eq!(response.wanted, [0b11], "it is sent again");
+    bench.receiver.pack(&pack(1, b"aaabb")).expect("pack");
+    bench.receiver.finish().expect("whole");
+    assert_eq!(bench.content(1), b"aaabb");
+    assert!(!bench.staging.path().join("content-1").exists(), "nothing is made of it");
+}
+
 /// A longer old file that is taken over is cut to its new length, and a hole in it is made.
 #[test]
 fn a_file_that_is_taken_over_keeps_nothing_of_its_old_content() {

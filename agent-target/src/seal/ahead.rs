@@ -17,7 +17,12 @@ use std::{
 };
 
 use assay_common::{
-    confined::Folder, digest::RootDigest, durable, error::IoContext as _, id::GenerationNumber,
+    confined::Folder,
+    digest::RootDigest,
+    durable,
+    error::IoContext as _,
+    fault::{self, Point},
+    id::GenerationNumber,
     manifest::EntryKind,
 };
 
@@ -49,10 +54,15 @@ pub fn prepare(store: &Store, number: GenerationNumber) -> Result<(), SealError>
     }
     let folder = folder(store);
     fs::create_dir_all(&folder).at("create", &folder)?;
+    let step = |point| fault::at(point).at("write", &folder);
+    step(Point::AheadForget)?;
     forget(store)?;
+    step(Point::AheadBuild)?;
     link_tree(store, number, &folder)?;
     let root = root.ok_or(io::ErrorKind::InvalidData).map_err(io::Error::from).at("read", &folder)?;
+    step(Point::AheadSync)?;
     Folder::open(&folder).and_then(|folder| folder.sync_file_system()).at("sync", &folder)?;
+    step(Point::AheadOf)?;
     durable::write_durable(&of(store), format!("{root}\n").as_bytes(), 0o600)?;
     Ok(())
 }
@@ -81,9 +91,11 @@ pub fn take(store: &Store, staging: &Staging, base: RootDigest) -> Result<bool, 
         return Ok(false);
     }
     let (path, of) = (folder(store), of(store));
+    fault::at(Point::AheadTake).at("remove", &of)?;
     fs::remove_file(&of).at("remove", &of)?;
     let from = Folder::open(&path).at("open", &path)?;
     from.sync().at("sync", &path)?;
+    fault::at(Point::AheadTaken).at("move", &path.join(TREE))?;
     let to = Folder::open(staging.path()).at("open", staging.path())?;
     from.rename(TREE.as_bytes(), &to, TREE.as_bytes()).at("move", &path.join(TREE))?;
     Ok(true)

@@ -5,6 +5,7 @@ use std::{io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 use assay_common::{
     confined::Folder,
     error::IoContext as _,
+    fault::{self, Point},
     manifest::{Entry, EntryKind},
     path::TreePath,
 };
@@ -85,6 +86,7 @@ pub(super) struct Places<'a> {
 impl Places<'_> {
     /// Makes the entry, which may not exist yet.
     pub(super) fn put(&self, name: &[u8], entry: &Entry, source: Source) -> io::Result<()> {
+        fault::at(Point::SealEntry)?;
         match (entry.kind(), source) {
             (EntryKind::Hardlink, _) => {
                 let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
@@ -107,7 +109,13 @@ impl Places<'_> {
                 let staging = self.staging.ok_or(io::ErrorKind::NotFound)?;
                 let (folder, content) =
                     staging.locate(staging.session(), content).map_err(io::Error::other)?;
-                folder.rename(&content, self.new, name)?;
+                folder.rename(&content, self.new, name).map_err(|error| match error.kind() {
+                    io::ErrorKind::NotFound => io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "its content was not received, or belongs to an entry before it",
+                    ),
+                    _ => error,
+                })?;
                 self.new.set_metadata(name, entry)
             }
             _ => {

@@ -1,14 +1,16 @@
 //! The steps of a manifest as they come over the wire, unpacked and with what the source leaves out.
 
-use assay_common::{digest::ContentDigest, path::display_bytes};
-use assay_proto::v1::{Entry, ManifestDelta, ManifestStep, PutEntry, manifest_step::Kind};
+use assay_common::{
+    digest::ContentDigest,
+    limits::{MAX_CONTENT, MAX_MESSAGE_BYTES},
+    path::display_bytes,
+};
+use assay_proto::bounded::{Refusal, look_over};
+use assay_proto::v1::{Entry, EntryKind, ManifestDelta, ManifestStep, PutEntry, manifest_step::Kind};
 use prost::Message as _;
 
 use super::{SealError, read_back};
 use crate::store::Staging;
-
-/// Bytes of packed steps, after decompression: no message that is not packed may be larger either.
-const MAX_DELTA_BYTES: u64 = crate::app::MAX_MESSAGE_BYTES as u64;
 
 /// The steps of `delta`, each whole.
 ///
@@ -18,6 +20,7 @@ pub fn steps(staging: &Staging, delta: ManifestDelta) -> Result<Vec<ManifestStep
     let mut steps = unpacked(delta)?;
     for step in &mut steps {
         if let Some(Kind::Put(PutEntry { entry: Some(entry), content: content @ 1.., .. })) = &mut step.kind
+            && entry.kind() == EntryKind::File
             && entry.digest.is_empty()
         {
             entry.digest = digest(staging, entry, *content)?.0.to_vec();
@@ -34,7 +37,8 @@ fn unpacked(delta: ManifestDelta) -> Result<Vec<ManifestStep>, SealError> {
     if !delta.steps.is_empty() {
         return refused("steps are packed or plain");
     }
-    if delta.packed_raw_bytes > MAX_DELTA_BYTES {
+    // No message that is not packed may be larger either.
+    if delta.packed_raw_bytes > MAX_MESSAGE_BYTES as u64 {
         return refused("packed steps are at most as large as a message");
     }
     // No more than was announced is ever decompressed.
@@ -42,6 +46,9 @@ fn unpacked(delta: ManifestDelta) -> Result<Vec<ManifestStep>, SealError> {
     let Some(plain) = plain.filter(|plain| plain.len() as u64 == delta.packed_raw_bytes) else {
         return refused("packed steps are one zstd frame of the announced length");
     };
+    if look_over::<ManifestDelta>(&plain) == Err(Refusal::TooMuch) {
+        return refused("packed steps take at most 128 MiB of memory beside their own bytes");
+    }
     match ManifestDelta::decode(plain.as_slice()) {
         Ok(inner) if inner.packed.is_empty() => Ok(inner.steps),
         _ => refused("packed steps are steps"),
@@ -50,6 +57,9 @@ fn unpacked(delta: ManifestDelta) -> Result<Vec<ManifestStep>, SealError> {
 
 /// The digest of a content: as it was computed when its pieces came, else from the file.
 fn digest(staging: &Staging, entry: &Entry, content: u64) -> Result<ContentDigest, SealError> {
+    if content > MAX_CONTENT {
+        return Err(SealError::ContentMissing { path: display_bytes(&entry.path), content });
+    }
     if let Some(digest) = staging.whole().digest(content, entry.size) {
         return Ok(digest);
     }
@@ -73,7 +83,7 @@ mod tests {
         let plain = inner.encode_to_vec();
         ManifestDelta {
             steps: Vec::new(),
-            packed: zstd::bulk::compress(&plain, 3).expect("compress").into(),
+            packed: zstd::bulk::compress(&plain, 3).expect("compress"),
             packed_raw_bytes: plain.len() as u64,
         }
     }
@@ -94,10 +104,10 @@ mod tests {
             ("announced too short", ManifestDelta { packed_raw_bytes: 1, ..good.clone() }),
             ("announced too long", ManifestDelta { packed_raw_bytes: 100, ..good.clone() }),
             ("more than may come", ManifestDelta { packed_raw_bytes: u64::MAX, ..good.clone() }),
-            ("a bomb", ManifestDelta { packed: bomb.into(), packed_raw_bytes: 1000, ..Default::default() }),
+            ("a bomb", ManifestDelta { packed: bomb, packed_raw_bytes: 1000, ..Default::default() }),
             (
                 "no frame",
-                ManifestDelta { packed: b"abc".to_vec().into(), packed_raw_bytes: 3, ..Default::default() },
+                ManifestDelta { packed: b"abc".to_vec(), packed_raw_bytes: 3, ..Default::default() },
             ),
             ("packed twice", packed(&good)),
         ];

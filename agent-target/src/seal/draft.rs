@@ -1,7 +1,7 @@
 //! The new manifest while it is being put together, and the plan that goes with it.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::File,
     io::{BufReader, BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use assay_common::{
     digest::RootDigest,
     error::IoContext as _,
     id::GenerationNumber,
+    limits::{MAX_CONTENT, MAX_ENTRIES},
     manifest::{
         DeltaFault, DeltaMerger, Entry, EntryFault, EntryKind, Header, ManifestError, ManifestReader,
         ManifestWriter, Origin,
@@ -22,8 +23,6 @@ use assay_proto::v1::{ManifestStep, manifest_step::Kind};
 use super::{SealError, open_manifest, parse_header};
 use crate::store::{MANIFEST, MANIFEST_B3, POSITIONS, Record, Staging, Store};
 
-/// Entries that a manifest may have: a tree ten times as large as any that we know of.
-const MAX_ENTRIES: u64 = 200_000_000;
 /// In the plan: the entry is the base's.
 const FROM_BASE: u64 = u64::MAX;
 
@@ -53,6 +52,8 @@ pub struct Draft {
     unchanged: Option<Record>,
     /// What a step that takes over all of the base stands for, until it is known whether another one follows.
     kept_all: Option<ManifestStep>,
+    /// True when an entry is a hard link.
+    has_links: bool,
     /// Files of the base that are not what they were.
     rotten: HashSet<Vec<u8>>,
     finished: Finished,
@@ -75,6 +76,44 @@ pub struct Finished {
     pub unchanged: bool,
     /// With `unchanged`: files that stand not in `manifest.b3`.
     pub not_in_manifest_b3: u64,
+}
+
+/// Hard links whose first names are looked up at a time: what a manifest full of them may cost in memory.
+const LINKS_AT_A_TIME: usize = 1_000_000;
+
+/// Checks that the first name of every hard link stands in the manifest and is no folder and no link of this kind: the rule of
+/// an entry cannot say so, and a kept link may have lost the name that it had.
+fn check_links(manifest: &Path, links_at_a_time: usize) -> Result<(), SealError> {
+    let open = || -> Result<_, SealError> {
+        let file = BufReader::with_capacity(256 * 1024, File::open(manifest).at("open", manifest)?);
+        Ok(ManifestReader::open(file)?)
+    };
+    let mut links = open()?;
+    loop {
+        let mut wanted: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        while wanted.len() < links_at_a_time
+            && let Some(entry) = links.next_entry()?
+        {
+            if entry.kind() == EntryKind::Hardlink {
+                wanted.entry(entry.link_target).or_insert(entry.path);
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut entries = open()?;
+        while !wanted.is_empty()
+            && let Some(entry) = entries.next_entry()?
+        {
+            if !matches!(entry.kind(), EntryKind::Directory | EntryKind::Hardlink) {
+                wanted.remove(&entry.path);
+            }
+        }
+        if let Some((target, path)) = wanted.pop_first() {
+            let (path, target) = (display_bytes(&path), display_bytes(&target));
+            return Err(DeltaFault::NoFirstName { path, target }.into());
+        }
+    }
 }
 
 /// Creates a file under a name that an earlier attempt may have left, and never writes into what that is: it may be a further
@@ -134,6 +173,7 @@ impl Draft {
             base,
             unchanged,
             kept_all: None,
+            has_links: false,
             rotten: HashSet::new(),
             finished: Finished {
                 header,
@@ -182,8 +222,18 @@ impl Draft {
     }
 
     fn merge(&mut self, step: ManifestStep) -> Result<(), SealError> {
-        let Self { merger, manifest, plan, plan_path, positions, positions_path, finished, rotten, .. } =
-            self;
+        let Self {
+            merger,
+            manifest,
+            plan,
+            plan_path,
+            positions,
+            positions_path,
+            has_links,
+            finished,
+            rotten,
+            ..
+        } = self;
         merger.apply(step, &mut |entry, origin| {
             let source = match origin {
                 Origin::Base if rotten.contains(&entry.path) => {
@@ -192,7 +242,7 @@ impl Draft {
                 Origin::Base => FROM_BASE,
                 Origin::Put { content } => {
                     // A file has a content and nothing else has: the plan below relies on it.
-                    if (entry.kind() == EntryKind::File) != (1..FROM_BASE).contains(&content) {
+                    if (entry.kind() == EntryKind::File) != (1..=MAX_CONTENT).contains(&content) {
                         let path = display_bytes(&entry.path);
                         let rule = "is a file without a content, or has one and is no file";
                         return Err(DeltaFault::from(EntryFault::Field { path, rule }).into());
@@ -201,6 +251,7 @@ impl Draft {
                 }
             };
             finished.entries += 1;
+            *has_links |= entry.kind() == EntryKind::Hardlink;
             if entry.kind() == EntryKind::File {
                 finished.files += 1;
                 finished.total_bytes = finished.total_bytes.saturating_add(entry.size);
@@ -250,6 +301,9 @@ impl Draft {
         if actual != expected {
             return Err(SealError::RootMismatch { expected, actual });
         }
+        if self.has_links {
+            check_links(&staging.path().join(MANIFEST), LINKS_AT_A_TIME)?;
+        }
         Ok(self.finished)
     }
 }
@@ -291,5 +345,50 @@ impl PlannedEntries {
             content => Source::Content(content),
         };
         Ok(Some((entry, source)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_common::manifest::Root;
+
+    use super::*;
+
+    fn entry(path: &str, kind: EntryKind, target: &str) -> Entry {
+        Entry { path: path.into(), kind: kind.into(), link_target: target.into(), ..Default::default() }
+    }
+
+    /// However few are looked up at a time.
+    #[test]
+    fn every_hard_link_has_its_first_name() {
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("manifest");
+        let check = |entries: &[Entry], at_a_time| {
+            let root = Root { name: "x".into(), live_path: "/x".into(), subdirectory: String::new() };
+            let file = File::create(&path).expect("create");
+            let mut writer = ManifestWriter::create(file, &Header { roots: vec![root] }).expect("write");
+            entries.iter().for_each(|entry| writer.push(entry).expect("write"));
+            writer.finish().expect("write");
+            check_links(&path, at_a_time)
+        };
+        let mut entries = vec![entry("", EntryKind::Directory, "")];
+        for file in ["a", "b", "c"] {
+            entries.push(entry(file, EntryKind::Fifo, ""));
+        }
+        for (link, first) in [("d", "a"), ("e", "b"), ("f", "a"), ("g", "c")] {
+            entries.push(entry(link, EntryKind::Hardlink, first));
+        }
+        for at_a_time in [1, 2, 100] {
+            check(&entries, at_a_time).expect("each has one");
+            for first in ["0", "d", ""] {
+                let mut bad = entries.clone();
+                bad[7].link_target = first.into();
+                let refused = check(&bad, at_a_time).expect_err("it has none");
+                assert!(
+                    refused.to_string().contains(&format!("\"g\" is a hard link to {first:?}")),
+                    "{refused}"
+                );
+            }
+        }
     }
 }

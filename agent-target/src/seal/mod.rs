@@ -28,6 +28,7 @@ use assay_common::{
     confined::Folder,
     digest::{ContentDigest, RootDigest},
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     id::GenerationNumber,
     manifest::{DeltaFault, Entry, EntryKind, Header, ManifestError, ManifestReader},
     path::{TreePath, display_bytes},
@@ -168,14 +169,21 @@ pub fn seal(
     provenance: Provenance,
 ) -> Result<Record, SealError> {
     let base = draft.base();
+    let step = |point| fault::at(point).at("write", staging.path());
+    step(Point::SealManifest)?;
     let finished = draft.finish(store, staging, expected)?;
     let not_in_manifest_b3 = if finished.unchanged {
+        step(Point::SealTree)?;
         make_same_tree(store, staging, base)?;
         finished.not_in_manifest_b3
     } else {
+        step(Point::SealContents)?;
         verify_contents(staging)?;
+        step(Point::SealTree)?;
         make_tree(store, staging, base)?;
+        step(Point::SealNames)?;
         name_contents(staging, index)?;
+        step(Point::SealSums)?;
         write_manifest_b3(staging)?
     };
     let record = Record {
@@ -200,7 +208,9 @@ pub fn seal(
     let path = staging.path().join(RECORD);
     let mut text = serde_json::to_vec_pretty(&record).map_err(SealError::Record)?;
     text.push(b'\n');
+    step(Point::SealRecord)?;
     std::fs::write(&path, text).at("write", &path)?;
+    step(Point::SealClear)?;
     staging.remove_content()?;
     draft::remove_plan(staging)?;
     store.publish(staging)?;

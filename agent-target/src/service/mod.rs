@@ -3,6 +3,7 @@
 mod keeping;
 pub mod operator;
 pub mod replication;
+pub mod restore;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -47,7 +48,7 @@ impl Repositories {
 
 /// What to ask for when a name, number or id is none that could exist.
 pub(crate) fn invalid(message: impl Into<String>) -> RpcFault {
-    RpcFault::new(Code::InvalidArgument, "invalid-argument", message)
+    RpcFault::invalid(message)
 }
 
 /// An error of ours: the peer hears little, the log everything.

@@ -6,7 +6,7 @@ use assay_common::{
     id::{GenerationNumber, RunId},
     pki::Role,
     rpc_status::RpcFault,
-    tls::require_role,
+    tls::{renewal, require_role},
     verdict::{Verdict, timestamp_to_proto},
 };
 use assay_proto::v1::{
@@ -329,6 +329,7 @@ impl TargetService for Operator {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 now: Some(timestamp_to_proto(jiff::Timestamp::now())),
                 repositories: repositories.iter().map(|repository| status(repository)).collect(),
+                certificate_expires: renewal::expires().map(timestamp_to_proto),
             })
         })
         .await
@@ -363,6 +364,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         generations: generations.len() as u64,
         free_bytes: repository.store.free_bytes(),
         negative_control: repository.control().as_ref().map(Into::into),
+        last_restore: super::restore::last_restore(repository),
         scrub: keeping::scrub_status(repository),
     }
 }

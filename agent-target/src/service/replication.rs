@@ -3,12 +3,16 @@
 use std::{
     pin::{Pin, pin},
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use assay_common::{
     digest::RootDigest,
     error::PathError,
     id::{GenerationNumber, RunId},
+    limits::{
+        MAX_MANIFEST_STREAMS, MAX_MARK_BYTES, MAX_OVERRIDES, MAX_REASON_BYTES, MAX_REASON_MESSAGE_BYTES,
+    },
     pki::{PeerIdentity, Role},
     rpc_status::RpcFault,
     tls::require_role,
@@ -30,6 +34,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Repositories, internal, invalid};
 use crate::{
+    config::PeerLimits,
     receive::{Base, PlaceReader, ReceiveError, Receiver},
     repository::{Active, CheckState, Repository, Stage, times_now},
     seal::{self, Draft, Provenance, SealError, seal},
@@ -51,12 +56,13 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service.
 pub struct Replication {
     repositories: Arc<Repositories>,
+    limits: PeerLimits,
 }
 
 impl Replication {
     /// For these repositories.
-    pub fn new(repositories: Arc<Repositories>) -> Self {
-        Self { repositories }
+    pub fn new(repositories: Arc<Repositories>, limits: PeerLimits) -> Self {
+        Self { repositories, limits }
     }
 
     /// The repository, if it is this source's.
@@ -81,6 +87,35 @@ impl Replication {
             }
             _ => Err(refused().into()),
         }
+    }
+}
+
+/// The next message of a stream, which may not be silent for longer than `limit`, a key of the configuration called `key`.
+async fn next_message<T>(
+    messages: &mut Streaming<T>,
+    limit: Duration,
+    key: &str,
+) -> Result<Option<T>, RpcFault> {
+    match tokio::time::timeout(limit, messages.message()).await {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(status)) => Err(unreadable(&status)),
+        Err(_) => Err(stalled(limit, key)),
+    }
+}
+
+fn stalled(limit: Duration, key: &str) -> RpcFault {
+    let text = format!("no message has come for {limit:?} ({key})");
+    RpcFault::new(Code::DeadlineExceeded, "stalled", text)
+        .with_hint("look for what holds the source up; the run can be started again")
+}
+
+/// Why a message could not be taken from its stream: it is too large or none, or the connection was cut.
+fn unreadable(status: &Status) -> RpcFault {
+    match status.code() {
+        Code::OutOfRange | Code::InvalidArgument => {
+            RpcFault::new(Code::InvalidArgument, "message-refused", status.message().to_owned())
+        }
+        _ => RpcFault::new(Code::Aborted, "cut-off", "the stream was cut off before its end"),
     }
 }
 
@@ -127,9 +162,15 @@ impl ReplicationService for Replication {
         let file = std::fs::File::open(&path).map_err(|_| {
             RpcFault::new(Code::NotFound, "no-such-generation", format!("there is no generation {number}"))
         })?;
+        // Each holds a thread for as long as its source likes.
+        let slot = Arc::clone(&repository.manifest_streams).try_acquire_owned().map_err(|_| {
+            let text = format!("{MAX_MANIFEST_STREAMS} manifests of this repository are being sent already");
+            RpcFault::new(Code::ResourceExhausted, "too-many-streams", text)
+        })?;
         let (parts, queue) = mpsc::channel(QUEUE);
         tokio::task::spawn_blocking(move || {
             use std::io::Read as _;
+            let _slot = slot;
             let mut file = file;
             loop {
                 let mut data = vec![0; PART_BYTES];
@@ -158,10 +199,12 @@ impl ReplicationService for Replication {
     ) -> Result<Response<Self::TransferStream>, Status> {
         let peer = require_role(&request, &[Role::Source])?;
         let mut messages = request.into_inner();
-        let start = match messages.message().await?.and_then(|message| message.kind) {
+        let first = next_message(&mut messages, self.limits.first_message, "limits.first_message").await?;
+        let start = match first.and_then(|message| message.kind) {
             Some(transfer_request::Kind::Start(start)) => start,
             _ => return Err(invalid("the first message of a transfer is its start").into()),
         };
+        let idle = self.limits.idle;
         let repository = self.repository_of(&peer, &start.repository)?;
         let id = run_id(&start.run_id)?;
         let Attached { receiver, turn, token } = attach(&repository, &id)?;
@@ -169,7 +212,7 @@ impl ReplicationService for Replication {
         tokio::spawn(async move {
             // What the stream before this one brought is settled first: then it is known what is still wanted.
             let turn = turn.lock_owned().await;
-            let received = receive(&receiver, messages, &responses, &token).await;
+            let received = receive(&receiver, messages, &responses, &token, idle).await;
             let end = match received {
                 Ok(true) => tokio::task::block_in_place(|| receiver.finish())
                     .map(|()| TransferResponse { stored: true, ..Default::default() })
@@ -200,10 +243,12 @@ impl ReplicationService for Replication {
     ) -> Result<Response<Self::SealRunStream>, Status> {
         let peer = require_role(&request, &[Role::Source])?;
         let mut messages = request.into_inner();
-        let start = match messages.message().await?.and_then(|message| message.kind) {
+        let first = next_message(&mut messages, self.limits.first_message, "limits.first_message").await?;
+        let start = match first.and_then(|message| message.kind) {
             Some(seal_run_request::Kind::Start(start)) => start,
             _ => return Err(invalid("the first message of a seal is its start").into()),
         };
+        let idle = self.limits.idle;
         let repository = self.repository_of(&peer, &start.repository)?;
         let id = run_id(&start.run_id)?;
         let sealing = match sealed_already(&repository, &id) {
@@ -214,7 +259,7 @@ impl ReplicationService for Replication {
         // A task: a generation that is whole is checked, even when its source is gone by then.
         tokio::spawn(async move {
             let sealed = match sealing {
-                Ok(sealing) => seal_and_settle(&repository, &id, sealing, start, messages).await,
+                Ok(sealing) => seal_and_settle(&repository, &id, sealing, start, messages, idle).await,
                 Err(record) => Ok(record),
             };
             let ended = async {
@@ -334,6 +379,13 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         None | Some(Active { stage: Stage::Sealed, .. }) => {}
         Some(active) => return Err(busy(active, "is being sealed or checked")),
     }
+    // A run that has ended is not opened again: its verdict would stand for a tree that nobody checked.
+    let goes_on = active.as_ref().is_some_and(|active| active.run_id == id);
+    if !goes_on && (repository.has_verdict(&id) || repository.generation_of_run(&id).is_some()) {
+        let text = format!("run {id} has ended; a new run needs an id of its own");
+        return Err(RpcFault::new(Code::FailedPrecondition, "run-id-used", text)
+            .with_hint("check the source's clock: ids are made of the time"));
+    }
     let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
     recovered.map_err(|error| internal("opening the chunk index again", &error))?;
     let (base, rotten) = repository.next_base().map_err(store_fault)?.unzip();
@@ -411,6 +463,7 @@ async fn receive(
     mut messages: Streaming<TransferRequest>,
     responses: &mpsc::Sender<Result<TransferResponse, Status>>,
     taken_over: &CancellationToken,
+    idle: Duration,
 ) -> Result<bool, ReceiveError> {
     let slots = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + WAITING_MESSAGES;
     let mut work: JoinSet<Result<(), ReceiveError>> = JoinSet::new();
@@ -424,11 +477,18 @@ async fn receive(
                     continue;
                 }
                 () = taken_over.cancelled() => return Ok(false),
+                () = tokio::time::sleep(idle) => return Err(ReceiveError::Stream(stalled(idle, "limits.idle"))),
             };
             let kind = match message {
                 Ok(Some(TransferRequest { kind: Some(kind) })) => kind,
                 Ok(None) => return Ok(true),
-                Ok(Some(TransferRequest { kind: None })) | Err(_) => return Ok(false),
+                Ok(Some(TransferRequest { kind: None })) => {
+                    return Err(ReceiveError::Protocol { rule: "a message of no known kind" });
+                }
+                Err(status) => match unreadable(&status) {
+                    fault if fault.reason == "cut-off" => return Ok(false),
+                    fault => return Err(ReceiveError::Stream(fault)),
+                },
             };
             let receiver = Arc::clone(receiver);
             let job: Box<dyn FnOnce() -> Result<TransferResponse, ReceiveError> + Send> = match kind {
@@ -466,6 +526,7 @@ fn joined<T>(done: Result<T, tokio::task::JoinError>) -> T {
 fn receive_fault(error: ReceiveError) -> RpcFault {
     match &error {
         ReceiveError::Protocol { .. } => invalid(error.to_string()),
+        ReceiveError::Stream(fault) => fault.clone(),
         ReceiveError::ChunkMismatch { .. } => {
             RpcFault::new(Code::DataLoss, "chunk-mismatch", error.to_string())
                 .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
@@ -527,6 +588,7 @@ async fn seal_and_settle(
     sealing: Sealing,
     start: SealStart,
     mut messages: Streaming<SealRunRequest>,
+    idle: Duration,
 ) -> Result<Record, RpcFault> {
     let Sealing { staging, base, receiver, turn, opened } = sealing;
     let (steps, queue) = mpsc::channel(QUEUE);
@@ -534,14 +596,28 @@ async fn seal_and_settle(
         let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
         move || seal_blocking(&repository, &id, &staging, base, &start, queue)
     });
-    // A cut-off manifest has no finish: the thread notices.
-    while let Ok(Some(SealRunRequest { kind: Some(kind) })) = messages.message().await {
-        if steps.send(kind).await.is_err() {
-            break;
+    // A cut-off manifest has no finish: the thread notices. After the finish nothing is waited for: a source that leaves its
+    // stream open does not keep the generation from its check.
+    let ended = loop {
+        match next_message(&mut messages, idle, "limits.idle").await {
+            Ok(Some(SealRunRequest { kind: Some(kind) })) => {
+                let last = matches!(kind, seal_run_request::Kind::Finish(_));
+                if steps.send(kind).await.is_err() || last {
+                    break None;
+                }
+            }
+            Ok(Some(SealRunRequest { kind: None })) => break Some(invalid("a message of no known kind")),
+            Ok(None) => break None,
+            Err(fault) => break Some(fault),
         }
-    }
+    };
     drop(steps);
     let sealed = joined(working.await);
+    // What ended the stream says more than that it ended.
+    let sealed = sealed.map_err(|fault| match ended {
+        Some(ended) if fault.reason == "cut-off" => ended,
+        _ => fault,
+    });
     let stage = match &sealed {
         Ok(record) => {
             tracing::info!(run_id = %id, generation = record.generation, root = record.root_digest, "sealed");
@@ -591,6 +667,14 @@ fn seal_blocking(
     Err(RpcFault::new(Code::Aborted, "cut-off", "the manifest was cut off before its end"))
 }
 
+/// A mark, whose text is of a length that can stand in a verdict.
+fn checked_mark(mark: Option<&assay_proto::v1::Mark>) -> Result<Option<verdict::Mark>, RpcFault> {
+    if mark.is_some_and(|mark| mark.id.len() > MAX_MARK_BYTES) {
+        return Err(invalid("mark.id: at most 4096 bytes were expected"));
+    }
+    Ok(mark.and_then(verdict::Mark::from_proto))
+}
+
 /// Checks what the source says of the generation: its statement must carry its signature and agree with the rest.
 fn provenance(
     repository: &Repository,
@@ -599,11 +683,17 @@ fn provenance(
 ) -> Result<(RootDigest, Provenance), RpcFault> {
     let root = RootDigest::from_slice(&finish.root_digest)
         .ok_or_else(|| invalid("finish.root_digest: 32 bytes were expected"))?;
-    let mark = finish
-        .mark
-        .as_ref()
-        .and_then(verdict::Mark::from_proto)
+    let mark = checked_mark(finish.mark.as_ref())?
         .ok_or_else(|| invalid("finish.mark: an id and a time were expected"))?;
+    let plain = |word: &String| {
+        (1..=MAX_REASON_BYTES).contains(&word.len())
+            && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    if finish.overrides.len() > MAX_OVERRIDES || !finish.overrides.iter().all(plain) {
+        return Err(invalid(
+            "finish.overrides: at most 8 words of up to 64 small letters and '_' were expected",
+        ));
+    }
     let refused = |text: String| {
         RpcFault::new(Code::PermissionDenied, "statement-refused", format!("the source's statement: {text}"))
             .with_hint(
@@ -649,6 +739,10 @@ fn seal_fault(error: SealError) -> RpcFault {
         | SealError::ContentMissing { .. } => RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
             .with_hint("start the run again; nothing was sealed"),
         SealError::Io(error) | SealError::Store(StoreError::Io(error)) if is_full(error) => full(error),
+        SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+            RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
+                .with_hint("start the run again; nothing was sealed")
+        }
         SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
             RpcFault::new(Code::FailedPrecondition, "not-privileged", error.to_string()).with_hint(
                 "run assay-target as root, so that it can give files the owners and modes that they have at the source",
@@ -727,15 +821,15 @@ fn abandon(
 ) -> Result<(String, String), RpcFault> {
     let reason = request.reason;
     let plain = !reason.is_empty()
-        && reason.len() <= 64
+        && reason.len() <= MAX_REASON_BYTES
         && reason.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-    if !plain || request.message.len() > 4096 {
+    if !plain || request.message.len() > MAX_REASON_MESSAGE_BYTES {
         return Err(invalid(
             "reason: up to 64 small letters and '-' were expected; message: up to 4096 bytes",
         ));
     }
+    let mark = checked_mark(request.mark.as_ref())?;
     tracing::warn!(run_id = %id, reason, message = request.message, "the source gave the run up");
-    let mark = request.mark.as_ref().and_then(verdict::Mark::from_proto);
     let recorded = repository.record_verdict(|sequence, previous| Verdict {
         repository: repository.config.name.clone(),
         run_id: id,

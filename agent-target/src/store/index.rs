@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use assay_common::digest::ContentDigest;
+use assay_common::{
+    digest::ContentDigest,
+    fault::{self, Point},
+};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
 
 /// Digest to place.
@@ -216,7 +219,10 @@ impl ChunkIndex {
     /// When the journal cannot be written to.
     pub fn settle(&mut self) -> Result<(), IndexError> {
         let unwritten = std::mem::take(&mut self.unwritten);
-        self.wrapped(|| Ok((&self.journal).write_all(&unwritten)?))
+        self.wrapped(|| {
+            fault::at(Point::JournalWrite)?;
+            Ok((&self.journal).write_all(&unwritten)?)
+        })
     }
 
     /// Writes what waits in memory, durably.
@@ -237,7 +243,9 @@ impl ChunkIndex {
                     table.insert(&digest.0, &place.encode())?;
                 }
             }
+            fault::at(Point::IndexCommit)?;
             transaction.commit()?;
+            fault::at(Point::IndexCommitted)?;
             // What the journal says is in the database now.
             self.journal.set_len(0)?;
             Ok((&self.journal).rewind()?)

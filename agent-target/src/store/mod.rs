@@ -21,6 +21,7 @@
 pub mod index;
 mod record;
 mod staging;
+mod whole;
 
 use std::{
     ffi::OsStr,
@@ -36,8 +37,9 @@ use std::{
 
 use assay_common::{
     confined::Folder,
-    durable::write_durable,
+    durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     id::GenerationNumber,
 };
 
@@ -114,6 +116,26 @@ impl Store {
             });
         }
         Ok(Self { path: path.to_owned(), ahead: Mutex::default(), trash: Mutex::default(), _lock: lock })
+    }
+
+    /// Removes what a crash left of files that were being written; the ledger does so for its own.
+    ///
+    /// # Errors
+    /// When a folder cannot be read, or a file not be removed.
+    pub fn remove_unfinished(&self) -> Result<(), StoreError> {
+        for folder in [self.path.clone(), self.path.join("ahead")] {
+            remove_temporary(&folder)?;
+        }
+        for link in ["latest", "verified"] {
+            let link = self.path.join(format!(".{link}.new"));
+            match fs::remove_file(&link) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).at("remove", &link)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The folder of this repository.
@@ -194,7 +216,9 @@ impl Store {
         self.point("latest", number)
     }
 
-    /// New link beside the old one, rename over it, fsync of the folder: a crash leaves the old or the new one.
+    /// 1. The new link is made beside the old one; a crash leaves its name, which opening the repository removes.
+    /// 2. It is renamed over the old one: a crash shows the old one or the new one.
+    /// 3. The folder is synced.
     fn point(&self, name: &str, number: GenerationNumber) -> Result<(), StoreError> {
         let (link, new) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         match fs::remove_file(&new) {
@@ -202,7 +226,9 @@ impl Store {
             _ => {}
         }
         symlink(Path::new("generations").join(number.folder()), &new).at("create", &new)?;
+        fault::at(Point::LinkMade).at("replace", &link)?;
         fs::rename(&new, &link).at("replace", &link)?;
+        fault::at(Point::LinkRenamed).at("sync", &self.path)?;
         Folder::open(&self.path).and_then(|folder| folder.sync()).at("sync", &self.path)?;
         Ok(())
     }
@@ -245,12 +271,18 @@ impl Store {
         let (generations, stagings) = (self.path.join("generations"), self.path.join("staging"));
         let from = Folder::open(&stagings).at("open", &stagings)?;
         let to = Folder::open(&generations).at("open", &generations)?;
+        let step = |point| fault::at(point).at("seal", staging.path());
+        step(Point::PublishSync)?;
         from.sync_file_system().at("sync", &stagings)?;
+        step(Point::PublishRename)?;
         let name = staging.number().folder();
         from.rename(name.as_bytes(), &to, name.as_bytes()).at("seal", staging.path())?;
+        step(Point::PublishRenamed)?;
         to.sync().at("sync", &generations)?;
         from.sync().at("sync", &stagings)?;
-        self.set_latest(staging.number())
+        step(Point::PublishLatest)?;
+        self.set_latest(staging.number())?;
+        Ok(step(Point::PublishTold)?)
     }
 
     /// Takes a generation out of sight: it is renamed into the trash, whole. Whoever has it open goes on reading it.

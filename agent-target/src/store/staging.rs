@@ -15,11 +15,12 @@ use std::{
 use assay_common::{
     confined::Folder,
     error::{IoContext as _, PathError},
+    fault::{self, Point},
     id::GenerationNumber,
 };
 
+use super::whole::Whole;
 use super::{StoreError, index::ContentKey};
-use crate::receive::Whole;
 
 /// The exact copy.
 pub const TREE: &str = "tree";
@@ -47,6 +48,7 @@ pub struct Staging {
 
 impl Staging {
     pub(super) fn open(path: &Path, number: GenerationNumber) -> Result<Self, StoreError> {
+        fault::at(Point::StagingOpen).at("create", path)?;
         fs::create_dir_all(path).at("create", path)?;
         // Half a seal of an earlier session is made again from scratch: its links and folders cost little.
         for half in [TREE, MANIFEST, POSITIONS, MANIFEST_B3, RECORD] {
@@ -59,7 +61,9 @@ impl Staging {
                 _ => {}
             }
         }
-        let session = sessions(path)?.last().map_or(1, |last| last + 1);
+        let before = sessions(path)?.last().copied().unwrap_or(0);
+        let session = before.checked_add(1).ok_or_else(|| io::Error::from(io::ErrorKind::QuotaExceeded));
+        let session = session.at("count the sessions of", path)?;
         let own = path.join(format!("content-{session}"));
         fs::create_dir(&own).at("create", &own)?;
         let shares_blocks = can_share_blocks(&own);
@@ -102,7 +106,7 @@ impl Staging {
         ContentKey { generation: self.number.0, session: self.session, content }
     }
 
-    /// The folder and the name in it of a content of any session.
+    /// The folder and the name in it of a content of any session. Folders are made for this one only.
     ///
     /// # Errors
     /// When its folder cannot be opened or made.
@@ -114,11 +118,13 @@ impl Staging {
             return Ok((Arc::clone(folder), name));
         }
         let path = self.path.join(format!("content-{session}")).join(shard.to_string());
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(error).at("create", &path);
+        if session == self.session {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(error).at("create", &path);
+                }
+                _ => {}
             }
-            _ => {}
         }
         let folder = Arc::new(Folder::open(&path).at("open", &path)?);
         // A folder costs a descriptor: keep those that are in use now.
@@ -135,6 +141,7 @@ impl Staging {
     /// When it cannot be opened or made.
     pub fn open_content(&self, content: u64) -> Result<File, PathError> {
         let (folder, name) = self.locate(self.session, content)?;
+        fault::at(Point::StoreCreate).at("open", &self.content_path(content))?;
         folder.open_or_create_file(&name).at("open", &self.content_path(content))
     }
 

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use assay_common::{digest::ContentDigest, id::RunId, rpc_status::RpcFault};
+use assay_common::{digest::ContentDigest, id::RunId, limits::MAX_READ_AGAIN, rpc_status::RpcFault};
 use assay_proto::v1::{ReadAgain, ReportReadingsRequest, SecondReading, second_reading::State};
 use tonic::Code;
 
@@ -20,8 +20,6 @@ use tonic::Code;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a second reading may take in all, whoever says that it goes on: more than its bytes take on a slow disk.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
-/// Readings in one report.
-const MAX_READINGS: usize = 1000;
 /// Reports that wait to be taken.
 const QUEUE: usize = 16;
 
@@ -44,8 +42,8 @@ impl Desk {
         let not_asked = || {
             RpcFault::new(Code::FailedPrecondition, "not-asked", format!("run {run_id} waits for no reading"))
         };
-        if report.readings.len() > MAX_READINGS {
-            return Err(crate::service::invalid("readings: at most 1000 were expected"));
+        if report.readings.len() > MAX_READ_AGAIN {
+            return Err(RpcFault::invalid("readings: at most 1000 were expected"));
         }
         let open = self.open();
         let (_, sender) = open.as_ref().filter(|(id, _)| id == run_id).ok_or_else(not_asked)?;

@@ -2,9 +2,12 @@
 //! read for a person.
 
 mod explain;
+mod health;
 mod ledger;
+pub mod pages;
 mod pki;
 pub mod remedies;
+mod restore;
 pub mod show;
 mod verify;
 
@@ -21,8 +24,10 @@ use crate::{
 };
 
 pub use explain::explain;
+pub use health::health;
 pub use ledger::{AuditArgs, print_head};
 pub use pki::PkiCommand;
+pub use restore::{Ended, Offered, RestoreArgs};
 pub use verify::VerifyArgs;
 
 /// Usage or configuration.
@@ -148,6 +153,19 @@ impl Connection {
         role: Role,
         configured: Option<(String, TlsFiles)>,
     ) -> Result<(Channel, String), CommandError> {
+        self.open_as(&[Role::Operator], role, configured).await
+    }
+
+    /// As [`Self::open`], with a certificate of one of the roles `own`.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn open_as(
+        &self,
+        own: &[Role],
+        role: Role,
+        configured: Option<(String, TlsFiles)>,
+    ) -> Result<(Channel, String), CommandError> {
         let (url, files) = match (configured, self.is_whole()) {
             (Some((url, files)), _) => (self.server.clone().unwrap_or(url), Some(files)),
             (None, true) => (self.server.clone().unwrap_or_default(), None),
@@ -165,7 +183,7 @@ impl Connection {
             cert: pick(&self.cert, files.as_ref().map(|files| &files.cert)),
             key: pick(&self.key, files.as_ref().map(|files| &files.key)),
         };
-        let (channel, _) = connect(&url, role, &files, &[Role::Operator], &ConnectOptions::default()).await?;
+        let (channel, _) = connect(&url, role, &files, own, &ConnectOptions::default()).await?;
         Ok((channel, url))
     }
 }

@@ -38,6 +38,65 @@ const REMEDIES: &[(&str, &str)] = &[
         "check-cancelled",
         "Something else was wanted meanwhile. Run assay-target verify when the target is idle.",
     ),
+    (
+        "memory-limit",
+        "The check used more memory than it may. Raise limits.memory in the target's configuration or the profile.",
+    ),
+    (
+        "process-limit",
+        "The check made more processes than it may. Raise limits.processes, or find out why it makes so many.",
+    ),
+    (
+        "disk-limit",
+        "The check wrote more into its workspace than it may. Raise limits.disk in the target's configuration or the profile.",
+    ),
+    (
+        "disk-full",
+        "The check came near the end of the store's file system. Make room on the target, or lower limits.disk_reserve.",
+    ),
+    (
+        "output-limit",
+        "The check printed more than it may. Make it print less, or raise limits.output; what it printed is in the verdict.",
+    ),
+    (
+        "network-refused",
+        "The check wanted the network, which no check has. Give the copy what it needs by a patch or an overlay file, or tell the \
+         profile what the program means (inconclusive_exit).",
+    ),
+    (
+        "target-stalled",
+        "The target holds the connection and does not answer. Look at its log, its disk and its load; target.patience in the source's \
+         configuration says how long an answer may be owed.",
+    ),
+    (
+        "access-refused",
+        "The check wanted to read or write something that it may not, outside its workspace most likely. Point it to {scratch} or \
+         {root} in the profile, or show it more (sandbox.visible).",
+    ),
+    (
+        "backup-missing",
+        "The backup file that the mark wrote is not in the copy. Check vars.backup: a full path inside a root, not excluded.",
+    ),
+    (
+        "database-not-made",
+        "No empty database could be made for the copy. Check vars.initdb and vars.database; the step's output says why.",
+    ),
+    (
+        "database-not-started",
+        "The copy's database server did not start or stop. The step's output says why: programs, owner, space.",
+    ),
+    (
+        "restore-failed",
+        "maintain restore could not do its work: password, administrator or space. The step's output says which.",
+    ),
+    (
+        "server-properties-failed",
+        "maintain server_properties update did not take the target's name. Set fqdn, name and address in [repository.host].",
+    ),
+    (
+        "not-restored",
+        "The restored database does not answer. Look at the output of the step before, and at vars.db_admin.",
+    ),
     ("check-killed", "Look in the target's kernel log for a killed process: memory is the usual reason."),
     ("program-missing", "Install the checker's program on the target, or correct its path in the profile."),
     (
@@ -60,6 +119,11 @@ const REMEDIES: &[(&str, &str)] = &[
     (
         "host-name-error",
         "The checker accepts none of the target's names. Set fqdn, name and address in [repository.host] of the target.",
+    ),
+    (
+        "carriage-return",
+        "The copied configuration has the line ends of another system (CRLF), and the program takes the carriage return for a part \
+         of the name. Store the file with plain line feeds on the live side.",
     ),
     (
         "key-missing",

@@ -22,6 +22,13 @@ pub fn time(time: Option<&prost_types::Timestamp>) -> String {
         .map_or_else(|| "-".to_owned(), |time| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string())
 }
 
+/// A line about an agent's certificate that expires soon; nothing when there is time.
+pub fn certificate(expires: Option<&prost_types::Timestamp>) -> String {
+    let expires = expires.and_then(timestamp_from_proto);
+    let warning = expires.and_then(|expires| crate::tls::renewal::warning(expires, jiff::Timestamp::now()));
+    warning.map_or_else(String::new, |warning| format!("WARNING: {warning}\n"))
+}
+
 /// An age as people say it: `45 s`, `12 min`, `3 h`, `9 days`.
 pub fn age(seconds: u64) -> String {
     match seconds {

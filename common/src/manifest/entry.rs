@@ -3,16 +3,11 @@
 use super::{Entry, EntryKind, Piece};
 use crate::{
     digest::{ContentDigest, DIGEST_BYTES},
-    path::{PathFault, TreePath, compare_paths, display_bytes},
+    limits::{
+        MAX_CHUNK_BYTES, MAX_FILE_BYTES, MAX_LINK_BYTES, MAX_XATTR_BYTES, MAX_XATTR_NAME_BYTES, MAX_XATTRS,
+    },
+    path::{PathFault, TreePath, compare_paths, display_short},
 };
-
-/// Longest symbolic link text, in bytes (Linux: PATH_MAX less its NUL).
-const MAX_LINK_BYTES: usize = 4095;
-/// All extended attributes of one entry, names and values, in bytes. Linux allows 64 KiB a value; a list of names is
-/// at most 64 KiB long.
-const MAX_XATTR_BYTES: usize = 1024 * 1024;
-/// Longest file, in bytes: what an off_t can say.
-const MAX_FILE_BYTES: u64 = i64::MAX as u64;
 
 /// Why an entry is refused.
 #[derive(Debug, thiserror::Error)]
@@ -42,10 +37,10 @@ pub enum EntryFault {
 /// Names the entry and the rule that it breaks.
 pub fn validate_entry(entry: &Entry) -> Result<TreePath, EntryFault> {
     let path = TreePath::parse(&entry.path)
-        .map_err(|fault| EntryFault::Path { path: display_bytes(&entry.path), fault })?;
+        .map_err(|fault| EntryFault::Path { path: display_short(&entry.path), fault })?;
     match broken_rule(entry) {
         None => Ok(path),
-        Some(rule) => Err(EntryFault::Field { path: path.to_string(), rule }),
+        Some(rule) => Err(EntryFault::Field { path: path.short(), rule }),
     }
 }
 
@@ -101,9 +96,15 @@ fn broken_rule(entry: &Entry) -> Option<&'static str> {
 }
 
 fn broken_xattr_rule(entry: &Entry) -> Option<&'static str> {
+    if entry.xattrs.len() > MAX_XATTRS {
+        return Some("has more than 4096 extended attributes");
+    }
     let mut total = 0usize;
     for (index, attribute) in entry.xattrs.iter().enumerate() {
-        if attribute.name.is_empty() || attribute.name.len() > 255 || attribute.name.contains(&0) {
+        if attribute.name.is_empty()
+            || attribute.name.len() > MAX_XATTR_NAME_BYTES
+            || attribute.name.contains(&0)
+        {
             return Some("has an extended attribute without a name of 1 to 255 bytes");
         }
         if index > 0 && entry.xattrs[index - 1].name >= attribute.name {
@@ -119,13 +120,13 @@ fn broken_content_rule(entry: &Entry) -> Option<&'static str> {
         return Some("has no content digest of 32 bytes");
     }
     if entry.size > MAX_FILE_BYTES {
-        return Some("is larger than a file can be");
+        return Some("is longer than 16 TiB, and no file may be");
     }
     if entry.pieces.is_empty() {
         if !entry.piece_digests.is_empty() {
             return Some("has digests of pieces and no pieces");
         }
-        if entry.size > crate::chunking::MAX_CHUNK_BYTES as u64 {
+        if entry.size > MAX_CHUNK_BYTES as u64 {
             return Some("is one piece and longer than a chunk may be");
         }
         return None;
@@ -136,8 +137,8 @@ fn broken_content_rule(entry: &Entry) -> Option<&'static str> {
             return Some("has an empty piece or a chunk that is too long");
         };
         total = match total.checked_add(piece.bytes()) {
-            Some(total) => total,
-            None => return Some("has pieces that are longer than a file can be"),
+            Some(total) if total <= MAX_FILE_BYTES => total,
+            _ => return Some("has pieces that are longer than 16 TiB, and no file may be"),
         };
         data += usize::from(matches!(piece, Piece::Data { .. }));
     }

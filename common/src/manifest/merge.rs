@@ -5,7 +5,7 @@
 //! lists that were merged and not validated again).
 
 use super::{Entry, EntryFault, EntryKind, ManifestError, reuse, validate_entry};
-use crate::path::{TreePath, display_bytes};
+use crate::path::{TreePath, display_short};
 use assay_proto::v1::{ManifestStep, manifest_step};
 
 /// Why steps do not make a manifest.
@@ -42,6 +42,14 @@ pub enum DeltaFault {
         /// The path, made printable.
         path: String,
     },
+    /// A hard link whose first name is not there, or is nothing that can have further names.
+    #[error("the entry {path:?} is a hard link to {target:?}, which is no file of this manifest")]
+    NoFirstName {
+        /// The path, made printable.
+        path: String,
+        /// What it is said to be a further name of, made printable.
+        target: String,
+    },
     /// A step of no known kind, or one without effect.
     #[error("a step is empty")]
     EmptyStep,
@@ -75,7 +83,7 @@ impl OrderValidator {
             None if !path.is_root() || entry.kind() != EntryKind::Directory => {
                 return Err(DeltaFault::NoRoot);
             }
-            Some(last) if *last >= path => return Err(DeltaFault::Order { path: path.to_string() }),
+            Some(last) if *last >= path => return Err(DeltaFault::Order { path: path.short() }),
             _ => {}
         }
         if let Some(parent) = path.parent() {
@@ -83,7 +91,7 @@ impl OrderValidator {
                 self.folders.pop();
             }
             if self.folders.is_empty() {
-                return Err(DeltaFault::NoFolder { path: path.to_string() });
+                return Err(DeltaFault::NoFolder { path: path.short() });
             }
         }
         if entry.kind() == EntryKind::Directory {
@@ -153,7 +161,7 @@ impl<B: FnMut() -> Result<Option<Entry>, ManifestError>> DeltaMerger<B> {
                 if !put.reuse.is_empty() {
                     let base = self.dropped_last.take().filter(|base| base.path == entry.path);
                     let base =
-                        base.ok_or_else(|| DeltaFault::NoReuse { path: display_bytes(&entry.path) })?;
+                        base.ok_or_else(|| DeltaFault::NoReuse { path: display_short(&entry.path) })?;
                     reuse::expand(&mut entry, &put.reuse, &base).map_err(DeltaFault::from)?;
                 }
                 self.emit(entry, Origin::Put { content: put.content }, sink)

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use assay_proto::v1::Reuse;
 
 use super::{Entry, EntryFault, Piece, content_pieces};
-use crate::{digest::ContentDigest, path::display_bytes};
+use crate::{digest::ContentDigest, limits::MAX_PIECES, path::display_short};
 
 /// A piece and, for data, its digest.
 pub type DigestedPiece = (Piece, Option<ContentDigest>);
@@ -137,9 +137,6 @@ pub enum Place {
     Reused(usize),
 }
 
-/// Most pieces that an expanded list may have: those of the largest record that a manifest may hold, a few times over.
-const MAX_PIECES: u64 = 64 * 1024 * 1024;
-
 /// Fills the pieces that `entry` shares with `base` into it. The result is not validated here.
 ///
 /// # Errors
@@ -148,7 +145,7 @@ pub fn expand(entry: &mut Entry, reuse: &[Reuse], base: &Entry) -> Result<(), En
     if reuse.is_empty() {
         return Ok(());
     }
-    let fault = |rule| EntryFault::Field { path: display_bytes(&entry.path), rule };
+    let fault = |rule| EntryFault::Field { path: display_short(&entry.path), rule };
     let shared: Vec<DigestedPiece> = content_pieces(base).map(|(_, piece, digest)| (piece, digest)).collect();
     let own = Entry { size: 0, ..entry.clone() };
     let new: Vec<DigestedPiece> = content_pieces(&own).map(|(_, piece, digest)| (piece, digest)).collect();

@@ -10,15 +10,13 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, EntryFault};
-use crate::digest::{MANIFEST_CONTEXT, RootDigest};
+use crate::{
+    digest::{MANIFEST_CONTEXT, RootDigest},
+    limits::{MAX_HEADER_BYTES, MAX_RECORD_BYTES},
+};
 
 /// First bytes of a manifest; the number is the version of the format.
 pub const MAGIC: &[u8] = b"ASSAY-MANIFEST 1\n";
-
-/// Longest record, in bytes: a file of 16 TiB in 128 KiB chunks stays below.
-pub const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
-/// Longest header, in bytes.
-const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// What went wrong with a manifest.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +81,9 @@ impl Header {
     /// # Errors
     /// When it is not such JSON, or when a name, path or folder could not stand in a configuration.
     pub fn from_json(text: &str) -> Result<Self, ManifestError> {
+        if text.len() > MAX_HEADER_BYTES {
+            return Err(ManifestError::RecordTooLong { bytes: text.len() as u64, limit: MAX_HEADER_BYTES });
+        }
         let header: Self = serde_json::from_str(text).map_err(ManifestError::Header)?;
         let several = header.roots.len() > 1;
         let sound = !header.roots.is_empty()

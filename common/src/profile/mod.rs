@@ -15,6 +15,7 @@
 mod control;
 mod fault;
 mod files;
+mod limits;
 pub mod template;
 mod validate;
 
@@ -29,13 +30,15 @@ use serde::{Deserialize, Deserializer, de};
 pub use control::{Control, DamageKind};
 pub use fault::{Fault, ProfileError};
 pub use files::{FileRules, Turn};
+pub use limits::Limits;
 pub use template::{Scope, TargetNames, TemplateError};
 
 use crate::config::Span;
 
 /// The profiles that Assay brings, by name.
-const BUILTINS: [(&str, &str); 6] = [
+const BUILTINS: [(&str, &str); 7] = [
     ("accurev-4", include_str!("../../../profiles/accurev-4.toml")),
+    ("accurev-5", include_str!("../../../profiles/accurev-5.toml")),
     ("generic", include_str!("../../../profiles/generic.toml")),
     ("git", include_str!("../../../profiles/git.toml")),
     ("postgresql", include_str!("../../../profiles/postgresql.toml")),
@@ -77,6 +80,9 @@ pub struct Profile {
     /// What the sandbox of the check shows.
     #[serde(default)]
     pub sandbox: Sandbox,
+    /// What each step of the check may use.
+    #[serde(default)]
+    pub limits: Limits,
     /// The steps of the check, in order. The first that does not pass ends the check. At least one.
     #[serde(default, rename = "check")]
     pub checks: Vec<Check>,
@@ -371,6 +377,9 @@ pub struct Check {
     /// `{root}`, `{root.NAME}`, `{scratch}` (an empty writable folder), `{target.fqdn}`, `{target.host}`,
     /// `{target.address}`, `{helper}` (this program, for the checks that it brings), `{var.NAME}`.
     pub argv: Vec<String>,
+    /// What the step reads from its standard input: the answers to its prompts, with their line ends. Placeholders as in
+    /// `argv`. Empty when it is not set. Not for secrets: it stands in the profile.
+    pub stdin: Option<String>,
     /// The name of a list variable: the step runs once for each member, for which `{var.NAME}` then stands.
     pub for_each: Option<String>,
     /// How long the step may take.

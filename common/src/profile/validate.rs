@@ -112,6 +112,9 @@ impl Faults<'_> {
                 "an absolute path was expected, other than /",
             );
         }
+        for (key, message) in profile.limits.faults() {
+            self.say(way!["limits", key], message);
+        }
     }
 
     fn mark(&mut self) {
@@ -272,6 +275,9 @@ impl Faults<'_> {
         self.environment(&check.env, Place::Check, &key("env"));
         if let Some(folder) = &check.working_directory {
             self.template(folder, Place::Check, false, &key("working_directory"));
+        }
+        if let Some(text) = &check.stdin {
+            self.template(text, Place::Check, false, &key("stdin"));
         }
         if let Some(name) = &check.for_each {
             let is_list = self.profile.vars.get(name).is_some_and(|variable| variable.list);
@@ -491,7 +497,9 @@ pub(super) fn bind(
     let texts = mark.begin.iter().chain(&mark.end).chain(mark.env.values()).chain(&mark.working_directory);
     let checks = profile.checks.iter();
     let texts =
-        texts.chain(checks.flat_map(|it| it.argv.iter().chain(it.env.values()).chain(&it.working_directory)));
+        texts.chain(checks.flat_map(|it| {
+            it.argv.iter().chain(it.env.values()).chain(&it.working_directory).chain(&it.stdin)
+        }));
     let texts = texts.map(String::as_str).chain(bound.values().flat_map(Value::texts).map(String::as_str));
     for text in texts {
         for place in template::placeholders(text).unwrap_or_default() {

@@ -34,12 +34,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{
-    CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES,
-    credentials::{Credentials, PeerFault, TlsError, TlsFiles},
-};
+use super::credentials::{Credentials, PeerFault, TlsError, TlsFiles};
 use crate::{
     error::{Hint, ShowPath},
+    limits::{CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES},
     path::display_bytes,
     pki::{IdentityError, PeerIdentity, Role},
     rpc_status::{RpcFault, fault_from_status},

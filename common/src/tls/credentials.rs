@@ -158,6 +158,7 @@ pub struct Credentials {
     key: Arc<SingleCertAndKey>,
     identity: PeerIdentity,
     not_after: Timestamp,
+    authority_not_after: Timestamp,
     files: TlsFiles,
 }
 
@@ -169,8 +170,9 @@ impl Credentials {
     pub fn load(files: &TlsFiles, roles: &[Role]) -> Result<Self, TlsError> {
         let now = Timestamp::now();
         let mut roots = RootCertStore::empty();
+        let mut authority_not_after = Timestamp::MAX;
         for certificate in certificates(&files.ca)? {
-            check_validity(&certificate, &files.ca, now)?;
+            authority_not_after = authority_not_after.min(check_validity(&certificate, &files.ca, now)?);
             roots.add(certificate).map_err(|source| TlsError::Library { path: files.ca.clone(), source })?;
         }
         let chain = certificates(&files.cert)?;
@@ -196,6 +198,7 @@ impl Credentials {
             key: Arc::new(SingleCertAndKey::from(certified)),
             identity,
             not_after,
+            authority_not_after,
             files: files.clone(),
         })
     }
@@ -208,6 +211,16 @@ impl Credentials {
     /// Until when the own certificate is valid.
     pub fn not_after(&self) -> Timestamp {
         self.not_after
+    }
+
+    /// Until when connections can be made with it: the own certificate and the CA are valid.
+    pub fn expires(&self) -> Timestamp {
+        self.not_after.min(self.authority_not_after)
+    }
+
+    /// Where it was loaded from.
+    pub fn files(&self) -> &TlsFiles {
+        &self.files
     }
 
     /// What a server needs that asks every client for a certificate with an identity.

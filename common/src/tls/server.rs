@@ -19,7 +19,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{Instant, Sleep, timeout_at},
 };
@@ -30,10 +30,9 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use super::{
-    CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES, credentials::list,
-};
+use super::credentials::list;
 use crate::{
+    limits::{self, CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES},
     pki::{PeerIdentity, Role},
     rpc_status::RpcFault,
 };
@@ -61,11 +60,11 @@ pub struct IncomingLimits {
 impl Default for IncomingLimits {
     fn default() -> Self {
         Self {
-            deadline: Duration::from_secs(10),
-            handshakes: 64,
-            handshakes_per_address: 16,
-            connections: 256,
-            connections_per_peer: 32,
+            deadline: limits::FIRST_FRAME,
+            handshakes: limits::HANDSHAKES,
+            handshakes_per_address: limits::HANDSHAKES_PER_ADDRESS,
+            connections: limits::CONNECTIONS,
+            connections_per_peer: limits::CONNECTIONS_PER_PEER,
         }
     }
 }
@@ -88,7 +87,7 @@ pub fn server_builder() -> Server {
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .max_concurrent_streams(64)
+        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
         .max_frame_size(MAX_FRAME_BYTES)
 }
 
@@ -124,9 +123,18 @@ pub fn incoming(
     config: Arc<ServerConfig>,
     limits: IncomingLimits,
 ) -> ReceiverStream<io::Result<TlsConnection>> {
+    incoming_renewed(listener, watch::channel(config).1, limits)
+}
+
+/// [`incoming`], each connection with the newest of `configs`.
+pub fn incoming_renewed(
+    listener: TcpListener,
+    configs: watch::Receiver<Arc<ServerConfig>>,
+    limits: IncomingLimits,
+) -> ReceiverStream<io::Result<TlsConnection>> {
     let (sender, receiver) = mpsc::channel(16);
     let gate = Gate {
-        acceptor: TlsAcceptor::from(config),
+        configs,
         connections: Arc::new(Semaphore::new(limits.connections)),
         addresses: Arc::default(),
         peers: Arc::default(),
@@ -139,7 +147,7 @@ pub fn incoming(
 
 #[derive(Clone)]
 struct Gate {
-    acceptor: TlsAcceptor,
+    configs: watch::Receiver<Arc<ServerConfig>>,
     connections: Arc<Semaphore>,
     addresses: Arc<SlotTable<IpAddr>>,
     peers: Arc<SlotTable<PeerIdentity>>,
@@ -201,8 +209,8 @@ impl Gate {
         deadline: Instant,
     ) -> Result<TlsConnection, Refusal> {
         stream.set_nodelay(true)?;
-        let stream =
-            timeout_at(deadline, self.acceptor.accept(stream)).await.map_err(|_| Refusal::Deadline)??;
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.configs.borrow()));
+        let stream = timeout_at(deadline, acceptor.accept(stream)).await.map_err(|_| Refusal::Deadline)??;
         let certificates = stream.get_ref().1.peer_certificates();
         let identity = certificates
             .and_then(<[_]>::first)

@@ -13,11 +13,11 @@ use integration_tests::standin::layout::Installation;
 use integration_tests::standin::server::{Event, Server, ServerOptions};
 use integration_tests::standin::store::replace;
 use integration_tests::standin::texts::fill;
-use integration_tests::standin::{Failure, Outcome, Surroundings, client, control, maintain};
+use integration_tests::standin::{Failure, Outcome, Surroundings, client, control, database, maintain};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// A stand-in for AccuRev 4.x (this is not AccuRev)
+/// A stand-in for AccuRev (this is not AccuRev)
 #[derive(Parser)]
 #[command(name = "accurev-standin", version)]
 struct Cli {
@@ -40,7 +40,7 @@ enum Command {
     Run {
         /// The installation
         dir: PathBuf,
-        /// accurev, accurev_server, maintain or acserverctl
+        /// accurev, accurev_server, maintain, acserverctl, accurev_db or initdb
         program: String,
         /// Its arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -67,6 +67,9 @@ struct InstallArguments {
     /// Number of transactions that are there from the start
     #[arg(long, default_value_t = 300)]
     transactions: u64,
+    /// 4, or 5 for a repository in a database
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(4..=5))]
+    major: u8,
     /// Put the depots there instead of below storage
     #[arg(long)]
     depots_at: Option<PathBuf>,
@@ -100,15 +103,16 @@ fn write_rate(text: &str) -> Result<f64, String> {
 fn main() -> ExitCode {
     let called: Vec<_> = std::env::args_os().collect();
     let name = called.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    let outcome = if let "accurev" | "accurev_server" | "maintain" | "acserverctl" = &*name {
-        own_installation().map(|root| act_as(&name, &root, &called[1..]))
-    } else {
-        match Cli::parse().command {
-            Command::Install(arguments) => make(arguments),
-            Command::Damage { dir, kind } => damage(&dir, kind).map(Outcome::done),
-            Command::Run { dir, program, arguments } => Ok(act_as(&program, &dir, &arguments)),
-        }
-    };
+    let outcome =
+        if let "accurev" | "accurev_server" | "maintain" | "acserverctl" | "accurev_db" | "initdb" = &*name {
+            own_installation(&name).map(|root| act_as(&name, &root, &called[1..]))
+        } else {
+            match Cli::parse().command {
+                Command::Install(arguments) => make(arguments),
+                Command::Damage { dir, kind } => damage(&dir, kind).map(Outcome::done),
+                Command::Run { dir, program, arguments } => Ok(act_as(&program, &dir, &arguments)),
+            }
+        };
     let outcome =
         outcome.unwrap_or_else(|error| Failure { text: format!("stand-in: {error:#}"), exit: 70 }.into());
     // Whoever does not read the output still gets the exit status.
@@ -118,9 +122,11 @@ fn main() -> ExitCode {
 }
 
 /// The directory above the `bin` that this program lies in; `acserverctl` listens to `ACCUREV_BIN` too, as the real one.
-fn own_installation() -> anyhow::Result<PathBuf> {
+fn own_installation(name: &str) -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("where am I?")?;
-    let root = program.parent().and_then(Path::parent).context("this program lies in no directory")?;
+    // initdb is in postgresql/bin.
+    let above = if name == "initdb" { 3 } else { 2 };
+    let root = program.ancestors().nth(above).context("this program lies in no directory")?;
     Ok(root.to_path_buf())
 }
 
@@ -136,6 +142,8 @@ fn act_as(program: &str, root: &Path, arguments: &[OsString]) -> Outcome {
         "accurev" => client::run(&installation, &words()),
         "maintain" => maintain::run(&installation, &words()),
         "acserverctl" => control::run(&installation, arguments),
+        "initdb" => database::initdb(&installation, &words()),
+        "accurev_db" => serve_database(&installation).unwrap_or_else(Outcome::from),
         "accurev_server" => {
             let name = OsString::from("accurev_server");
             let options = ServerArguments::parse_from([name].iter().chain(arguments));
@@ -154,10 +162,25 @@ fn make(arguments: InstallArguments) -> anyhow::Result<Outcome> {
         seed: arguments.seed,
         transactions: arguments.transactions,
         depots_at: arguments.depots_at,
+        major: arguments.major,
         program: Some(std::env::current_exe()?),
     };
     let installation = install(&arguments.dir, &options)?;
     Ok(Outcome::done(format!("AccuRev stand-in installed in {}", installation.root.display())))
+}
+
+fn serve_database(installation: &Installation) -> Result<Outcome, Failure> {
+    let ready = || {
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "{}", installation.texts.text.database_ready).ok();
+        stdout.flush().ok();
+    };
+    let mut signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| Failure { text: format!("stand-in: {error}"), exit: 70 })?;
+    database::serve(installation, ready, || {
+        signals.forever().next();
+    })?;
+    Ok(Outcome::done(""))
 }
 
 fn serve(installation: &Installation, arguments: ServerArguments) -> Result<Outcome, Failure> {

@@ -19,7 +19,12 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(120);
 pub fn run(installation: &Installation, arguments: &[String]) -> Outcome {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     let answer = match words[..] {
+        ["backup", "mark"] if installation.has_database() => Err(Failure {
+            text: installation.texts.text.mark_gone.clone(),
+            exit: installation.texts.exit.usage,
+        }),
         ["backup", "mark"] => mark(installation),
+        ["backup", file] if installation.has_database() => backup(installation, file),
         ["show", "slices"] => ask(installation, "SLICES").map(|(_, body)| body),
         ["info"] => ask(installation, "INFO").map(|(_, body)| body),
         _ => Err(Failure {
@@ -40,6 +45,14 @@ fn mark(installation: &Installation) -> Result<String, Failure> {
     let values =
         [("mark", mark), ("time", time.as_str()), ("slices", slices), ("transactions", transactions)];
     Ok(fill(&installation.texts.text.mark_done, &values))
+}
+
+fn backup(installation: &Installation, file: &str) -> Result<String, Failure> {
+    let (line, _) = ask(installation, &format!("BACKUP {file}"))?;
+    let Some((time, file)) = line.split_once('|') else {
+        return Err(refused(installation, &format!("the server answered {line:?}")));
+    };
+    Ok(fill(&installation.texts.text.backup_done, &[("time", time), ("file", file)]))
 }
 
 /// Sends one request; gives the rest of the first line and everything after it.

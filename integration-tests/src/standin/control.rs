@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::database::Database;
 use super::layout::{HeldOff, Installation, PidFile};
 use super::server::PAUSE_FILE;
 use super::texts::fill;
@@ -31,7 +32,7 @@ fn try_run(installation: &Installation, arguments: &[OsString]) -> Result<Outcom
     let command = arguments.first().map_or("help".into(), |word| word.to_string_lossy());
     match (&*command, arguments.len()) {
         ("start", _) => start(installation, &site_slice, &arguments[1..]),
-        ("stop", 1) => stop(installation, &site_slice),
+        ("stop", 1) => stop(installation, &site_slice, PidFile::FILE, &text.stopped),
         ("status", 1) => match PidFile::hold_off(&site_slice).map_err(io)? {
             HeldOff::Running { pid } => Ok(running(installation, pid)),
             HeldOff::Quiet(_) => {
@@ -46,6 +47,15 @@ fn try_run(installation: &Installation, arguments: &[OsString]) -> Result<Outcom
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
             _ => Ok(Outcome::done(&text.resume_asked)),
         },
+        ("dbstart", 1) if installation.has_database() => start_database(installation),
+        ("dbstop", 1) if installation.has_database() => {
+            let database = Database::of(installation);
+            stop(installation, &database.dir, "postmaster.pid", &text.database_stopped)
+        }
+        ("dbstatus", 1) if installation.has_database() => {
+            let up = Database::of(installation).is_up().map_err(io)?;
+            Ok(Outcome::done(if up { &text.database_up } else { &text.database_stopped }))
+        }
         ("help", _) => Ok(Outcome::done(&text.control_usage)),
         _ => Err(Failure { text: text.control_usage.clone(), exit: installation.texts.exit.usage }),
     }
@@ -64,12 +74,28 @@ fn running(installation: &Installation, pid: Option<i32>) -> Outcome {
 /// Starts the server in a process group of its own and waits for its one line on standard output.
 fn start(installation: &Installation, site_slice: &Path, arguments: &[OsString]) -> Result<Outcome, Failure> {
     let program = installation.bin("accurev_server");
-    let because =
-        |reason: &dyn std::fmt::Display| failed(installation, &format!("{}: {reason}", program.display()));
     if let Ok(HeldOff::Running { pid }) = PidFile::hold_off(site_slice) {
         return Ok(running(installation, pid));
     }
-    let mut server = Command::new(&program)
+    let pid = spawn_and_wait(installation, &program, arguments)?;
+    Ok(running(installation, pid))
+}
+
+fn start_database(installation: &Installation) -> Result<Outcome, Failure> {
+    if !Database::of(installation).is_up().unwrap_or(false) {
+        spawn_and_wait(installation, &installation.bin("accurev_db"), &[])?;
+    }
+    Ok(Outcome::done(&installation.texts.text.database_up))
+}
+
+fn spawn_and_wait(
+    installation: &Installation,
+    program: &Path,
+    arguments: &[OsString],
+) -> Result<Option<i32>, Failure> {
+    let because =
+        |reason: &dyn std::fmt::Display| failed(installation, &format!("{}: {reason}", program.display()));
+    let mut server = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -82,7 +108,7 @@ fn start(installation: &Installation, site_slice: &Path, arguments: &[OsString])
         BufReader::new(stdout).read_line(&mut line).map_err(|error| because(&error))?;
     }
     if !line.is_empty() {
-        return Ok(running(installation, i32::try_from(server.id()).ok()));
+        return Ok(i32::try_from(server.id()).ok());
     }
     let mut reason = String::new();
     if let Some(mut stderr) = server.stderr.take() {
@@ -93,9 +119,10 @@ fn start(installation: &Installation, site_slice: &Path, arguments: &[OsString])
 }
 
 /// Asks the server to end and waits until its lock is gone.
-fn stop(installation: &Installation, site_slice: &Path) -> Result<Outcome, Failure> {
+fn stop(installation: &Installation, folder: &Path, file: &str, stopped: &str) -> Result<Outcome, Failure> {
     let texts = &installation.texts;
-    let look = || PidFile::hold_off(site_slice).map_err(|error| failed(installation, &error.to_string()));
+    let look =
+        || PidFile::hold_off_in(folder, file).map_err(|error| failed(installation, &error.to_string()));
     let HeldOff::Running { pid } = look()? else {
         return Ok(Outcome::done(&texts.text.not_running));
     };
@@ -107,7 +134,7 @@ fn stop(installation: &Installation, site_slice: &Path) -> Result<Outcome, Failu
     let give_up = Instant::now() + STOP_PATIENCE;
     while Instant::now() < give_up {
         if matches!(look()?, HeldOff::Quiet(_)) {
-            return Ok(Outcome::done(&texts.text.stopped));
+            return Ok(Outcome::done(stopped));
         }
         nothing.recv_timeout(STOP_POLL).ok();
     }

@@ -44,7 +44,8 @@ pub fn damage(dir: &Path, kind: Damage) -> anyhow::Result<String> {
     let site_slice = root.join("storage/site_slice");
     let table = SlicesTable::read(&site_slice.join(SlicesTable::FILE)).context("slices table")?;
     let recorded = table.slices.iter().find(|(number, _)| *number == 1).context("no depot")?.1.clone();
-    let target = Target::open(installation.resolve(&recorded))?;
+    let depot = installation.resolve(&recorded);
+    let target = Target::open(installation.tables(1, &depot), depot)?;
     match kind {
         Damage::FlipRecord => target.flip_record(),
         Damage::TruncateTable => target.truncate_table(),
@@ -63,6 +64,8 @@ pub fn damage(dir: &Path, kind: Damage) -> anyhow::Result<String> {
 }
 
 struct Target {
+    /// Where its tables are.
+    tables: PathBuf,
     depot: PathBuf,
     /// The records of the first half.
     records: Vec<Located>,
@@ -70,25 +73,25 @@ struct Target {
 }
 
 impl Target {
-    fn open(depot: PathBuf) -> anyhow::Result<Self> {
+    fn open(tables: PathBuf, depot: PathBuf) -> anyhow::Result<Self> {
         let read = |name| {
-            ValidSizes::read(&depot.join(name)).with_context(|| format!("{name} in {}", depot.display()))
+            ValidSizes::read(&tables.join(name)).with_context(|| format!("{name} in {}", tables.display()))
         };
         let (live, marked) = (read(ValidSizes::LIVE)?, read(ValidSizes::BACKUP)?);
         let name = format!("{CONTAINER_TABLE}.ndb");
         let valid =
             [&live, &marked].into_iter().flatten().filter_map(|sizes| sizes.files.get(&name).copied()).min();
-        let path = depot.join(&name);
+        let path = tables.join(&name);
         let mut bytes = fs::read(&path).with_context(|| path.display().to_string())?;
         bytes.truncate(usize::try_from(valid.context("no valid sizes")?)?);
         let mut records = scan(&bytes).records;
         records.truncate(records.len().div_ceil(2));
         ensure!(!records.is_empty(), "{} has no records", path.display());
-        Ok(Self { depot, records, marked: marked.is_some() })
+        Ok(Self { tables, depot, records, marked: marked.is_some() })
     }
 
     fn table(&self) -> PathBuf {
-        self.depot.join(format!("{CONTAINER_TABLE}.ndb"))
+        self.tables.join(format!("{CONTAINER_TABLE}.ndb"))
     }
 
     fn middle(&self) -> &Located {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 
 use super::Surroundings;
+use super::database::Database;
 use super::layout::{Installation, SlicesTable};
 use super::store::Repository;
 use super::texts::Texts;
@@ -32,6 +33,8 @@ pub struct InstallOptions {
     pub transactions: u64,
     /// Puts the depots somewhere else than below `storage`.
     pub depots_at: Option<PathBuf>,
+    /// 4, or 5 for a repository in a database.
+    pub major: u8,
     /// The program to copy into `bin`; without it `bin` has only configuration.
     pub program: Option<PathBuf>,
 }
@@ -39,12 +42,21 @@ pub struct InstallOptions {
 impl Default for InstallOptions {
     fn default() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { host, port: 5050, depots: 2, seed: 1, transactions: 300, depots_at: None, program: None }
+        Self {
+            host,
+            port: 5050,
+            depots: 2,
+            seed: 1,
+            transactions: 300,
+            depots_at: None,
+            major: 4,
+            program: None,
+        }
     }
 }
 
 /// The programs of `bin`: one file under several names.
-pub const PROGRAMS: &[&str] = &["accurev_server", "accurev", "maintain", "acserverctl"];
+pub const PROGRAMS: &[&str] = &["accurev_server", "accurev", "maintain", "acserverctl", "accurev_db"];
 
 /// Makes the installation in a directory that is empty or not there yet.
 ///
@@ -71,7 +83,15 @@ pub fn install(dir: &Path, options: &InstallOptions) -> anyhow::Result<Installat
     if let Some(program) = &options.program {
         put_programs(&root.join("bin"), program)?;
     }
-    put_configuration(&root, &site_slice, &depots_default, &options.host, port)?;
+    let mut texts = Texts::default();
+    texts.version.major = options.major;
+    fs::create_dir_all(site_slice.join("backup"))?;
+    put_configuration(&root, &site_slice, &depots_default, &options.host, port, &texts)?;
+    let installation = Installation::open(&root, Surroundings::default())
+        .map_err(|failure| anyhow::anyhow!(failure.text))?;
+    if installation.has_database() {
+        put_database(&installation, &options.host, port)?;
+    }
 
     let mut slices = vec![(0, site_slice.clone())];
     for number in 1..=options.depots {
@@ -87,9 +107,24 @@ pub fn install(dir: &Path, options: &InstallOptions) -> anyhow::Result<Installat
     }
     fs::write(site_slice.join(SlicesTable::FILE), SlicesTable { install: root.clone(), slices }.render())?;
 
-    let mut repository = Repository::open(&site_slice, Path::to_path_buf, options.seed)?;
+    let tables = |number, location: &Path| installation.tables(number, location);
+    let mut repository = Repository::open_tables(&site_slice, Path::to_path_buf, tables, options.seed)?;
     repository.fill(options.transactions, |count| PREFILL_START + count * 60)?;
-    Installation::open(&root, Surroundings::default()).map_err(|failure| anyhow::anyhow!(failure.text))
+    Ok(installation)
+}
+
+/// The live database, and the program by which another one is made.
+fn put_database(installation: &Installation, host: &str, port: u16) -> anyhow::Result<()> {
+    let database = Database::of(installation);
+    database.init("postgres", "the live password")?;
+    database.set_identity(host, &port.to_string())?;
+    let programs = installation.root.join("postgresql/bin");
+    fs::create_dir_all(&programs)?;
+    let server = installation.bin(PROGRAMS[0]);
+    if server.exists() {
+        fs::hard_link(&server, programs.join("initdb"))?;
+    }
+    Ok(())
 }
 
 fn put_programs(bin: &Path, program: &Path) -> anyhow::Result<()> {
@@ -108,6 +143,7 @@ fn put_configuration(
     depots: &Path,
     host: &str,
     port: u16,
+    texts: &Texts,
 ) -> anyhow::Result<()> {
     let server = format!(
         "# AccuRev server configuration (stand-in)\nMASTER_SERVER = {host}\nPORT = {port}\n\
@@ -117,9 +153,9 @@ fn put_configuration(
     );
     fs::write(root.join("bin/acserver.cnf"), server)?;
     fs::write(root.join("bin/acclient.cnf"), format!("SERVERS = {host}:{port}\n"))?;
-    fs::write(root.join("bin/standin.toml"), Texts::default().render())?;
+    fs::write(root.join("bin/standin.toml"), texts.render())?;
     let key = blake3::hash(format!("{host}:{port}").as_bytes()).to_hex();
-    let licence = site_slice.join("keys.txt");
+    let licence = site_slice.join(if texts.version.major >= 5 { "accurev.lic" } else { "keys.txt" });
     fs::write(
         &licence,
         format!("# Licence of the AccuRev stand-in\nHOST = {host}\nPORT = {port}\nKEY = {key}\n"),

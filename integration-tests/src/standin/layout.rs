@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::database::Database;
 use super::texts::{Texts, fill};
 use super::{Failure, Surroundings};
 
@@ -53,7 +54,10 @@ impl Installation {
     /// It cannot be read.
     pub fn server_cnf(&self, program: &'static str) -> Result<ServerCnf<'_>, Failure> {
         let path = self.bin("acserver.cnf");
-        let cnf = Cnf::read(&path).map_err(|error| self.unreadable(program, &path, &error))?;
+        let mut cnf = Cnf::read(&path).map_err(|error| self.unreadable(program, &path, &error))?;
+        if self.texts.version.carriage_return_ends_lines != 0 {
+            cnf.drop_carriage_returns();
+        }
         Ok(ServerCnf { installation: self, program, cnf })
     }
 
@@ -63,6 +67,21 @@ impl Installation {
             Some(below) => self.root.join(below),
             None => recorded.to_path_buf(),
         }
+    }
+
+    /// True in the mode of 5 and later.
+    pub fn has_database(&self) -> bool {
+        self.texts.version.major >= 5
+    }
+
+    /// Where the licence is, below the site slice.
+    pub fn licence(&self) -> &'static str {
+        if self.has_database() { "accurev.lic" } else { "keys.txt" }
+    }
+
+    /// Where the tables of a slice are that lies at `location`.
+    pub fn tables(&self, number: u32, location: &Path) -> PathBuf {
+        if self.has_database() { Database::of(self).tables(number) } else { location.to_path_buf() }
     }
 
     /// The names and addresses that this host answers to.
@@ -157,6 +176,13 @@ impl Cnf {
         Self { settings: text.split('\n').filter_map(setting).collect() }
     }
 
+    /// Takes a carriage return at the end of a value as the end of its line.
+    fn drop_carriage_returns(&mut self) {
+        for (_, value) in &mut self.settings {
+            value.truncate(value.strip_suffix('\r').map_or(value.len(), str::len));
+        }
+    }
+
     /// The value of a key, byte for byte.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.settings.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
@@ -223,7 +249,15 @@ impl PidFile {
     /// # Errors
     /// The file cannot be opened, locked or written.
     pub fn claim(site_slice: &Path) -> io::Result<Option<File>> {
-        let path = site_slice.join(Self::FILE);
+        Self::claim_in(site_slice, Self::FILE)
+    }
+
+    /// The same with a file of another name: the database's server has one of its own.
+    ///
+    /// # Errors
+    /// As [`PidFile::claim`].
+    pub fn claim_in(folder: &Path, file: &str) -> io::Result<Option<File>> {
+        let path = folder.join(file);
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
@@ -247,7 +281,15 @@ impl PidFile {
     /// # Errors
     /// The file cannot be opened or locked.
     pub fn hold_off(site_slice: &Path) -> io::Result<HeldOff> {
-        let file = match File::open(site_slice.join(Self::FILE)) {
+        Self::hold_off_in(site_slice, Self::FILE)
+    }
+
+    /// The same with a file of another name.
+    ///
+    /// # Errors
+    /// As [`PidFile::hold_off`].
+    pub fn hold_off_in(folder: &Path, file: &str) -> io::Result<HeldOff> {
+        let file = match File::open(folder.join(file)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HeldOff::Quiet(None)),
             Err(error) => return Err(error),

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use super::database;
 use super::layout::{HeldOff, Installation, PidFile, SlicesTable, depot_name};
 use super::server::licence_missing;
 use super::store::{
@@ -27,6 +28,19 @@ const PROGRAM: &str = "maintain";
 pub fn run(installation: &Installation, arguments: &[String]) -> Outcome {
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     let checked = match words[..] {
+        ["dbcheck"]
+        | ["dbcheck", _]
+        | ["restore", _, _]
+        | ["server_properties", "update", _]
+        | ["concheck", "site", _]
+            if installation.has_database() =>
+        {
+            ready(installation).and_then(|held| {
+                let done = database::maintain(installation, &words, &mut io::stdin().lock());
+                drop(held);
+                done
+            })
+        }
         ["dbcheck"] => dbcheck(installation, None),
         ["dbcheck", depot] if !depot.starts_with('-') => dbcheck(installation, Some(depot)),
         _ => Err(Failure {
@@ -37,7 +51,8 @@ pub fn run(installation: &Installation, arguments: &[String]) -> Outcome {
     checked.unwrap_or_else(Outcome::from)
 }
 
-fn dbcheck(installation: &Installation, depot: Option<&str>) -> Result<Outcome, Failure> {
+/// Licence, host, and that no server runs; none can start while the result is held.
+fn ready(installation: &Installation) -> Result<HeldOff, Failure> {
     let texts = &installation.texts;
     let cnf = installation.server_cnf(PROGRAM)?;
     let site_slice = cnf.site_slice()?;
@@ -53,7 +68,13 @@ fn dbcheck(installation: &Installation, depot: Option<&str>) -> Result<Outcome, 
             exit: texts.exit.server_running,
         });
     }
+    Ok(held)
+}
 
+fn dbcheck(installation: &Installation, depot: Option<&str>) -> Result<Outcome, Failure> {
+    let texts = &installation.texts;
+    let held = ready(installation)?;
+    let site_slice = installation.server_cnf(PROGRAM)?.site_slice()?;
     let table_path = site_slice.join(SlicesTable::FILE);
     let table = SlicesTable::read(&table_path)
         .map_err(|error| installation.unreadable(PROGRAM, &table_path, &error))?;
@@ -80,7 +101,7 @@ fn dbcheck(installation: &Installation, depot: Option<&str>) -> Result<Outcome, 
 }
 
 fn check_licence_is_there(installation: &Installation, site_slice: &Path) -> Result<(), Failure> {
-    let path = site_slice.join("keys.txt");
+    let path = site_slice.join(installation.licence());
     match fs::metadata(&path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -1,4 +1,4 @@
-//! A stand-in for AccuRev 4.x: not AccuRev, and named a stand-in everywhere.
+//! A stand-in for AccuRev 4.x, and in another mode ([`database`]) for 5 and later: not AccuRev, and named a stand-in everywhere.
 //!
 //! AccuRev cannot be shipped, so the tests bring a program that behaves like it where it matters to a hot backup: an
 //! append-only store with checksums under a server process that keeps writing, `accurev backup mark`, an
@@ -37,6 +37,7 @@
 pub mod client;
 pub mod control;
 pub mod damage;
+pub mod database;
 pub mod install;
 pub mod layout;
 pub mod maintain;
@@ -46,6 +47,8 @@ pub mod texts;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_5;
 
 use std::ffi::OsString;
 

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Failure;
+use super::database::Database;
 use super::layout::{Cnf, Installation, PidFile, SlicesTable};
 use super::store::{Repository, replace};
 use super::texts::fill;
@@ -53,6 +54,7 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Server {
     repository: Repository,
+    database: Option<Database>,
     site_slice: PathBuf,
     options: ServerOptions,
     paused_text: String,
@@ -94,7 +96,13 @@ impl Server {
         };
         let listener = TcpListener::bind(&wanted).map_err(cannot_listen)?;
         let address = listener.local_addr().map_err(cannot_listen)?;
-        let repository = Repository::open(&site_slice, |path| installation.resolve(path), now().as_secs())
+        let database = installation.has_database().then(|| Database::of(installation));
+        if let Some(database) = &database {
+            database.require_up(installation, "accurev_server")?;
+        }
+        let tables = |number, location: &Path| installation.tables(number, location);
+        let resolve = |path: &Path| installation.resolve(path);
+        let repository = Repository::open_tables(&site_slice, resolve, tables, now().as_secs())
             .map_err(|error| cannot_serve(format!("{error:#}")))?;
         let mut log = Log::open(&site_slice.join("logs")).map_err(in_site)?;
         log.line("Server locale is C").map_err(in_site)?;
@@ -108,6 +116,7 @@ impl Server {
         let paused_text = texts.text.paused.clone();
         Ok(Self {
             repository,
+            database,
             site_slice,
             options,
             paused_text,
@@ -192,8 +201,17 @@ impl Server {
         if self.site_slice.join(PAUSE_FILE).exists() {
             return Ok(format!("ERR {}\n", self.paused_text));
         }
-        match request.trim_end() {
-            "MARK" => {
+        let request = request.trim_end();
+        if let (Some(database), Some(name)) = (&self.database, request.strip_prefix("BACKUP ")) {
+            let file = self.site_slice.join("backup").join(name);
+            let time = now();
+            return Ok(match database.backup(&file, &self.repository.slice_numbers(), time.as_secs()) {
+                Ok(()) => format!("OK {}|{}\n", timestamp(time), file.display()),
+                Err(error) => format!("ERR {}: {error}\n", file.display()),
+            });
+        }
+        match request {
+            "MARK" if self.database.is_none() => {
                 let mark = self.repository.mark(now().as_secs())?;
                 let (slices, transactions) = (self.repository.slices(), self.repository.transactions());
                 self.log.line(&format!("backup mark {}", mark.number))?;
@@ -212,10 +230,11 @@ impl Server {
                 Ok(answer)
             }
             "INFO" => Ok(format!(
-                "OK\nServer name:    {}\nPort:           {}\nVersion:        4.x (stand-in, not AccuRev)\nSite slice:     {}\n\
+                "OK\nServer name:    {}\nPort:           {}\nVersion:        {} (stand-in, not AccuRev)\nSite slice:     {}\n\
                  Transactions:   {}\n",
                 self.host,
                 self.port(),
+                if self.database.is_some() { "5.x" } else { "4.x" },
                 self.site_slice.display(),
                 self.repository.transactions()
             )),
@@ -231,7 +250,7 @@ fn accept(listener: &TcpListener, owner: &SyncSender<Event>) {
             stream.set_read_timeout(Some(CLIENT_PATIENCE))?;
             stream.set_write_timeout(Some(CLIENT_PATIENCE))?;
             let mut line = String::new();
-            BufReader::new(&stream).take(100).read_line(&mut line)?;
+            BufReader::new(&stream).take(4096).read_line(&mut line)?;
             Ok((stream, line))
         });
         // A client that breaks off concerns nobody else.
@@ -254,7 +273,7 @@ fn check_licence(
     port: &str,
 ) -> Result<(), Failure> {
     let texts = &installation.texts;
-    let path = site_slice.join("keys.txt");
+    let path = site_slice.join(installation.licence());
     let licence = match Cnf::read(&path) {
         Ok(licence) => licence,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -298,7 +298,10 @@ impl Table {
 /// One slice, open for writing.
 #[derive(Debug)]
 pub struct SliceWriter {
+    /// The tables.
     dir: PathBuf,
+    /// The container files.
+    data: PathBuf,
     name: String,
     tables: Vec<Table>,
     sizes: ValidSizes,
@@ -306,7 +309,7 @@ pub struct SliceWriter {
 
 impl SliceWriter {
     /// Opens the slice, or makes an empty one, and cuts off what was never committed.
-    fn open(dir: &Path, slice: u32) -> io::Result<Self> {
+    fn open(dir: &Path, data: &Path, slice: u32) -> io::Result<Self> {
         let found = ValidSizes::read(&dir.join(ValidSizes::LIVE))?;
         let mut sizes = found.unwrap_or_else(|| ValidSizes { slice, ..ValidSizes::default() });
         let mut tables = Vec::new();
@@ -328,7 +331,7 @@ impl SliceWriter {
             let (records, index) = (open(format!("{name}.ndb"))?, open(format!("{name}.ndx"))?);
             tables.push(Table { name, records, index });
         }
-        Ok(Self { dir: dir.to_path_buf(), name: depot_name(dir), tables, sizes })
+        Ok(Self { dir: dir.to_path_buf(), data: data.to_path_buf(), name: depot_name(data), tables, sizes })
     }
 
     /// Writes one transaction, all but the commit.
@@ -364,7 +367,7 @@ impl SliceWriter {
     fn add_container(&mut self, dice: &mut Dice) -> io::Result<ContainerRef> {
         self.sizes.container += 1;
         let content = dice.content();
-        let path = self.dir.join(container_path(self.sizes.container));
+        let path = self.data.join(container_path(self.sizes.container));
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -409,11 +412,26 @@ impl Repository {
     /// # Errors
     /// A slice cannot be opened.
     pub fn open(site_slice: &Path, resolve: impl Fn(&Path) -> PathBuf, seed: u64) -> anyhow::Result<Self> {
+        Self::open_tables(site_slice, resolve, |_, location| location.to_path_buf(), seed)
+    }
+
+    /// The same, with the tables of each slice where `tables` says.
+    ///
+    /// # Errors
+    /// A slice cannot be opened.
+    pub fn open_tables(
+        site_slice: &Path,
+        resolve: impl Fn(&Path) -> PathBuf,
+        tables: impl Fn(u32, &Path) -> PathBuf,
+        seed: u64,
+    ) -> anyhow::Result<Self> {
         let table = site_slice.join(SlicesTable::FILE);
         let slices = SlicesTable::read(&table).with_context(|| table.display().to_string())?.slices;
         let open = |(number, location): &(u32, PathBuf)| {
             let dir = if *number == 0 { site_slice.to_path_buf() } else { resolve(location) };
-            SliceWriter::open(&dir, *number).with_context(|| dir.display().to_string())
+            let tables = tables(*number, &dir);
+            fs::create_dir_all(&tables).with_context(|| tables.display().to_string())?;
+            SliceWriter::open(&tables, &dir, *number).with_context(|| dir.display().to_string())
         };
         let mut opened = slices.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
         let Some(site) = opened.iter().position(|slice| slice.sizes.slice == 0) else {
@@ -482,6 +500,11 @@ impl Repository {
     /// How many transactions the depots hold.
     pub fn transactions(&self) -> u64 {
         self.depots.iter().map(|depot| depot.sizes.transaction).sum()
+    }
+
+    /// The numbers of the slices.
+    pub fn slice_numbers(&self) -> Vec<u32> {
+        self.depots.iter().chain([&self.site]).map(|slice| slice.sizes.slice).collect()
     }
 
     /// How many slices there are.

@@ -38,6 +38,50 @@ section! {
         mark_done = "Backup mark {mark} set at {time} ({slices} slices, transaction {transactions}).";
         /// accurev: wrong usage. In 4.x `backup FILE` ends here too.
         accurev_usage = "Usage: accurev backup mark | accurev show slices | accurev info";
+        /// 5: accurev backup mark.
+        mark_gone = "accurev: 'backup mark' is not supported any more: Usage: accurev backup <backup-file-spec>";
+        /// 5: accurev backup FILE: done.
+        backup_done = "Backup written to {file} at {time}.";
+        /// 5: the database's server does not run.
+        database_down = "{program}: cannot connect to the database server";
+        /// 5: acserverctl dbstart, accurev_db: the database cannot be served.
+        database_failed = "accurev_db: {reason}";
+        /// 5: accurev_db: the one line on standard output once it serves.
+        database_ready = "accurev_db: ready";
+        /// 5: acserverctl dbstart and dbstatus.
+        database_up = "the database server is running";
+        /// 5: acserverctl dbstop and dbstatus.
+        database_stopped = "the database server is not running";
+        /// 5: initdb: wrong usage.
+        initdb_usage = "Usage: initdb -D <directory> -U <administrator> --pwfile=<file>";
+        /// 5: initdb: it did not work.
+        initdb_failed = "initdb: {reason}";
+        /// 5: maintain asks for the administrator's password.
+        password_prompt = "Password for the database administrator: ";
+        /// 5: the password does not fit.
+        password_wrong = "maintain: password authentication failed for user {user}";
+        /// 5: maintain restore: done.
+        restore_done = "maintain: restored {file}";
+        /// 5: maintain restore: there is a repository already.
+        restore_exists = "maintain: the database accurev exists already";
+        /// 5: maintain restore: the file is not what a backup wrote.
+        restore_damaged = "maintain: backup file {file} is damaged";
+        /// 5: the database holds no repository.
+        repository_missing = "maintain: the database accurev does not exist";
+        /// 5: maintain server_properties update asks.
+        properties_prompt = "Set the server to {host}:{port}? (y/n) ";
+        /// 5: maintain server_properties update: the answer was not y.
+        properties_refused = "maintain: server properties not changed";
+        /// 5: maintain server_properties update: done.
+        properties_done = "maintain: server properties updated to {host}:{port}";
+        /// 5: maintain concheck: done.
+        connection_good = "maintain: connection to the site database is good";
+        /// 5: the repository belongs to a server of another name than acserver.cnf has.
+        identity_error = "maintain: host name error: the database belongs to {recorded}, acserver.cnf says {configured}";
+        /// 5: one finding of dbcheck.
+        not_monotonic = "dbcheck: depot {depot}, table {table}: transaction {transaction} is not monotonic after {last}";
+        /// 5: dbcheck: nothing wrong.
+        check_5_passed = "dbcheck: {slices} slices, {transactions} transactions: no problems found";
         /// accurev: no server answers.
         no_server = "accurev: cannot reach the AccuRev server {server}: {reason}";
         /// accurev: the server could not do it.
@@ -112,12 +156,30 @@ section! {
         server_running = 13u8;
         /// Something needed cannot be read.
         unreadable = 14u8;
+        /// 5: the database's server does not run.
+        database_down = 18u8;
+        /// 5: the database holds no repository.
+        repository_missing = 19u8;
+        /// 5: the password does not fit.
+        password_wrong = 20u8;
+        /// 5: maintain restore or server_properties: not done.
+        restore_refused = 21u8;
         /// accurev_server: the licence is for another host or port.
         licence_mismatch = 15u8;
         /// accurev_server: cannot listen, or cannot open the store.
         cannot_serve = 16u8;
         /// acserverctl: it did not work.
         control_failed = 17u8;
+    }
+}
+
+section! {
+    /// Which AccuRev this is.
+    Version: u8 {
+        /// 4: tables in files, `backup mark`. 5: tables in a database, `backup FILE`.
+        major = 4u8;
+        /// acserver.cnf: 1 takes a carriage return before a line feed as part of the line's end, 0 as part of the value.
+        carriage_return_ends_lines = 0u8;
     }
 }
 
@@ -139,6 +201,8 @@ pub struct Texts {
     pub text: Text,
     /// `[exit]`
     pub exit: Exit,
+    /// `[version]`
+    pub version: Version,
     /// `[net]`
     pub net: Net,
 }
@@ -166,6 +230,8 @@ impl Texts {
         self.text.render(&mut out);
         out.push_str("\n[exit]\n");
         self.exit.render(&mut out);
+        out.push_str("\n[version]\n");
+        self.version.render(&mut out);
         out.push_str("\n[net]\n");
         self.net.render(&mut out);
         out

@@ -371,3 +371,66 @@ fn a_working_tree_is_refused() {
     let message = refused["message"].as_str().expect("text");
     assert!(message.contains("has no HEAD") && message.contains("the .git folder"), "{message}");
 }
+
+/// Two packs, the larger one first by its name. The source is held in the middle of the larger one, and both are packed into
+/// one meanwhile.
+fn repacked_in_the_middle(profile: &str) -> (Pair, i32) {
+    let pair = Pair::engine("git", "");
+    let repository = pair.root(0);
+    run(git(&repository).args(["init", "-q", "--bare", "-b", "main", "."]));
+    let clone = pair.path("clone");
+    run(Command::new("git").args(["clone", "-q"]).arg(&repository).arg(&clone).stderr(Stdio::null()));
+    let packs = || {
+        let entries = fs::read_dir(repository.join("objects/pack")).expect("read").flatten();
+        let mut packs: Vec<_> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "pack"))
+            .collect();
+        packs.sort();
+        packs
+    };
+    let push = |number: u64, bytes: usize| {
+        // Nothing that can be packed smaller.
+        let mut content = vec![0; bytes];
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut content);
+        fs::write(clone.join(format!("file{number}")), content).expect("write");
+        run(git(&clone).args(["add", "."]));
+        run(git(&clone).args(["commit", "-q", "-m", "more"]));
+        run(git(&clone).args(["push", "-q", "origin", "HEAD:main"]));
+        let before = packs();
+        run(git(&repository).args(["repack", "-dq"]));
+        packs().into_iter().find(|pack| !before.contains(pack)).expect("a new pack")
+    };
+    let large = push(0, 40_000_000);
+    // By their names, which are digests, every second one comes after it.
+    (1..64).find(|number| push(*number, 1000) > large).expect("a pack that comes after the large one");
+    let keys = "state = \"state\"\nmemory_mib = 8\nthreads = 1\n";
+    pair.kill("source");
+    pair.configure("source", "profile = \"git\"", &format!("profile = {profile:?}"));
+    pair.restart_with("source", "state = \"state\"\n", keys);
+    pair.link().hold_after(10_000_000);
+    let started = pair.source(&["run"]);
+    assert_eq!(started.code, 0, "{started:?}");
+    pair.link().wait_until_held();
+    run(git(&repository).args(["repack", "-adq"]));
+    assert_eq!(packs().len(), 1);
+    pair.link().go_on();
+    let ended = pair.source(&["watch"]);
+    (pair, ended.code)
+}
+
+/// What `copy.hold` is for: the same repository and the same moment, with it and without it.
+#[test]
+fn what_is_repacked_in_the_middle_is_lost_without_hold_and_not_with_it() {
+    let (pair, code) = repacked_in_the_middle("git");
+    assert_eq!((code, live::newest_verdict(&pair).outcome), (0, Outcome::Pass));
+    drop(pair);
+    let text = assay_common::profile::Profile::builtin_text("git").expect("built in");
+    let hold = text.lines().find(|line| line.starts_with("hold = ")).expect("it holds");
+    let without = std::env::temp_dir().join(format!("assay-git-without-hold-{}.toml", std::process::id()));
+    fs::write(&without, text.replace(hold, "")).expect("write");
+    let (pair, code) = repacked_in_the_middle(without.to_str().expect("utf-8"));
+    fs::remove_file(&without).expect("remove");
+    let verdict = live::newest_verdict(&pair);
+    assert_eq!((code, verdict.outcome, verdict.reason.as_str()), (1, Outcome::Fail, "damage-found"));
+}

@@ -14,6 +14,12 @@ struct State {
     cut_every: Option<u64>,
     next_cut: u64,
     cuts: u64,
+    /// When so many have gone through, the connection is cut, once.
+    cut_at: Option<u64>,
+    /// When so many have gone through, nothing more does in either direction, and nobody is told.
+    dead_at: Option<u64>,
+    /// So many more bytes go through one by one.
+    trickle: u64,
     /// When so many have gone through, nothing more does.
     hold_at: Option<u64>,
     /// True while something waits.
@@ -68,6 +74,24 @@ impl Link {
         (state.cut_every, state.next_cut) = (Some(bytes), state.bytes + bytes);
     }
 
+    /// Cuts the connection once, within the block that makes so many more bytes.
+    pub(crate) fn cut_after(&self, bytes: u64) {
+        let mut state = self.state();
+        state.cut_at = Some(state.bytes + bytes);
+    }
+
+    /// Lets the connections that there are die when so many more bytes have gone through, as when a firewall forgets them: they
+    /// stay open, and nothing arrives any more.
+    pub(crate) fn die_after(&self, bytes: u64) {
+        let mut state = self.state();
+        state.dead_at = Some(state.bytes + bytes);
+    }
+
+    /// Sends the next bytes of the source one at a time.
+    pub(crate) fn trickle(&self, bytes: u64) {
+        self.state().trickle = bytes;
+    }
+
     /// How often it was cut.
     pub(crate) fn cuts(&self) -> u64 {
         self.state().cuts
@@ -96,7 +120,7 @@ impl Link {
         while let Ok(count) = from.read(&mut buffer)
             && count > 0
         {
-            let cut = {
+            let (cut, single) = {
                 let mut state = self.state();
                 while state.hold_at.is_some_and(|at| state.bytes >= at) {
                     state.held = true;
@@ -110,10 +134,24 @@ impl Link {
                     state.next_cut = state.bytes + every;
                     state.cuts += 1;
                 }
-                cut.is_some()
+                let bytes = state.bytes;
+                let once = state.cut_at.take_if(|at| bytes >= *at).is_some();
+                state.cuts += u64::from(once);
+                if state.dead_at.take_if(|at| bytes >= *at).is_some() {
+                    state.cuts += 1;
+                    drop(state);
+                    // Both ends stay open for as long as this process lives.
+                    std::mem::forget((from, to));
+                    return;
+                }
+                let single = (count as u64).min(state.trickle);
+                state.trickle -= single;
+                (cut.is_some() || once, single as usize)
             };
+            let (slow, fast) = buffer[..count].split_at(single);
+            let mut one_by_one = || slow.iter().try_for_each(|byte| to.write_all(&[*byte]));
             // What was read when the connection is cut is lost.
-            if cut || to.write_all(&buffer[..count]).is_err() {
+            if cut || one_by_one().and_then(|()| to.write_all(fast)).is_err() {
                 drop(from.shutdown(Shutdown::Both));
                 drop(to.shutdown(Shutdown::Both));
                 return;

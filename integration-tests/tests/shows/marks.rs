@@ -22,7 +22,8 @@ fn settling() -> Pair {
 fn start_and_hold(pair: &Pair) -> String {
     let started = pair.source(&["--json", "run"]);
     let id = json(&started.stdout)["id"].as_str().expect("an id").to_owned();
-    pair.eventually("the mark is held", || pair.path("state/repo/mark.held").exists());
+    let held = || fs::read(pair.path("state/repo/mark.held")).is_ok_and(|id| id == b"mark-1");
+    pair.eventually("the mark is held", held);
     id
 }
 

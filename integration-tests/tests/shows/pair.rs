@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -44,6 +44,7 @@ pub(crate) struct Pair {
     folder: tempfile::TempDir,
     ports: (u16, u16),
     agents: Mutex<HashMap<String, Child>>,
+    environments: Mutex<HashMap<String, Vec<(String, String)>>>,
     link: Arc<Link>,
 }
 
@@ -81,7 +82,7 @@ pub(crate) fn program(name: &str) -> PathBuf {
 
 /// A port for an agent, which keeps it when it is killed and started again. It is below those that the kernel hands out, so
 /// that no connection takes it meanwhile, and no other test of this process gets it.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 10_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -177,7 +178,13 @@ impl Pair {
             tls("target")
         );
         fs::write(path("target.toml"), target).expect("write");
-        let pair = Self { folder, ports: (source_port, target_port), agents: Mutex::default(), link };
+        let pair = Self {
+            folder,
+            ports: (source_port, target_port),
+            agents: Mutex::default(),
+            environments: Mutex::default(),
+            link,
+        };
         pair.start("target");
         pair.start("source");
         pair
@@ -197,6 +204,66 @@ impl Pair {
     /// The way from the source to the target.
     pub(crate) fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// What an agent's environment has beside the test's own, from its next start.
+    pub(crate) fn set_environment(&self, role: &str, variables: &[(&str, String)]) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        self.environments.lock().expect("no panic").insert(role.to_owned(), variables);
+    }
+
+    /// Starts an agent that may end at any time, and waits until it takes connections. False when it has ended.
+    pub(crate) fn start_doomed(&self, role: &str) -> bool {
+        self.spawn(&format!("assay-{role}"), role);
+        let port = if role == "source" { self.ports.0 } else { self.ports.1 };
+        let start = Instant::now();
+        loop {
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return self.is_alive(role);
+            }
+            if !self.is_alive(role) {
+                return false;
+            }
+            assert!(start.elapsed() < PATIENCE, "not in time: {role} takes connections");
+            std::thread::park_timeout(Duration::from_millis(3));
+        }
+    }
+
+    /// Starts an agent and waits until it takes connections, or until there is a file. True for the first.
+    pub(crate) fn start_until(&self, role: &str, file: &Path) -> bool {
+        self.spawn(&format!("assay-{role}"), role);
+        let port = if role == "source" { self.ports.0 } else { self.ports.1 };
+        let start = Instant::now();
+        loop {
+            if file.exists() {
+                return false;
+            }
+            if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return true;
+            }
+            assert!(self.is_alive(role), "{role} has ended\n{}", self.logs());
+            assert!(start.elapsed() < PATIENCE, "not in time: {role} takes connections");
+            std::thread::park_timeout(Duration::from_millis(3));
+        }
+    }
+
+    /// True while an agent runs.
+    pub(crate) fn is_alive(&self, role: &str) -> bool {
+        let mut agents = self.agents.lock().expect("no panic");
+        agents.get_mut(role).is_some_and(|agent| agent.try_wait().expect("it is ours").is_none())
+    }
+
+    /// Starts a command of the source's, whose output is to be read while it runs.
+    pub(crate) fn spawn_source(&self, arguments: &[&str]) -> Child {
+        Command::new(program("assay-source"))
+            .args(["--config", "source.toml"])
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the command starts")
     }
 
     /// The process of an agent that runs.
@@ -231,6 +298,7 @@ impl Pair {
         let log = fs::File::create(self.path(&format!("{role}.log"))).expect("log");
         let child = Command::new(program(name))
             .args(["--config", &format!("{role}.toml"), "serve"])
+            .envs(self.environments.lock().expect("no panic").get(role).cloned().unwrap_or_default())
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -298,7 +366,7 @@ impl Pair {
     }
 
     /// Polls until `ready`, with a bounded patience.
-    pub(crate) fn eventually(&self, what: &str, ready: impl Fn() -> bool) {
+    pub(crate) fn eventually(&self, what: &str, mut ready: impl FnMut() -> bool) {
         let start = Instant::now();
         while !ready() {
             assert!(start.elapsed() < PATIENCE, "not in time: {what}");
@@ -376,7 +444,7 @@ impl Pair {
         done(&mut command)
     }
 
-    fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let log = |role: &str| fs::read_to_string(self.path(&format!("{role}.log"))).unwrap_or_default();
         format!("source:\n{}\ntarget:\n{}", log("source"), log("target"))
     }

@@ -143,6 +143,12 @@ fn a_disk_that_fills_in_the_middle_of_a_file_loses_nothing() {
     pair.kill("target");
     let disk = SmallDisk::mount(&pair.path("small"), 40);
     pair.configure("target", "store = \"store\"", "store = \"small/store\"");
+    // A check leaves more room than that by default.
+    pair.configure(
+        "target",
+        "source = \"source\"",
+        "source = \"source\"\nlimits = { disk_reserve = \"1MiB\" }",
+    );
     pair.start("target");
     fs::write(pair.root(0).join("first"), crate::noise(1, 5_000_000)).expect("write");
     pair.run(0);

@@ -415,3 +415,48 @@ fn every_reason_has_a_remedy() {
     let without: Vec<_> = reasons.iter().filter(|reason| known_remedy(reason).is_none()).collect();
     assert!(without.is_empty(), "no remedy for {without:?}");
 }
+
+/// A run that reads everything does not carry over what the target's disk has not kept, although the source finds nothing
+/// changed: neither of a file that several generations share, nor of one that is read before all others.
+#[test]
+fn a_full_run_replaces_what_the_targets_disk_has_not_kept() {
+    use std::os::unix::fs::MetadataExt as _;
+    let tables = format!("[mark]\nkind = \"none\"\n[copy]\nfirst = [\"/first\"]\n{}", crate::pair::LIST);
+    let pair = Pair::with_profile(&tables, "");
+    for (seed, name) in ["first", "large", "small", "sound"].into_iter().enumerate() {
+        fs::write(
+            pair.root(0).join(name),
+            noise(seed as u64, if name == "large" { 3_000_000 } else { 5000 }),
+        )
+        .expect("write");
+    }
+    fs::hard_link(pair.root(0).join("large"), pair.root(0).join("linked")).expect("link");
+    pair.run(0);
+    // What was written a moment ago is read once more; then nothing is, and files are shared.
+    pair.run(0);
+    pair.run(0);
+    let copy = |generation: &str, name: &str| pair.generation(generation).join(name);
+    let inode = |generation: &str, name: &str| fs::metadata(copy(generation, name)).expect("stat").ino();
+    assert_eq!(inode("000002", "large"), inode("000003", "large"), "they share their files");
+    for name in ["first", "large", "small"] {
+        flip(&copy("000003", name), 4000);
+    }
+    // A run that trusts times carries it on, and a scrub or the check's own reading has to find it.
+    pair.run(0);
+    let is_sound = |generation: &str, name: &str| {
+        fs::read(copy(generation, name)).expect("read") == fs::read(pair.root(0).join(name)).expect("read")
+    };
+    assert!(!is_sound("000004", "large"), "it is shared, and so is what happened to it");
+    let full = pair.source(&["--json", "run", "--follow", "--full-read"]);
+    assert_eq!(full.code, 0, "{full:?}");
+    for name in ["first", "large", "linked", "small", "sound"] {
+        assert!(is_sound("000005", name), "{name}");
+    }
+    assert_eq!(inode("000005", "large"), inode("000005", "linked"));
+    // What was sealed is evidence and stays as it is.
+    assert!(!is_sound("000003", "large") && !is_sound("000003", "first"));
+    // And what comes after builds upon the sound one.
+    pair.run(0);
+    assert!(is_sound("000006", "large") && is_sound("000006", "first"));
+    crate::pair::rsync_finds_no_difference(&pair.root(0), &pair.latest());
+}

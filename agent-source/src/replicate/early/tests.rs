@@ -74,6 +74,7 @@ impl Tree {
             threads: 1,
             budget_bytes: 0,
             transfer: TransferOptions {
+                patience: std::time::Duration::from_secs(60),
                 compression: Compression::Auto,
                 threads: 1,
                 limit_bytes_per_second: None,

@@ -172,8 +172,9 @@ mod tests {
     use super::*;
 
     fn packer(compression: Compression) -> Packer {
-        let retry = Duration::ZERO;
-        let options = TransferOptions { compression, threads: 1, limit_bytes_per_second: None, retry };
+        let (retry, patience) = (Duration::ZERO, Duration::MAX);
+        let options =
+            TransferOptions { compression, threads: 1, limit_bytes_per_second: None, retry, patience };
         Packer::new(&options, Arc::default())
     }
 

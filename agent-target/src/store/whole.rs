@@ -95,7 +95,7 @@ impl Whole {
     }
 
     /// Notes the digest of a content.
-    pub(super) fn note(&self, content: u64, length: u64, digest: ContentDigest) -> io::Result<()> {
+    pub fn note(&self, content: u64, length: u64, digest: ContentDigest) -> io::Result<()> {
         let mut record = [0; RECORD_BYTES as usize];
         record[..8].copy_from_slice(&(length + 1).to_le_bytes());
         record[8..].copy_from_slice(&digest.0);
@@ -103,7 +103,7 @@ impl Whole {
     }
 
     /// Takes verified bytes of a content.
-    pub(super) fn wrote(&self, content: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub fn wrote(&self, content: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.advance(content, |track| {
             if track.next == offset {
                 track.hasher.update(bytes);
@@ -120,17 +120,17 @@ impl Whole {
     }
 
     /// Takes a hole of a content.
-    pub(super) fn hole(&self, content: u64, offset: u64, bytes: u64) -> io::Result<()> {
+    pub fn hole(&self, content: u64, offset: u64, bytes: u64) -> io::Result<()> {
         self.advance(content, |track| drop(track.waiting.insert(offset, Segment::Hole(bytes))))
     }
 
     /// Takes the length of a content.
-    pub(super) fn ended(&self, content: u64, length: u64) -> io::Result<()> {
+    pub fn ended(&self, content: u64, length: u64) -> io::Result<()> {
         self.advance(content, |track| track.length = Some(length))
     }
 
     /// The content belongs to no file.
-    pub(super) fn forget(&self, content: u64) {
+    pub fn forget(&self, content: u64) {
         let track = self.tracks.lock().unwrap_or_else(PoisonError::into_inner).remove(&content);
         if let Some(track) = track {
             self.give_up(&mut track.lock().unwrap_or_else(PoisonError::into_inner));

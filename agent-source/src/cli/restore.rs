@@ -1,0 +1,209 @@
+//! `restore` from the target, over the network: needs a certificate of the role "restore", and no agent on this host.
+
+use std::{
+    fs::File,
+    io::{Seek as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Instant,
+};
+
+use assay_common::{
+    cli::{CommandError, Connection, Offered, RestoreArgs, print},
+    digest::RootDigest,
+    error::Hint as _,
+    id::GenerationNumber,
+    restore::{Part, SupplyError, Want},
+    signing::VerifyingKey,
+    tls::{ConnectOptions, Role, TlsFiles, connect},
+};
+use assay_proto::v1::{
+    ContentRequest, ContentStart, FetchManifestRequest, OpenRestoreRequest, ReportRestoreRequest,
+    restore_service_client::RestoreServiceClient,
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Status, transport::Channel};
+
+use crate::config::Config;
+
+/// A manifest that is longer is not fetched, in bytes: twice that of the largest tree that we know of.
+const MAX_MANIFEST_BYTES: u64 = 64 * 1024 * 1024 * 1024;
+/// Largest answer, in bytes: a part of 2 MiB with room to spare.
+const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Takes a generation back from the target
+///
+/// What the configuration does not say, or on a host without one, stands on the line: --server (the target), --ca, --cert and --key (of
+/// the role "restore"), --target-key.
+#[derive(Debug, clap::Args)]
+pub(super) struct Restore {
+    #[command(flatten)]
+    what: RestoreArgs,
+    /// The target's public signing key, instead of the configuration's `target.signing_key`
+    #[arg(long, value_name = "PUB")]
+    target_key: Option<PathBuf>,
+}
+
+impl Restore {
+    pub(super) async fn run(
+        &self,
+        config: Option<&Config>,
+        connection: &Connection,
+        json: bool,
+    ) -> Result<ExitCode, CommandError> {
+        let began = Instant::now();
+        // Faults of the line come before the network is asked.
+        self.what.options()?;
+        let missing = |what: &str| {
+            CommandError::usage(format!("{what} is not given, and there is no configuration that says it"))
+                .hint("assay-source restore --help tells what is needed")
+        };
+        let url = connection.server.clone().or_else(|| config.map(|config| config.target.url.clone()));
+        let url = url.ok_or_else(|| missing("--server"))?;
+        let key = self.target_key.clone().or_else(|| config.map(|config| config.target.signing_key.clone()));
+        let key = VerifyingKey::load(&key.ok_or_else(|| missing("--target-key"))?)
+            .map_err(|error| CommandError { hint: error.hint(), ..CommandError::usage(error.to_string()) })?;
+        let files = TlsFiles {
+            ca: connection
+                .ca
+                .clone()
+                .or_else(|| config.map(|config| config.tls.ca.clone()))
+                .ok_or_else(|| missing("--ca"))?,
+            cert: connection.cert.clone().ok_or_else(|| needs_certificate("--cert"))?,
+            key: connection.key.clone().ok_or_else(|| needs_certificate("--key"))?,
+        };
+        let (channel, _) =
+            connect(&url, Role::Target, &files, &[Role::Restore], &ConnectOptions::default()).await?;
+        let mut client = RestoreServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let failed = |status: Status| CommandError::from_status(&status, &url);
+
+        let repository = match config.map(|config| &config.repositories[..]) {
+            Some([only]) if self.what.repository.is_empty() => only.name.clone(),
+            _ => self.what.repository.clone(),
+        };
+        if repository.is_empty() {
+            return Err(CommandError::usage("the repository is not named"));
+        }
+        let request = OpenRestoreRequest { repository: repository.clone(), generation: self.what.generation };
+        let opened = client.open_restore(request).await.map_err(failed)?.into_inner();
+        if self.what.generation > 0 && opened.generation != self.what.generation {
+            return Err(CommandError::not_run("the target offers another generation than was asked for"));
+        }
+        let root = RootDigest(
+            opened
+                .root_digest
+                .as_slice()
+                .try_into()
+                .map_err(|_| CommandError::not_run("the target's root digest is none"))?,
+        );
+        let generation = GenerationNumber(opened.generation);
+        let verdict = (!opened.verdict.is_empty()).then_some(opened.verdict);
+        let offered = Offered { repository, generation, root, verdict };
+        let vouched = self.what.believe(&offered, &key)?;
+        if !json {
+            print(&format!("{vouched}\n"));
+        }
+        let manifest = fetch_manifest(&mut client, &offered).await.map_err(|error| match error {
+            Fetch::Status(status) => failed(status),
+            Fetch::Io(error) => CommandError::not_run(format!("the manifest cannot be kept: {error}")).hint(
+                "it is put into TMPDIR while the restore runs: make room there, or name another folder",
+            ),
+            Fetch::TooLong => CommandError::not_run("the target's manifest is longer than any may be"),
+        })?;
+
+        let runtime = tokio::runtime::Handle::current();
+        let (line, start) = (client.clone(), content_start(&offered));
+        let work = || {
+            self.what.run(&offered, manifest, began, json, move |wants, parts| {
+                drop(runtime.spawn(supply(line, start, wants, parts)));
+            })
+        };
+        // This thread may block: the connection is served by the others.
+        let ended = tokio::task::block_in_place(work)?;
+        let report = ReportRestoreRequest {
+            repository: offered.repository.clone(),
+            generation: generation.0,
+            seconds: ended.took.as_secs_f64(),
+            files: ended.asked.0,
+            total_bytes: ended.asked.1,
+            received_bytes: ended.report.progress.fetched_bytes,
+            complete: ended.is_complete(),
+        };
+        if let Err(status) = client.report_restore(report).await {
+            tracing::warn!(%status, "the target was not told how long it took");
+        }
+        Ok(self.what.show(&offered, &ended, json))
+    }
+}
+
+fn needs_certificate(what: &str) -> CommandError {
+    CommandError::usage(format!("{what} is not given: a restore has a certificate of its own"))
+        .hint("on the host of the certificate authority: assay-target pki issue FOLDER --role restore --name NAME, and NAME in `restore` of the \
+               repository in the target's configuration")
+}
+
+enum Fetch {
+    Status(Status),
+    Io(std::io::Error),
+    TooLong,
+}
+
+/// The manifest, in a file without a name.
+async fn fetch_manifest(
+    client: &mut RestoreServiceClient<Channel>,
+    offered: &Offered,
+) -> Result<File, Fetch> {
+    let mut file = tempfile::tempfile().map_err(Fetch::Io)?;
+    let request =
+        FetchManifestRequest { repository: offered.repository.clone(), generation: offered.generation.0 };
+    let mut parts = client.fetch_sealed_manifest(request).await.map_err(Fetch::Status)?.into_inner();
+    let mut length = 0;
+    while let Some(part) = parts.message().await.map_err(Fetch::Status)? {
+        length += part.data.len() as u64;
+        if length > MAX_MANIFEST_BYTES {
+            return Err(Fetch::TooLong);
+        }
+        file.write_all(&part.data).map_err(Fetch::Io)?;
+    }
+    file.rewind().map_err(Fetch::Io)?;
+    Ok(file)
+}
+
+fn content_start(offered: &Offered) -> ContentRequest {
+    let start = ContentStart { repository: offered.repository.clone(), generation: offered.generation.0 };
+    ContentRequest { start: Some(start), ..Default::default() }
+}
+
+/// Passes requests on to the target, and its answers back.
+async fn supply(
+    mut client: RestoreServiceClient<Channel>,
+    start: ContentRequest,
+    wants: tokio::sync::mpsc::Receiver<Want>,
+    parts: tokio::sync::mpsc::Sender<Result<Part, SupplyError>>,
+) {
+    let requests = tokio_stream::once(start).chain(
+        ReceiverStream::new(wants).map(|Want { entry, pieces }| ContentRequest {
+            start: None,
+            entry,
+            pieces,
+        }),
+    );
+    let cut = |status: Status| SupplyError::Cut(status.message().to_owned());
+    let mut answers = match client.fetch_content(requests).await {
+        Ok(answers) => answers.into_inner(),
+        Err(status) => return drop(parts.send(Err(cut(status))).await),
+    };
+    loop {
+        let part = match answers.message().await {
+            Ok(Some(part)) => {
+                Ok(Part { pieces: part.pieces, raw_bytes: part.raw_bytes, data: part.data, lost: part.lost })
+            }
+            Ok(None) => return,
+            Err(status) => Err(cut(status)),
+        };
+        let ended = part.is_err();
+        if parts.send(part).await.is_err() || ended {
+            return;
+        }
+    }
+}

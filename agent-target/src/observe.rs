@@ -1,0 +1,145 @@
+//! What this agent makes known of itself: the record of each repository, the page of metrics, systemd's line, and who is told.
+
+use std::{sync::Arc, time::Duration};
+
+use assay_common::{
+    cli::show,
+    metrics::{
+        ControlFacts, Facts, MetricsServer, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts,
+    },
+    notify::Notifier,
+    service_manager,
+    watch::{Ended, Watch, look_after},
+};
+use jiff::Timestamp;
+
+use crate::{repository::Repository, service::Repositories};
+
+/// How often systemd's line is written anew, when something has changed.
+const STATUS_TICK: Duration = Duration::from_secs(5);
+
+/// How the repository stands, from its ledger.
+pub fn learn(repository: &Repository) -> Watch {
+    let last = repository.verdicts().next().map(|(id, verdict)| Ended::of_verdict(&id, &verdict));
+    let proven = proven(repository);
+    let generations = repository.store.generations().unwrap_or_default();
+    let first = generations.first().and_then(|first| repository.store.record(*first).ok());
+    let since = first.map_or_else(Timestamp::now, |record| record.sealed);
+    let config = &repository.config;
+    Watch::new("target", &config.name, config.max_age, last, proven, since)
+}
+
+/// The newest PASS that holds: that of the generation that is called verified.
+fn proven(repository: &Repository) -> Option<Ended> {
+    let (id, verdict) = repository.last_conclusive(repository.store.verified()?)?;
+    Some(Ended::of_verdict(&id, &verdict))
+}
+
+/// A verdict has been recorded.
+pub fn ended(repository: &Repository, id: &str, ended: Option<Ended>) {
+    if let Some(ended) = ended {
+        repository.watch.ended(Ended { verdict_id: id.to_owned(), ..ended }, proven(repository));
+    }
+}
+
+/// What stays the same for as long as the agent runs.
+#[derive(Debug, Clone)]
+pub struct Fixed {
+    /// Name of the agent.
+    pub agent: String,
+    /// When it started.
+    pub started: Timestamp,
+    /// The end of its certificate.
+    pub certificate_expiry: Timestamp,
+}
+
+/// Starts all that makes the agent known.
+pub fn start(
+    repositories: &Arc<Repositories>,
+    notifier: &Notifier,
+    metrics: Option<MetricsServer>,
+    fixed: Fixed,
+) {
+    for repository in repositories.iter() {
+        repository.watch.connect(&fixed.agent, notifier.clone());
+        tokio::spawn(look_after(Arc::clone(&repository.watch)));
+    }
+    if let Some(metrics) = metrics {
+        let (repositories, notifier) = (Arc::clone(repositories), notifier.clone());
+        tokio::spawn(metrics.serve(move || {
+            let now = Timestamp::now();
+            Page::of(&facts(&repositories, &fixed), &notifier, now)
+        }));
+    }
+    let repositories = Arc::clone(repositories);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(STATUS_TICK);
+        loop {
+            tick.tick().await;
+            service_manager::status(&line(&repositories, Timestamp::now()));
+        }
+    });
+}
+
+fn facts(repositories: &Repositories, fixed: &Fixed) -> Facts {
+    Facts {
+        role: "target",
+        agent: fixed.agent.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        started: Some(fixed.started),
+        certificate_expiry: Some(fixed.certificate_expiry),
+        repositories: repositories.iter().map(|repository| repository_facts(repository)).collect(),
+    }
+}
+
+fn repository_facts(repository: &Repository) -> RepositoryFacts {
+    let store = &repository.store;
+    let generations = store.generations().unwrap_or_default();
+    let latest = generations.last().and_then(|latest| store.record(*latest).ok());
+    RepositoryFacts {
+        repository: repository.config.name.clone(),
+        standing: repository.watch.standing(),
+        max_age: repository.watch.max_age(),
+        under_way: repository.active().is_some(),
+        store: Some(StoreFacts {
+            generations: generations.len() as u64,
+            latest: latest.as_ref().map(|record| record.generation),
+            verified: store.verified().map(|number| number.0),
+            content_bytes: latest.as_ref().map(|record| record.total_bytes),
+            new_bytes: latest.as_ref().map(|record| record.new_bytes),
+            free_bytes: store.free_bytes(),
+        }),
+        control: repository
+            .control()
+            .map(|control| ControlFacts { trust: control.trust(), time: control.time }),
+        scrub: scrub(repository),
+        restore: restore(repository),
+        ..Default::default()
+    }
+}
+
+/// The newest scrub. None is recorded yet.
+fn scrub(_repository: &Repository) -> Option<ScrubFacts> {
+    None
+}
+
+/// The newest restore. None is recorded yet.
+fn restore(_repository: &Repository) -> Option<RestoreFacts> {
+    None
+}
+
+/// For `systemctl status`: how old the proofs are, to the minute.
+fn line(repositories: &Repositories, now: Timestamp) -> String {
+    let parts = repositories.iter().map(|repository| {
+        let name = &repository.config.name;
+        let proof = repository.watch.standing().age(now).map_or_else(
+            || "never proven good".to_owned(),
+            |age| format!("proven good {} ago", show::age(age.as_secs() / 60 * 60)),
+        );
+        match repository.active().as_ref() {
+            Some(active) => format!("{name}: {proof}, run {}", active.run_id),
+            None => format!("{name}: {proof}"),
+        }
+    });
+    parts.collect::<Vec<_>>().join("; ")
+}

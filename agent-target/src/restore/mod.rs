@@ -1,0 +1,148 @@
+//! What a restore takes out of the store: a sealed generation, its verdict, and its content. Read-only, and without the agent: at the
+//! target itself a restore needs the store's folder only.
+
+mod content;
+mod record;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use assay_common::{
+    confined::Folder,
+    digest::RootDigest,
+    error::{IoContext as _, PathError},
+    id::GenerationNumber,
+    ledger::{Ledger, LedgerError},
+    verdict::{Outcome, unverified_verdict},
+};
+
+use crate::store::{MANIFEST, POSITIONS, RECORD, Record, TREE};
+
+pub use content::Content;
+pub use record::{Done, last, note};
+
+/// Why a generation cannot be taken out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealedError {
+    /// A file or folder of the store.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Nothing is verified.
+    #[error("no generation of {repository} is verified")]
+    NoneVerified {
+        /// The repository.
+        repository: String,
+    },
+    /// There is none of this number.
+    #[error("{repository} has no generation {number}")]
+    NoSuch {
+        /// The repository.
+        repository: String,
+        /// As asked for.
+        number: GenerationNumber,
+    },
+    /// Its record is not one.
+    #[error("{}: not a generation's record", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl assay_common::error::Hint for SealedError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoneVerified { .. } => Some(
+                "`assay-target generations` lists what is there; name one by --generation, and say --unverified to take what no check has passed"
+                    .to_owned(),
+            ),
+            Self::NoSuch { .. } => Some("`assay-target generations` lists what is there".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+/// A sealed generation that is held: it is not pruned while this lives.
+#[derive(Debug)]
+pub struct Sealed {
+    folder: PathBuf,
+    /// Locked, shared: whoever removes a generation asks for the lock alone.
+    _held: File,
+    /// Its record.
+    pub record: Record,
+    /// The newest verdict on it that is PASS or FAIL, as an envelope.
+    pub verdict: Option<Vec<u8>>,
+}
+
+impl Sealed {
+    /// Opens generation `number`, or the newest verified one, of the repository whose store is `repository`.
+    ///
+    /// # Errors
+    /// [`SealedError`].
+    pub fn open(repository: &Path, number: Option<GenerationNumber>) -> Result<Self, SealedError> {
+        let name = || repository.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let number = match number {
+            Some(number) => number,
+            None => fs::read_link(repository.join("verified"))
+                .ok()
+                .and_then(|link| GenerationNumber::from_folder(link.file_name()?.to_str()?))
+                .ok_or_else(|| SealedError::NoneVerified { repository: name() })?,
+        };
+        let folder = repository.join("generations").join(number.folder());
+        let held = match File::open(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(SealedError::NoSuch { repository: name(), number });
+            }
+            held => held.at("open", &folder)?,
+        };
+        let locked = rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockShared);
+        locked.map_err(std::io::Error::from).at("hold", &folder)?;
+        let path = folder.join(RECORD);
+        let text = fs::read(&path).at("read", &path)?;
+        let record: Record = serde_json::from_slice(&text).map_err(|_| SealedError::Record { path })?;
+        Ok(Self { verdict: conclusive(repository, number)?, folder, _held: held, record })
+    }
+
+    /// Root digest of its manifest, as it was sealed.
+    pub fn root_digest(&self) -> Option<RootDigest> {
+        RootDigest::from_hex(&self.record.root_digest)
+    }
+
+    /// Its manifest.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn manifest(&self) -> Result<File, PathError> {
+        let path = self.folder.join(MANIFEST);
+        File::open(&path).at("open", &path)
+    }
+
+    /// Its content.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn content(&self) -> Result<Content, PathError> {
+        let (positions, tree) = (self.folder.join(POSITIONS), self.folder.join(TREE));
+        let positions = File::open(&positions).at("open", &positions)?;
+        Ok(Content::new(self.manifest()?, positions, Folder::open(&tree).at("open", &tree)?))
+    }
+}
+
+/// The newest PASS or FAIL on generation `number`.
+fn conclusive(repository: &Path, number: GenerationNumber) -> Result<Option<Vec<u8>>, SealedError> {
+    let ledger = Ledger::open(&repository.join("ledger"))?;
+    for id in ledger.entries()? {
+        let Ok(envelope) = ledger.get(&id.to_string()) else { continue };
+        let Ok(verdict) = unverified_verdict(&envelope) else { continue };
+        if verdict.generation == Some(number) && matches!(verdict.outcome, Outcome::Pass | Outcome::Fail) {
+            return Ok(Some(envelope));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,345 @@
+//! Tells people and programs what came out: a command, a webhook, or mail.
+//!
+//! A notice never holds anything up. Each way out has a bounded queue and one task of its own: a webhook that hangs keeps
+//! neither a run nor the other ways waiting, has a time limit, and is tried a bounded number of times. What does not fit in
+//! the queue is dropped, counted and logged.
+
+mod command;
+mod config;
+mod mail;
+mod webhook;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{
+    cli::show,
+    verdict::Outcome,
+    watch::{About, Ended},
+};
+
+pub use config::{NotifySection, Way};
+
+/// Notices that wait on one way out: a day of hourly trouble of a few repositories.
+const QUEUE: usize = 64;
+/// Pauses before a notice is tried again: what restarts is back in seconds, what is broken is broken.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+
+/// What a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The data is bad.
+    Fail,
+    /// The check could not do its work.
+    Inconclusive,
+    /// A run ended before its check.
+    NotRun,
+    /// The first PASS after one of the others.
+    Recovery,
+    /// No PASS for longer than `max_age`.
+    Overdue,
+    /// An operator tries whether notices arrive.
+    Test,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Fail => "FAIL",
+            Self::Inconclusive => "INCONCLUSIVE",
+            Self::NotRun => "NOT_RUN",
+            Self::Recovery => "PASS again",
+            Self::Overdue => "OVERDUE",
+            Self::Test => "TEST",
+        })
+    }
+}
+
+/// The newest PASS that holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LastPass {
+    /// Its run.
+    pub run_id: String,
+    /// Its generation.
+    pub generation: Option<u64>,
+    /// Until then the repository is proven good.
+    pub mark: Option<Timestamp>,
+    /// How long ago that was, in seconds.
+    pub age_seconds: Option<u64>,
+}
+
+/// What is told: the JSON that a command reads and a webhook gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// Version of this record's form.
+    pub version: u32,
+    /// The same for every try, and at both ends for what both tell of one run.
+    pub id: String,
+    /// What it is about.
+    pub event: Event,
+    /// One line for a person.
+    pub summary: String,
+    /// "source" or "target": who tells.
+    pub role: &'static str,
+    /// Its name.
+    pub agent: String,
+    /// Its host's name.
+    pub host: String,
+    /// The repository; empty in a test.
+    pub repository: String,
+    /// When it was told.
+    pub time: Timestamp,
+    /// The outcome of the newest run.
+    pub outcome: Option<Outcome>,
+    /// Its short stable word.
+    pub reason: String,
+    /// Why, for a person.
+    pub message: String,
+    /// Its id.
+    pub run_id: String,
+    /// Its generation.
+    pub generation: Option<u64>,
+    /// Its verdict in the target's ledger.
+    pub verdict_id: String,
+    /// The newest PASS that holds; null when there never was one.
+    pub last_pass: Option<LastPass>,
+}
+
+impl Notice {
+    /// About `ended`, the newest end.
+    pub fn new(
+        event: Event,
+        about: &About,
+        ended: Option<&Ended>,
+        last_pass: Option<LastPass>,
+        time: Timestamp,
+    ) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let run_id = ended.map(|ended| ended.run_id.clone()).unwrap_or_default();
+        let word = serde_json::to_value(event).ok().and_then(|word| word.as_str().map(str::to_owned));
+        let mut notice = Self {
+            version: 1,
+            id: format!("{}/{}/{}", about.repository, run_id, word.unwrap_or_default()),
+            event,
+            summary: String::new(),
+            role: about.role,
+            agent: about.agent.clone(),
+            host,
+            repository: about.repository.clone(),
+            time,
+            outcome: ended.map(|ended| ended.outcome),
+            reason: ended.map(|ended| ended.reason.clone()).unwrap_or_default(),
+            message: ended.map(|ended| ended.message.clone()).unwrap_or_default(),
+            run_id,
+            generation: ended.and_then(|ended| ended.generation),
+            verdict_id: ended.map(|ended| ended.verdict_id.clone()).unwrap_or_default(),
+            last_pass,
+        };
+        notice.summary = notice.in_a_line();
+        notice
+    }
+
+    /// A notice for trying whether notices arrive.
+    pub fn test(role: &'static str, agent: &str) -> Self {
+        let about = About { role, agent: agent.to_owned(), repository: String::new() };
+        let mut notice = Self::new(Event::Test, &about, None, None, Timestamp::now());
+        notice.id = format!("test/{}", notice.time);
+        notice
+    }
+
+    fn in_a_line(&self) -> String {
+        let Self { event, repository, host, reason, .. } = self;
+        match event {
+            Event::Test => format!("{event}: notices from {} on {host} arrive", self.agent),
+            Event::Recovery | Event::Overdue => format!("{event}: {repository} on {host}, {}", self.proven()),
+            _ => format!("{event}: {repository} on {host}, {reason}; {}", self.proven()),
+        }
+    }
+
+    fn proven(&self) -> String {
+        match &self.last_pass {
+            Some(LastPass { age_seconds: Some(age), .. }) => {
+                format!("last proven good {} ago", show::age(*age))
+            }
+            _ => "never proven good".to_owned(),
+        }
+    }
+
+    /// The same as text, for mail.
+    pub fn text(&self) -> String {
+        let mut lines = vec![self.summary.clone(), String::new()];
+        if let Some(outcome) = self.outcome.filter(|_| self.event != Event::Overdue) {
+            lines.push(show::meaning(outcome).to_owned());
+        }
+        lines.extend(self.message.lines().map(str::to_owned));
+        lines.push(String::new());
+        let mut fact = |name: &str, value: String| {
+            if !value.is_empty() {
+                lines.push(format!("{name:<12} {value}"));
+            }
+        };
+        fact("repository", self.repository.clone());
+        fact("told by", format!("{} {} on {}", self.role, self.agent, self.host));
+        fact("time", self.time.strftime("%Y-%m-%d %H:%M:%SZ").to_string());
+        fact("run", self.run_id.clone());
+        fact("generation", self.generation.map_or_else(String::new, |number| number.to_string()));
+        fact("verdict", self.verdict_id.clone());
+        if let Some(pass) = &self.last_pass {
+            let mark = pass.mark.map(|mark| mark.strftime("%Y-%m-%d %H:%M:%SZ").to_string());
+            fact("proven good", mark.unwrap_or_default());
+        }
+        if !self.run_id.is_empty() {
+            lines.push(String::new());
+            lines.push(match self.role {
+                "source" => format!("What to do: assay-source explain {}", self.run_id),
+                _ => format!("What to do: assay-target explain {}", self.verdict_id),
+            });
+        }
+        lines.push(String::new());
+        lines.join("\n")
+    }
+}
+
+/// Why a notice did not arrive.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct NotifyError {
+    /// What went wrong.
+    pub message: String,
+    /// True when trying again may help.
+    pub transient: bool,
+}
+
+impl NotifyError {
+    fn transient(message: impl Into<String>) -> Self {
+        Self { message: message.into(), transient: true }
+    }
+
+    fn lasting(message: impl Into<String>) -> Self {
+        Self { message: message.into(), transient: false }
+    }
+}
+
+/// What has become of one way's notices since the agent started.
+#[derive(Debug, Default)]
+pub struct WayCounts {
+    /// Arrived.
+    pub sent: AtomicU64,
+    /// Tried, and given up.
+    pub failed: AtomicU64,
+    /// Never tried: the queue was full.
+    pub dropped: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Outlet {
+    way: Arc<Way>,
+    queue: mpsc::Sender<Arc<Notice>>,
+    counts: Arc<WayCounts>,
+}
+
+/// Tells on all ways that are configured. Clones are of the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Notifier {
+    outlets: Arc<Vec<Outlet>>,
+    pending: Arc<AtomicUsize>,
+}
+
+impl Notifier {
+    /// Starts a task for each way. Needs a runtime.
+    pub fn start(ways: Vec<Way>) -> Self {
+        let pending = Arc::new(AtomicUsize::new(0));
+        let outlets = ways.into_iter().map(|way| {
+            let (queue, notices) = mpsc::channel(QUEUE);
+            let (way, counts) = (Arc::new(way), Arc::<WayCounts>::default());
+            tokio::spawn(deliver(Arc::clone(&way), notices, Arc::clone(&counts), Arc::clone(&pending)));
+            Outlet { way, queue, counts }
+        });
+        let outlets = Arc::new(outlets.collect());
+        Self { outlets, pending }
+    }
+
+    /// Tells all who want to hear of it. Returns at once.
+    pub fn tell(&self, notice: Notice) {
+        let notice = Arc::new(notice);
+        for outlet in self.outlets.iter().filter(|outlet| outlet.way.wants(&notice)) {
+            self.pending.fetch_add(1, Ordering::SeqCst);
+            if outlet.queue.try_send(Arc::clone(&notice)).is_err() {
+                self.pending.fetch_sub(1, Ordering::SeqCst);
+                outlet.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    way = outlet.way.name,
+                    run_id = notice.run_id,
+                    "a notice is dropped: too many wait"
+                );
+            }
+        }
+    }
+
+    /// Each way's name and counts.
+    pub fn counts(&self) -> impl Iterator<Item = (&str, &WayCounts)> {
+        self.outlets.iter().map(|outlet| (outlet.way.name.as_str(), &*outlet.counts))
+    }
+
+    /// Waits until nothing waits to be told, for `patience` at most.
+    pub async fn drain(&self, patience: Duration) {
+        let empty = async {
+            while self.pending.load(Ordering::SeqCst) > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(patience, empty).await.is_err() {
+            let left = self.pending.load(Ordering::SeqCst);
+            tracing::warn!(left, "the agent ends before all notices were told");
+        }
+    }
+}
+
+async fn deliver(
+    way: Arc<Way>,
+    mut notices: mpsc::Receiver<Arc<Notice>>,
+    counts: Arc<WayCounts>,
+    pending: Arc<AtomicUsize>,
+) {
+    while let Some(notice) = notices.recv().await {
+        let count = match try_again(&way, &notice).await {
+            Ok(()) => {
+                tracing::info!(way = way.name, run_id = notice.run_id, event = %notice.event, "told");
+                &counts.sent
+            }
+            Err(error) => {
+                tracing::error!(way = way.name, run_id = notice.run_id, event = %notice.event, %error, "not told");
+                &counts.failed
+            }
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        pending.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn try_again(way: &Way, notice: &Notice) -> Result<(), NotifyError> {
+    for pause in PAUSES {
+        match way.tell(notice).await {
+            Err(error) if error.transient => {
+                tracing::warn!(way = way.name, run_id = notice.run_id, %error, "a notice is tried again");
+                tokio::time::sleep(pause).await;
+            }
+            told => return told,
+        }
+    }
+    way.tell(notice).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,302 @@
+//! The last stage: brings each entry into the destination, in the order of the manifest.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind},
+    sync::{Arc, mpsc::Receiver},
+};
+
+use rustix::fs::FileType;
+
+use super::{
+    Destination, Options, Pieces, Progress, Report, RestoreError, Selection,
+    compare::{Action, From, Job},
+    destination::SCRATCH,
+    entry_error,
+};
+use crate::{
+    confined::Folder,
+    digest::ContentDigest,
+    manifest::{Entry, EntryKind, Piece, content_pieces},
+    path::TreePath,
+    uncached,
+};
+
+/// Entries that the comparison may be ahead by.
+pub(super) const JOBS_AHEAD: usize = 256;
+/// Lost files that are named.
+const NAMED: usize = 100;
+
+/// The file in which the entry at `place` is put together.
+pub(super) fn part_name(place: u64) -> String {
+    format!("part-{place}")
+}
+
+/// A folder above the place where the walk stands.
+struct Level {
+    path: TreePath,
+    entry: Entry,
+    folder: Arc<Folder>,
+    /// It gets its metadata: it is asked for, or was not there.
+    ours: bool,
+    /// It is asked for with all that is in it: these are its names.
+    names: Option<Vec<Vec<u8>>>,
+}
+
+struct Apply<'a> {
+    destination: &'a Destination,
+    options: &'a Options,
+    pieces: Pieces,
+    levels: Vec<Level>,
+    report: Report,
+}
+
+pub(super) fn apply(
+    destination: &Destination,
+    options: &Options,
+    jobs: Receiver<Job>,
+    pieces: Pieces,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report, RestoreError> {
+    let mut apply = Apply { destination, options, pieces, levels: Vec::new(), report: Report::default() };
+    for job in jobs {
+        apply.take(job)?;
+        apply.report.progress.fetched_bytes = apply.pieces.fetched_bytes();
+        progress(apply.report.progress);
+    }
+    while !apply.levels.is_empty() {
+        apply.leave()?;
+    }
+    Ok(apply.report)
+}
+
+impl Apply<'_> {
+    fn take(&mut self, job: Job) -> Result<(), RestoreError> {
+        let parent = job.path.parent();
+        while self.levels.last().is_some_and(|level| Some(level.path.as_bytes()) != parent) {
+            self.leave()?;
+        }
+        if let Some(Level { names: Some(names), .. }) = self.levels.last_mut() {
+            names.push(job.path.name().to_vec());
+        }
+        let wanted = job.selection == Selection::Wanted;
+        if job.entry.kind() == EntryKind::Directory {
+            self.enter(job)?;
+        } else {
+            let folder = Arc::clone(&self.levels.last().expect("the root comes first").folder);
+            let size = job.entry.size;
+            match job.action {
+                Action::Right => {
+                    self.report.files_right += 1;
+                    put_right(&folder, &job.path, &job.entry)?;
+                    self.report.progress.bytes += size;
+                }
+                Action::Make(from) => {
+                    if self.make(&folder, job.place, &job.path, &job.entry, &from)? {
+                        self.report.files_made += 1;
+                        self.report.progress.bytes += size;
+                    }
+                }
+                Action::Other if job.entry.kind() == EntryKind::Hardlink => {
+                    self.link(&folder, &job.path, &job.entry)?
+                }
+                Action::Other => self.special(&folder, &job.path, &job.entry)?,
+            }
+        }
+        self.report.progress.entries += u64::from(wanted);
+        Ok(())
+    }
+
+    /// Makes or opens a folder. Its metadata comes when the walk leaves it.
+    fn enter(&mut self, job: Job) -> Result<(), RestoreError> {
+        let Job { path, entry, selection, .. } = job;
+        let mut ours = selection == Selection::Wanted;
+        let folder = match self.levels.last() {
+            None => Arc::new(self.destination.root.try_clone().map_err(entry_error(&path))?),
+            Some(level) => {
+                let above = Arc::clone(&level.folder);
+                let name = path.name();
+                match above.stat(name) {
+                    Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {}
+                    Ok(_) => {
+                        above.remove_file(name).map_err(entry_error(&path))?;
+                        ours = true;
+                    }
+                    Err(error) if error.kind() == ErrorKind::NotFound => ours = true,
+                    Err(error) => return Err(entry_error(&path)(error)),
+                }
+                let folder = match above.create_folder(name) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => above.open_folder(name),
+                    created => created,
+                };
+                Arc::new(folder.map_err(entry_error(&path))?)
+            }
+        };
+        let names = (selection == Selection::Wanted).then(Vec::new);
+        self.levels.push(Level { path, entry, folder, ours, names });
+        Ok(())
+    }
+
+    /// Deals with what the deepest folder has beyond the generation, and gives it its metadata.
+    fn leave(&mut self) -> Result<(), RestoreError> {
+        let level = self.levels.pop().expect("the caller looked");
+        if let Some(mut names) = level.names {
+            names.sort_unstable();
+            for name in level.folder.names().map_err(entry_error(&level.path))? {
+                let is_scratch = level.path.is_root() && name == SCRATCH.as_bytes();
+                if is_scratch || names.binary_search(&name).is_ok() {
+                    continue;
+                }
+                if self.options.delete {
+                    level.folder.remove_all(&name).map_err(entry_error(&level.path))?;
+                    self.report.deleted += 1;
+                } else {
+                    self.report.left_over += 1;
+                }
+            }
+        }
+        if level.ours {
+            level
+                .folder
+                .remove_other_xattrs(&level.entry)
+                .and_then(|()| level.folder.set_own_metadata(&level.entry))
+                .map_err(entry_error(&level.path))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a file together and lets it take its name. False when the target has lost some of it: then nothing is changed.
+    fn make(
+        &mut self,
+        folder: &Folder,
+        place: u64,
+        path: &TreePath,
+        entry: &Entry,
+        from: &[From],
+    ) -> Result<bool, RestoreError> {
+        let failed = |error| entry_error(path)(error);
+        let scratch = &self.destination.scratch;
+        let name = part_name(place);
+        let part = scratch.open_or_create_file(name.as_bytes()).map_err(failed)?;
+        part.set_len(entry.size).map_err(failed)?;
+        let mut old = None;
+        let mut from = from.iter();
+        let mut lost = None;
+        for (offset, piece, digest) in content_pieces(entry) {
+            let (Piece::Data { bytes }, Some(digest)) = (piece, digest) else { continue };
+            let bytes = bytes as usize;
+            match from.next().copied().unwrap_or(From::Supply) {
+                From::Part => {}
+                From::Old => {
+                    if old.is_none() {
+                        old = Some(folder.open_file(path.name()).map_err(failed)?);
+                    }
+                    let content = old.as_ref().and_then(|old| read(old, offset, bytes, digest));
+                    let content =
+                        content.ok_or_else(|| failed(io::Error::other("it changes while it is restored")))?;
+                    uncached::write_all_at(&part, &content, offset).map_err(failed)?;
+                }
+                From::Supply => match self.pieces.next(bytes, digest)? {
+                    Ok(content) => uncached::write_all_at(&part, content, offset).map_err(failed)?,
+                    Err(why) => lost = Some(why),
+                },
+            }
+        }
+        if let Some(why) = lost {
+            scratch.remove_file(name.as_bytes()).map_err(failed)?;
+            self.report.lost_files += 1;
+            if self.report.lost.len() < NAMED {
+                self.report.lost.push((path.clone(), why));
+            }
+            return Ok(false);
+        }
+        scratch.set_metadata(name.as_bytes(), entry).map_err(failed)?;
+        make_room(folder, path, true)?;
+        scratch.replace(name.as_bytes(), folder, path.name()).map_err(failed)?;
+        Ok(true)
+    }
+
+    /// A further name of a file that came before.
+    fn link(&mut self, folder: &Folder, path: &TreePath, entry: &Entry) -> Result<(), RestoreError> {
+        let failed = |error| entry_error(path)(error);
+        let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
+        let above = TreePath::parse(first.parent().expect("not the root")).expect("a prefix of a path");
+        let above = match self.destination.root.open_folder_below(&above) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.unlinked(path, &first),
+            above => above.map_err(failed)?,
+        };
+        let wanted = match above.stat(first.name()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.unlinked(path, &first),
+            wanted => wanted.map_err(failed)?,
+        };
+        if let Ok(found) = folder.stat(path.name()) {
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) {
+                return Ok(());
+            }
+            make_room(folder, path, false)?;
+        }
+        above.link(first.name(), folder, path.name()).map_err(failed)
+    }
+
+    /// A further name of what is not there: it was not asked for, or the target has lost it.
+    fn unlinked(&mut self, path: &TreePath, first: &TreePath) -> Result<(), RestoreError> {
+        self.report.lost_files += 1;
+        if self.report.lost.len() < NAMED {
+            let why = format!("it is a further name of {first}, which is not there: restore both");
+            self.report.lost.push((path.clone(), why));
+        }
+        Ok(())
+    }
+
+    /// A symbolic link, a FIFO, a socket or a device.
+    fn special(&mut self, folder: &Folder, path: &TreePath, entry: &Entry) -> Result<(), RestoreError> {
+        let failed = |error| entry_error(path)(error);
+        if is_same_special(folder, path, entry) {
+            return put_right(folder, path, entry);
+        }
+        make_room(folder, path, false)?;
+        folder
+            .create_special(path.name(), entry)
+            .and_then(|()| folder.set_metadata(path.name(), entry))
+            .map_err(failed)
+    }
+}
+
+/// The piece of `file` at `offset`, if it has this digest.
+fn read(file: &File, offset: u64, bytes: usize, digest: ContentDigest) -> Option<Vec<u8>> {
+    let mut content = vec![0; bytes];
+    let got = uncached::read_full_at(file, &mut content, offset).ok()?;
+    (got == bytes && ContentDigest::of(&content) == digest).then_some(content)
+}
+
+/// Clears away what has the name of `path` and is something else; a file may stay where another is to be moved over it.
+fn make_room(folder: &Folder, path: &TreePath, for_a_move: bool) -> Result<(), RestoreError> {
+    match folder.stat(path.name()) {
+        Ok(stat) if for_a_move && FileType::from_raw_mode(stat.st_mode) != FileType::Directory => Ok(()),
+        Ok(_) => folder.remove_all(path.name()).map_err(entry_error(path)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(entry_error(path)(error)),
+    }
+}
+
+fn is_same_special(folder: &Folder, path: &TreePath, entry: &Entry) -> bool {
+    let Ok(stat) = folder.stat(path.name()) else { return false };
+    let device = rustix::fs::makedev(entry.device_major, entry.device_minor);
+    match (entry.kind(), FileType::from_raw_mode(stat.st_mode)) {
+        (EntryKind::Symlink, FileType::Symlink) => {
+            folder.read_link(path.name()).is_ok_and(|text| text == entry.link_target)
+        }
+        (EntryKind::Fifo, FileType::Fifo) | (EntryKind::Socket, FileType::Socket) => stat.st_nlink == 1,
+        (EntryKind::CharDevice, FileType::CharacterDevice)
+        | (EntryKind::BlockDevice, FileType::BlockDevice) => stat.st_rdev == device && stat.st_nlink == 1,
+        _ => false,
+    }
+}
+
+/// Gives what is otherwise right its attributes, owner, mode and times.
+fn put_right(folder: &Folder, path: &TreePath, entry: &Entry) -> Result<(), RestoreError> {
+    folder
+        .remove_other_xattrs_of(path.name(), entry)
+        .and_then(|()| folder.set_metadata(path.name(), entry))
+        .map_err(entry_error(path))
+}

@@ -1,0 +1,179 @@
+//! Takes a sealed generation back into a folder: a new one, or one whose content is damaged, of which only what is wrong is
+//! fetched and replaced.
+//!
+//! Nothing that comes from the other side is believed. The manifest counts when it has the root digest that the verdict names, and
+//! it is validated as a whole before the first write; a piece of content counts when it has the digest that the manifest names.
+//! A file is put together under a name of its own in `.assay-restore` and takes the place of the old one by a rename, so that what
+//! stands in the destination is at every moment either what was there or what was sealed. Links are data: none is followed.
+//!
+//! The work goes through three stages that run beside each other:
+//!
+//! ```text
+//! compare ──wants──► supply (the target, or the store on this host)
+//!    └──jobs──► apply ◄──parts──┘
+//! ```
+//!
+//! What was cut off is taken up by the same command: what is right already is found right, and the pieces of the file that was
+//! being put together are found in `.assay-restore`.
+
+mod apply;
+mod compare;
+mod destination;
+mod manifest;
+mod supply;
+
+use std::{io, path::PathBuf};
+
+use crate::{
+    error::PathError,
+    id::GenerationNumber,
+    manifest::{DeltaFault, ManifestError},
+    path::TreePath,
+};
+
+pub use destination::{Allowed, Destination};
+pub use manifest::{Checked, Entries, Selection};
+pub use supply::{MAX_PART_BYTES, Part, Pieces, SupplyError, Want};
+
+/// What the operator wants.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Only these, and what is in them; everything when there is none.
+    pub paths: Vec<TreePath>,
+    /// What the destination has beyond the generation goes.
+    pub delete: bool,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Entries that were done, of those that were asked for.
+    pub entries: u64,
+    /// Content that is in place, in bytes, fetched or found right.
+    pub bytes: u64,
+    /// Content that was fetched, in bytes.
+    pub fetched_bytes: u64,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// How much.
+    pub progress: Progress,
+    /// Files whose content was right already.
+    pub files_right: u64,
+    /// Files that were put together anew.
+    pub files_made: u64,
+    /// Names that the generation does not have, and that went.
+    pub deleted: u64,
+    /// Names that the generation does not have, and that were left.
+    pub left_over: u64,
+    /// Files whose content is not on the target as it was sealed; they are as they were before. The first hundred, with the reason.
+    pub lost: Vec<(TreePath, String)>,
+    /// All of them.
+    pub lost_files: u64,
+}
+
+/// Why it cannot go on. What had been done by then is there, and right.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The manifest is not the one that the verdict is about.
+    #[error("the manifest that came has not the root digest that is vouched for: nothing was written")]
+    OtherManifest,
+    /// The manifest breaks a rule.
+    #[error("the manifest is refused: {0}: nothing was written")]
+    Manifest(#[from] ManifestError),
+    /// Its entries do not make a tree.
+    #[error("the manifest is refused: {0}: nothing was written")]
+    Tree(#[from] DeltaFault),
+    /// A path that was asked for.
+    #[error("generation {generation} has no {path}: nothing was written")]
+    NoSuchPath {
+        /// As asked for.
+        path: TreePath,
+        /// Of it.
+        generation: GenerationNumber,
+    },
+    /// The destination must not be written to.
+    #[error("{}: {why}", path.display())]
+    Refused {
+        /// The destination.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Something of the destination.
+    #[error("{path}: {source}")]
+    Entry {
+        /// Below the destination.
+        path: TreePath,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A file of this host.
+    #[error(transparent)]
+    Io(#[from] PathError),
+    /// What should give the content does not.
+    #[error(transparent)]
+    Supply(#[from] SupplyError),
+}
+
+impl crate::error::Hint for RestoreError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::OtherManifest | Self::Manifest(_) | Self::Tree(_) => {
+                "the target's copy of this generation is damaged, or the target is not what it was: restore another generation, and look \
+                 at the target"
+                    .to_owned()
+            }
+            Self::NoSuchPath { .. } => {
+                "paths are relative to the tree: the manifest.b3 beside it on the target lists its files".to_owned()
+            }
+            Self::Entry { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
+                "make room and run the same command again: what is there already is not fetched again".to_owned()
+            }
+            Self::Entry { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "restoring owners, devices and files of others needs root".to_owned()
+            }
+            Self::Supply(SupplyError::Cut(_)) => {
+                "run the same command again: what is there already is not fetched again".to_owned()
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn entry_error(path: &TreePath) -> impl FnOnce(io::Error) -> RestoreError + '_ {
+    |source| RestoreError::Entry { path: path.clone(), source }
+}
+
+/// Restores what `options` ask for from the checked manifest into the destination. `wants` goes to the supply, `parts` comes from it;
+/// `progress` hears how far it is, often. Blocks; to be called on a thread that may.
+///
+/// # Errors
+/// [`RestoreError`]. Files that the target has lost are no error: they are in the report.
+pub fn restore(
+    destination: &Destination,
+    checked: &Checked,
+    options: &Options,
+    wants: tokio::sync::mpsc::Sender<Want>,
+    parts: tokio::sync::mpsc::Receiver<Result<Part, SupplyError>>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report, RestoreError> {
+    let (jobs_out, jobs_in) = std::sync::mpsc::sync_channel(apply::JOBS_AHEAD);
+    std::thread::scope(|scope| {
+        let comparing =
+            scope.spawn(move || compare::compare(destination, checked, options, &wants, &jobs_out));
+        let applied = apply::apply(destination, options, jobs_in, Pieces::new(parts), progress);
+        let compared = comparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // Of two errors the first cause is the one of the stage whose channel was not closed by the other.
+        match (compared, applied) {
+            (Err(error), _) | (Ok(()), Err(error)) => Err(error),
+            (Ok(()), Ok(report)) => Ok(report),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! Certificates that are renewed while an agent runs, and a warning before they expire.
+//!
+//! The files are looked at every [`LOOK_EVERY`] and on SIGHUP. What is new and sound is used for every connection from then on;
+//! what is not sound is refused with a loud log, and the certificate that was good is kept. Connections that stand are not
+//! touched. The calling side reads its files anew for each connection ([`super::connect`]).
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::{Timestamp, ToSpan as _};
+use rustls::ServerConfig;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use super::credentials::{Credentials, TlsError};
+use crate::error::Hint as _;
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// How long before its end a certificate is warned of.
+pub const WARN_DAYS: i64 = 30;
+/// How often it is warned of.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// When this agent's certificate, or the CA's, expires; whichever comes first. An agent has one certificate.
+static EXPIRES: Mutex<Option<Timestamp>> = Mutex::new(None);
+
+/// When the certificate expires that this process serves with, or its CA's; `None` when it serves nothing.
+pub fn expires() -> Option<Timestamp> {
+    *EXPIRES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A sentence about a certificate that expires within [`WARN_DAYS`].
+pub fn warning(expires: Timestamp, now: Timestamp) -> Option<String> {
+    let hours = expires.since(now).ok()?.total(jiff::Unit::Hour).ok()?;
+    if hours > (24 * WARN_DAYS) as f64 {
+        return None;
+    }
+    let left =
+        if hours < 0.0 { "has expired".to_owned() } else { format!("expires in {:.0} days", hours / 24.0) };
+    Some(format!(
+        "this agent's certificate or its CA's {left}, on {}: issue a new one (assay-target pki issue) and put it in its place",
+        expires.strftime("%Y-%m-%d %H:%M:%SZ")
+    ))
+}
+
+/// What to serve with, from now on. Must be called within a tokio runtime.
+///
+/// # Errors
+/// [`TlsError`] for what is there now.
+pub fn renewed(credentials: &Credentials) -> Result<watch::Receiver<Arc<ServerConfig>>, TlsError> {
+    let (sender, receiver) = watch::channel(credentials.server_config()?);
+    let renewal = Renewal { sender, stamp: Stamp::of(credentials), current: credentials.clone() };
+    tokio::spawn(renewal.run());
+    Ok(receiver)
+}
+
+/// How the three files looked: any change of content or name changes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp([Option<(u64, u64, i64, i64)>; 3]);
+
+impl Stamp {
+    fn of(credentials: &Credentials) -> Self {
+        let look = |path: &Path| {
+            let stat = std::fs::metadata(path).ok()?;
+            Some((stat.ino(), stat.size(), stat.ctime(), stat.ctime_nsec()))
+        };
+        let files = credentials.files();
+        Self([look(&files.ca), look(&files.cert), look(&files.key)])
+    }
+}
+
+struct Renewal {
+    sender: watch::Sender<Arc<ServerConfig>>,
+    stamp: Stamp,
+    current: Credentials,
+}
+
+impl Renewal {
+    async fn run(mut self) {
+        let mut told = match signal(SignalKind::hangup()) {
+            Ok(told) => Some(told),
+            Err(error) => {
+                tracing::warn!(%error, "SIGHUP cannot be waited for; certificates are looked at by the clock only");
+                None
+            }
+        };
+        let mut warned = None::<tokio::time::Instant>;
+        loop {
+            *EXPIRES.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.current.expires());
+            if let Some(text) = warning(self.current.expires(), Timestamp::now())
+                && warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
+            {
+                tracing::warn!("{text}");
+                warned = Some(tokio::time::Instant::now());
+            }
+            let hangup = async {
+                match &mut told {
+                    Some(told) => told.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let asked = tokio::select! {
+                _ = hangup => true,
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+                () = self.sender.closed() => return,
+            };
+            let stamp = Stamp::of(&self.current);
+            if (asked || stamp != self.stamp) && self.renew() {
+                warned = None;
+            }
+            self.stamp = stamp;
+        }
+    }
+
+    /// Takes what is there now, if it is sound and says that we are who we were.
+    fn renew(&mut self) -> bool {
+        let identity = self.current.identity().clone();
+        let loaded = Credentials::load(self.current.files(), &[identity.role]);
+        let loaded = loaded.and_then(|loaded| Ok((loaded.server_config()?, loaded)));
+        match loaded {
+            Ok((_, loaded)) if *loaded.identity() != identity => {
+                tracing::error!(
+                    found = %loaded.identity(), expected = %identity,
+                    "the renewed certificate is REFUSED, and the one before it kept: it is somebody else's"
+                );
+                false
+            }
+            Ok((config, loaded)) => {
+                tracing::info!(%identity, expires = %loaded.expires(), "the certificate was read anew");
+                self.current = loaded;
+                self.sender.send_replace(config);
+                true
+            }
+            Err(error) => {
+                let hint = error.hint().unwrap_or_default();
+                tracing::error!(%error, hint, "the renewed certificate is REFUSED, and the one before it kept");
+                false
+            }
+        }
+    }
+}
+
+/// [`WARN_DAYS`] before its end, for tests and texts.
+pub fn warned_from(expires: Timestamp) -> Timestamp {
+    expires.checked_sub((24 * WARN_DAYS).hours()).unwrap_or(Timestamp::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_warned_of_thirty_days_before() {
+        let end = Timestamp::from_second(1_800_000_000).expect("a time");
+        let from = warned_from(end);
+        assert_eq!(warning(end, from - 1.hours()), None);
+        let text = warning(end, from + 1.hours()).expect("it is near");
+        assert!(text.contains("expires in 30 days, on 2027-01-15") && text.contains("pki issue"), "{text}");
+        assert!(warning(end, end + 1.hours()).expect("it is over").contains("has expired"));
+    }
+}

@@ -1,0 +1,383 @@
+//! One record of how a repository stands, kept in memory at both ends: metrics, notifications and the line in `systemctl
+//! status` all come from it, so that they cannot contradict each other.
+//!
+//! It is learned from what is on disk when an agent starts, and hears of every end of a run (source) or verdict (target) after
+//! that. It says who is to be told of what; the telling itself is [`crate::notify`]'s, and nothing here waits for it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use assay_proto::v1::{self, Phase, Run};
+use jiff::Timestamp;
+
+use crate::{
+    notify::{Event, LastPass, Notice, Notifier},
+    verdict::{Outcome, Verdict, timestamp_from_proto},
+};
+
+/// How a run, or a check, ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// Its id.
+    pub run_id: String,
+    /// What came out.
+    pub outcome: Outcome,
+    /// The short stable word.
+    pub reason: String,
+    /// For a person.
+    pub message: String,
+    /// The sealed generation.
+    pub generation: Option<u64>,
+    /// Id of the verdict in the target's ledger; empty when there is none, or it is not known here.
+    pub verdict_id: String,
+    /// When it started, by the source's clock; the target does not know.
+    pub started: Option<Timestamp>,
+    /// When it ended, by the clock of the agent that tells.
+    pub finished: Timestamp,
+    /// The point in time that it stands for.
+    pub mark: Option<Timestamp>,
+    /// How long each phase took, in their order.
+    pub phases: Vec<(&'static str, Duration)>,
+    /// What the source counted; the target does not know.
+    pub counts: Option<v1::Counts>,
+}
+
+impl Ended {
+    /// A run as the source tells of it; `None` while it is under way.
+    pub fn of_run(run: &Run) -> Option<Self> {
+        let outcome = Outcome::try_from(run.outcome()).ok()?;
+        let time = |time: &Option<prost_types::Timestamp>| timestamp_from_proto(time.as_ref()?);
+        let phases = run
+            .phase_times
+            .iter()
+            .map(|time| (crate::cli::show::phase(time.phase()), Duration::from_millis(time.milliseconds)));
+        Some(Self {
+            run_id: run.id.clone(),
+            outcome,
+            reason: run.reason.clone(),
+            message: run.message.clone(),
+            generation: (run.generation > 0).then_some(run.generation),
+            verdict_id: run.verdict_id.clone(),
+            started: time(&run.started),
+            finished: time(&run.finished)?,
+            mark: run.mark.as_ref().and_then(|mark| time(&mark.time)),
+            phases: phases.collect(),
+            counts: run.counts,
+        })
+        .filter(|_| run.phase() == Phase::Done)
+    }
+
+    /// A verdict, as the target signed it.
+    pub fn of_verdict(id: &str, verdict: &Verdict) -> Self {
+        let times = &verdict.times;
+        let span = |from: Option<Timestamp>, to: Option<Timestamp>| {
+            let span = from?.duration_until(to?);
+            (!span.is_negative()).then(|| span.unsigned_abs())
+        };
+        let phases = [
+            ("receiving", span(times.opened, times.sealed)),
+            ("checking", span(times.check_started, times.check_finished)),
+        ];
+        Self {
+            run_id: verdict.run_id.to_string(),
+            outcome: verdict.outcome,
+            reason: verdict.reason.clone(),
+            message: verdict.message.clone(),
+            generation: verdict.generation.map(|generation| generation.0),
+            verdict_id: id.to_owned(),
+            started: None,
+            finished: times.signed,
+            mark: verdict.mark.as_ref().map(|mark| mark.time),
+            phases: phases.into_iter().filter_map(|(name, span)| Some((name, span?))).collect(),
+            counts: None,
+        }
+    }
+}
+
+/// Who speaks of what.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// "source" or "target".
+    pub role: &'static str,
+    /// Name of the agent.
+    pub agent: String,
+    /// The repository.
+    pub repository: String,
+}
+
+/// How a repository stands now.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// The newest end.
+    pub last: Option<Ended>,
+    /// The newest PASS that still holds: until its mark the repository is proven good.
+    pub last_pass: Option<Ended>,
+    /// Ends since the agent started: PASS, FAIL, INCONCLUSIVE, NOT_RUN.
+    pub ends: [u64; 4],
+    /// From when on a repository without a PASS counts as waiting for one.
+    pub since: Option<Timestamp>,
+    overdue_told: bool,
+}
+
+impl Standing {
+    /// How old the newest proof is; `None` when there never was one.
+    pub fn age(&self, now: Timestamp) -> Option<Duration> {
+        let mark = self.last_pass.as_ref()?.mark?;
+        Some(mark.duration_until(now).try_into().unwrap_or_default())
+    }
+
+    fn is_overdue(&self, max_age: Duration, now: Timestamp) -> bool {
+        let from = self.last_pass.as_ref().and_then(|pass| pass.mark).or(self.since).unwrap_or(now);
+        Duration::try_from(from.duration_until(now)).is_ok_and(|age| age > max_age)
+    }
+
+    /// Takes an end in, and says what is to be told of it.
+    fn ended(&mut self, ended: Ended, proven: Option<Ended>, max_age: Option<Duration>) -> Option<Event> {
+        self.ends[index(ended.outcome)] += 1;
+        let newest = self.last.iter().chain(&self.last_pass).filter_map(|known| known.generation).max();
+        let is_old =
+            ended.generation.is_some_and(|generation| newest.is_some_and(|newest| generation < newest));
+        if ended.outcome == Outcome::Pass && is_old {
+            // Checked again by the clock, and good as ever: nothing that waits for a proof has got one.
+            self.last_pass = proven;
+            return None;
+        }
+        let was_overdue = self.overdue_told
+            || max_age
+                .is_some_and(|max_age| self.last_pass.is_some() && self.is_overdue(max_age, ended.finished));
+        let before = self.last.as_ref().map(|last| last.outcome);
+        let event = match ended.outcome {
+            Outcome::Fail => Some(Event::Fail),
+            Outcome::Inconclusive => Some(Event::Inconclusive),
+            Outcome::NotRun => Some(Event::NotRun),
+            Outcome::Pass if was_overdue || before.is_some_and(|before| before != Outcome::Pass) => {
+                Some(Event::Recovery)
+            }
+            Outcome::Pass => None,
+        };
+        if ended.outcome == Outcome::Pass {
+            self.overdue_told = false;
+        }
+        self.last_pass = proven;
+        self.last = Some(ended);
+        event
+    }
+}
+
+fn index(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Pass => 0,
+        Outcome::Fail => 1,
+        Outcome::Inconclusive => 2,
+        Outcome::NotRun => 3,
+    }
+}
+
+/// Watches one repository.
+#[derive(Debug, Default)]
+pub struct Watch {
+    role: &'static str,
+    repository: String,
+    /// How old the newest proof may become before somebody is told.
+    max_age: Option<Duration>,
+    standing: Mutex<Standing>,
+    /// The agent's name, and the ways out.
+    connected: OnceLock<(String, Notifier)>,
+}
+
+impl Watch {
+    /// From what is on disk: the newest end, and the newest PASS that holds. `role` is "source" or "target"; a repository
+    /// without a PASS waits for one since `since`.
+    pub fn new(
+        role: &'static str,
+        repository: &str,
+        max_age: Option<Duration>,
+        last: Option<Ended>,
+        last_pass: Option<Ended>,
+        since: Timestamp,
+    ) -> Self {
+        let standing = Standing { last, last_pass, since: Some(since), ..Default::default() };
+        let (repository, standing) = (repository.to_owned(), Mutex::new(standing));
+        Self { role, repository, max_age, standing, connected: OnceLock::new() }
+    }
+
+    /// From now on somebody is told, in the name of `agent`.
+    pub fn connect(&self, agent: &str, notifier: Notifier) {
+        // It is connected once, when the agent starts.
+        drop(self.connected.set((agent.to_owned(), notifier)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As it stands now.
+    pub fn standing(&self) -> Standing {
+        self.lock().clone()
+    }
+
+    /// How old the newest proof may become.
+    pub fn max_age(&self) -> Option<Duration> {
+        self.max_age
+    }
+
+    /// A run or a check has ended; `proven` is the newest PASS that holds now.
+    pub fn ended(&self, ended: Ended, proven: Option<Ended>) {
+        let notice = {
+            let mut standing = self.lock();
+            let event = standing.ended(ended.clone(), proven, self.max_age);
+            event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished))
+        };
+        self.tell(notice);
+    }
+
+    /// Tells, once until the next PASS, when the newest proof has become too old.
+    pub fn look_at_age(&self, now: Timestamp) {
+        let Some(max_age) = self.max_age else {
+            return;
+        };
+        let notice = {
+            let mut standing = self.lock();
+            // What was overdue and is not any more, without a PASS, was an error of the clock.
+            let is_overdue = standing.is_overdue(max_age, now);
+            let told = std::mem::replace(&mut standing.overdue_told, is_overdue);
+            (standing.overdue_told && !told).then(|| {
+                let last = standing.last.clone();
+                self.notice(Event::Overdue, last.as_ref(), &standing, now)
+            })
+        };
+        self.tell(notice);
+    }
+
+    fn tell(&self, notice: Option<Notice>) {
+        let Some(notice) = notice else {
+            return;
+        };
+        if notice.event == Event::Overdue {
+            tracing::warn!(repository = notice.repository, summary = notice.summary, "overdue");
+        }
+        if let Some((_, notifier)) = self.connected.get() {
+            notifier.tell(notice);
+        }
+    }
+
+    fn notice(&self, event: Event, ended: Option<&Ended>, standing: &Standing, now: Timestamp) -> Notice {
+        let last_pass = standing.last_pass.as_ref().map(|pass| LastPass {
+            run_id: pass.run_id.clone(),
+            generation: pass.generation,
+            mark: pass.mark,
+            age_seconds: standing.age(now).map(|age| age.as_secs()),
+        });
+        let agent = self.connected.get().map(|(agent, _)| agent.clone()).unwrap_or_default();
+        let about = About { role: self.role, agent, repository: self.repository.clone() };
+        Notice::new(event, &about, ended, last_pass, now)
+    }
+}
+
+/// How often ages are looked at, at most.
+const TICK: Duration = Duration::from_secs(30);
+
+/// Looks at the age of a repository's newest proof, for ever.
+pub async fn look_after(watch: Arc<Watch>) {
+    let Some(max_age) = watch.max_age else {
+        return;
+    };
+    let mut tick = tokio::time::interval((max_age / 4).clamp(Duration::from_millis(250), TICK));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        watch.look_at_age(Timestamp::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(hour: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + hour * 3600).expect("a time")
+    }
+
+    fn end(outcome: Outcome, hour: i64, generation: u64) -> Ended {
+        Ended {
+            run_id: format!("run-{hour}"),
+            outcome,
+            reason: "why".to_owned(),
+            message: String::new(),
+            generation: (generation > 0).then_some(generation),
+            verdict_id: String::new(),
+            started: None,
+            finished: at(hour),
+            mark: Some(at(hour)),
+            phases: Vec::new(),
+            counts: None,
+        }
+    }
+
+    /// Every end but PASS is told, each time; a PASS only after one of those.
+    #[test]
+    fn bad_ends_and_the_first_good_one_after_them_are_told() {
+        let mut standing = Standing::default();
+        let pass = |hour, generation| end(Outcome::Pass, hour, generation);
+        let mut told = Vec::new();
+        for (ended, proven) in [
+            (pass(1, 1), pass(1, 1)),
+            (end(Outcome::Fail, 2, 2), pass(1, 1)),
+            (end(Outcome::Fail, 3, 3), pass(1, 1)),
+            (end(Outcome::NotRun, 4, 0), pass(1, 1)),
+            (pass(5, 4), pass(5, 4)),
+            (pass(6, 5), pass(6, 5)),
+            (end(Outcome::Inconclusive, 7, 6), pass(6, 5)),
+        ] {
+            told.push(standing.ended(ended, Some(proven), None));
+        }
+        use Event::{Fail, Inconclusive, NotRun, Recovery};
+        let expected = [None, Some(Fail), Some(Fail), Some(NotRun), Some(Recovery), None, Some(Inconclusive)];
+        assert_eq!(told, expected);
+        assert_eq!(standing.ends, [3, 2, 1, 1]);
+    }
+
+    /// An older generation that is checked again by the clock is no proof of anything newer.
+    #[test]
+    fn an_old_generation_that_passes_again_is_no_recovery() {
+        let mut standing = Standing::default();
+        standing.ended(end(Outcome::Pass, 1, 1), Some(end(Outcome::Pass, 1, 1)), None);
+        standing.ended(end(Outcome::Fail, 2, 2), Some(end(Outcome::Pass, 1, 1)), None);
+        let again = end(Outcome::Pass, 3, 1);
+        assert_eq!(standing.ended(again.clone(), Some(again), None), None);
+        assert_eq!(standing.last.as_ref().map(|last| last.outcome), Some(Outcome::Fail));
+        let good = end(Outcome::Pass, 4, 3);
+        assert_eq!(standing.ended(good.clone(), Some(good), None), Some(Event::Recovery));
+    }
+
+    /// Overdue is told once, and the PASS that ends it is a recovery, also when the agent was started anew in between.
+    #[test]
+    fn a_proof_that_grows_too_old_is_told_once() {
+        let pass = end(Outcome::Pass, 1, 1);
+        let watch =
+            Watch::new("source", "repo", Some(2 * HOUR), Some(pass.clone()), Some(pass.clone()), at(0));
+        let is_told = |hour| {
+            watch.look_at_age(at(hour));
+            watch.standing().overdue_told
+        };
+        assert!(!is_told(3));
+        assert!(is_told(4) && is_told(5));
+        let mut restarted =
+            Standing { last: Some(pass.clone()), last_pass: Some(pass), ..Default::default() };
+        let late = end(Outcome::Pass, 9, 2);
+        assert_eq!(restarted.ended(late.clone(), Some(late), Some(2 * HOUR)), Some(Event::Recovery));
+    }
+
+    #[test]
+    fn a_repository_that_never_passed_becomes_overdue_too() {
+        let watch = Watch::new("source", "repo", Some(HOUR), None, None, at(0));
+        watch.look_at_age(at(1));
+        assert!(!watch.standing().overdue_told);
+        watch.look_at_age(at(2));
+        assert!(watch.standing().overdue_told);
+    }
+}

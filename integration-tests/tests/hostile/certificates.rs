@@ -1,0 +1,157 @@
+//! Certificates of agents that run: renewed, broken, somebody else's, near their end; and TLS before 1.3.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use assay_common::pki::{Party, Role, issue};
+
+use crate::{
+    ground::agent_url,
+    pair::{Pair, json},
+};
+
+const AGENTS: [(&str, Role); 2] = [("source", Role::Source), ("target", Role::Target)];
+
+fn hang_up(pair: &Pair, agent: &str) {
+    let id = rustix::process::Pid::from_raw(pair.process(agent).try_into().expect("a process id"));
+    rustix::process::kill_process(id.expect("not 0"), rustix::process::Signal::HUP).expect("it runs");
+}
+
+fn logged(pair: &Pair, agent: &str, words: &str) -> usize {
+    fs::read_to_string(pair.path(&format!("{agent}.log"))).expect("log").matches(words).count()
+}
+
+fn status(pair: &Pair, agent: &str) -> serde_json::Value {
+    let arguments = ["--json", "status"];
+    let done = if agent == "source" { pair.source(&arguments) } else { pair.target(&arguments) };
+    assert_eq!(done.code, 0, "{done:?}");
+    json(&done.stdout)
+}
+
+/// Issues a certificate for a week under another name of the file, and puts it in the place of the agent's own.
+fn renew(pair: &Pair, agent: &str, role: Role, name: &str) {
+    let week = Duration::from_secs(7 * 24 * 3600);
+    let party = Party { name: name.to_owned(), hosts: vec!["127.0.0.1".to_owned()] };
+    issue(&pair.path("pki"), role, &party, week, jiff::Timestamp::now()).expect("issue");
+    for end in ["crt", "key"] {
+        let new = pair.path(&format!("pki/{agent}-{name}.{end}"));
+        fs::rename(new, pair.path(&format!("pki/{agent}.{end}"))).expect("rename");
+    }
+}
+
+/// An agent that runs takes a renewed certificate for every connection from then on, and keeps the old one when the new one is
+/// broken or somebody else's.
+#[test]
+fn a_renewed_certificate_is_taken_and_a_broken_one_refused() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "good").expect("write");
+    for (agent, role) in AGENTS {
+        let before = status(&pair, agent)["certificateExpires"].clone();
+        assert!(before.is_string(), "{before}");
+        // The authority's own end comes first: it was made for a day. What was read is told by the log.
+        renew(&pair, agent, role, agent);
+        hang_up(&pair, agent);
+        pair.eventually("it is taken", || logged(&pair, agent, "the certificate was read anew") == 1);
+        let served = served_by(&pair, agent);
+        assert_eq!(served, fingerprint(&pair, &format!("pki/{agent}.crt")), "{agent}");
+
+        let good = fs::read(pair.path(&format!("pki/{agent}.crt"))).expect("read");
+        fs::write(pair.path(&format!("pki/{agent}.crt")), "broken").expect("write");
+        hang_up(&pair, agent);
+        pair.eventually("it is refused", || logged(&pair, agent, "certificate is REFUSED") == 1);
+        assert_eq!(served_by(&pair, agent), served, "{agent}: the old one is kept");
+        assert_eq!(logged(&pair, agent, "does not hold a certificate"), 1);
+
+        renew(&pair, agent, role, "stranger");
+        hang_up(&pair, agent);
+        pair.eventually("it is refused", || logged(&pair, agent, "it is somebody else's") == 1);
+        assert_eq!(served_by(&pair, agent), served, "{agent}: the old one is kept");
+
+        renew(&pair, agent, role, agent);
+        fs::write(pair.path("spare.crt"), good).expect("write");
+        hang_up(&pair, agent);
+        pair.eventually("it is taken", || logged(&pair, agent, "the certificate was read anew") == 2);
+        assert_ne!(served_by(&pair, agent), served, "{agent}: the new one is served");
+    }
+    // Both work together with what they have now.
+    pair.run(0);
+}
+
+/// The certificate that an agent shows.
+fn served_by(pair: &Pair, agent: &str) -> String {
+    let shown = s_client(pair, agent, &[]);
+    let mut x509 = Command::new("openssl")
+        .args(["x509", "-noout", "-fingerprint", "-sha256"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl is installed by ./test");
+    std::io::Write::write_all(&mut x509.stdin.take().expect("piped"), shown.as_bytes()).expect("write");
+    let output = x509.wait_with_output().expect("openssl");
+    assert!(output.status.success(), "{shown}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn fingerprint(pair: &Pair, file: &str) -> String {
+    let output = Command::new("openssl")
+        .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
+        .arg(pair.path(file))
+        .output()
+        .expect("openssl is installed by ./test");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn s_client(pair: &Pair, agent: &str, further: &[&str]) -> String {
+    let url = agent_url(pair, agent);
+    let output = Command::new("openssl")
+        .args(["s_client", "-alpn", "h2", "-connect", url.trim_start_matches("https://")])
+        .args(["-CAfile", "pki/ca.crt", "-cert", "pki/operator.crt", "-key", "pki/operator.key"])
+        .args(further)
+        .current_dir(pair.path("."))
+        .stdin(Stdio::null())
+        .output()
+        .expect("openssl is installed by ./test");
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Versions before 1.3 are refused, with a right certificate too.
+#[test]
+fn tls_before_1_3_is_refused() {
+    let pair = Pair::plain(1);
+    for (agent, _) in AGENTS {
+        let shown = s_client(&pair, agent, &["-tls1_3"]);
+        assert!(shown.contains("TLSv1.3") && shown.contains("Verify return code: 0"), "{shown}");
+        let shown = s_client(&pair, agent, &["-tls1_2"]);
+        assert!(shown.contains("alert protocol version"), "{shown}");
+    }
+}
+
+/// The tests' certificates are for a day: the log warns of it, and so does the status.
+#[test]
+fn the_end_of_a_certificate_is_warned_of() {
+    let pair = Pair::plain(1);
+    for (agent, _) in AGENTS {
+        assert_eq!(logged(&pair, agent, "this agent's certificate or its CA's expires in 1 days"), 1);
+        let done = if agent == "source" { pair.source(&["status"]) } else { pair.target(&["status"]) };
+        assert!(done.stdout.contains("WARNING: this agent's certificate"), "{done:?}");
+    }
+}
+
+/// An agent does not start with a key that others could have put there.
+#[test]
+fn a_key_in_a_folder_of_somebody_else_is_refused() {
+    let pair = Pair::plain(1);
+    std::os::unix::fs::chown(pair.path("pki"), Some(1), None).expect("the tests are root's");
+    for (agent, _) in AGENTS {
+        let done = pair.refused_start(agent);
+        assert_eq!(done.code, 4, "{done:?}");
+        for words in
+            ["can be replaced by others (it belongs to the user 1)", "HINT: let root or the agent's own user"]
+        {
+            assert!(done.stderr.contains(words), "{words:?} is missing in {done:?}");
+        }
+    }
+}
