@@ -94,6 +94,8 @@ pub struct Repository {
     pub restore: Vec<String>,
     /// How old the newest PASS may become before somebody is told; `None`: nobody is.
     pub max_age: Option<Duration>,
+    /// How long ago a generation may have been read last; `None`: it is when an operator asks for it.
+    pub scrub_every: Option<Duration>,
     /// What is kept; `None`: all of it, for ever.
     pub retention: Option<Retention>,
 }
@@ -200,6 +202,7 @@ struct RepositorySection {
     restore: Vec<String>,
     /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
     max_age: Option<Span>,
+    scrub_every: Option<Span>,
     retention: Option<RetentionSection>,
 }
 
@@ -309,6 +312,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             ("control_every", section.control_every),
             ("reverify_after", section.reverify_after),
             ("max_age", section.max_age),
+            ("scrub_every", section.scrub_every),
         ] {
             if span.is_some_and(|span| span.0.is_zero()) {
                 faults.push(format!("repository.{key}: more than no time was expected"));
@@ -343,6 +347,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             reverify_after: section.reverify_after.map(|span| span.0),
             restore: section.restore,
             max_age: section.max_age.map(|span| span.0),
+            scrub_every: section.scrub_every.map(|span| span.0),
             retention,
         });
     }

@@ -46,6 +46,7 @@ use crate::{
     keep::{
         holds::Holds,
         pins::{PinError, Pins},
+        rot::Rot,
     },
     observe,
     receive::Receiver,
@@ -55,6 +56,9 @@ use crate::{
     },
     trust::second::Desk,
 };
+
+/// Bytes of paths that a source is told to read again at most: they must fit into a message.
+const MAX_ROTTEN_BYTES: usize = 1024 * 1024;
 
 /// Why a repository cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +144,7 @@ pub struct Repository {
     /// Generations that are being used.
     pub holds: Holds,
     pins: Mutex<Result<Pins, PinError>>,
+    rot: Mutex<Rot>,
     ledger: Ledger,
     standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
     signing_key: Arc<SigningKey>,
@@ -185,6 +190,7 @@ impl Repository {
         let ledger = Ledger::open(&store.path().join("ledger"))?;
         let index = ChunkIndex::open_or_create(&store.path().join("index.redb"))?;
         let source_key = VerifyingKey::load(&config.source_key)?;
+        let rot = Rot::load(&store.path().join("scrub.json"));
         let pins = Pins::load(&store.path().join("pins.json"));
         if let Err(error) = &pins {
             tracing::error!(repository = config.name, %error, "nothing is pruned until it is known what is pinned");
@@ -198,6 +204,7 @@ impl Repository {
             watch: Arc::default(),
             holds: Holds::default(),
             pins: Mutex::new(pins),
+            rot: Mutex::new(rot),
             ledger,
             standings: Mutex::default(),
             signing_key,
@@ -220,6 +227,11 @@ impl Repository {
     /// What operators hold on to, or why that is not known.
     pub fn pins(&self) -> MutexGuard<'_, Result<Pins, PinError>> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What scrubs found.
+    pub fn rot(&self) -> MutexGuard<'_, Rot> {
+        self.rot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something that is done by the clock may begin, unless anything is under way. It ends when the token is cancelled.
@@ -327,12 +339,14 @@ impl Repository {
         self.standings().get(&generation)?.conclusive.as_ref().map(|(_, outcome)| *outcome)
     }
 
-    /// The newest generation that is there, stands before `generation`, and whose last conclusive verdict is PASS.
+    /// The newest generation that is there, stands before `generation`, whose last conclusive verdict is PASS, and in which no
+    /// rot is known.
     pub fn last_pass_before(&self, generation: GenerationNumber) -> Option<GenerationNumber> {
         let standings = self.standings();
         let mut passed = standings.range(..generation).rev().filter(|(number, standing)| {
             matches!(standing.conclusive, Some((_, Outcome::Pass)))
                 && self.store.generation_path(**number).is_dir()
+                && !self.rot().has(**number)
         });
         passed.next().map(|(number, _)| *number)
     }
@@ -401,12 +415,15 @@ impl Repository {
     }
 
     /// Points `verified` at the newest generation whose last conclusive verdict is PASS. A new generation that fails moves
-    /// nothing; a generation that passed once and fails when it is checked again is not called verified any longer.
+    /// nothing; a generation that passed once and fails when it is checked again, or in which rot is found, is not called verified
+    /// any longer.
     fn settle_verified(&self) -> Result<(), StoreError> {
         let passed = self.last_pass_before(GenerationNumber(u64::MAX));
         match (passed, self.store.verified()) {
             (Some(passed), verified) if verified != Some(passed) => self.store.set_verified(passed),
-            (None, Some(verified)) if self.standing(verified) == Some(Outcome::Fail) => {
+            (None, Some(verified))
+                if self.standing(verified) == Some(Outcome::Fail) || self.rot().has(verified) =>
+            {
                 self.store.clear_verified()
             }
             _ => Ok(()),
@@ -416,6 +433,28 @@ impl Repository {
     /// True for a run that has a verdict.
     pub fn has_verdict(&self, run_id: &RunId) -> bool {
         self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).contains(run_id)
+    }
+
+    /// Points `verified` where it belongs, after something became known of a generation.
+    ///
+    /// # Errors
+    /// When the link cannot be moved.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        self.settle_verified()
+    }
+
+    /// The generation that the next run builds upon: the newest whose manifest is sound and whose rotten files can be named.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn next_base(&self) -> Result<Option<(GenerationNumber, HashSet<Vec<u8>>)>, StoreError> {
+        let rot = self.rot();
+        let mut generations = self.store.generations()?.into_iter().rev();
+        Ok(generations.find_map(|number| {
+            let paths = rot.paths(number);
+            let bytes: usize = paths.iter().map(Vec::len).sum();
+            (!rot.is_unusable(number) && bytes <= MAX_ROTTEN_BYTES).then_some((number, paths))
+        }))
     }
 
     /// The generation that a run has sealed.

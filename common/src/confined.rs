@@ -124,12 +124,23 @@ impl Folder {
         Ok(fs::renameat_with(&self.0, component(name)?, &to.0, component(new_name)?, flags)?)
     }
 
-    /// Moves `name` in this folder to `new_name` in `to`, in the place of the file, link or special entry that is there.
+    /// Moves `name` in this folder to `new_name` in `to`, in the place of the file that may be there: whoever opens that name finds
+    /// the one or the other.
     ///
     /// # Errors
-    /// As the kernel says; `EISDIR` when a folder is there.
+    /// As the kernel says; `EISDIR` for a folder in the place.
     pub fn replace(&self, name: &[u8], to: &Self, new_name: &[u8]) -> io::Result<()> {
         Ok(fs::renameat(&self.0, component(name)?, &to.0, component(new_name)?)?)
+    }
+
+    /// Gives this folder the times that it had.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_own_times(&self, before: &fs::Stat) -> io::Result<()> {
+        let last_access = Timespec { tv_sec: before.st_atime, tv_nsec: before.st_atime_nsec as _ };
+        let last_modification = Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec as _ };
+        Ok(fs::futimens(&self.0, &Timestamps { last_access, last_modification })?)
     }
 
     /// Creates what `entry` describes under `name`, if it is a symbolic link, a FIFO, a socket or a device. Metadata is set
@@ -203,15 +214,6 @@ impl Folder {
         }
         fs::fchmod(&self.0, Mode::from_raw_mode(entry.mode))?;
         let time = Timespec { tv_sec: entry.mtime_seconds, tv_nsec: entry.mtime_nanos.into() };
-        Ok(fs::futimens(&self.0, &Timestamps { last_access: time, last_modification: time })?)
-    }
-
-    /// Sets this folder's times of modification and last access.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn set_own_times(&self, seconds: i64, nanos: u32) -> io::Result<()> {
-        let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
         Ok(fs::futimens(&self.0, &Timestamps { last_access: time, last_modification: time })?)
     }
 

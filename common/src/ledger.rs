@@ -189,6 +189,11 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// A ledger to be read where it is, a copy perhaps. Nothing is created or cleaned.
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -3,6 +3,7 @@
 //! Rules without input or output come first; the few shared edges (TLS, configuration files, durable writes, logs) are
 //! modules of their own. Nothing here knows of a run, a store or an engine.
 
+pub mod audit;
 pub mod chunking;
 pub mod cli;
 pub mod config;

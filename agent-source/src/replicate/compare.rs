@@ -78,6 +78,7 @@ pub(super) fn compare(
                 // what the target keeps of it is only compared when it is sent.
                 if same_roots
                     && !plan.full_read
+                    && !plan.rotten.contains(found.path.as_bytes())
                     && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
                 {
                     give(Step::Keep)?;
@@ -96,6 +97,7 @@ pub(super) fn compare(
         if let (Some((old, Some(seen))), Some(stat), true, false) =
             (&old, &found.stat, same_roots, plan.full_read)
             && seen.still_holds(stat)
+            && !plan.rotten.contains(found.path.as_bytes())
             && old.link_target_if_hardlink() == first.as_ref().map(TreePath::as_bytes)
         {
             give(Step::Keep)?;

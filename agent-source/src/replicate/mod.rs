@@ -151,6 +151,8 @@ pub struct Plan {
     pub basis: Option<BasisFolder>,
     /// Read every file, whatever the basis says of it.
     pub full_read: bool,
+    /// Files that have rotted on the target: they are read and sent again, changed or not.
+    pub rotten: std::collections::HashSet<Vec<u8>>,
     /// Folder for the spool.
     pub work: PathBuf,
     /// Files that are read side by side.

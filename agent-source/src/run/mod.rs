@@ -307,7 +307,7 @@ impl Attempt {
         wire: &WireCounter,
     ) -> Result<Replicated, Fault> {
         for _ in 0..TARGET_RESTARTS {
-            match self.replicate(client.clone(), marker, roots, basis_known, wire).await {
+            match self.replicate(client.clone(), opened, marker, roots, basis_known, wire).await {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
                     tracing::warn!(run_id = %self.id, "the target was started anew; the run is taken up again");
                     let again = self.open_again(client.clone()).await?;
@@ -347,6 +347,7 @@ impl Attempt {
     async fn replicate(
         &self,
         client: Client,
+        opened: &OpenRunResponse,
         marker: &Marker,
         roots: &roots::OpenRoots,
         basis_known: bool,
@@ -368,6 +369,7 @@ impl Attempt {
             rules: Arc::new(context.repository.rules()),
             basis: basis_known.then(|| context.state.basis()),
             full_read: self.options.full_read,
+            rotten: opened.rotten.iter().cloned().collect(),
             work: context.state.work(),
             threads: context.threads,
             budget_bytes: context.memory_bytes,

@@ -1,4 +1,4 @@
-//! `prune`, `pin`, `unpin`: what is kept.
+//! `prune`, `pin`, `unpin`, `scrub`: what is kept, and whether it is still what it was.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -7,8 +7,8 @@ use assay_common::{
     json::to_json,
 };
 use assay_proto::v1::{
-    PinGenerationRequest, PruneGenerationsRequest, PruneGenerationsResponse, UnpinGenerationRequest,
-    target_service_client::TargetServiceClient,
+    PinGenerationRequest, PruneGenerationsRequest, PruneGenerationsResponse, ScrubGenerationsRequest,
+    ScrubProgress, ScrubStatus, UnpinGenerationRequest, target_service_client::TargetServiceClient,
 };
 use tonic::{Status, transport::Channel};
 
@@ -45,6 +45,21 @@ pub(super) enum KeepCommand {
         #[arg(long, value_name = "NUMBER")]
         generation: u64,
     },
+    /// Read sealed generations again against their manifests, and heal what can be healed
+    ///
+    /// Exit codes: 0 everything is what it was, 1 something is not, 4 a run ended it (it is taken up again afterwards).
+    Scrub {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+        /// Only the generations that were read longest ago, this share of them
+        #[arg(long, value_name = "PERCENT", conflicts_with = "generation",
+            value_parser = clap::value_parser!(u32).range(1..=100))]
+        share: Option<u32>,
+        /// Only this generation
+        #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
+        generation: u64,
+    },
 }
 
 /// Asks the agent.
@@ -65,6 +80,22 @@ pub(super) async fn ask(
                 print(&decisions(&answer, dry_run));
             }
             return Ok(ExitCode::SUCCESS);
+        }
+        KeepCommand::Scrub { repository, share, generation } => {
+            let request =
+                ScrubGenerationsRequest { repository, number: generation, share_percent: share.unwrap_or(0) };
+            let mut progress = client.scrub_generations(request).await.map_err(failed)?.into_inner();
+            while let Some(message) = progress.message().await.map_err(failed)? {
+                if json {
+                    print_json(&to_json("ScrubProgress", &message));
+                } else {
+                    print(&scrubbing(&message));
+                }
+                if let Some(ended) = message.ended {
+                    return Ok(scrub_code(&ended));
+                }
+            }
+            return Err(CommandError::not_run(format!("{url}: the scrub ended without a result")));
         }
         KeepCommand::Pin { repository, generation, note } => {
             let request = PinGenerationRequest { repository, number: generation, note };
@@ -99,5 +130,53 @@ fn decisions(answer: &PruneGenerationsResponse, dry_run: bool) -> String {
     }
     let word = if dry_run { "would be pruned" } else { "pruned" };
     let _ = writeln!(text, "{gone} of {} {word}", answer.decisions.len());
+    text
+}
+
+fn scrub_code(ended: &ScrubStatus) -> ExitCode {
+    ExitCode::from(match (ended.unhealed, &ended.finished) {
+        (1.., _) => 1,
+        (0, Some(_)) => 0,
+        (0, None) => 4,
+    })
+}
+
+fn scrubbing(message: &ScrubProgress) -> String {
+    if let Some(rotten) = &message.rotten {
+        let numbers: Vec<_> = rotten.generations.iter().map(u64::to_string).collect();
+        let end = if rotten.healed { "healed" } else { "NOT HEALED" };
+        return format!(
+            "ROTTEN {} in generation {}: {}: {end}\n",
+            rotten.path,
+            numbers.join(", "),
+            rotten.what
+        );
+    }
+    let Some(ended) = &message.ended else {
+        return format!("{} read\n", show::bytes(message.bytes_read));
+    };
+    scrub_status(ended)
+}
+
+/// A scrub in a few lines.
+pub(super) fn scrub_status(status: &ScrubStatus) -> String {
+    let when = match &status.finished {
+        Some(finished) => format!("ended {}", show::time(Some(finished))),
+        None => "not at its end: it is taken up again when no run is under way".to_owned(),
+    };
+    let mut text = format!(
+        "scrub of {} generations: {} files, {} read, {} rotten, {} healed; {when}\n",
+        status.generations,
+        status.files,
+        show::bytes(status.bytes),
+        status.found,
+        status.healed
+    );
+    if status.unhealed > 0 {
+        text.push_str(&format!(
+            "  {} not what they were now: assay-target generations shows where; the next run brings what the source still has\n",
+            status.unhealed
+        ));
+    }
     text
 }

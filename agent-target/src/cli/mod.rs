@@ -2,6 +2,7 @@
 
 mod examine;
 mod keep;
+mod ledger;
 mod ops;
 mod restore;
 
@@ -114,6 +115,9 @@ enum Command {
     /// List, show and check verdicts
     #[command(subcommand)]
     Verdict(VerdictCommand),
+    /// Check the ledger as a whole, here or as a copy
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
     /// Write and check configurations
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -213,6 +217,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
+        Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
         Command::Config(ConfigCommand::Check) => config_check(&cli.config),
         command => {
@@ -420,6 +425,9 @@ fn show_status(status: &GetTargetStatusResponse) -> String {
             "  {}\n",
             examine::trust(repository.negative_control.as_ref(), status.now.as_ref())
         ));
+        if let Some(scrub) = &repository.scrub {
+            text.push_str(&format!("  {}", keep::scrub_status(scrub)));
+        }
         if !repository.current_run_id.is_empty() {
             text.push_str(&format!("  now: run {}\n", repository.current_run_id));
         }

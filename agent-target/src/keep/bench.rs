@@ -74,7 +74,9 @@ impl Bench {
         let staging = store.open_staging().expect("staging");
         let header = header();
         let mut draft = Draft::create(store, &staging, base, &header.to_json()).expect("draft");
-        let mut step = |kind| draft.apply(ManifestStep { kind: Some(kind) }).expect("step");
+        draft.refuse(base.map(|base| self.repository.rot().paths(base)).unwrap_or_default());
+        let mut step =
+            |kind| draft.apply(ManifestStep { kind: Some(kind) }).unwrap_or_else(|error| panic!("{error:?}"));
         let (mut old, mut content) = (old.into_iter().peekable(), 0);
         for entry in &entries {
             while old.next_if(|old| old.path < entry.path).is_some() {

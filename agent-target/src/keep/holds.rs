@@ -42,6 +42,12 @@ impl Holds {
         let counts = self.counts();
         (!counts.contains_key(&number)).then(work)
     }
+
+    /// The same for one who holds the generation himself, once.
+    pub fn unless_held_beside<T>(&self, number: GenerationNumber, work: impl FnOnce() -> T) -> Option<T> {
+        let counts = self.counts();
+        (counts.get(&number).is_none_or(|count| *count <= 1)).then(work)
+    }
 }
 
 impl Drop for Hold {

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use super::{
     pins::Pins,
     retention::{Candidate, Decision, State, decide},
+    scrub,
 };
 use crate::{
     repository::{Repository, Stage},
@@ -132,15 +133,18 @@ fn candidates(repository: &Repository, records: &[Record], pins: &Pins) -> Vec<C
 fn state(repository: &Repository, number: GenerationNumber) -> State {
     use assay_common::verdict::Outcome;
     match repository.standing(number) {
+        Some(Outcome::Pass) if repository.rot().has(number) => State::Rotten,
         Some(Outcome::Pass) => State::Verified,
         Some(Outcome::Fail) => State::Failed,
         _ => State::Unproven,
     }
 }
 
-/// After a verdict: prunes, and frees the room. On a thread that may be slow. What cannot be done now comes after the next
+/// After a verdict: heals what can be healed now, prunes, and frees the room. On a thread that may be slow. What cannot be done now comes after the next
 /// verdict.
 pub fn after_verdict(repository: &Repository) {
+    // The run may have brought what a rotten file lacked.
+    scrub::heal_known(repository);
     let name = &repository.config.name;
     match prune(repository, Timestamp::now(), false) {
         Ok(_) | Err(PruneError::NoRetention { .. }) => {}

@@ -101,8 +101,8 @@ pub fn take(store: &Store, staging: &Staging, base: RootDigest) -> Result<bool, 
     Ok(true)
 }
 
-/// Removes what is laid out.
-fn forget(store: &Store) -> Result<(), SealError> {
+/// Removes what is laid out, durably. For one who holds the turn.
+pub(crate) fn forget(store: &Store) -> Result<(), SealError> {
     let path = folder(store);
     let held = Folder::open(&path).at("open", &path)?;
     for name in ["of", TREE] {
@@ -113,5 +113,6 @@ fn forget(store: &Store) -> Result<(), SealError> {
             _ => {}
         }
     }
+    held.sync().at("sync", &path)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The new manifest while it is being put together, and the plan that goes with it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs::File,
     io::{BufReader, BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
@@ -54,6 +54,8 @@ pub struct Draft {
     kept_all: Option<ManifestStep>,
     /// True when an entry is a hard link.
     has_links: bool,
+    /// Files of the base that are not what they were.
+    rotten: HashSet<Vec<u8>>,
     finished: Finished,
 }
 
@@ -172,6 +174,7 @@ impl Draft {
             unchanged,
             kept_all: None,
             has_links: false,
+            rotten: HashSet::new(),
             finished: Finished {
                 header,
                 entries: 0,
@@ -187,6 +190,14 @@ impl Draft {
     /// The generation that the steps are against.
     pub fn base(&self) -> Option<GenerationNumber> {
         self.base
+    }
+
+    /// Takes none of these files over from the base: they have rotted there.
+    pub fn refuse(&mut self, rotten: HashSet<Vec<u8>>) {
+        if !rotten.is_empty() {
+            self.unchanged = None;
+        }
+        self.rotten = rotten;
     }
 
     /// Applies the next step.
@@ -212,10 +223,22 @@ impl Draft {
 
     fn merge(&mut self, step: ManifestStep) -> Result<(), SealError> {
         let Self {
-            merger, manifest, plan, plan_path, positions, positions_path, has_links, finished, ..
+            merger,
+            manifest,
+            plan,
+            plan_path,
+            positions,
+            positions_path,
+            has_links,
+            finished,
+            rotten,
+            ..
         } = self;
         merger.apply(step, &mut |entry, origin| {
             let source = match origin {
+                Origin::Base if rotten.contains(&entry.path) => {
+                    return Err(SealError::Rotten { path: display_bytes(&entry.path) });
+                }
                 Origin::Base => FROM_BASE,
                 Origin::Put { content } => {
                     // A file has a content and nothing else has: the plan below relies on it.

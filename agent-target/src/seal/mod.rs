@@ -74,6 +74,12 @@ pub enum SealError {
         /// As this run was opened; 0 for none.
         base: u64,
     },
+    /// A file that has rotted in the base is not sent anew.
+    #[error("{path}: it has rotted in the base, and was not sent anew")]
+    Rotten {
+        /// The entry.
+        path: String,
+    },
     /// A file's content is not what its digest says.
     #[error("{path}: its content as read back from disk does not match: {expected} expected, {actual} read")]
     ContentMismatch {

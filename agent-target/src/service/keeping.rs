@@ -1,19 +1,22 @@
-//! What operators ask about what is kept: pruning and pins.
+//! What operators ask about what is kept: pruning, pins, scrubs.
 
 use std::sync::Arc;
 
 use assay_common::{id::GenerationNumber, rpc_status::RpcFault, verdict::timestamp_to_proto};
 use assay_proto::v1::{
-    Generation, PinGenerationRequest, PruneDecision, PruneGenerationsResponse, UnpinGenerationRequest,
+    Generation, PinGenerationRequest, PruneDecision, PruneGenerationsResponse, Rotten,
+    ScrubGenerationsRequest, ScrubProgress, ScrubStatus, UnpinGenerationRequest,
 };
 use jiff::Timestamp;
-use tonic::Code;
+use tokio::sync::mpsc;
+use tonic::{Code, Status};
 
 use super::{internal, invalid, operator};
 use crate::{
     keep::{
         pins::{PinError, Pins},
         prune::{self, PruneError},
+        scrub::{self, Told, Wanted},
     },
     repository::Repository,
 };
@@ -109,4 +112,76 @@ fn change_pins(
     }
     tracing::info!(repository = repository.config.name, generation = number.0, "an operator changed a pin");
     Ok(operator::describe(repository, &record, repository.last_verdict(number)))
+}
+
+/// The newest scrub, and what is rotten now.
+pub(super) fn scrub_status(repository: &Repository) -> Option<ScrubStatus> {
+    let rot = repository.rot();
+    let last = rot.last()?;
+    Some(ScrubStatus {
+        started: Some(timestamp_to_proto(last.started)),
+        finished: last.finished.map(timestamp_to_proto),
+        generations: last.generations,
+        files: last.files,
+        bytes: last.bytes,
+        found: last.found,
+        healed: last.healed,
+        unhealed: rot.unhealed(),
+    })
+}
+
+/// Scrubs on a thread of its own, as what is done by the clock is done: behind runs, and ended by one.
+pub(super) fn scrub(
+    repository: &Arc<Repository>,
+    request: &ScrubGenerationsRequest,
+) -> Result<mpsc::Receiver<Result<ScrubProgress, Status>>, RpcFault> {
+    let generations = match (request.number, request.share_percent) {
+        (0, share @ 0..=100) => {
+            let percent = if share == 0 { 100 } else { share };
+            scrub::by_age(repository, percent, Timestamp::now())
+                .map_err(|error| internal("listing generations", &error))?
+        }
+        (number, 0) => {
+            let number = GenerationNumber(number);
+            operator::record(repository, number)?;
+            [number].into()
+        }
+        _ => return Err(invalid("share_percent: 1 to 100, or a number without it, was expected")),
+    };
+    let Some(cancel) = repository.begin_background() else {
+        let text = "a run, a check or another scrub is under way";
+        return Err(RpcFault::new(Code::Aborted, "busy", text)
+            .with_hint("wait for it to end; assay-target status shows it"));
+    };
+    let (sender, queue) = mpsc::channel(16);
+    let wanted = Wanted { generations, only: None, after: None };
+    let body = {
+        let (repository, cancel) = (Arc::clone(repository), cancel.clone());
+        move || {
+            rustix::process::setpriority_process(None, 19).ok();
+            // They are told all of it, or have gone away: the work goes on.
+            let send = |progress| drop(sender.blocking_send(progress));
+            let told = |told| {
+                send(Ok(match told {
+                    Told::Read(bytes_read) => ScrubProgress { bytes_read, ..Default::default() },
+                    Told::Rotten { path, generations, what, healed } => {
+                        let generations = generations.iter().map(|number| number.0).collect();
+                        let rotten = Some(Rotten { path, generations, what, healed });
+                        ScrubProgress { rotten, ..Default::default() }
+                    }
+                }));
+            };
+            let done = scrub::run(&repository, &wanted, &cancel, &told);
+            repository.end_background(&cancel);
+            send(match done {
+                Ok(_) => Ok(ScrubProgress { ended: scrub_status(&repository), ..Default::default() }),
+                Err(error) => Err(internal("the scrub", &error).into()),
+            });
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("scrub".to_owned()).spawn(body) {
+        repository.end_background(&cancel);
+        return Err(internal("starting a thread", &error));
+    }
+    Ok(queue)
 }

@@ -306,6 +306,17 @@ impl TargetService for Operator {
         blocking(move || keeping::unpin(&repository, request.get_ref())).await
     }
 
+    type ScrubGenerationsStream = BoxStream<v1::ScrubProgress>;
+
+    async fn scrub_generations(
+        &self,
+        request: Request<v1::ScrubGenerationsRequest>,
+    ) -> Result<Response<Self::ScrubGenerationsStream>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let queue = keeping::scrub(&repository, request.get_ref())?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
     async fn get_target_status(
         &self,
         request: Request<GetTargetStatusRequest>,
@@ -354,6 +365,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         free_bytes: repository.store.free_bytes(),
         negative_control: repository.control().as_ref().map(Into::into),
         last_restore: super::restore::last_restore(repository),
+        scrub: keeping::scrub_status(repository),
     }
 }
 
@@ -366,6 +378,8 @@ pub(super) fn describe(
     let (verdict_id, outcome, reason) = last.map_or_else(Default::default, |(id, verdict)| {
         (id, v1::Outcome::from(verdict.outcome).into(), verdict.reason)
     });
+    let mut rot = repository.rot().of(number);
+    rot.truncate(20);
     let pin = repository.pins().as_ref().ok().and_then(|pins| Some(pins.get(number)?.note.clone()));
     Generation {
         repository: record.repository.clone(),
@@ -384,6 +398,7 @@ pub(super) fn describe(
         path: repository.store.generation_path(number).join(TREE).display().to_string(),
         pinned: pin.is_some(),
         pin_note: pin.unwrap_or_default(),
+        rot,
     }
 }
 

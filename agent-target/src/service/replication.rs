@@ -388,7 +388,8 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
     }
     let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
     recovered.map_err(|error| internal("opening the chunk index again", &error))?;
-    let base = repository.store.latest().map_err(store_fault)?;
+    let (base, rotten) = repository.next_base().map_err(store_fault)?.unzip();
+    let rotten = rotten.unwrap_or_default();
     let (base_root, base_entries) = match base {
         None => (Vec::new(), 0),
         Some(base) => {
@@ -404,6 +405,7 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         base_root_digest: base_root,
         staged_bytes: staging.staged_bytes(),
         base_entries,
+        rotten: rotten.into_iter().collect(),
     };
     tracing::info!(run_id = %id, generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
@@ -646,6 +648,7 @@ fn seal_blocking(
     }
     let mut draft =
         Draft::create(&repository.store, staging, named, &start.manifest_header).map_err(seal_fault)?;
+    draft.refuse(named.map(|base| repository.rot().paths(base)).unwrap_or_default());
     while let Some(kind) = queue.blocking_recv() {
         match kind {
             seal_run_request::Kind::Start(_) => return Err(invalid("a seal starts once")),
@@ -727,6 +730,8 @@ fn seal_fault(error: SealError) -> RpcFault {
         SealError::Delta(_) | SealError::Manifest(_) | SealError::Packed { .. } => {
             RpcFault::new(Code::InvalidArgument, "manifest-refused", error.to_string())
         }
+        SealError::Rotten { .. } => RpcFault::new(Code::FailedPrecondition, "base-rotten", error.to_string())
+            .with_hint("start the run again: it sends that file anew"),
         SealError::WrongBase { .. } => RpcFault::new(Code::FailedPrecondition, "wrong-base", error.to_string()),
         SealError::RootMismatch { .. }
         | SealError::ContentMismatch { .. }

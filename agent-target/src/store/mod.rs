@@ -11,6 +11,8 @@
 //! control.json                       the newest negative control, signed
 //! workspaces/                        throw-away views for checks
 //! trash/                             pruned generations on their way out
+//! heal/                              a file that takes a rotten one's place
+//! scrub.json                         what scrubs found
 //! pins.json                          generations that operators hold on to
 //! index.redb                         hints where chunks are; can be thrown away
 //! lock                               held by the agent that serves this repository

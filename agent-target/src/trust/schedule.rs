@@ -1,4 +1,5 @@
-//! What a target does by the clock: negative controls, and checking again what was last checked long ago.
+//! What a target does by the clock: negative controls, checking again what was last checked long ago, and reading again what was
+//! last read long ago.
 //!
 //! One thing at a time, on a thread of its own, and behind runs: it begins only while nothing is under way, and a run that
 //! is opened ends it. What was ended that way is not recorded and comes again.
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control;
 use crate::{
-    keep::prune,
+    keep::{prune, scrub},
     repository::Repository,
     verify::{self, AskedBy, Teller},
 };
@@ -22,19 +23,23 @@ use crate::{
 /// How often it is looked whether something is due, at most.
 const TICK: Duration = Duration::from_secs(30);
 
+/// A time that is so far in the future is not a clock that is put right by little steps.
+const FUTURE: Duration = Duration::from_secs(600);
+
 /// What is due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Due {
     Control,
     Verify(GenerationNumber),
+    Scrub(scrub::Wanted),
 }
 
 /// Looks after one repository, for ever.
 pub async fn run(repository: Arc<Repository>) {
-    let spans = [repository.config.control_every, repository.config.reverify_after];
-    let Some(shortest) = spans.into_iter().flatten().min() else {
-        return;
-    };
+    let config = &repository.config;
+    let spans = [config.control_every, config.reverify_after, config.scrub_every];
+    // Without any of them: a scrub that a run ended is taken up again.
+    let shortest = spans.into_iter().flatten().min().unwrap_or(TICK);
     let mut tick = tokio::time::interval(shortest.clamp(Duration::from_secs(1), TICK));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -60,9 +65,14 @@ fn once(repository: &Repository, now: Timestamp) {
     let Some(cancel) = repository.begin_background() else {
         return;
     };
-    let done = match due {
+    let done = match &due {
         Due::Control => control::run(repository, control::new_seed(), &cancel, &|_| {}).map(drop),
-        Due::Verify(generation) => verify_again(repository, generation, &cancel),
+        Due::Verify(generation) => verify_again(repository, *generation, &cancel),
+        Due::Scrub(wanted) => {
+            rustix::process::setpriority_process(None, 19).ok();
+            let scrubbed = scrub::run(repository, wanted, &cancel, &|_| {});
+            scrubbed.map(drop).map_err(|error| error.to_string())
+        }
     };
     repository.end_background(&cancel);
     if matches!(due, Due::Verify(_)) {
@@ -75,14 +85,38 @@ fn once(repository: &Repository, now: Timestamp) {
 
 /// A control first: what a checker says counts for more when it is known to find damage.
 fn due(repository: &Repository, now: Timestamp) -> Option<Due> {
-    let is_older =
-        |time: Timestamp, span: Duration| time.duration_until(now).unsigned_abs() >= span && time <= now;
+    // A time in the future was given by a clock that has been put right since: it says nothing.
+    let is_older = |time: Timestamp, span: Duration| {
+        let apart = time.duration_until(now).unsigned_abs();
+        if time <= now { apart >= span } else { apart >= FUTURE }
+    };
     if let Some(every) = repository.config.control_every
         && repository.store.verified().is_some()
         && repository.control().is_none_or(|control| is_older(control.time, every))
     {
         return Some(Due::Control);
     }
+    if let Some(due) = verify_due(repository, &is_older) {
+        return Some(due);
+    }
+    if let Some(wanted) = scrub::unfinished(repository) {
+        return Some(Due::Scrub(wanted));
+    }
+    let every = repository.config.scrub_every?;
+    let is_due = |number: &GenerationNumber| {
+        let read = repository.rot().scrubbed(*number);
+        let time = read.or_else(|| Some(repository.store.record(*number).ok()?.sealed));
+        time.is_none_or(|time| is_older(time, every))
+    };
+    // One that is due has most others read with it, because they share its files.
+    let generations = repository.store.generations().ok()?;
+    let any = generations.iter().any(is_due);
+    any.then(|| {
+        Due::Scrub(scrub::Wanted { generations: generations.into_iter().collect(), only: None, after: None })
+    })
+}
+
+fn verify_due(repository: &Repository, is_older: &dyn Fn(Timestamp, Duration) -> bool) -> Option<Due> {
     let after = repository.config.reverify_after?;
     let generations = repository.store.generations().ok()?;
     // The one that was checked longest ago; one that never was counts from its seal.

@@ -3,6 +3,7 @@
 
 mod explain;
 mod health;
+mod ledger;
 pub mod pages;
 mod pki;
 pub mod remedies;
@@ -24,6 +25,7 @@ use crate::{
 
 pub use explain::explain;
 pub use health::health;
+pub use ledger::{AuditArgs, print_head};
 pub use pki::PkiCommand;
 pub use restore::{Ended, Offered, RestoreArgs};
 pub use verify::VerifyArgs;

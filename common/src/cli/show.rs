@@ -220,6 +220,9 @@ pub fn generations(generations: &[Generation]) -> String {
             let note = if generation.pin_note.is_empty() { "" } else { ": " };
             let _ = writeln!(text, "  pinned{note}{}", generation.pin_note);
         }
+        for rotten in &generation.rot {
+            let _ = writeln!(text, "        ROTTEN {rotten}");
+        }
     }
     text
 }

@@ -140,8 +140,7 @@ impl Destination {
         let before = self.root.stat_self().at("look at", &self.path)?;
         self.root.remove_all(SCRATCH.as_bytes()).at("remove", &self.path.join(SCRATCH))?;
         // The folder has had its time, and has just lost a name.
-        let nanos = u32::try_from(before.st_mtime_nsec).unwrap_or_default();
-        self.root.set_own_times(before.st_mtime, nanos).at("set the times of", &self.path)?;
+        self.root.set_own_times(&before).at("set the times of", &self.path)?;
         Ok(self.root.sync_file_system().at("flush", &self.path)?)
     }
 

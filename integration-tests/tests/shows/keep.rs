@@ -107,3 +107,48 @@ fn a_run_that_is_under_way_keeps_everything() {
     let shown = pair.target(&["generations"]).stdout;
     assert!(shown.contains("pinned: while a run is under way"), "{shown}");
 }
+
+/// A source with valid certificates that replaces all files by noise and deletes the rest: the safety stop; with the override
+/// FAIL; and however often it tries, the last verified generation stays what it was.
+#[test]
+fn ransomware_does_not_reach_what_is_verified() {
+    const SUMS: &str = "vars = { check = [\"sh\", \"-c\", \"sha256sum --check --quiet sums || exit 1\"] }\nretention = { last = 1, failed_last = 2 }";
+    let pair = Pair::plain(1);
+    pair.restart_with("source", "max_drop_percent = 100", "max_drop_percent = 50");
+    pair.restart_with("target", "vars = { check = [\"ls\", \"-la\"] }", SUMS);
+    let root = pair.root(0);
+    let names: Vec<_> = (0..20).map(|number| format!("file{number}")).collect();
+    for (seed, name) in (0..).zip(&names) {
+        fs::write(root.join(name), crate::noise(seed, 50_000)).expect("write");
+    }
+    let sums = std::process::Command::new("sha256sum").args(&names).current_dir(&root).output();
+    fs::write(root.join("sums"), sums.expect("sha256sum").stdout).expect("write");
+    pair.run(0);
+    let before = pair.path("before");
+    let copied = std::process::Command::new("cp").arg("-a").args([&root, &before]).status();
+    assert!(copied.expect("cp").success());
+
+    let attack = |round: u64| {
+        for (seed, name) in (100 * round..).zip(&names[..4]) {
+            fs::write(root.join(name), crate::noise(seed, 50_000)).expect("write");
+        }
+        fs::write(root.join("sums"), crate::noise(round, 500)).expect("write");
+        names[4..].iter().for_each(|name| drop(fs::remove_file(root.join(name))));
+    };
+    attack(1);
+    let stopped = pair.run(4);
+    assert_eq!((&stopped["outcome"], &stopped["reason"]), (&"OUTCOME_NOT_RUN".into(), &"mass-drop".into()));
+    for round in 2..6 {
+        attack(round);
+        let done = pair.source(&["--json", "run", "--follow", "--allow-mass-drop"]);
+        assert_eq!(done.code, 1, "{done:?}");
+    }
+    let shown = pair.target(&["verdict", "show", "000000003"]).stdout;
+    assert!(shown.contains("FAIL") && shown.contains("allow_mass_drop"), "{shown}");
+    pair.eventually("it is pruned", || generations(&pair) == [1, 2, 4, 5]);
+    assert_eq!(pair.verified(), "generations/000001");
+    rsync_finds_no_difference(&before, &pair.generation("000001"));
+    assert_eq!(pair.target(&["scrub"]).code, 0);
+    use Outcome::{Fail, NotRun, Pass};
+    pair.assert_ledger(&[Pass, NotRun, Fail, Fail, Fail, Fail]);
+}

@@ -6,6 +6,7 @@ mod bad_input;
 mod engines;
 mod identities;
 mod keep;
+mod ledger;
 // Other suites take the rest of it.
 #[allow(dead_code)]
 mod link;
@@ -17,6 +18,7 @@ mod outcomes;
 mod pair;
 mod restore;
 mod resume;
+mod scrub;
 mod trouble;
 mod trust;
 

@@ -69,6 +69,7 @@ impl Tree {
             rules,
             basis: None,
             full_read: false,
+            rotten: Default::default(),
             work: self.folder.path().to_owned(),
             threads: 1,
             budget_bytes: 0,

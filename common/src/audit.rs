@@ -1,0 +1,263 @@
+//! A ledger looked at as a whole, also as a copy on another machine: what its chain cannot show by itself.
+//!
+//! | what was done | what shows it |
+//! | --- | --- |
+//! | an entry edited, replaced, moved, removed from the middle | the chain ([`Ledger::verify`]) |
+//! | the newest entries removed | a head that was noted before, or the source's own copies |
+//! | the whole ledger made anew with the stolen key | the same |
+//! | a run that never happened | the slots of the schedule |
+//! | a clock that was set back | times of signing that run backwards |
+//! | another tree put in a generation's place | the root digest of the generation that is there |
+//!
+//! Keys are given by the caller; nothing that a file says of its key counts.
+
+use std::{fs, path::Path, time::Duration};
+
+use jiff::Timestamp;
+
+use crate::{
+    error::IoContext as _,
+    id::{GenerationNumber, RunId},
+    ledger::{EntryId, Ledger, LedgerError, LedgerFault},
+    path::display_bytes,
+    signing::VerifyingKey,
+    verdict::{HexDigest, link_digest, verify_verdict},
+};
+
+/// Times may run backwards by so much: a clock that is put right by a step of seconds is no jump.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+/// Stretches of missed slots that are listed one by one.
+const MAX_STRETCHES: usize = 1000;
+
+/// The newest entry of a ledger: its place and the digest of its bytes, `000000042:9f…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Its place, from 1.
+    pub sequence: u64,
+    /// [`link_digest`] of its file.
+    pub digest: HexDigest,
+}
+
+impl std::fmt::Display for Head {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:09}:{}", self.sequence, self.digest)
+    }
+}
+
+impl std::str::FromStr for Head {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let head = text.split_once(':').and_then(|(id, digest)| {
+            Some(Self { sequence: EntryId::parse(id)?.sequence(), digest: HexDigest::parse(digest)? })
+        });
+        head.ok_or("a head as `ledger head` prints it was expected, 000000042:<64 hexadecimal digits>")
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Finding {
+    /// In the chain.
+    #[error(transparent)]
+    Chain(#[from] LedgerFault),
+    /// The head that was noted is not in the ledger.
+    #[error(
+        "the ledger does not go through the head {head}: its newest verdicts are gone, or it was made anew"
+    )]
+    Head {
+        /// As it was noted.
+        head: Head,
+    },
+    /// A copy that the source kept is another one than the ledger's.
+    #[error("the source's copy {name}: {what}")]
+    Copy {
+        /// Its file.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The target's clock was set back.
+    #[error("verdict {id:09} was signed at {signed}, before the one that it follows ({before})")]
+    Clock {
+        /// Its place.
+        id: u64,
+        /// When it was signed.
+        signed: Timestamp,
+        /// When one before it was.
+        before: Timestamp,
+    },
+    /// Slots without a run.
+    #[error("no run was begun between {from} and {to}: {slots} slots of the schedule were missed")]
+    Missed {
+        /// Start of the first.
+        from: Timestamp,
+        /// End of the last.
+        to: Timestamp,
+        /// How many.
+        slots: i64,
+    },
+    /// A generation is not the one that the verdict is about.
+    #[error("verdict {id:09} is about another tree than generation {generation} has: {what}")]
+    Generation {
+        /// The verdict's place.
+        id: u64,
+        /// The generation.
+        generation: GenerationNumber,
+        /// In which way.
+        what: String,
+    },
+}
+
+/// What to compare a ledger with, beside its keys.
+#[derive(Default)]
+pub struct Expected<'a> {
+    /// A head that was noted before: the ledger must go through it.
+    pub head: Option<Head>,
+    /// A folder of verdicts that the source kept.
+    pub copies: Option<&'a Path>,
+    /// A run is begun in each slot of this length (counted from 1970).
+    pub every: Option<Duration>,
+    /// Until when slots are counted; none: until the newest run.
+    pub until: Option<Timestamp>,
+    /// The root digest of the manifest of a generation; none for one that is not there.
+    #[allow(clippy::type_complexity)]
+    pub root_of: Option<&'a dyn Fn(GenerationNumber) -> Option<Result<HexDigest, String>>>,
+}
+
+/// What came out.
+#[derive(Debug)]
+pub struct Audit {
+    /// All that is wrong.
+    pub findings: Vec<Finding>,
+    /// Verdicts.
+    pub verdicts: usize,
+    /// The newest.
+    pub head: Option<Head>,
+    /// Verdicts whose generation was there to be compared.
+    pub compared: usize,
+}
+
+/// The newest entry of a ledger.
+///
+/// # Errors
+/// [`LedgerError`].
+pub fn head(ledger: &Ledger) -> Result<Option<Head>, LedgerError> {
+    let Some(newest) = ledger.entries()?.first().copied() else {
+        return Ok(None);
+    };
+    let digest = link_digest(&ledger.get(&newest.to_string())?);
+    Ok(Some(Head { sequence: newest.sequence(), digest }))
+}
+
+/// Looks at all of a ledger.
+///
+/// # Errors
+/// [`LedgerError`] when the folder, or that of the copies, cannot be read.
+pub fn audit(
+    ledger: &Ledger,
+    target_key: &VerifyingKey,
+    source_key: Option<&VerifyingKey>,
+    expected: &Expected<'_>,
+) -> Result<Audit, LedgerError> {
+    let chain = ledger.verify(target_key, source_key)?;
+    let mut findings: Vec<Finding> = chain.into_iter().map(Finding::from).collect();
+    let mut ids = ledger.entries()?;
+    ids.reverse();
+    let (mut newest_time, mut begun, mut compared): (Option<Timestamp>, Vec<Timestamp>, _) =
+        (None, Vec::new(), 0);
+    for id in &ids {
+        // What cannot be read or verified was told above.
+        let Ok(bytes) = ledger.get(&id.to_string()) else { continue };
+        let Ok(verified) = verify_verdict(&bytes, target_key, source_key) else { continue };
+        let verdict = verified.verdict;
+        let signed = verdict.times.signed;
+        if let Some(before) = newest_time
+            .filter(|before| signed < *before && signed.duration_until(*before).unsigned_abs() > CLOCK_SLACK)
+        {
+            findings.push(Finding::Clock { id: id.sequence(), signed, before });
+        }
+        newest_time = newest_time.max(Some(signed));
+        begun.extend(begun_at(&verdict.run_id));
+        let (Some(generation), Some(root), Some(root_of)) =
+            (verdict.generation, verdict.root, expected.root_of)
+        else {
+            continue;
+        };
+        let what = match root_of(generation) {
+            None => continue,
+            Some(Ok(actual)) if actual == root => None,
+            Some(Ok(actual)) => Some(format!("{actual} is there, {root} was signed")),
+            Some(Err(error)) => Some(error),
+        };
+        compared += 1;
+        findings.extend(what.map(|what| Finding::Generation { id: id.sequence(), generation, what }));
+    }
+    if let Some(head) = expected.head {
+        let id = format!("{:09}", head.sequence);
+        if ledger.get(&id).ok().map(|bytes| link_digest(&bytes)) != Some(head.digest) {
+            findings.push(Finding::Head { head });
+        }
+    }
+    if let Some(folder) = expected.copies {
+        findings.extend(copies(ledger, target_key, folder)?);
+    }
+    if let Some(every) = expected.every {
+        findings.extend(missed(begun, every, expected.until));
+    }
+    Ok(Audit { findings, verdicts: ids.len(), head: head(ledger)?, compared })
+}
+
+/// The source's copies must stand in the ledger, byte for byte.
+fn copies(ledger: &Ledger, target_key: &VerifyingKey, folder: &Path) -> Result<Vec<Finding>, LedgerError> {
+    let mut findings = Vec::new();
+    for entry in fs::read_dir(folder).at("list", folder)? {
+        let path = entry.at("list", folder)?.path();
+        let name = display_bytes(path.file_name().unwrap_or_default().as_encoded_bytes());
+        let bytes = fs::read(&path).at("read", &path)?;
+        let what = match verify_verdict(&bytes, target_key, None) {
+            Err(error) => Some(error.to_string()),
+            Ok(verified) => {
+                let id = format!("{:09}", verified.verdict.sequence);
+                match ledger.get(&id) {
+                    Ok(kept) if kept == bytes => None,
+                    Ok(_) => Some(format!("the ledger has another verdict {id}")),
+                    Err(_) => Some(format!("the ledger has no verdict {id}")),
+                }
+            }
+        };
+        findings.extend(what.map(|what| Finding::Copy { name, what }));
+    }
+    Ok(findings)
+}
+
+/// When a run was begun: its id says so.
+fn begun_at(id: &RunId) -> Option<Timestamp> {
+    let text = id.as_str().get(..16)?;
+    let civil = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", text).ok()?;
+    Some(civil.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+}
+
+/// Stretches of slots in which no run was begun.
+fn missed(mut begun: Vec<Timestamp>, every: Duration, until: Option<Timestamp>) -> Vec<Finding> {
+    let every = i64::try_from(every.as_secs()).unwrap_or(i64::MAX).max(1);
+    begun.sort_unstable();
+    let slot = |time: &Timestamp| time.as_second().div_euclid(every);
+    let mut slots: Vec<i64> = begun.iter().map(slot).collect();
+    // The slot that is under way is not missed yet.
+    slots.extend(until.as_ref().map(slot));
+    slots.dedup();
+    let start = |slot: i64| Timestamp::from_second(slot.saturating_mul(every)).unwrap_or(Timestamp::MAX);
+    let stretches = slots.windows(2).filter(|pair| pair[1] - pair[0] > 1).take(MAX_STRETCHES);
+    stretches
+        .map(|pair| Finding::Missed {
+            from: start(pair[0] + 1),
+            to: start(pair[1]),
+            slots: pair[1] - pair[0] - 1,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! Every file of a ledger × every kind of edit: none goes unseen.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::{
+    signing::SigningKey,
+    verdict::{sign_verdict, tests::Example},
+};
+
+const ENTRIES: u64 = 5;
+const RUNS: [&str; 5] = [
+    "20261122T220000Z-000001",
+    "20261122T230000Z-000002",
+    "20261123T000030Z-000003",
+    "20261123T010000Z-000004",
+    "20261123T020000Z-000005",
+];
+
+struct Bench {
+    folder: tempfile::TempDir,
+    target: SigningKey,
+    source: SigningKey,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("temp");
+        let bench = Self { folder, target: SigningKey::generate(), source: SigningKey::generate() };
+        bench.fill("ledger", &bench.target);
+        // One of the same shape and the same key, from which parts are taken.
+        bench.fill("other", &bench.target);
+        bench.fill("forged", &SigningKey::generate());
+        bench
+    }
+
+    fn fill(&self, name: &str, key: &SigningKey) {
+        let ledger = Ledger::open(&self.folder.path().join(name)).expect("open");
+        for run_id in RUNS {
+            let root = if name == "ledger" { HexDigest([7; 32]) } else { HexDigest([8; 32]) };
+            let example = Example { run_id, root, ..Default::default() };
+            let build =
+                |sequence, previous| sign_verdict(&example.verdict(&self.source, sequence, previous), key);
+            ledger.append(build).expect("append");
+        }
+    }
+
+    fn ledger(&self) -> Ledger {
+        Ledger::at(&self.folder.path().join("ledger"))
+    }
+
+    fn file(&self, ledger: &str, id: u64) -> PathBuf {
+        self.folder.path().join(ledger).join(format!("{id:09}.json"))
+    }
+
+    fn audit(&self, expected: &Expected<'_>) -> Vec<String> {
+        let keys = (self.target.verifying_key(), self.source.verifying_key());
+        let audit = audit(&self.ledger(), &keys.0, Some(&keys.1), expected).expect("readable");
+        audit.findings.iter().map(ToString::to_string).collect()
+    }
+}
+
+type Edit = fn(&Bench, u64);
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON")
+}
+
+/// One member of the envelope comes from elsewhere.
+fn take(bench: &Bench, id: u64, from: (&str, u64), pointer: &str) {
+    let (path, other) = (bench.file("ledger", id), bench.file(from.0, from.1));
+    let mut envelope = json(&path);
+    *envelope.pointer_mut(pointer).expect("it is there") =
+        json(&other).pointer(pointer).expect("it is there").clone();
+    fs::write(path, envelope.to_string()).expect("write");
+}
+
+/// Another entry of the same ledger.
+fn next(id: u64) -> u64 {
+    id % ENTRIES + 1
+}
+
+fn change(bench: &Bench, id: u64, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = bench.file("ledger", id);
+    let mut bytes = fs::read(&path).expect("read");
+    change(&mut bytes);
+    fs::write(path, bytes).expect("write");
+}
+
+const EDITS: [(&str, Edit); 16] = [
+    ("removed", |bench, id| fs::remove_file(bench.file("ledger", id)).expect("remove")),
+    ("emptied", |bench, id| change(bench, id, Vec::clear)),
+    ("cut off", |bench, id| change(bench, id, |bytes| bytes.truncate(bytes.len() / 2))),
+    ("a line feed more", |bench, id| change(bench, id, |bytes| bytes.push(b'\n'))),
+    ("a bit of the payload", |bench, id| {
+        change(bench, id, |bytes| {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            let place = text.find("payload\":\"").expect("payload") + 400;
+            bytes[place] = if bytes[place] == b'A' { b'B' } else { b'A' };
+        });
+    }),
+    ("exchanged with another", |bench, id| {
+        let (one, two) = (bench.file("ledger", id), bench.file("ledger", next(id)));
+        let (first, second) = (fs::read(&one).expect("read"), fs::read(&two).expect("read"));
+        fs::write(one, second).expect("write");
+        fs::write(two, first).expect("write");
+    }),
+    ("a copy of another", |bench, id| {
+        fs::copy(bench.file("ledger", next(id)), bench.file("ledger", id)).map(drop).expect("copy");
+    }),
+    ("moved to the end", |bench, id| {
+        fs::rename(bench.file("ledger", id), bench.file("ledger", ENTRIES + 1)).expect("rename");
+    }),
+    ("copied to the end", |bench, id| {
+        fs::copy(bench.file("ledger", id), bench.file("ledger", ENTRIES + 1)).map(drop).expect("copy");
+    }),
+    ("its like of another ledger", |bench, id| {
+        fs::copy(bench.file("other", id), bench.file("ledger", id)).map(drop).expect("copy");
+    }),
+    ("signed by another key", |bench, id| {
+        fs::copy(bench.file("forged", id), bench.file("ledger", id)).map(drop).expect("copy");
+    }),
+    ("another's payload", |bench, id| take(bench, id, ("other", id), "/payload")),
+    ("another's signature", |bench, id| take(bench, id, ("other", id), "/signatures/0/sig")),
+    ("a neighbour's signature", |bench, id| take(bench, id, ("ledger", next(id)), "/signatures/0/sig")),
+    ("a forger's signatures", |bench, id| take(bench, id, ("forged", id), "/signatures")),
+    ("a stranger beside it", |bench, id| {
+        fs::write(bench.folder.path().join(format!("ledger/{id}.txt")), "").expect("write");
+    }),
+];
+
+#[test]
+fn every_edit_of_every_file_is_found() {
+    let mut count = 0;
+    for (name, edit) in EDITS {
+        for id in 1..=ENTRIES {
+            let bench = Bench::new();
+            let noted = head(&bench.ledger()).expect("readable");
+            let expected = Expected { head: noted, ..Default::default() };
+            assert_eq!(bench.audit(&expected), [""; 0]);
+            edit(&bench, id);
+            assert!(!bench.audit(&expected).is_empty(), "{name}: verdict {id}");
+            count += 1;
+        }
+    }
+    assert_eq!(count, EDITS.len() as u64 * ENTRIES);
+}
+
+/// What the chain cannot show: its end, and all of it made anew. A noted head shows both, and so do the source's copies.
+#[test]
+fn a_ledger_without_its_end_and_one_made_anew_are_found() {
+    for gone in 1..=ENTRIES {
+        let bench = Bench::new();
+        let copies = bench.folder.path().join("copies");
+        fs::create_dir(&copies).expect("mkdir");
+        for id in 1..=ENTRIES {
+            fs::copy(bench.file("ledger", id), copies.join(format!("{}.json", RUNS[id as usize - 1])))
+                .expect("copy");
+        }
+        let noted = head(&bench.ledger()).expect("readable");
+        let with_copies = Expected { copies: Some(&copies), ..Default::default() };
+        assert_eq!(bench.audit(&with_copies), [""; 0]);
+        (gone..=ENTRIES).for_each(|id| fs::remove_file(bench.file("ledger", id)).expect("remove"));
+        assert_eq!(bench.audit(&Expected::default()), [""; 0], "the chain alone does not show it");
+        let found = bench.audit(&Expected { head: noted, ..Default::default() });
+        assert!(found.len() == 1 && found[0].contains("newest verdicts are gone"), "{found:?}");
+        assert_eq!(bench.audit(&with_copies).len() as u64, ENTRIES + 1 - gone);
+        // Made anew, as long as before and by the same key.
+        (1..=ENTRIES).for_each(|id| {
+            fs::copy(bench.file("other", id), bench.file("ledger", id)).map(drop).expect("copy");
+        });
+        assert_eq!(bench.audit(&Expected { head: noted, ..Default::default() }).len(), 1);
+        assert_eq!(bench.audit(&with_copies).len() as u64, ENTRIES);
+    }
+    // An older head is as good: the ledger has grown since.
+    let bench = Bench::new();
+    let bytes = fs::read(bench.file("ledger", 2)).expect("read");
+    let older = Head { sequence: 2, digest: link_digest(&bytes) };
+    assert_eq!(older.to_string().parse(), Ok(older));
+    assert_eq!(bench.audit(&Expected { head: Some(older), ..Default::default() }), [""; 0]);
+    for bad in ["", "1:00", "000000001", "+00000001:00"] {
+        assert!(bad.parse::<Head>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn missed_slots_show() {
+    let bench = Bench::new();
+    let every = Some(Duration::from_secs(3600));
+    let until = "2026-11-23T05:59:00Z".parse().ok();
+    assert_eq!(bench.audit(&Expected { every, ..Default::default() }), [""; 0]);
+    let found = bench.audit(&Expected { every, until, ..Default::default() });
+    let text = "no run was begun between 2026-11-23T03:00:00Z and 2026-11-23T05:00:00Z: 2 slots of the schedule were missed";
+    assert_eq!(found, [text]);
+    let half = Some(Duration::from_secs(1800));
+    assert_eq!(bench.audit(&Expected { every: half, ..Default::default() }).len(), 4);
+}
+
+#[test]
+fn another_tree_in_a_generations_place_is_found() {
+    let bench = Bench::new();
+    let same = |_| Some(Ok(HexDigest([7; 32])));
+    assert_eq!(bench.audit(&Expected { root_of: Some(&same), ..Default::default() }), [""; 0]);
+    let gone = |_| None;
+    assert_eq!(bench.audit(&Expected { root_of: Some(&gone), ..Default::default() }), [""; 0]);
+    let other = |_| Some(Ok(HexDigest([9; 32])));
+    let found = bench.audit(&Expected { root_of: Some(&other), ..Default::default() });
+    assert!(
+        found.len() as u64 == ENTRIES && found[0].contains("another tree than generation 42"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_clock_that_was_set_back_shows() {
+    let bench = Bench::new();
+    let ledger = Ledger::open(&bench.folder.path().join("ledger")).expect("open");
+    let example = Example { run_id: RUNS[0], ..Default::default() };
+    let build = |sequence, previous| {
+        let mut verdict = example.verdict(&bench.source, sequence, previous);
+        verdict.times.signed = "2026-11-20T00:00:00Z".parse().expect("time");
+        sign_verdict(&verdict, &bench.target)
+    };
+    match ledger.append(build) {
+        Ok(_) => {
+            let found = bench.audit(&Expected::default());
+            assert!(
+                found.len() == 1 && found[0].starts_with("verdict 000000006 was signed at 2026-11-20"),
+                "{found:?}"
+            );
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
