@@ -283,10 +283,13 @@ impl Attempt {
             repository: self.context.repository.name.clone(),
             generation: opened.base_generation,
         };
-        let parts = client.fetch_manifest(request).await.map_err(Fault::opening)?.into_inner();
         let patience = self.context.transfer.patience;
         let path = basis.manifest();
-        let fetching = fetch::manifest(parts, &path, base, MAX_MANIFEST_BYTES, patience);
+        let fetching = async {
+            let parts = tokio::time::timeout(patience, client.fetch_manifest(request)).await;
+            let parts = parts.unwrap_or_else(|_| Err(fault::silent(patience))).map_err(Fault::opening)?;
+            fetch::manifest(parts.into_inner(), &path, base, MAX_MANIFEST_BYTES, patience).await
+        };
         tokio::select! {
             fetched = fetching => fetched?,
             () = self.cancel.cancelled() => return Err(Fault::cancelled()),
@@ -512,17 +515,17 @@ impl Attempt {
         });
         let sealed = async {
             let mut answers = client.seal_run(ReceiverStream::new(queue)).await?.into_inner();
-            let sealed = tokio::select! {
-                sealed = answers.message() => sealed?,
-                () = tokio::time::sleep(patience) => return Err(fault::silent(patience)),
-                () = self.cancel.cancelled() => return Err(Status::cancelled("the run was cancelled")),
-            };
+            let sealed = answers.message().await?;
             Ok((
                 sealed.ok_or_else(|| Status::unavailable("the seal's stream ended without an answer"))?,
                 answers,
             ))
         };
-        let sealed = sealed.await;
+        let sealed = tokio::select! {
+            sealed = sealed => sealed,
+            () = tokio::time::sleep(patience) => Err(fault::silent(patience)),
+            () = self.cancel.cancelled() => Err(Status::cancelled("the run was cancelled")),
+        };
         let told = telling.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         // The target's own error says more than the broken stream that follows from it.
         let (sealed, answers) = match (sealed, &told) {

@@ -477,7 +477,7 @@ async fn receive(
                     continue;
                 }
                 () = taken_over.cancelled() => return Ok(false),
-                () = tokio::time::sleep(idle) => return Err(ReceiveError::Stream(stalled(idle, "limits.idle"))),
+                () = tokio::time::sleep(idle), if work.is_empty() => return Err(ReceiveError::Stream(stalled(idle, "limits.idle"))),
             };
             let kind = match message {
                 Ok(Some(TransferRequest { kind: Some(kind) })) => kind,

@@ -218,6 +218,14 @@ impl EvilSource {
         })
     }
 
+    /// The same, with run ids after this one.
+    #[must_use]
+    pub fn after(self, run: &RunId) -> Self {
+        let count = u32::from_str_radix(&run.as_str()[17..], 16).expect("it has the form");
+        self.runs.store(count + 1, std::sync::atomic::Ordering::SeqCst);
+        self
+    }
+
     /// A run id that nobody had before.
     pub fn run_id(&self) -> RunId {
         let count = self.runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);

@@ -18,7 +18,7 @@ use assay_proto::v1::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 
 /// What becomes of one answer of a stream: any number of answers, or an end.
 pub type Change<T> = Box<dyn Fn(T) -> Result<Vec<T>, Status> + Send + Sync>;
@@ -135,6 +135,8 @@ fn changed<T: Send + 'static>(
             let ended = answers.is_err();
             let answers: Vec<_> = match answers {
                 Ok(answers) => answers.into_iter().map(Ok).collect(),
+                // No fault: the stream just ends.
+                Err(status) if status.code() == Code::Ok => Vec::new(),
                 Err(status) => vec![Err(status)],
             };
             for answer in answers {

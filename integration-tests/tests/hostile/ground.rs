@@ -48,6 +48,16 @@ impl Ground {
         Self { pair, source, runtime, target_key, canary }
     }
 
+    /// Starts the target anew with another configuration, and connects to it.
+    pub(crate) fn restart(&mut self, from: &str, to: &str) {
+        self.pair.restart_with("target", from, to);
+        let url = target_url(&self.pair);
+        let runs = self.source.run_id();
+        let source = self.runtime.block_on(EvilSource::connect(&self.pair.path("pki"), &url));
+        self.source = source.expect("it is let in").after(&runs);
+        self.canary = outside(&self.pair.path("."));
+    }
+
     /// The live root's path, which the manifest names.
     pub(crate) fn live(&self) -> PathBuf {
         self.pair.root(0)

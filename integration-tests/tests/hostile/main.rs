@@ -2,6 +2,8 @@
 //! believed, sealed or touched that should not be.
 
 mod certificates;
+mod confinement;
+mod documents;
 mod ground;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
@@ -12,3 +14,4 @@ mod pair;
 mod roles;
 mod source_calls;
 mod source_messages;
+mod target_messages;
