@@ -46,12 +46,17 @@ pub(super) struct Restore {
 
 impl Restore {
     pub(super) async fn run(
-        &self,
+        mut self,
         config: Option<&Config>,
         connection: &Connection,
         json: bool,
     ) -> Result<ExitCode, CommandError> {
         let began = Instant::now();
+        let live = config
+            .iter()
+            .flat_map(|config| &config.repositories)
+            .flat_map(|repository| &repository.header.roots);
+        self.what.live_roots = live.map(|root| PathBuf::from(&root.live_path)).collect();
         // Faults of the line come before the network is asked.
         self.what.options()?;
         let missing = |what: &str| {

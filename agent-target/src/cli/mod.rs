@@ -212,7 +212,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             // Checks that still run are on threads of their own, and their sandboxes die with them.
             Ok(ExitCode::SUCCESS)
         }
-        Command::Restore(arguments) => restore::restore(&load(&cli.config)?, &arguments, cli.json),
+        Command::Restore(arguments) => restore::restore(&load(&cli.config)?, arguments, cli.json),
         Command::Pki(command) => command.run(),
         Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),

@@ -15,10 +15,11 @@ use crate::{
 
 pub(super) fn restore(
     config: &Config,
-    arguments: &RestoreArgs,
+    mut arguments: RestoreArgs,
     json: bool,
 ) -> Result<ExitCode, CommandError> {
     let began = Instant::now();
+    arguments.stores = vec![config.agent.store.clone()];
     let known = || {
         config.repositories.iter().map(|repository| repository.name.as_str()).collect::<Vec<_>>().join(", ")
     };

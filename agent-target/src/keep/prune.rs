@@ -78,6 +78,8 @@ pub fn prune(repository: &Repository, now: Timestamp, dry_run: bool) -> Result<P
     if !dry_run {
         for decision in decisions.iter().filter(|decision| decision.is_prune()) {
             let number = decision.number;
+            // A restore may hold it, in this process or, at the store itself, in another one.
+            let Some(_alone) = repository.store.alone(number) else { continue };
             match repository.holds.unless_held(number, || repository.store.discard(number)) {
                 None => {}
                 Some(discarded) => {

@@ -47,6 +47,12 @@ pub enum SealedError {
         /// As asked for.
         number: GenerationNumber,
     },
+    /// A verdict that is newer than any that can be read of the generation.
+    #[error("verdict {id} of the ledger cannot be read, and may be about this generation")]
+    Verdict {
+        /// Its id.
+        id: String,
+    },
     /// Its record is not one.
     #[error("{}: not a generation's record", path.display())]
     Record {
@@ -62,6 +68,9 @@ impl assay_common::error::Hint for SealedError {
                 "`assay-target generations` lists what is there; name one by --generation, and say --unverified to take what no check has passed"
                     .to_owned(),
             ),
+            Self::Verdict { .. } => {
+                Some("`assay-target ledger verify` says what is wrong with the ledger".to_owned())
+            }
             Self::NoSuch { .. } => Some("`assay-target generations` lists what is there".to_owned()),
             _ => None,
         }
@@ -138,8 +147,10 @@ impl Sealed {
 fn conclusive(repository: &Path, number: GenerationNumber) -> Result<Option<Vec<u8>>, SealedError> {
     let ledger = Ledger::open(&repository.join("ledger"))?;
     for id in ledger.entries()? {
-        let Ok(envelope) = ledger.get(&id.to_string()) else { continue };
-        let Ok(verdict) = unverified_verdict(&envelope) else { continue };
+        let envelope = ledger.get(&id.to_string())?;
+        // It might be a FAIL: an older PASS is not taken for the last word.
+        let verdict =
+            unverified_verdict(&envelope).map_err(|_| SealedError::Verdict { id: id.to_string() })?;
         if verdict.generation == Some(number) && matches!(verdict.outcome, Outcome::Pass | Outcome::Fail) {
             return Ok(Some(envelope));
         }

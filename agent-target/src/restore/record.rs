@@ -55,6 +55,11 @@ pub fn note(repository: &Path, done: &Done) -> Result<(), PathError> {
         kept.push_str(&line);
         return write_durable(&path, kept.as_bytes(), 0o640);
     }
+    // A crash may have cut the last line off.
+    let cut_off = fs::read(&path).is_ok_and(|text| text.last().is_some_and(|byte| *byte != b'\n'));
+    if cut_off {
+        line.insert(0, '\n');
+    }
     let mut file = File::options().append(true).create(true).open(&path).at("open", &path)?;
     file.write_all(line.as_bytes()).at("write", &path)?;
     file.sync_data().at("flush", &path)
@@ -96,5 +101,8 @@ mod tests {
             .and_then(|mut file| file.write_all(b"{\"time\":"))
             .expect("cut off");
         assert_eq!(last(folder.path()).expect("there").generation, GenerationNumber(600));
+        done.generation = GenerationNumber(601);
+        note(folder.path(), &done).expect("after a crash");
+        assert_eq!(last(folder.path()).expect("there").generation, GenerationNumber(601));
     }
 }

@@ -35,6 +35,9 @@ const MAX_WANTED_PIECES: usize = 64 * 1024;
 /// The first message of FetchContent must come within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
+/// No restore takes longer: a year.
+const MAX_SECONDS: f64 = 366.0 * 86_400.0;
+
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service.
@@ -208,10 +211,14 @@ impl RestoreService for Restore {
     ) -> Result<Response<ReportRestoreResponse>, Status> {
         let (repository, by) = self.allow(&request, &request.get_ref().repository)?;
         let report = request.into_inner();
-        if !report.seconds.is_finite() || report.seconds < 0.0 {
-            return Err(RpcFault::invalid("seconds must be a number from 0").into());
+        if !(0.0..=MAX_SECONDS).contains(&report.seconds) {
+            return Err(RpcFault::invalid("seconds must be a number from 0 to those of a year").into());
         }
         blocking(move || {
+            let sealed = open(&repository, report.generation)?;
+            if report.total_bytes > sealed.record.total_bytes || report.files > sealed.record.files {
+                return Err(RpcFault::invalid("a restore has at most what its generation has"));
+            }
             let done = Done {
                 time: jiff::Timestamp::now(),
                 generation: GenerationNumber(report.generation),

@@ -297,6 +297,13 @@ impl Store {
         Ok(from.rename(name.as_bytes(), &to, name.as_bytes()).at("prune", &self.generation_path(number))?)
     }
 
+    /// Holds a generation's folder against all others, if nobody holds it: a restore holds what it reads, with a shared lock.
+    pub fn alone(&self, number: GenerationNumber) -> Option<File> {
+        let folder = File::open(self.generation_path(number)).ok()?;
+        rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(folder)
+    }
+
     /// Makes it durable what was discarded. Only then may it be deleted.
     ///
     /// # Errors

@@ -53,9 +53,15 @@ pub struct RestoreArgs {
     /// Take a generation that no check has passed
     #[arg(long)]
     pub unverified: bool,
-    /// Write over the live repository at this path: its server must have been stopped
+    /// Write over the live repository at this path: its server must have been stopped; may be given several times
     #[arg(long, value_name = "PATH")]
-    pub over_live_root: Option<PathBuf>,
+    pub over_live_root: Vec<PathBuf>,
+    /// Live roots of all repositories of this host's configuration.
+    #[arg(skip)]
+    pub live_roots: Vec<PathBuf>,
+    /// Stores of this host's configuration.
+    #[arg(skip)]
+    pub stores: Vec<PathBuf>,
 }
 
 /// What the target says that it has.
@@ -92,7 +98,9 @@ impl Ended {
 impl From<RestoreError> for CommandError {
     fn from(error: RestoreError) -> Self {
         let exit = match &error {
-            RestoreError::NoSuchPath { .. } | RestoreError::Refused { .. } => EXIT_USAGE,
+            RestoreError::NoSuchPath { .. }
+            | RestoreError::LinkWithoutFirst { .. }
+            | RestoreError::Refused { .. } => EXIT_USAGE,
             _ => EXIT_NOT_RUN,
         };
         Self { exit, hint: error.hint(), message: error.to_string() }
@@ -167,8 +175,12 @@ impl RestoreArgs {
     ) -> Result<Ended, CommandError> {
         let options = self.options()?;
         let checked = Checked::check(manifest, offered.generation, offered.root, &options.paths)?;
-        let allowed =
-            Allowed { onto_existing: self.onto_existing, over_live_root: self.over_live_root.clone() };
+        let allowed = Allowed {
+            onto_existing: self.onto_existing,
+            over_live_roots: self.over_live_root.clone(),
+            live_roots: self.live_roots.clone(),
+            stores: self.stores.clone(),
+        };
         let to = std::path::absolute(&self.to)
             .map_err(|error| CommandError::usage(format!("--to {}: {error}", self.to.display())))?;
         let destination =

@@ -1,6 +1,7 @@
 //! The last stage: brings each entry into the destination, in the order of the manifest.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, ErrorKind},
     sync::{Arc, mpsc::Receiver},
@@ -18,7 +19,7 @@ use crate::{
     confined::Folder,
     digest::ContentDigest,
     manifest::{Entry, EntryKind, Piece, content_pieces},
-    path::TreePath,
+    path::{TreePath, display_bytes},
     uncached,
 };
 
@@ -26,6 +27,8 @@ use crate::{
 pub(super) const JOBS_AHEAD: usize = 256;
 /// Lost files that are named.
 const NAMED: usize = 100;
+
+const IN_ITS_PLACE: &str = "a folder with content stands in its place: say --delete to remove it";
 
 /// The file in which the entry at `place` is put together.
 pub(super) fn part_name(place: u64) -> String {
@@ -49,6 +52,8 @@ struct Apply<'a> {
     pieces: Pieces,
     levels: Vec<Level>,
     report: Report,
+    /// Files that are not there as they were sealed: no further name is given to what stands in their place.
+    not_made: HashSet<Vec<u8>>,
 }
 
 pub(super) fn apply(
@@ -58,7 +63,14 @@ pub(super) fn apply(
     pieces: Pieces,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, RestoreError> {
-    let mut apply = Apply { destination, options, pieces, levels: Vec::new(), report: Report::default() };
+    let mut apply = Apply {
+        destination,
+        options,
+        pieces,
+        levels: Vec::new(),
+        report: Report::default(),
+        not_made: HashSet::new(),
+    };
     for job in jobs {
         apply.take(job)?;
         apply.report.progress.fetched_bytes = apply.pieces.fetched_bytes();
@@ -198,20 +210,22 @@ impl Apply<'_> {
                 }
                 From::Supply => match self.pieces.next(bytes, digest)? {
                     Ok(content) => uncached::write_all_at(&part, content, offset).map_err(failed)?,
-                    Err(why) => lost = Some(why),
+                    Err(why) => lost = Some(told(&why)),
                 },
             }
         }
+        if lost.is_none() && !self.make_room(folder, path, true)? {
+            lost = Some(IN_ITS_PLACE.to_owned());
+        }
         if let Some(why) = lost {
             scratch.remove_file(name.as_bytes()).map_err(failed)?;
-            self.report.lost_files += 1;
-            if self.report.lost.len() < NAMED {
-                self.report.lost.push((path.clone(), why));
-            }
+            self.lose(path, why);
             return Ok(false);
         }
-        scratch.set_metadata(name.as_bytes(), entry).map_err(failed)?;
-        make_room(folder, path, true)?;
+        scratch
+            .remove_other_xattrs_of(name.as_bytes(), entry)
+            .and_then(|()| scratch.set_metadata(name.as_bytes(), entry))
+            .map_err(failed)?;
         scratch.replace(name.as_bytes(), folder, path.name()).map_err(failed)?;
         Ok(true)
     }
@@ -220,32 +234,55 @@ impl Apply<'_> {
     fn link(&mut self, folder: &Folder, path: &TreePath, entry: &Entry) -> Result<(), RestoreError> {
         let failed = |error| entry_error(path)(error);
         let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
+        if self.not_made.contains(first.as_bytes()) {
+            self.lose(path, format!("it is a further name of {first}, which is not there as it was sealed"));
+            return Ok(());
+        }
         let above = TreePath::parse(first.parent().expect("not the root")).expect("a prefix of a path");
-        let above = match self.destination.root.open_folder_below(&above) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.unlinked(path, &first),
-            above => above.map_err(failed)?,
-        };
-        let wanted = match above.stat(first.name()) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return self.unlinked(path, &first),
-            wanted => wanted.map_err(failed)?,
-        };
+        let above = self.destination.root.open_folder_below(&above).map_err(failed)?;
+        let wanted = above.stat(first.name()).map_err(failed)?;
         if let Ok(found) = folder.stat(path.name()) {
             if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino) {
                 return Ok(());
             }
-            make_room(folder, path, false)?;
+            if !self.make_room(folder, path, false)? {
+                self.lose(path, IN_ITS_PLACE.to_owned());
+                return Ok(());
+            }
         }
         above.link(first.name(), folder, path.name()).map_err(failed)
     }
 
-    /// A further name of what is not there: it was not asked for, or the target has lost it.
-    fn unlinked(&mut self, path: &TreePath, first: &TreePath) -> Result<(), RestoreError> {
+    /// Notes an entry that is not restored.
+    fn lose(&mut self, path: &TreePath, why: String) {
+        self.not_made.insert(path.as_bytes().to_vec());
         self.report.lost_files += 1;
         if self.report.lost.len() < NAMED {
-            let why = format!("it is a further name of {first}, which is not there: restore both");
             self.report.lost.push((path.clone(), why));
         }
-        Ok(())
+    }
+
+    /// Clears away what has the name of `path` and is something else; a file may stay where another is to be moved over it. False
+    /// for a folder with content, which goes only when the operator has said that what does not belong goes.
+    fn make_room(&self, folder: &Folder, path: &TreePath, for_a_move: bool) -> Result<bool, RestoreError> {
+        let failed = |error| entry_error(path)(error);
+        let found = match folder.stat(path.name()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+            found => FileType::from_raw_mode(found.map_err(failed)?.st_mode),
+        };
+        if found != FileType::Directory {
+            return if for_a_move {
+                Ok(true)
+            } else {
+                folder.remove_file(path.name()).map(|()| true).map_err(failed)
+            };
+        }
+        let empty =
+            folder.open_folder(path.name()).and_then(|inner| inner.names()).map_err(failed)?.is_empty();
+        if !empty && !self.options.delete {
+            return Ok(false);
+        }
+        folder.remove_all(path.name()).map(|()| true).map_err(failed)
     }
 
     /// A symbolic link, a FIFO, a socket or a device.
@@ -254,12 +291,21 @@ impl Apply<'_> {
         if is_same_special(folder, path, entry) {
             return put_right(folder, path, entry);
         }
-        make_room(folder, path, false)?;
+        if !self.make_room(folder, path, false)? {
+            self.lose(path, IN_ITS_PLACE.to_owned());
+            return Ok(());
+        }
         folder
             .create_special(path.name(), entry)
+            .and_then(|()| folder.remove_other_xattrs_of(path.name(), entry))
             .and_then(|()| folder.set_metadata(path.name(), entry))
             .map_err(failed)
     }
+}
+
+/// What the target says of what it has lost, on one line and not too long.
+fn told(why: &str) -> String {
+    display_bytes(why.as_bytes()).chars().take(300).collect()
 }
 
 /// The piece of `file` at `offset`, if it has this digest.
@@ -267,16 +313,6 @@ fn read(file: &File, offset: u64, bytes: usize, digest: ContentDigest) -> Option
     let mut content = vec![0; bytes];
     let got = uncached::read_full_at(file, &mut content, offset).ok()?;
     (got == bytes && ContentDigest::of(&content) == digest).then_some(content)
-}
-
-/// Clears away what has the name of `path` and is something else; a file may stay where another is to be moved over it.
-fn make_room(folder: &Folder, path: &TreePath, for_a_move: bool) -> Result<(), RestoreError> {
-    match folder.stat(path.name()) {
-        Ok(stat) if for_a_move && FileType::from_raw_mode(stat.st_mode) != FileType::Directory => Ok(()),
-        Ok(_) => folder.remove_all(path.name()).map_err(entry_error(path)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(entry_error(path)(error)),
-    }
 }
 
 fn is_same_special(folder: &Folder, path: &TreePath, entry: &Entry) -> bool {

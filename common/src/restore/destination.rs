@@ -45,8 +45,12 @@ struct Plan {
 pub struct Allowed {
     /// The destination may have content.
     pub onto_existing: bool,
-    /// This live root may be written over.
-    pub over_live_root: Option<PathBuf>,
+    /// These live roots may be written over.
+    pub over_live_roots: Vec<PathBuf>,
+    /// Further folders that something lives in, by this host's configuration: live roots of all its repositories.
+    pub live_roots: Vec<PathBuf>,
+    /// Folders that are never written to: the store of a target.
+    pub stores: Vec<PathBuf>,
 }
 
 impl Destination {
@@ -77,8 +81,19 @@ impl Destination {
             Ok(found) if !found.is_dir() => return Err(refused("it is no folder".to_owned())),
             _ => {}
         }
-        if let Some(store) = path.ancestors().find(|folder| is_store(folder)) {
-            return Err(refused(format!("it is in {}, where sealed generations are kept", store.display())));
+        let store = path.ancestors().find(|folder| is_store(folder)).map(Path::to_owned);
+        let configured = || allowed.stores.iter().map(|store| real(store)).find(|store| touch(&path, store));
+        if let Some(store) = store.or_else(|| store_below(&path)).or_else(configured) {
+            return Err(refused(format!(
+                "it is, holds or is in {}, where sealed generations are kept",
+                store.display()
+            )));
+        }
+        if let Some(mounted) = mounted_below(&path) {
+            return Err(refused(format!(
+                "{} is mounted in it: unmount that, and restore what belongs there by --path into a folder of its own",
+                mounted.display()
+            )));
         }
         let empty = is_empty(&path)?;
         let begun = path.join(SCRATCH).join(PLAN);
@@ -88,9 +103,7 @@ impl Destination {
             Err(_) => false,
         };
         if !empty {
-            if let Some(live) = live_root(&path, header)
-                && allowed.over_live_root.as_deref() != Some(live.as_path())
-            {
+            if let Some(live) = live_root(&path, header, allowed) {
                 return Err(refused(format!(
                     "{} is where the live repository is, and is not empty: stop the server, and say --over-live-root {0}",
                     live.display()
@@ -153,6 +166,66 @@ impl Destination {
     }
 }
 
+/// A store in this folder or in one of its own, as far down as a store's root has its repositories.
+fn store_below(path: &Path) -> Option<PathBuf> {
+    let folders = |path: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect()
+    };
+    let mut level = folders(path);
+    for _ in 0..3 {
+        if let Some(store) = level.iter().find(|folder| is_store(folder)) {
+            return Some(store.clone());
+        }
+        level = level.iter().flat_map(|folder| folders(folder)).collect();
+    }
+    None
+}
+
+/// A file system that is mounted below `path`.
+fn mounted_below(path: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+    mounts.split(|byte| *byte == b'\n').find_map(|line| {
+        let at = line.split(|byte| *byte == b' ').nth(4)?;
+        let at = PathBuf::from(std::ffi::OsString::from_vec(unescaped(at)));
+        (at.starts_with(path) && at != path).then_some(at)
+    })
+}
+
+/// The kernel writes blanks, tabs, line ends and backslashes of a path as octal numbers.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        let octal =
+            after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// One is the other, or in the other.
+fn touch(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
 fn is_empty(path: &Path) -> Result<bool, PathError> {
     match fs::read_dir(path) {
         Ok(mut names) => Ok(names.next().is_none()),
@@ -166,10 +239,10 @@ fn is_store(folder: &Path) -> bool {
     ["generations", "ledger", "staging"].iter().all(|name| folder.join(OsStr::new(name)).is_dir())
 }
 
-/// The live root that `path` is, lies in or holds. A live root that is a link is where it points.
-fn live_root(path: &Path, header: &Header) -> Option<PathBuf> {
-    header.roots.iter().map(|root| PathBuf::from(&root.live_path)).find(|live| {
-        let real = fs::canonicalize(live).unwrap_or_else(|_| live.clone());
-        path.starts_with(&real) || real.starts_with(path)
-    })
+/// A live root that `path` is, lies in or holds, and that the operator has not named. A live root that is a link is where it points.
+fn live_root(path: &Path, header: &Header, allowed: &Allowed) -> Option<PathBuf> {
+    let of_generation = header.roots.iter().map(|root| PathBuf::from(&root.live_path));
+    of_generation
+        .chain(allowed.live_roots.iter().cloned())
+        .find(|live| touch(path, &real(live)) && !allowed.over_live_roots.iter().any(|named| named == live))
 }

@@ -79,6 +79,12 @@ impl Checked {
             let path = order.check(&entry)?;
             missing.retain(|wanted| *wanted != path);
             if Selection::of(&path, paths) == Selection::Wanted {
+                if entry.kind() == EntryKind::Hardlink {
+                    let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
+                    if Selection::of(&first, paths) != Selection::Wanted {
+                        return Err(RestoreError::LinkWithoutFirst { path, first });
+                    }
+                }
                 entries += 1;
                 if entry.kind() == EntryKind::File {
                     files += 1;

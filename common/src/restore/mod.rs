@@ -95,6 +95,14 @@ pub enum RestoreError {
         /// Of it.
         generation: GenerationNumber,
     },
+    /// A further name of a file is asked for, and its first name is not.
+    #[error("{path} is a further name of {first}, which is not asked for: nothing was written")]
+    LinkWithoutFirst {
+        /// As asked for.
+        path: TreePath,
+        /// The name that the content has in the manifest.
+        first: TreePath,
+    },
     /// The destination must not be written to.
     #[error("{}: {why}", path.display())]
     Refused {
@@ -130,6 +138,7 @@ impl crate::error::Hint for RestoreError {
             Self::NoSuchPath { .. } => {
                 "paths are relative to the tree: the manifest.b3 beside it on the target lists its files".to_owned()
             }
+            Self::LinkWithoutFirst { first, .. } => format!("say --path {first} too"),
             Self::Entry { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
                 "make room and run the same command again: what is there already is not fetched again".to_owned()
             }

@@ -81,6 +81,17 @@ fn a_manifest_that_is_no_tree_or_another_is_refused() {
     ));
     let (file, root) = manifest(&sound);
     assert!(matches!(Checked::check(file, number, root, &[path("b")]), Err(RestoreError::NoSuchPath { .. })));
+    let linked = Entry {
+        path: b"b".to_vec(),
+        kind: EntryKind::Hardlink.into(),
+        link_target: b"a".to_vec(),
+        ..Default::default()
+    };
+    let (file, root) = manifest(&[folder_entry(""), file_entry("a", b"x"), linked]);
+    assert!(matches!(
+        Checked::check(file, number, root, &[path("b")]),
+        Err(RestoreError::LinkWithoutFirst { .. })
+    ));
     let planted = Entry {
         path: b"link".to_vec(),
         kind: EntryKind::Symlink.into(),
@@ -163,13 +174,15 @@ fn destinations_that_hold_something_else_are_refused() {
     let open = |to: &std::path::Path, allowed: &Allowed| {
         Destination::open(to, &header, GenerationNumber(3), RootDigest([1; 32]), allowed)
     };
-    let onto = Allowed { onto_existing: true, over_live_root: None };
+    let onto = Allowed { onto_existing: true, ..Default::default() };
     for refused in [
         live.clone(),
         live.join("data").join(".."),
         base.clone(),
         base.join("link-to-live"),
         base.join("store/repo/generations/000001"),
+        base.join("store/repo"),
+        base.join("store"),
         PathBuf::from("/"),
         PathBuf::from("relative"),
     ] {
@@ -177,7 +190,7 @@ fn destinations_that_hold_something_else_are_refused() {
     }
     std::fs::write(live.join("data/x"), "x").expect("write");
     assert!(open(&live.join("data"), &onto).is_err(), "inside of a live root");
-    let said = Allowed { onto_existing: true, over_live_root: Some(live.clone()) };
+    let said = Allowed { onto_existing: true, over_live_roots: vec![live.clone()], ..Default::default() };
     drop(open(&live, &said).expect("said in words"));
     let new = base.join("new");
     drop(open(&new, &Allowed::default()).expect("a new folder"));

@@ -92,8 +92,15 @@ fn a_damaged_tree_is_put_right_by_what_it_lacks() {
     let refused = restore(&pair, &back, &[]);
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(refused.stderr.contains("--onto-existing"), "{refused:?}");
-    let second = restored(&pair, &back, &["--onto-existing"]);
-    assert_eq!(second["leftOver"], 1, "{second}");
+    let second = restore(&pair, &back, &["--onto-existing"]);
+    assert_eq!(second.code, 1, "a folder with content goes only when that is said: {second:?}");
+    let second = json(second.stdout.lines().last().expect("a line"));
+    assert_eq!(
+        (&second["leftOver"], &second["lost"][0]["path"]),
+        (&1.into(), &"folder/link".into()),
+        "{second}"
+    );
+    assert!(back.join("folder/link/a-folder-now").exists());
     assert!(back.join("folder/extra").exists());
     let fetched = second["fetchedBytes"].as_u64().expect("a number");
     assert!((2000..200_000).contains(&fetched), "one piece of the large file and two small files: {second}");
@@ -193,7 +200,10 @@ fn a_restore_does_not_go_where_something_lives() {
     pair.run(0);
     fs::write(pair.root(0).join("live"), "newer").expect("write");
     symlink(pair.root(0), pair.path("to-live")).expect("symlink");
-    let cases: [(PathBuf, &str); 5] = [
+    let cases: [(PathBuf, &str); 8] = [
+        (pair.path("store"), "where sealed generations are kept"),
+        (pair.path("store/repo"), "where sealed generations are kept"),
+        (pair.path("store/new"), "where sealed generations are kept"),
         (pair.root(0), "is where the live repository is"),
         (pair.root(0).join("inside"), "is where the live repository is"),
         (pair.path("to-live"), "it is a symbolic link"),
@@ -203,16 +213,39 @@ fn a_restore_does_not_go_where_something_lives() {
     fs::create_dir(pair.root(0).join("inside")).expect("mkdir");
     fs::write(pair.root(0).join("inside/file"), "of the live server").expect("write");
     for (to, why) in cases {
-        let done = restore(&pair, &to, &["--onto-existing", "--delete"]);
+        // At the target itself, whose configuration says where its store is.
+        let words = ["restore", "--onto-existing", "--delete", "--to", to.to_str().expect("text")];
+        let done = pair.target(&words);
         assert_eq!(done.code, 2, "{}: {done:?}", to.display());
         assert!(done.stderr.contains(why), "{}: {done:?}", to.display());
     }
+    let done = restore(&pair, &pair.root(0), &["--onto-existing", "--delete"]);
+    assert!(done.code == 2 && done.stderr.contains("is where the live repository is"), "{done:?}");
     assert_eq!(fs::read(pair.root(0).join("live")).expect("there"), b"newer");
+    assert!(pair.verified().ends_with("000001"));
     let live = pair.root(0);
     let said = ["--onto-existing", "--delete", "--over-live-root", live.to_str().expect("text")];
     let done = restored(&pair, &live, &said);
     assert_eq!(done["deleted"], 1, "{done}");
     rsync_finds_no_difference(&pair.latest(), &live);
+}
+
+/// What is mounted in the destination is not of the tree, and is never emptied.
+#[test]
+fn a_mounted_file_system_is_left_alone() {
+    let pair = pair();
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    pair.run(0);
+    let back = pair.path("back");
+    fs::create_dir_all(back.join("with a blank/mounted")).expect("mkdir");
+    let mounted = back.join("with a blank/mounted");
+    let status = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&mounted).status();
+    assert!(status.is_ok_and(|status| status.success()));
+    let _unmounted = Unmount(&mounted);
+    fs::write(mounted.join("precious"), "precious").expect("write");
+    let done = restore(&pair, &back, &["--onto-existing", "--delete"]);
+    assert!(done.code == 2 && done.stderr.contains("is mounted in it"), "{done:?}");
+    assert_eq!(fs::read(mounted.join("precious")).expect("there"), b"precious");
 }
 
 /// A restore has a role of its own, and the target lists who may restore what.
