@@ -119,6 +119,9 @@ pub enum Stage {
     Checking(watch::Receiver<CheckState>),
 }
 
+/// A generation to build upon, and its files that are known to be rotten.
+pub type NextBase = (GenerationNumber, HashSet<Vec<u8>>);
+
 /// A run, or a check that an operator asked for.
 pub struct Active {
     /// Its id.
@@ -447,7 +450,7 @@ impl Repository {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn next_base(&self) -> Result<Option<(GenerationNumber, HashSet<Vec<u8>>)>, StoreError> {
+    pub fn next_base(&self) -> Result<Option<NextBase>, StoreError> {
         let rot = self.rot();
         let mut generations = self.store.generations()?.into_iter().rev();
         Ok(generations.find_map(|number| {

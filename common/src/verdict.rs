@@ -791,6 +791,9 @@ fn cross_check(verdict: &Verdict, source: Option<&SourceStatement>) -> Result<()
         same("run", verdict.run_id.as_str(), source.run_id.as_str())?;
         same("root", &digest(verdict.root), &digest(source.root))?;
         same("mark", &mark(verdict.mark.as_ref()), &mark(Some(&source.mark)))?;
+        if verdict.generation.is_some() {
+            same("overrides", &verdict.overrides.join(", "), &source.overrides.join(", "))?;
+        }
     }
     let needs = |holds: bool, missing: &'static str| match holds {
         true => Ok(()),

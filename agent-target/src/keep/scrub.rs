@@ -372,7 +372,7 @@ fn share(files: Vec<(GenerationNumber, Entry, &Folder)>) -> Vec<Shared> {
 fn other(tree: &Folder, entry: &Entry) -> Option<&'static str> {
     use rustix::fs::FileType;
     let Ok(path) = TreePath::parse(&entry.path) else { return Some("has no valid name") };
-    let Some(parent) = path.parent() else { return None };
+    let parent = path.parent()?;
     let parent = TreePath::parse(parent).ok().and_then(|parent| tree.open_folder_below(&parent).ok());
     let Some(parent) = parent else { return Some("its folder is not there") };
     let Ok(stat) = parent.stat(path.name()) else { return Some("is not there") };
