@@ -77,7 +77,8 @@ fn a_disk_may_be_full_at_any_write() {
         let room = step * 640 * 1024 / steps;
         match rig.run_with_room(room) {
             0 => passed += 1,
-            4 => full += 1,
+            // NOT_RUN, or, when there was room to seal and none to check, INCONCLUSIVE.
+            3 | 4 => full += 1,
             code => panic!("with {room} bytes free the run ends with {code}"),
         }
         rig.clean_run(&format!("with room again, after {room} bytes"));

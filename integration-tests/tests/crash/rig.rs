@@ -116,6 +116,12 @@ impl Rig {
         let disk = kind.map(|kind| {
             let disk = Disk::mount(&pair.path(""), kind, &pair.path("disk"));
             pair.configure("target", "store = \"store\"", "store = \"disk/store\"");
+            // A check leaves 64 MiB by default, and these disks are small.
+            pair.configure(
+                "target",
+                "source = \"source\"",
+                "source = \"source\"\nlimits = { disk_reserve = \"1KiB\" }",
+            );
             if state_on_disk {
                 pair.configure("source", "state = \"state\"", "state = \"disk/state\"");
             }

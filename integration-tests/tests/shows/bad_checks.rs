@@ -175,10 +175,9 @@ fn assert_swept(isolation: &str) {
     pair.kill("target");
     // So that it does not ask for the check again.
     pair.kill("source");
-    if isolation == "none" {
-        assert!(!processes(&word).is_empty(), "what is to be swept is there");
-        assert!(TcpListener::bind(("127.0.0.1", port)).is_err(), "and listens on this host");
-    } else {
+    // Without a sandbox the daemon lives on, until an agent that starts on this host sweeps what a dead one has left: the one below,
+    // or one of another test before it.
+    if isolation != "none" {
         // Before any sweep: the sandbox dies with the agent, and the daemon with the sandbox.
         pair.eventually("the sandbox dies with the agent", || processes(&word).is_empty());
     }
