@@ -6,10 +6,10 @@
 //!    generations that share it, from the disk and not from the page cache.
 //! 3. What differs is written down ([`Rot`](super::rot::Rot)) before anything is done about it; from here on its generations are
 //!    not `verified`.
-//! 4. It is healed where that can be done ([`super::heal`]), and what was written down is taken back.
+//! 4. It is healed where that can be done (`heal.rs`), and what was written down is taken back.
 //!
 //! A run that is opened ends a scrub; it is taken up again at the path that it had come to. A crash costs no more: the place is
-//! noted every [`NOTE_BYTES`].
+//! noted every gigabyte or so.
 //!
 //! Read are contents, lengths, kinds and the texts of links. Owners, modes and times are not.
 

@@ -1,7 +1,7 @@
 //! The second reading: before FAIL is said, the source reads the files concerned again.
 //!
 //! The source asks for the check's verdict and waits; what it is to read goes to it on that stream, and its answers come by
-//! a call of their own. They arrive here, at the run's desk. A source that says nothing for [`PATIENCE`] is not waited for.
+//! a call of their own. They arrive here, at the run's desk. A source that says nothing for a minute is not waited for.
 
 use std::{
     collections::{HashMap, HashSet},

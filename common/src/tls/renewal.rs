@@ -1,6 +1,6 @@
 //! Certificates that are renewed while an agent runs, and a warning before they expire.
 //!
-//! The files are looked at every [`LOOK_EVERY`] and on SIGHUP. What is new and sound is used for every connection from then on;
+//! The files are looked at twice a minute and on SIGHUP. What is new and sound is used for every connection from then on;
 //! what is not sound is refused with a loud log, and the certificate that was good is kept. Connections that stand are not
 //! touched. The calling side reads its files anew for each connection ([`super::connect`]).
 
