@@ -9,7 +9,7 @@
 //! 4. It is healed where that can be done (`heal.rs`), and what was written down is taken back.
 //!
 //! A run that is opened ends a scrub; it is taken up again at the path that it had come to. A crash costs no more: the place is
-//! noted every gigabyte or so.
+//! noted every 4 GiB.
 //!
 //! Read are contents, lengths, kinds and the texts of links. Owners, modes and times are not.
 
