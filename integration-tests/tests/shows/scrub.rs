@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::Path,
     process::Command,
 };
@@ -22,6 +22,14 @@ fn flip(path: &Path, offset: u64) {
     file.set_modified(time).expect("utimes");
 }
 
+/// Waits until the source will trust a file to be unchanged, so that the next generation shares it.
+fn at_rest(pair: &Pair, file: &Path) {
+    let changed = fs::metadata(file).expect("stat").ctime();
+    let now =
+        || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    pair.eventually("the file is at rest", || now().cast_signed() > changed + 1);
+}
+
 fn b3sum_accepts(generation: &Path) {
     let output =
         Command::new("b3sum").args(["--check", "--quiet", "manifest.b3"]).current_dir(generation).output();
@@ -37,6 +45,7 @@ fn rot_is_found_and_healed_from_a_sibling_or_from_the_source() {
     fs::write(root.join("same"), noise(2, 300_000)).expect("write");
     fs::write(root.join("grows"), &long[..1_500_000]).expect("write");
     fs::hard_link(root.join("same"), root.join("zz further name")).expect("link");
+    at_rest(&pair, &root.join("same"));
     pair.run(0);
     fs::write(root.join("grows"), &long).expect("write");
     pair.run(0);
