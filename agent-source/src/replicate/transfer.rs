@@ -8,7 +8,7 @@ mod compress;
 mod pack;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -39,6 +39,11 @@ const QUEUE: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// ... up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// Packs that are on their way after a cut, until the first of them is stored. What is on its way when a connection is cut is
+/// lost: on a link that is cut often, a source that sends all it has at once may lose all of it each time. With one at a time, a
+/// connection that lasts for one batch (5 MiB) takes the run further.
+const PACKS_AFTER_CUT: usize = 1;
 
 /// How content is sent.
 #[derive(Debug, Clone)]
@@ -128,7 +133,15 @@ pub async fn transfer(
 ) -> Result<(), TransferError> {
     let packer = Arc::new(Packer::new(options, Arc::clone(&counters)));
     let patience = options.patience;
-    let mut sending = Sending { batches, more: true, number: 0, held: BTreeMap::new(), packer, patience };
+    let mut sending = Sending {
+        batches,
+        more: true,
+        number: 0,
+        held: BTreeMap::new(),
+        packer,
+        patience,
+        packs_on_their_way: usize::MAX,
+    };
     let (mut cut_since, mut pause) = (None::<Instant>, FIRST_PAUSE);
     loop {
         let before = sending.progress();
@@ -142,6 +155,7 @@ pub async fn transfer(
                     return Err(TransferError::Rpc(status));
                 }
                 counters.reconnects.add(1);
+                sending.packs_on_their_way = PACKS_AFTER_CUT;
                 tracing::warn!(
                     run_id = start.run_id,
                     error = status.message(),
@@ -169,6 +183,8 @@ struct Sending {
     held: BTreeMap<u64, Arc<Batch>>,
     packer: Arc<Packer>,
     patience: Duration,
+    /// How many packs may be on their way; one more with each that is stored.
+    packs_on_their_way: usize,
 }
 
 impl Sending {
@@ -192,8 +208,13 @@ impl Sending {
         let mut heard = tokio::time::Instant::now();
         // What an earlier stream left open comes first, and beside the answers to it.
         let mut again: Vec<u64> = self.held.keys().rev().copied().collect();
-        let mut line =
-            Line { requests: Some(requests), packing: JoinSet::new(), unanswered: BTreeSet::new() };
+        let mut line = Line {
+            requests: Some(requests),
+            packing: JoinSet::new(),
+            unanswered: BTreeSet::new(),
+            on_their_way: BTreeSet::new(),
+            waiting: VecDeque::new(),
+        };
         while self.more || !line.is_quiet() || !again.is_empty() {
             let requests = line.requests.clone().expect("it is closed below");
             if let Some(number) = again.last().copied() {
@@ -270,23 +291,39 @@ impl Sending {
         if response.stored {
             line.unanswered.remove(&number);
             self.held.remove(&number);
-            return Ok(());
+            if line.on_their_way.remove(&number) {
+                self.packs_on_their_way = self.packs_on_their_way.saturating_add(1);
+            } else {
+                line.waiting.retain(|(waiting, _)| *waiting != number);
+            }
+        } else {
+            if !line.unanswered.remove(&number) {
+                return Err(TransferError::Protocol { rule: "a batch is answered once, and stored" });
+            }
+            line.waiting.push_back((number, Wanted::new(&response.wanted, batch.chunks.len())?));
         }
-        let (true, Some(requests)) = (line.unanswered.remove(&number), &line.requests) else {
-            return Err(TransferError::Protocol { rule: "a batch is answered once, and stored" });
-        };
-        let wanted = Wanted::new(&response.wanted, batch.chunks.len())?;
-        let (packer, batch, requests) = (Arc::clone(&self.packer), Arc::clone(batch), requests.clone());
-        line.packing.spawn(async move {
-            // The stream's own error tells more than a closed queue does.
-            let Ok(pack) = packer.pack(number, batch, wanted).await else { return };
-            packer.send(pack, &requests).await;
-        });
+        self.pack(line);
+        Ok(())
+    }
+
+    /// Sends packs, as many as may be on their way.
+    fn pack(&self, line: &mut Line) {
+        while line.on_their_way.len() < self.packs_on_their_way
+            && let Some((number, wanted)) = line.waiting.pop_front()
+        {
+            let (Some(batch), Some(requests)) = (self.held.get(&number), &line.requests) else { continue };
+            let (packer, batch, requests) = (Arc::clone(&self.packer), Arc::clone(batch), requests.clone());
+            line.on_their_way.insert(number);
+            line.packing.spawn(async move {
+                // The stream's own error tells more than a closed queue does.
+                let Ok(pack) = packer.pack(number, batch, wanted).await else { return };
+                packer.send(pack, &requests).await;
+            });
+        }
         // Those that are done are forgotten here.
         while let Some(packed) = line.packing.try_join_next() {
             joined(packed);
         }
-        Ok(())
     }
 }
 
@@ -298,12 +335,16 @@ struct Line {
     packing: JoinSet<()>,
     /// Batches that were offered, and of which it is not known what is wanted.
     unanswered: BTreeSet<u64>,
+    /// Batches whose pack was made or sent, and is not stored.
+    on_their_way: BTreeSet<u64>,
+    /// Batches whose pack may not be made yet, and what is wanted of each.
+    waiting: VecDeque<(u64, Wanted)>,
 }
 
 impl Line {
     /// True when nothing is to be said but what new batches bring.
     fn is_quiet(&self) -> bool {
-        self.unanswered.is_empty() && self.packing.is_empty()
+        self.unanswered.is_empty() && self.packing.is_empty() && self.waiting.is_empty()
     }
 }
 
