@@ -175,7 +175,10 @@ impl Receiver {
         offset: u64,
         bytes: u64,
     ) -> Result<(), ReceiveError> {
-        self.staging.whole().hole(content, offset, bytes).at("write", self.staging.path())?;
+        self.staging
+            .whole()
+            .hole(content, offset, bytes, &self.reader(content))
+            .at("write", self.staging.path())?;
         if self.places.adopted(content).is_none() {
             return Ok(());
         }
@@ -193,7 +196,10 @@ impl Receiver {
         let mut writer = ContentWriter::new(self);
         for End { content, length, ends_in_data, alone } in ends {
             if !alone {
-                self.staging.whole().ended(*content, *length).at("write", self.staging.path())?;
+                self.staging
+                    .whole()
+                    .ended(*content, *length, &self.reader(*content))
+                    .at("write", self.staging.path())?;
             }
             if !ends_in_data || self.places.adopted(*content).is_some() {
                 let path = self.staging.content_path(*content);
@@ -203,13 +209,25 @@ impl Receiver {
         Ok(())
     }
 
+    /// Reads what was written to a content.
+    fn reader(&self, content: u64) -> impl Fn(&mut [u8], u64) -> io::Result<()> {
+        move |buffer, offset| {
+            let (folder, name) =
+                self.staging.locate(self.staging.session(), content).map_err(io::Error::other)?;
+            match uncached::read_full_at(&folder.open_file(&name)?, buffer, offset)? {
+                got if got == buffer.len() => Ok(()),
+                _ => Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+    }
+
     /// Counts verified bytes into the digest of their content. Of a piece that is alone the digest is known.
     fn hash(&self, target: &Target, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
         let whole = self.staging.whole();
         let noted = if target.alone {
             whole.note(target.content, target.bytes as u64, target.digest)
         } else {
-            whole.wrote(target.content, offset, bytes)
+            whole.wrote(target.content, offset, bytes, &self.reader(target.content))
         };
         Ok(noted.at("write", self.staging.path())?)
     }

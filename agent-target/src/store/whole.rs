@@ -1,8 +1,9 @@
 //! The digest of each whole content, computed from the verified bytes while they are at hand, so that a file need not be
 //! read a second time to be held against its digest.
 //!
-//! Pieces are written in any order, and a digest is computed in one: what comes early waits, up to a bound. A content whose
-//! pieces wait for too much, or that was begun by an earlier session, gets no digest here; the seal reads it back then.
+//! Pieces are written in any order, and a digest is computed in one: what comes early waits, in memory up to a bound, and
+//! beyond it in its file, from which it is read when its turn has come. A content that was begun by an earlier session, or
+//! that cannot be read, gets no digest here; the seal reads it back then.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,6 +20,8 @@ use assay_common::digest::{ContentDigest, DIGEST_BYTES};
 
 /// Bytes that may wait for those before them, of all contents.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes that are read at a time of what waits in its file.
+const READ_BYTES: usize = 1024 * 1024;
 /// Length and digest.
 const RECORD_BYTES: u64 = 8 + DIGEST_BYTES as u64;
 
@@ -33,50 +36,76 @@ pub struct Whole {
 }
 
 /// How far the digest of one content has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Track {
     next: u64,
-    hasher: blake3::Hasher,
+    /// `None`: somebody is hashing what comes next, and will go on with what waits by then.
+    hasher: Option<Box<blake3::Hasher>>,
     waiting: BTreeMap<u64, Segment>,
     length: Option<u64>,
     given_up: bool,
+}
+
+impl Default for Track {
+    fn default() -> Self {
+        let hasher = Some(Box::default());
+        Self { next: 0, hasher, waiting: BTreeMap::new(), length: None, given_up: false }
+    }
 }
 
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
     Hole(u64),
+    /// So many bytes that stand in the file.
+    Written(u64),
 }
 
 impl Segment {
     fn waiting_bytes(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Hole(_) => 0,
+            Self::Hole(_) | Self::Written(_) => 0,
         }
     }
-}
 
-impl Track {
-    fn hash(&mut self, segment: &Segment) {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Hole(bytes) | Self::Written(bytes) => *bytes,
+        }
+    }
+
+    /// Hashes what stands at `offset`.
+    fn hash(&self, hasher: &mut blake3::Hasher, offset: u64, read: ReadContent<'_>) -> io::Result<()> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-        match segment {
-            Segment::Bytes(bytes) => {
-                self.hasher.update(bytes);
-                self.next += bytes.len() as u64;
-            }
-            Segment::Hole(bytes) => {
+        match self {
+            Self::Bytes(bytes) => drop(hasher.update(bytes)),
+            Self::Hole(bytes) => {
                 let mut rest = *bytes;
                 while rest > 0 {
                     let step = rest.min(ZEROS.len() as u64);
-                    self.hasher.update(&ZEROS[..step as usize]);
+                    hasher.update(&ZEROS[..step as usize]);
                     rest -= step;
                 }
-                self.next += bytes;
+            }
+            Self::Written(bytes) => {
+                let mut buffer = vec![0; READ_BYTES.min(*bytes as usize)];
+                let mut done = 0;
+                while done < *bytes {
+                    let step = (bytes - done).min(buffer.len() as u64) as usize;
+                    read(&mut buffer[..step], offset + done)?;
+                    hasher.update(&buffer[..step]);
+                    done += step as u64;
+                }
             }
         }
+        Ok(())
     }
 }
+
+/// Reads a content's own bytes, from an offset.
+type ReadContent<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<()>;
 
 impl Whole {
     /// Nothing is known yet. `records` is an empty file.
@@ -102,31 +131,43 @@ impl Whole {
         self.records.write_all_at(&record, content * RECORD_BYTES)
     }
 
-    /// Takes verified bytes of a content.
-    pub fn wrote(&self, content: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.advance(content, |track| {
-            if track.next == offset {
-                track.hasher.update(bytes);
-                track.next += bytes.len() as u64;
-            } else if self.waiting_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len()
-                <= MAX_WAITING_BYTES
+    /// Takes verified bytes of a content, which stand in its file. `read` reads there.
+    pub fn wrote(&self, content: u64, offset: u64, bytes: &[u8], read: ReadContent<'_>) -> io::Result<()> {
+        self.advance(content, read, |track| {
+            if track.next == offset
+                && let Some(mut hasher) = track.hasher.take()
             {
-                track.waiting.insert(offset, Segment::Bytes(bytes.to_vec()));
+                return Some(Box::new(move || {
+                    hasher.update(bytes);
+                    (hasher, bytes.len() as u64)
+                }));
+            }
+            let waiting = self.waiting_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
+            let segment = if waiting <= MAX_WAITING_BYTES {
+                Segment::Bytes(bytes.to_vec())
             } else {
                 self.waiting_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
-                track.given_up = true;
-            }
+                Segment::Written(bytes.len() as u64)
+            };
+            self.put(track, offset, segment);
+            None
         })
     }
 
     /// Takes a hole of a content.
-    pub fn hole(&self, content: u64, offset: u64, bytes: u64) -> io::Result<()> {
-        self.advance(content, |track| drop(track.waiting.insert(offset, Segment::Hole(bytes))))
+    pub fn hole(&self, content: u64, offset: u64, bytes: u64, read: ReadContent<'_>) -> io::Result<()> {
+        self.advance(content, read, |track| {
+            self.put(track, offset, Segment::Hole(bytes));
+            None
+        })
     }
 
     /// Takes the length of a content.
-    pub fn ended(&self, content: u64, length: u64) -> io::Result<()> {
-        self.advance(content, |track| track.length = Some(length))
+    pub fn ended(&self, content: u64, length: u64, read: ReadContent<'_>) -> io::Result<()> {
+        self.advance(content, read, |track| {
+            track.length = Some(length);
+            None
+        })
     }
 
     /// The content belongs to no file.
@@ -137,6 +178,12 @@ impl Whole {
         }
     }
 
+    fn put(&self, track: &mut Track, offset: u64, segment: Segment) {
+        if let Some(before) = track.waiting.insert(offset, segment) {
+            self.waiting_bytes.fetch_sub(before.waiting_bytes(), Ordering::Relaxed);
+        }
+    }
+
     fn give_up(&self, track: &mut Track) {
         let waiting: usize = track.waiting.values().map(Segment::waiting_bytes).sum();
         self.waiting_bytes.fetch_sub(waiting, Ordering::Relaxed);
@@ -144,31 +191,57 @@ impl Whole {
         track.given_up = true;
     }
 
-    fn advance(&self, content: u64, step: impl FnOnce(&mut Track)) -> io::Result<()> {
-        let track = {
+    /// Lets `step` add to what is known, then hashes what has its turn. Nothing is hashed or read while the track is locked:
+    /// others may add to it meanwhile, and who hashes goes on with that.
+    fn advance<'b>(
+        &self,
+        content: u64,
+        read: ReadContent<'_>,
+        step: impl FnOnce(&mut Track) -> Option<Box<dyn FnOnce() -> (Box<blake3::Hasher>, u64) + 'b>>,
+    ) -> io::Result<()> {
+        let shared = {
             let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(tracks.entry(content).or_default())
         };
-        let mut track = track.lock().unwrap_or_else(PoisonError::into_inner);
-        if !track.given_up {
-            step(&mut track);
-        }
+        let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut track = lock();
         if track.given_up {
-            self.give_up(&mut track);
             return Ok(());
         }
-        while let Some((offset, segment)) = track.waiting.pop_first() {
-            if offset != track.next {
-                track.waiting.insert(offset, segment);
-                break;
-            }
-            self.waiting_bytes.fetch_sub(segment.waiting_bytes(), Ordering::Relaxed);
-            track.hash(&segment);
+        if let Some(first) = step(&mut track) {
+            drop(track);
+            let (hasher, bytes) = first();
+            track = lock();
+            (track.hasher, track.next) = (Some(hasher), track.next + bytes);
         }
-        if track.length == Some(track.next) {
+        while !track.given_up
+            && track.waiting.first_key_value().is_some_and(|(offset, _)| *offset <= track.next)
+            && let Some(mut hasher) = track.hasher.take()
+            && let Some((offset, segment)) = track.waiting.pop_first()
+        {
+            if offset < track.next {
+                // It came twice.
+                self.waiting_bytes.fetch_sub(segment.waiting_bytes(), Ordering::Relaxed);
+                track.hasher = Some(hasher);
+                continue;
+            }
+            drop(track);
+            let hashed = segment.hash(&mut hasher, offset, read);
+            self.waiting_bytes.fetch_sub(segment.waiting_bytes(), Ordering::Relaxed);
+            track = lock();
+            if let Err(error) = hashed {
+                tracing::debug!(content, %error, "what was written cannot be read yet");
+                self.give_up(&mut track);
+            }
+            (track.hasher, track.next) = (Some(hasher), offset + segment.bytes());
+        }
+        if !track.given_up
+            && track.length == Some(track.next)
+            && let Some(hasher) = &track.hasher
+        {
+            let (digest, length) = (ContentDigest(*hasher.finalize().as_bytes()), track.next);
             self.tracks.lock().unwrap_or_else(PoisonError::into_inner).remove(&content);
-            let digest = ContentDigest(*track.hasher.finalize().as_bytes());
-            return self.note(content, track.next, digest);
+            return self.note(content, length, digest);
         }
         Ok(())
     }
@@ -182,40 +255,87 @@ mod tests {
         Whole::new(tempfile::tempfile().expect("temp"))
     }
 
+    fn unread(_: &mut [u8], _: u64) -> io::Result<()> {
+        panic!("it fits in memory")
+    }
+
     #[test]
     fn pieces_in_any_order_give_the_digest_of_the_whole() {
         let whole = whole();
         let content: Vec<u8> = (0..100_000u32).map(|number| number as u8).collect();
         let expected = [&content[..], &vec![0; 5000], b"end"].concat();
-        whole.wrote(7, 50_000, &content[50_000..]).expect("second");
-        whole.ended(7, 105_003).expect("end");
-        whole.wrote(7, 105_000, b"end").expect("last");
-        whole.hole(7, 100_000, 5000).expect("hole");
+        whole.wrote(7, 50_000, &content[50_000..], &unread).expect("second");
+        whole.wrote(7, 50_000, &content[50_000..], &unread).expect("the second again");
+        whole.ended(7, 105_003, &unread).expect("end");
+        whole.wrote(7, 105_000, b"end", &unread).expect("last");
+        whole.hole(7, 100_000, 5000, &unread).expect("hole");
         assert_eq!(whole.digest(7, 105_003), None, "the first is missing");
-        whole.wrote(7, 0, &content[..50_000]).expect("first");
+        whole.wrote(7, 0, &content[..50_000], &unread).expect("first");
         assert_eq!(whole.digest(7, 105_003), Some(ContentDigest::of(&expected)));
         assert_eq!(whole.digest(7, 105_002), None);
         assert_eq!((whole.digest(6, 0), whole.digest(8, 0)), (None, None), "never heard of");
-        whole.ended(8, 0).expect("empty");
+        whole.ended(8, 0, &unread).expect("empty");
         assert_eq!(whole.digest(8, 0), Some(ContentDigest::of(b"")));
         assert!(whole.tracks.lock().expect("no panic").is_empty());
         assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
     }
 
-    /// What waits is bounded: beyond, there is no digest, and the seal reads the file.
+    /// What waits in memory is bounded: beyond, it is read from the file, and when that cannot be the seal does it.
     #[test]
-    fn what_waits_for_too_much_is_given_up() {
-        let whole = whole();
-        let block = vec![1; MAX_WAITING_BYTES / 4];
-        for number in 1..=5u64 {
-            whole.wrote(1, number * block.len() as u64, &block).expect("early");
+    fn what_waits_for_too_much_is_read_again() {
+        let content: Vec<u8> =
+            (0..3 * MAX_WAITING_BYTES as u32 / 2).map(|number| (number >> 8) as u8).collect();
+        let block = MAX_WAITING_BYTES / 4;
+        let reads = std::cell::Cell::new(0);
+        let from_file = |buffer: &mut [u8], offset: u64| {
+            reads.set(reads.get() + buffer.len());
+            buffer.copy_from_slice(&content[offset as usize..][..buffer.len()]);
+            Ok(())
+        };
+        let unreadable = |_: &mut [u8], _| Err(io::Error::other("a bad sector"));
+        let ways: [(ReadContent<'_>, _); 2] = [(&from_file, true), (&unreadable, false)];
+        for (read, known) in ways {
+            let whole = whole();
+            for (number, bytes) in content.chunks(block).enumerate().skip(1) {
+                whole.wrote(1, (number * block) as u64, bytes, read).expect("early");
+            }
+            assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), MAX_WAITING_BYTES);
+            whole.ended(1, content.len() as u64, read).expect("end");
+            whole.wrote(1, 0, &content[..block], read).expect("what they waited for");
+            let digest = whole.digest(1, content.len() as u64);
+            assert_eq!(digest, known.then(|| ContentDigest::of(&content)));
+            assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
         }
-        assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
-        whole.wrote(1, 0, &block).expect("too late");
-        whole.ended(1, 6 * block.len() as u64).expect("end");
-        assert_eq!(whole.digest(1, 6 * block.len() as u64), None);
-        whole.wrote(2, 10, b"of a reading that was given up").expect("early");
+        assert_eq!(reads.get(), block, "no more than what had no room");
+        let whole = whole();
+        whole.wrote(2, 10, b"of a reading that was given up", &unread).expect("early");
         whole.forget(2);
         assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    /// Whoever comes first hashes for all.
+    #[test]
+    fn threads_that_bring_pieces_side_by_side_give_the_digest() {
+        let content: Vec<u8> = (0..8_000_000u32).map(|number| (number % 251) as u8).collect();
+        for _ in 0..20 {
+            let whole = whole();
+            std::thread::scope(|scope| {
+                for thread in 0..4 {
+                    let (whole, content) = (&whole, &content);
+                    scope.spawn(move || {
+                        for (number, bytes) in
+                            content.chunks(10_007).enumerate().filter(|(it, _)| it % 4 == thread)
+                        {
+                            whole.wrote(3, number as u64 * 10_007, bytes, &unread).expect("piece");
+                        }
+                        if thread == 0 {
+                            whole.ended(3, content.len() as u64, &unread).expect("end");
+                        }
+                    });
+                }
+            });
+            assert_eq!(whole.digest(3, content.len() as u64), Some(ContentDigest::of(&content)));
+            assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
+        }
     }
 }
