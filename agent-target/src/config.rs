@@ -76,6 +76,9 @@ pub struct Repository {
     pub vars: BTreeMap<String, Value>,
     /// Files of this host that are laid over the workspace: path in the root to file here.
     pub overlays: BTreeMap<String, PathBuf>,
+    /// What no check may see of this host: the store of all repositories, the agent's private keys, passwords and
+    /// configuration.
+    pub hidden: Vec<PathBuf>,
     /// Names of this host for patches.
     pub names: TargetNames,
     /// How the workspace is made.
@@ -302,6 +305,12 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             faults.push(format!("limits.{key}: {}", config::LIMIT_RULE));
         }
     }
+    let keys =
+        [&file.tls.key, &file.agent.signing_key].into_iter().chain(file.operator.iter().map(|it| &it.key));
+    let passwords = file.notify.iter().flat_map(NotifySection::secret_files);
+    let hidden = keys.map(PathBuf::as_path).chain(passwords).chain([file.agent.store.as_path()]).map(resolve);
+    // The configuration itself may hold what a webhook's address or a profile's variable should not tell.
+    let hidden: Vec<_> = hidden.chain([path.to_owned()]).collect();
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
     for section in file.repositories {
@@ -331,6 +340,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             profile: assay_common::profile::named(path, &section.profile)?,
             source_key: resolve(&section.source_key),
             overlays: section.overlay.into_iter().map(|(place, file)| (place, resolve(&file))).collect(),
+            hidden: hidden.clone(),
             names: TargetNames {
                 fqdn: host.fqdn.or(own.fqdn),
                 host: host.name.or(own.host),

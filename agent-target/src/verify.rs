@@ -346,7 +346,7 @@ pub(crate) fn check_after(
             IsolationPolicy::None => Isolation::None,
         },
         limits: config.limits,
-        hidden: vec![repository.store.path().to_owned()],
+        hidden: config.hidden.clone(),
         cancel: cancel.clone(),
         ..Default::default()
     };

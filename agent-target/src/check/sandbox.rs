@@ -12,12 +12,15 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
 };
 
 /// What is shown of the host without being asked for.
 const BASES: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store"];
+/// What is covered of [`BASES`] in any case: a step that runs as root could read them.
+const SECRETS: [&str; 5] = ["/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/ssh"];
 /// What the sandbox makes itself: no root can be there.
 const OWN: [&str; 5] = ["/proc", "/dev", "/sys", SCRATCH, HELPER];
 /// A folder with more entries than this is not shown entry by entry.
@@ -120,7 +123,7 @@ impl Plan {
         {
             list.add(["--ro-bind"]).add([hosts.as_os_str(), OsStr::new("/etc/hosts")]);
         }
-        for hidden in &self.hidden {
+        for hidden in self.hidden.iter().map(PathBuf::as_path).chain(SECRETS.map(Path::new)) {
             list.hide(hidden, self.visible.iter().map(PathBuf::as_path));
         }
         for (index, (workspace, live)) in roots.iter().enumerate() {
@@ -239,10 +242,17 @@ impl Arguments {
         Ok(())
     }
 
-    /// Covers what is shown at `path` by something empty.
+    /// Covers what is shown at `path` by something empty. A key is renewed by renaming another over it, and that takes the
+    /// cover off: where nobody but its owner may enter the folder around it, the folder is covered.
     fn hide<'a>(&mut self, path: &Path, visible: impl Iterator<Item = &'a Path>) {
-        let shown = BASES.iter().map(Path::new).chain(visible).any(|base| path.starts_with(base));
-        let Ok(real) = fs::canonicalize(path) else { return };
+        let Ok(mut real) = fs::canonicalize(path) else { return };
+        let shown = BASES.iter().map(Path::new).chain(visible).any(|base| real.starts_with(base));
+        if real.is_file()
+            && let Some(folder) = real.parent()
+            && fs::metadata(folder).is_ok_and(|stat| stat.mode() & 0o077 == 0)
+        {
+            real = folder.to_owned();
+        }
         match fs::metadata(&real) {
             Ok(stat) if shown && stat.is_dir() => self.add(["--perms", "0755", "--tmpfs"]).add([real]),
             Ok(_) if shown => self.add(["--ro-bind", "/dev/null"]).add([real]),

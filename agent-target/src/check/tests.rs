@@ -257,6 +257,33 @@ fn a_flood_of_output_is_read_whole_and_kept_in_part() {
     assert_eq!(captured.digest, blake3::hash(&whole).to_hex().as_str());
 }
 
+/// A check that the profile runs as root reads no key of this host: neither the agent's, in a folder that is shown, nor the
+/// system's. The agent's may be renewed meanwhile, which takes a cover off that lies on the file itself.
+#[test]
+fn a_check_that_runs_as_root_reads_no_key() {
+    if !is_root() || !can_isolate() {
+        return;
+    }
+    for mode in [0o700, 0o755] {
+        let host = tempfile::tempdir().expect("temp");
+        fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        let keys = host.path().join("keys");
+        fs::create_dir(&keys).expect("mkdir");
+        fs::set_permissions(&keys, fs::Permissions::from_mode(mode)).expect("chmod");
+        fs::write(keys.join("agent.key"), "agent's secret").expect("write");
+        fs::write(host.path().join("tool"), "shown").expect("write");
+        let script = format!(
+            "id -u; cat '{0}/tool'; echo; cat '{0}/keys/agent.key' /etc/shadow; ls -A /etc/ssh; echo end",
+            host.path().display()
+        );
+        let mut bed = Bed::new(&script).keys("run_as = 'root'").isolation(Isolation::Require);
+        bed.context.visible = vec![host.path().to_owned()];
+        bed.context.hidden = vec![keys.join("agent.key"), host.path().join("is not there")];
+        let report = bed.run();
+        assert_eq!(output(&report), "0\nshown\nend\n", "{mode:o}: {report:#?}");
+    }
+}
+
 /// The copied server sees its files where they are live, and nothing else of this host that it could harm.
 #[test]
 fn the_sandbox_shows_live_paths_and_nothing_of_the_store() {

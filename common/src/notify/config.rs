@@ -50,6 +50,13 @@ pub struct NotifySection {
     password_file: Option<PathBuf>,
 }
 
+impl NotifySection {
+    /// Files that hold a token or a password, as they stand in the configuration.
+    pub fn secret_files(&self) -> impl Iterator<Item = &Path> {
+        [&self.token_file, &self.password_file].into_iter().flatten().map(PathBuf::as_path)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
