@@ -158,10 +158,9 @@ pub(crate) fn agents(further: &[&str]) -> (Pair, Cluster) {
     (pair, cluster)
 }
 
-/// A copy of a generation, started as it is: with nothing but its own recovery.
+/// The newest verified generation, restored and started as it is: with nothing but its own recovery.
 fn restore(pair: &Pair, name: &str, settings: &[&str]) -> Cluster {
-    let data = pair.path(name);
-    run(Command::new("cp").arg("-a").arg(pair.latest()).arg(&data));
+    let data = pair.restored(name);
     Cluster::start(pair, &data, settings)
 }
 

@@ -109,7 +109,7 @@ fn a_run_that_is_under_way_keeps_everything() {
 }
 
 /// A source with valid certificates that replaces all files by noise and deletes the rest: the safety stop; with the override
-/// FAIL; and however often it tries, the last verified generation stays what it was.
+/// FAIL; and however often it tries, the last verified generation stays what it was, and is what a restore brings back.
 #[test]
 fn ransomware_does_not_reach_what_is_verified() {
     const SUMS: &str = "vars = { check = [\"sh\", \"-c\", \"sha256sum --check --quiet sums || exit 1\"] }\nretention = { last = 1, failed_last = 2 }";
@@ -149,6 +149,8 @@ fn ransomware_does_not_reach_what_is_verified() {
     assert_eq!(pair.verified(), "generations/000001");
     rsync_finds_no_difference(&before, &pair.generation("000001"));
     assert_eq!(pair.target(&["scrub"]).code, 0);
+    // What is restored is what was verified, not what came last.
+    rsync_finds_no_difference(&before, &pair.restored("back"));
     use Outcome::{Fail, NotRun, Pass};
     pair.assert_ledger(&[Pass, NotRun, Fail, Fail, Fail, Fail]);
 }

@@ -394,6 +394,14 @@ impl Pair {
         self.command("assay-target", "target", arguments)
     }
 
+    /// Restores the newest verified generation to a new folder, at the target.
+    pub(crate) fn restored(&self, name: &str) -> PathBuf {
+        let folder = self.path(name);
+        let done = self.target(&["restore", "--to", folder.to_str().expect("text")]);
+        assert_eq!(done.code, 0, "{done:?}");
+        folder
+    }
+
     /// Runs to the end, which must have this exit code, and returns the run.
     pub(crate) fn run(&self, code: i32) -> serde_json::Value {
         let done = self.source(&["--json", "run", "--follow"]);
