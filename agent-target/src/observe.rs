@@ -13,7 +13,7 @@ use assay_common::{
 };
 use jiff::Timestamp;
 
-use crate::{repository::Repository, service::Repositories};
+use crate::{repository::Repository, restore::last_complete, service::Repositories};
 
 /// How often systemd's line is written anew, when something has changed.
 const STATUS_TICK: Duration = Duration::from_secs(5);
@@ -118,14 +118,17 @@ fn repository_facts(repository: &Repository) -> RepositoryFacts {
     }
 }
 
-/// The newest scrub. None is recorded yet.
-fn scrub(_repository: &Repository) -> Option<ScrubFacts> {
-    None
+/// The newest scrub that came to its end, and what is rotten now: what a run has healed since counts no longer.
+fn scrub(repository: &Repository) -> Option<ScrubFacts> {
+    let rot = repository.rot();
+    let time = rot.last()?.finished?;
+    Some(ScrubFacts { time, damaged_files: rot.unhealed() })
 }
 
-/// The newest restore. None is recorded yet.
-fn restore(_repository: &Repository) -> Option<RestoreFacts> {
-    None
+/// The newest restore that brought back all that it was to.
+fn restore(repository: &Repository) -> Option<RestoreFacts> {
+    let done = last_complete(repository.store.path())?;
+    Some(RestoreFacts { time: done.time, seconds: done.seconds })
 }
 
 /// For `systemctl status`: how old the proofs are, to the minute.

@@ -21,7 +21,7 @@ use assay_common::{
 use crate::store::{MANIFEST, POSITIONS, RECORD, Record, TREE};
 
 pub use content::Content;
-pub use record::{Done, last, note};
+pub use record::{Done, last, last_complete, note};
 
 /// Why a generation cannot be taken out.
 #[derive(Debug, thiserror::Error)]

@@ -67,8 +67,17 @@ pub fn note(repository: &Path, done: &Done) -> Result<(), PathError> {
 
 /// The newest one. Lines that are none (a crash cut one off) are passed over.
 pub fn last(repository: &Path) -> Option<Done> {
+    newest(repository, |_| true)
+}
+
+/// The newest one that is complete.
+pub fn last_complete(repository: &Path) -> Option<Done> {
+    newest(repository, |done| done.complete)
+}
+
+fn newest(repository: &Path, wanted: impl Fn(&Done) -> bool) -> Option<Done> {
     let text = fs::read_to_string(repository.join(FILE)).ok()?;
-    text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+    text.lines().rev().filter_map(|line| serde_json::from_str(line).ok()).find(wanted)
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub struct ControlFacts {
 pub struct ScrubFacts {
     /// When it ended.
     pub time: Timestamp,
-    /// Files that are not what their manifest says.
+    /// Files that are not what their manifest says, and have not been healed.
     pub damaged_files: u64,
 }
 
@@ -318,7 +318,7 @@ impl Page {
         let control =
             self.gauge("negative_control_timestamp_seconds", "When the newest negative control was made");
         let scrub = self.gauge("scrub_timestamp_seconds", "When the newest scrub ended");
-        let damaged = self.gauge("scrub_damaged_files", "Files that the newest scrub found damaged");
+        let damaged = self.gauge("scrub_damaged_files", "Files of the store that are not what was sealed");
         let restore = self.gauge("restore_timestamp_seconds", "When the newest restore ended");
         let took = self.gauge("restore_duration_seconds", "How long the newest restore took");
         for facts in repositories {

@@ -19,7 +19,10 @@ use assay_common::{
 };
 use assay_proto::v1::Counts;
 
-use crate::pair::{Pair, free_port, program};
+use crate::{
+    pair::{Pair, free_port, program, rsync_finds_no_difference},
+    scrub::flip,
+};
 
 /// One GET, as any HTTP client makes it.
 fn get(port: u16, path: &str) -> String {
@@ -90,6 +93,29 @@ fn metrics_tell_of_the_newest_run_and_cover_rules_and_dashboard() {
     assert!(get(source, "/").starts_with("HTTP/1.1 404 "));
     assert_names_exist(&pages);
     promtool(&pages[0]);
+}
+
+/// What has rotted is on the page for as long as it is rotten, and so is how long a restore took, when there was one.
+#[test]
+fn metrics_tell_of_rot_and_of_the_time_to_restore() {
+    let pair = Pair::plain(1);
+    let [_, target] = with_metrics(&pair);
+    fs::write(pair.root(0).join("file"), crate::noise(1, 100_000)).expect("write");
+    pair.run(0);
+    let page = || get(target, "/metrics");
+    assert!(!page().contains("assay_scrub_") && !page().contains("assay_restore_"), "there was neither");
+    assert_eq!(pair.target(&["scrub"]).code, 0);
+    let clean = page();
+    assert_eq!(value(&clean, "assay_scrub_damaged_files{repository=\"repo\"}"), 0.0);
+    assert!(value(&clean, "assay_scrub_timestamp_seconds{repository=\"repo\"}") > 1.7e9);
+    let back = pair.restored("back");
+    rsync_finds_no_difference(&pair.latest(), &back);
+    let restored = page();
+    assert!(value(&restored, "assay_restore_duration_seconds{repository=\"repo\"}") > 0.0);
+    assert!(value(&restored, "assay_restore_timestamp_seconds{repository=\"repo\"}") > 1.7e9);
+    flip(&pair.generation("000001").join("file"), 50_000);
+    assert_eq!(pair.target(&["scrub"]).code, 1);
+    assert_eq!(value(&page(), "assay_scrub_damaged_files{repository=\"repo\"}"), 1.0);
 }
 
 /// The names on a page, as queries have them.

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Changes one byte in place and leaves the times as they were.
-fn flip(path: &Path, offset: u64) {
+pub(crate) fn flip(path: &Path, offset: u64) {
     let time = fs::metadata(path).expect("stat").modified().expect("time");
     let file = File::options().read(true).write(true).open(path).expect("open");
     let mut byte = [0];
