@@ -7,7 +7,7 @@ use std::{
 };
 
 use assay_common::{
-    config::{self, ConfigError, Span},
+    config::{self, ConfigError, Size, Span},
     id::is_plain_name,
     metrics::MetricsSection,
     notify::{NotifySection, Way},
@@ -101,6 +101,10 @@ pub struct Repository {
     pub scrub_every: Option<Duration>,
     /// What is kept; `None`: all of it, for ever.
     pub retention: Option<Retention>,
+    /// Content that all generations may hold together; `None`: what the disk holds.
+    pub quota: Option<Size>,
+    /// What a run leaves free on the store's file system.
+    pub reserve: Size,
 }
 
 /// How a workspace is made.
@@ -206,6 +210,8 @@ struct RepositorySection {
     /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
     max_age: Option<Span>,
     scrub_every: Option<Span>,
+    quota: Option<Size>,
+    reserve: Option<Size>,
     retention: Option<RetentionSection>,
 }
 
@@ -327,6 +333,12 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
                 faults.push(format!("repository.{key}: more than no time was expected"));
             }
         }
+        if section.quota.is_some_and(|quota| quota.0 == 0) {
+            faults.push(
+                "repository.quota: more than nothing was expected; without it the disk is the limit"
+                    .to_owned(),
+            );
+        }
         let retention = section.retention.map(Retention::from);
         if retention.as_ref().is_some_and(|retention| !retention.keeps_any()) {
             let rules = "last, hourly, daily, weekly, monthly or within";
@@ -359,6 +371,8 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
             max_age: section.max_age.map(|span| span.0),
             scrub_every: section.scrub_every.map(|span| span.0),
             retention,
+            quota: section.quota,
+            reserve: section.reserve.unwrap_or(Size(0)),
         });
     }
     let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();

@@ -190,7 +190,8 @@ impl Repository {
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;
         }
-        let ledger = Ledger::open(&store.path().join("ledger"))?;
+        let ledger =
+            Ledger::open(&store.path().join("ledger"))?.with_reserve(store.path().join("ledger.reserve"));
         let index = ChunkIndex::open_or_create(&store.path().join("index.redb"))?;
         let source_key = VerifyingKey::load(&config.source_key)?;
         let rot = Rot::load(&store.path().join("scrub.json"));

@@ -162,7 +162,12 @@ pub enum LedgerFault {
 #[derive(Debug)]
 pub struct Ledger {
     folder: PathBuf,
+    reserve: Option<PathBuf>,
 }
+
+/// Room for the verdict that says that the disk is full, in bytes: an envelope has a few kilobytes, and a disk that is full wants blocks for
+/// the folder as well.
+const RESERVE_BYTES: u64 = 1024 * 1024;
 
 impl Ledger {
     /// Opens the ledger in `folder`, which is created when it is absent, and removes what a crash left
@@ -176,7 +181,7 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(PathError::new("create", folder, error).into()),
         }
-        let ledger = Self { folder: folder.to_owned() };
+        let ledger = Self { folder: folder.to_owned(), reserve: None };
         if let Some(_lock) = ledger.lock(FlockOperation::NonBlockingLockExclusive)? {
             // Who may only read need not clean up.
             match remove_temporary(folder) {
@@ -191,7 +196,33 @@ impl Ledger {
 
     /// A ledger to be read where it is, a copy perhaps. Nothing is created or cleaned.
     pub fn at(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+        Self { folder: folder.to_owned(), reserve: None }
+    }
+
+    /// Keeps a file of some room, which is given up when an entry finds the disk full: what happened is told all the same.
+    pub fn with_reserve(self, path: PathBuf) -> Self {
+        let ledger = Self { reserve: Some(path), ..self };
+        ledger.keep_reserve();
+        ledger
+    }
+
+    /// Makes the reserve where there is none. A disk without room for it has none for a run either.
+    fn keep_reserve(&self) {
+        let Some(path) = &self.reserve else { return };
+        if fs::metadata(path).is_ok_and(|stat| stat.len() == RESERVE_BYTES) {
+            return;
+        }
+        let made = fs::File::create(path).and_then(|file| {
+            Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)?)
+        });
+        if made.is_err() {
+            fs::remove_file(path).ok();
+        }
+    }
+
+    /// True when there was a reserve to give up.
+    fn give_up_reserve(&self) -> bool {
+        self.reserve.as_ref().is_some_and(|path| fs::remove_file(path).is_ok())
     }
 
     /// The folder.
@@ -221,7 +252,18 @@ impl Ledger {
         };
         let envelope = build(id.0, previous)?;
         fault::at(Point::LedgerAppend).at("create", &self.path(id))?;
-        create_durable(&self.path(id), envelope.to_json().as_bytes(), 0o640)?;
+        let text = envelope.to_json();
+        let create = || create_durable(&self.path(id), text.as_bytes(), 0o640);
+        let is_full = |error: &PathError| {
+            matches!(error.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        match create() {
+            Err(error) if is_full(&error) && self.give_up_reserve() => create()?,
+            created => {
+                created?;
+                self.keep_reserve();
+            }
+        }
         Ok(id)
     }
 

@@ -97,6 +97,7 @@ impl Fault {
             Code::PermissionDenied | Code::Unauthenticated => "target-refused",
             Code::DeadlineExceeded if fault.reason.is_empty() => "target-stalled",
             Code::Aborted => "target-busy",
+            Code::ResourceExhausted if fault.reason == "quota-exceeded" => "quota-exceeded",
             Code::ResourceExhausted => "target-full",
             _ => reason,
         };

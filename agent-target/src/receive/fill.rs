@@ -293,6 +293,7 @@ impl<'a> ContentWriter<'a> {
 
     fn write(&mut self, content: u64, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
         let path = self.receiver.staging.content_path(content);
+        self.receiver.allowance.claim(bytes.len() as u64)?;
         let file = self.file(content)?;
         fault::at(Point::StoreWrite).at("write", &path)?;
         let written = if bytes.len() >= UNCACHED_BYTES {

@@ -10,6 +10,7 @@
 //! The receiver belongs to the run and outlives a stream that is cut: a batch that is offered again is answered with what
 //! of it has not arrived.
 
+mod allowance;
 mod base;
 mod buffers;
 mod fill;
@@ -21,6 +22,7 @@ use std::{
 };
 
 use assay_common::{
+    config::Size,
     digest::{ContentDigest, DIGEST_BYTES},
     error::PathError,
     limits::{
@@ -38,6 +40,7 @@ use rayon::prelude::*;
 
 use crate::store::{Staging, index::IndexError};
 
+pub use allowance::Allowance;
 pub use base::Base;
 use base::BaseFile;
 use buffers::Buffers;
@@ -60,6 +63,20 @@ pub enum ReceiveError {
         expected: ContentDigest,
         /// As received.
         actual: ContentDigest,
+    },
+    /// The repository holds what it may.
+    #[error("with this run the repository would hold more than its quota of {quota} on the target")]
+    Quota {
+        /// The quota.
+        quota: Size,
+    },
+    /// The store's file system has no more room than it is to keep.
+    #[error("the store's file system has {free} left, and {reserve} are kept free")]
+    Reserve {
+        /// What is kept.
+        reserve: Size,
+        /// What is free.
+        free: Size,
     },
     /// The stream's messages stopped, or cannot be read.
     #[error(transparent)]
@@ -157,14 +174,16 @@ pub struct Receiver {
     staging: Arc<Staging>,
     places: PlaceReader,
     base: Option<Base>,
+    allowance: Allowance,
     buffers: Buffers,
     state: Mutex<State>,
 }
 
 impl Receiver {
-    /// A receiver into `staging` that finds known chunks through `places`, and what is reused in `base`.
-    pub fn new(staging: Arc<Staging>, places: PlaceReader, base: Option<Base>) -> Self {
-        Self { staging, places, base, buffers: Buffers::default(), state: Mutex::default() }
+    /// A receiver into `staging` that finds known chunks through `places`, and what is reused in `base`. It writes what the
+    /// allowance has room for.
+    pub fn new(staging: Arc<Staging>, places: PlaceReader, base: Option<Base>, allowance: Allowance) -> Self {
+        Self { staging, places, base, allowance, buffers: Buffers::default(), state: Mutex::default() }
     }
 
     /// What was received so far.

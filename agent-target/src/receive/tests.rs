@@ -28,7 +28,8 @@ impl Bench {
 
     fn receiver(store: &Arc<Store>, staging: &Arc<Staging>, index: &Arc<Mutex<ChunkIndex>>) -> Receiver {
         let places = PlaceReader::new(Arc::clone(store), Arc::clone(staging), Arc::clone(index), None);
-        Receiver::new(Arc::clone(staging), places, None)
+        let allowance = Allowance::new(None, 0, Size(0), staging.path());
+        Receiver::new(Arc::clone(staging), places, None, allowance)
     }
 
     /// The run is taken up again over a new connection.

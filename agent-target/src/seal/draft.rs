@@ -14,7 +14,7 @@ use assay_common::{
     limits::{MAX_CONTENT, MAX_ENTRIES},
     manifest::{
         DeltaFault, DeltaMerger, Entry, EntryFault, EntryKind, Header, ManifestError, ManifestReader,
-        ManifestWriter, Origin,
+        ManifestWriter, Origin, Piece, content_pieces,
     },
     path::display_bytes,
 };
@@ -72,6 +72,8 @@ pub struct Finished {
     pub total_bytes: u64,
     /// Bytes of the files with new content.
     pub new_bytes: u64,
+    /// The data in it, holes left out.
+    pub stored_bytes: u64,
     /// It is the base's manifest, and the base's files were linked.
     pub unchanged: bool,
     /// With `unchanged`: files that stand not in `manifest.b3`.
@@ -181,6 +183,7 @@ impl Draft {
                 files: 0,
                 total_bytes: 0,
                 new_bytes: 0,
+                stored_bytes: 0,
                 unchanged: false,
                 not_in_manifest_b3: 0,
             },
@@ -257,6 +260,10 @@ impl Draft {
                 finished.total_bytes = finished.total_bytes.saturating_add(entry.size);
                 if source != FROM_BASE {
                     finished.new_bytes = finished.new_bytes.saturating_add(entry.size);
+                    let data =
+                        content_pieces(&entry).filter(|(_, piece, _)| matches!(piece, Piece::Data { .. }));
+                    let data: u64 = data.map(|(_, piece, _)| piece.bytes()).sum();
+                    finished.stored_bytes = finished.stored_bytes.saturating_add(data);
                 }
             }
             plan.write_all(&source.to_le_bytes()).at("write", plan_path)?;

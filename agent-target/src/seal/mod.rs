@@ -200,6 +200,7 @@ pub fn seal(
         files: finished.files,
         total_bytes: finished.total_bytes,
         new_bytes: finished.new_bytes,
+        stored_bytes: Some(finished.stored_bytes),
         not_in_manifest_b3,
         overrides: provenance.overrides,
         counts: provenance.counts,
@@ -214,6 +215,7 @@ pub fn seal(
     staging.remove_content()?;
     draft::remove_plan(staging)?;
     store.publish(staging)?;
+    store.count(&record);
     Ok(record)
 }
 

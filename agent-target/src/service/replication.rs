@@ -34,8 +34,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Repositories, internal, invalid};
 use crate::{
-    config::PeerLimits,
-    receive::{Base, PlaceReader, ReceiveError, Receiver},
+    config::{self, PeerLimits},
+    receive::{Allowance, Base, PlaceReader, ReceiveError, Receiver},
     repository::{Active, CheckState, Repository, Stage, times_now},
     seal::{self, Draft, Provenance, SealError, seal},
     store::{MANIFEST, MarkRecord, Record, Staging, StoreError},
@@ -48,6 +48,8 @@ const PROTOCOL: u32 = 2;
 const WAITING_MESSAGES: usize = 2;
 /// Messages between the connection and the thread that works on them.
 const QUEUE: usize = 16;
+/// With less than this free there is no room for a run.
+const LITTLE_BYTES: u64 = 1024 * 1024;
 /// Bytes of a manifest in one message.
 const PART_BYTES: usize = 256 * 1024;
 
@@ -399,6 +401,7 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         }
     };
     let staging = repository.store.open_staging().map_err(store_fault)?;
+    let allowance = allowance(repository, &staging)?;
     let response = OpenRunResponse {
         generation: staging.number().0,
         base_generation: base.map_or(0, |base| base.0),
@@ -417,11 +420,24 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
             Some(Base::open(&repository.store, base).map_err(|error| internal("the base", &error))?)
         }
     };
-    let receiver = Arc::new(Receiver::new(Arc::clone(&staging), places, known));
+    let receiver = Arc::new(Receiver::new(Arc::clone(&staging), places, known, allowance));
     let (turn, opened) = (Arc::default(), jiff::Timestamp::now());
     let stage = Stage::Receiving { staging, base, receiver, turn, attached: None, opened };
     *active = Some(Active { run_id: id, stage });
     Ok(response)
+}
+
+/// What the run may write. What earlier sessions left stays, to be found, as long as there is room beside it.
+fn allowance(repository: &Repository, staging: &Staging) -> Result<Allowance, RpcFault> {
+    let config::Repository { quota, reserve, .. } = repository.config;
+    let (stored, staged) = (repository.store.stored_bytes(), staging.staged_bytes());
+    let is_over = quota.is_some_and(|quota| stored.saturating_add(staged) >= quota.0);
+    let is_short = repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES);
+    if staged > 0 && (is_over || is_short) {
+        staging.forget_earlier().map_err(store_fault)?;
+    }
+    let held = stored.saturating_add(staging.staged_bytes());
+    Ok(Allowance::new(quota, held, reserve, staging.path()))
 }
 
 struct Attached {
@@ -532,6 +548,12 @@ fn receive_fault(error: ReceiveError) -> RpcFault {
                 .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
         }
         ReceiveError::Io(error) if is_full(error) => full(error),
+        ReceiveError::Reserve { .. } => {
+            RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
+                .with_hint("free some space on the target, or lower repository.reserve there; what has arrived is kept and not sent again")
+        }
+        ReceiveError::Quota { .. } => RpcFault::new(Code::ResourceExhausted, "quota-exceeded", error.to_string())
+            .with_hint("raise repository.quota on the target, or let repository.retention remove generations there (assay-target prune)"),
         _ => internal("receiving content", &error),
     }
 }

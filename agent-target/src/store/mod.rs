@@ -14,6 +14,8 @@
 //! heal/                              a file that takes a rotten one's place
 //! scrub.json                         what scrubs found
 //! pins.json                          generations that operators hold on to
+//! usage.json                         how much content the generations hold together
+//! ledger.reserve                     room for a verdict on a disk that is full
 //! index.redb                         hints where chunks are; can be thrown away
 //! lock                               held by the agent that serves this repository
 //! ```
@@ -21,6 +23,7 @@
 pub mod index;
 mod record;
 mod staging;
+mod usage;
 mod whole;
 
 use std::{
@@ -32,7 +35,7 @@ use std::{
         fs::{DirBuilderExt as _, symlink},
     },
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use assay_common::{
@@ -45,6 +48,8 @@ use assay_common::{
 
 pub use record::{MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
+use usage::Usage;
+pub use usage::free_bytes;
 
 /// The newest negative control.
 const CONTROL: &str = "control.json";
@@ -78,6 +83,7 @@ pub struct Store {
     path: PathBuf,
     ahead: Mutex<()>,
     trash: Mutex<()>,
+    usage: OnceLock<Usage>,
     _lock: File,
 }
 
@@ -115,7 +121,13 @@ impl Store {
                 }
             });
         }
-        Ok(Self { path: path.to_owned(), ahead: Mutex::default(), trash: Mutex::default(), _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            ahead: Mutex::default(),
+            trash: Mutex::default(),
+            usage: OnceLock::new(),
+            _lock: lock,
+        })
     }
 
     /// Removes what a crash left of files that were being written; the ledger does so for its own.
@@ -328,7 +340,14 @@ impl Store {
         let trash = Folder::open(&path).at("open", &path)?;
         let mut first = Ok(());
         for name in trash.names().at("read", &path)? {
-            let removed = trash.remove_all(&name).at("delete", &path.join(OsStr::from_bytes(&name)));
+            let path = path.join(OsStr::from_bytes(&name));
+            let bytes = usage::sole_bytes(&path);
+            let removed = trash.remove_all(&name).at("delete", &path);
+            if removed.is_ok()
+                && let Err(error) = self.usage().remove(bytes)
+            {
+                tracing::warn!(%error, "the count of stored bytes cannot be noted");
+            }
             first = first.and(removed);
         }
         Ok(first?)
@@ -336,7 +355,28 @@ impl Store {
 
     /// Free bytes for this process on the store's file system.
     pub fn free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(&self.path).unwrap_or(0)
+    }
+
+    /// Bytes of content that all generations hold together, holes left out: what a quota is held against.
+    pub fn stored_bytes(&self) -> u64 {
+        self.usage().bytes()
+    }
+
+    /// Counts a generation that was sealed.
+    pub fn count(&self, record: &Record) {
+        // The generation stands, and is counted from its record when the agent starts again.
+        if let Err(error) = self.usage().add(record) {
+            tracing::warn!(%error, "the count of stored bytes cannot be noted");
+        }
+    }
+
+    fn usage(&self) -> &Usage {
+        self.usage.get_or_init(|| {
+            let numbers = self.generations().unwrap_or_default();
+            let records = numbers.into_iter().filter_map(|number| self.record(number).ok());
+            Usage::load(&self.path.join("usage.json"), records)
+        })
     }
 }
 
@@ -351,8 +391,32 @@ fn numbers(folder: &Path) -> Result<Vec<GenerationNumber>, StoreError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(crate) fn record(generation: u64, base: Option<u64>, total: u64, stored: u64) -> Record {
+        let mark = MarkRecord { id: "mark".to_owned(), time: jiff::Timestamp::UNIX_EPOCH };
+        Record {
+            version: 1,
+            repository: "repo".to_owned(),
+            generation,
+            run_id: format!("run-{generation}"),
+            base_generation: base,
+            sealed: mark.time,
+            mark,
+            root_digest: String::new(),
+            roots: Vec::new(),
+            entries: 1,
+            files: 1,
+            total_bytes: total,
+            new_bytes: stored,
+            stored_bytes: Some(stored),
+            not_in_manifest_b3: 0,
+            overrides: Vec::new(),
+            counts: serde_json::Value::Null,
+            source_statement: serde_json::Value::Null,
+        }
+    }
 
     #[test]
     fn a_second_agent_cannot_open_the_store() {

@@ -33,6 +33,9 @@ pub struct Record {
     pub total_bytes: u64,
     /// Content of the files that this generation does not share with its base, in bytes.
     pub new_bytes: u64,
+    /// Data of the contents that came for this generation, holes left out, in bytes. Records of before 2026-11-23 do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
     /// Files that `manifest.b3` leaves out, because `b3sum` takes only names that are UTF-8.
     pub not_in_manifest_b3: u64,
     /// Safety stops that were overridden.
@@ -41,6 +44,13 @@ pub struct Record {
     pub counts: serde_json::Value,
     /// The source's signed statement, a DSSE envelope.
     pub source_statement: serde_json::Value,
+}
+
+impl Record {
+    /// What the generation added to the store, in bytes; at most that where it was not noted.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.unwrap_or(self.new_bytes)
+    }
 }
 
 /// The mark, as the source told it.

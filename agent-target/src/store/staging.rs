@@ -169,6 +169,19 @@ impl Staging {
         bytes_below(&self.path)
     }
 
+    /// Removes what earlier sessions left: where there is no room for both, what comes now counts.
+    ///
+    /// # Errors
+    /// When a folder cannot be removed.
+    pub fn forget_earlier(&self) -> Result<(), StoreError> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        for session in sessions(&self.path)?.into_iter().filter(|session| *session != self.session) {
+            let path = self.path.join(format!("content-{session}"));
+            fs::remove_dir_all(&path).at("remove", &path)?;
+        }
+        Ok(())
+    }
+
     /// Removes all content that did not go into the tree.
     ///
     /// # Errors

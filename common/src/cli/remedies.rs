@@ -218,6 +218,10 @@ const REMEDIES: &[(&str, &str)] = &[
         "target-busy",
         "Another run or check is under way on the target. Wait for it; assay-target status shows it.",
     ),
+    (
+        "quota-exceeded",
+        "The repository's store on the target may not grow by so much: raise repository.quota there, or let retention remove generations.",
+    ),
     ("target-full", "Make room on the target's store. What has arrived is kept."),
     ("target-changed", "The target's store changed in the run. Start another run."),
     ("target-unstable", "The target agent keeps being restarted. Its log says why."),

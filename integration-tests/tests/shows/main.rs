@@ -18,6 +18,7 @@ mod outcomes;
 mod pair;
 mod restore;
 mod resume;
+mod room;
 mod scrub;
 mod trouble;
 mod trust;

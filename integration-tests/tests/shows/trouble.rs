@@ -115,10 +115,10 @@ fn a_peer_that_stops_reading_costs_no_memory() {
 }
 
 /// A small file system, unmounted with the test.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path, mebibytes: u32) -> Self {
+    pub(crate) fn mount(at: &Path, mebibytes: u32) -> Self {
         fs::create_dir_all(at).expect("mkdir");
         let options = format!("size={mebibytes}m");
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "assay-test"]).arg(at).status();

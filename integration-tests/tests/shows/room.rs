@@ -1,0 +1,82 @@
+//! Room at the target: a quota for a repository, what is kept free, and a disk that is full all the same.
+
+use std::{fs, process::Command};
+
+use assay_common::verdict::Outcome::{NotRun, Pass};
+
+use crate::{noise, pair::Pair, trouble::SmallDisk};
+
+const MIB: usize = 1 << 20;
+
+fn replace(pair: &Pair, seed: u64, mebibytes: usize) {
+    fs::write(pair.root(0).join("content"), noise(seed, mebibytes * MIB)).expect("write");
+}
+
+fn names(pair: &Pair, folder: &str) -> usize {
+    fs::read_dir(pair.path("store/repo").join(folder)).expect("read").count()
+}
+
+/// Content counts once however many generations have it, comes off the count with the last of them, and never exceeds the quota.
+#[test]
+fn a_run_that_needs_more_than_the_quota_is_not_run() {
+    let pair = Pair::plain(1);
+    let settings = "source = \"source\"\nquota = \"5MiB\"\nretention = { last = 1, failed_last = 0 }";
+    pair.restart_with("target", "source = \"source\"", settings);
+    // Six times two MiB pass, because what was pruned is gone.
+    for seed in 0..6 {
+        replace(&pair, seed, 2);
+        pair.run(0);
+        pair.eventually("what was pruned is deleted", || {
+            names(&pair, "generations") == 1 && names(&pair, "trash") == 0
+        });
+        if seed == 3 {
+            // Counted by the next agent as well.
+            pair.kill("target");
+            pair.start("target");
+        }
+    }
+    replace(&pair, 10, 4);
+    let refused = pair.run(4);
+    assert_eq!(refused["reason"], "quota-exceeded", "{refused}");
+    let message = refused["message"].to_string();
+    assert!(message.contains("5MiB") && message.contains("prune"), "{refused}");
+    let blocks =
+        Command::new("du").args(["-s", "--block-size=1"]).arg(pair.path("store/repo/staging")).output();
+    let blocks = String::from_utf8(blocks.expect("du").stdout).expect("text");
+    let staged: usize = blocks.split_whitespace().next().expect("a number").parse().expect("a number");
+    assert!(staged < 3 * MIB + MIB / 2, "{staged} bytes are staged beside two MiB of content");
+    // What it left is no hindrance to a run that fits.
+    replace(&pair, 11, 3);
+    pair.run(0);
+    pair.assert_ledger(&[Pass, Pass, Pass, Pass, Pass, Pass, NotRun, Pass]);
+}
+
+/// A disk that is full to the last block still takes the verdict that says so, and what filled it does not stay there; with a reserve it
+/// does not get so far.
+#[test]
+fn a_full_disk_is_told_in_the_ledger_and_the_next_run_has_room() {
+    for (reserve, said) in [("", "No space left"), ("\nreserve = \"8MiB\"", "8MiB are kept free")] {
+        let pair = Pair::plain(1);
+        pair.kill("target");
+        let store = pair.path("store");
+        let _disk = SmallDisk::mount(&store, 32);
+        // A check leaves more room than that by default.
+        let settings = format!("source = \"source\"\nlimits = {{ disk_reserve = \"1MiB\" }}{reserve}");
+        pair.configure("target", "source = \"source\"", &settings);
+        pair.start("target");
+        replace(&pair, 1, 2);
+        pair.run(0);
+        replace(&pair, 2, 48);
+        let refused = pair.run(4);
+        assert_eq!(refused["reason"], "target-full", "{refused}");
+        assert!(refused["message"].to_string().contains(said), "{refused}");
+        pair.assert_ledger(&[Pass, NotRun]);
+        let was_given_up = !store.join("repo/ledger.reserve").exists();
+        assert_eq!(was_given_up, reserve.is_empty(), "the last block was written where nothing is kept free");
+        replace(&pair, 3, 3);
+        pair.run(0);
+        pair.assert_ledger(&[Pass, NotRun, Pass]);
+        assert!(store.join("repo/ledger.reserve").exists(), "made again");
+        pair.kill("target");
+    }
+}
