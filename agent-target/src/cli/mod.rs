@@ -1,6 +1,8 @@
 //! The operators' command line of the target.
 
+mod doctor;
 mod examine;
+mod init;
 mod ops;
 
 use std::{

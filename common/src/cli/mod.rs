@@ -1,8 +1,11 @@
 //! What both command lines share: exit codes, errors with their `HINT:` line, `pki`, `verdict verify`, and how things
 //! read for a person.
 
+pub mod doctor;
 mod explain;
 mod health;
+pub mod join;
+mod notify;
 pub mod pages;
 mod pki;
 pub mod remedies;
@@ -22,7 +25,8 @@ use crate::{
 };
 
 pub use explain::explain;
-pub use health::health;
+pub use health::{HealthAnswer, ask_health, health};
+pub use notify::NotifyCommand;
 pub use pki::PkiCommand;
 pub use verify::VerifyArgs;
 

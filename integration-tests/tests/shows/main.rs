@@ -2,12 +2,15 @@
 //! parties, and counted work.
 
 mod bad_input;
+mod doctor;
 mod engines;
 mod identities;
+mod init;
 mod link;
 mod marks;
 mod metrics;
 mod nasty;
+mod notify;
 mod outcomes;
 mod pair;
 mod resume;
