@@ -155,6 +155,8 @@ pub struct AgentSection {
     pub store: PathBuf,
     /// Private Ed25519 key (PKCS#8, PEM) for verdicts.
     pub signing_key: PathBuf,
+    /// Names in the certificates of those operators who may operate this target. Default: every operator of the CA.
+    pub operators: Option<Vec<String>>,
     /// Form of the log.
     #[serde(default)]
     pub log: LogFormat,
