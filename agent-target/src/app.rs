@@ -7,16 +7,15 @@ use assay_common::{
     limits::MAX_MESSAGE_BYTES,
     metrics::MetricsServer,
     notify::Notifier,
-    rpc_status::RpcFault,
     serve,
     signing::SigningKey,
-    tls::{Credentials, Role, require_role},
+    tls::{Credentials, Role},
 };
 use assay_proto::v1::{
     replication_service_server::ReplicationServiceServer, restore_service_server::RestoreServiceServer,
     target_service_server::TargetServiceServer,
 };
-use tonic::{Code, Request, Status, service::interceptor::InterceptedService};
+use tonic::service::interceptor::InterceptedService;
 
 use crate::{
     config::Config,
@@ -70,7 +69,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
     let operators = config.agent.operators.clone();
     let operator =
-        InterceptedService::new(operator, move |request| one_of(operators.as_deref(), request));
+        InterceptedService::new(operator, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
     serve::run(
         config.agent.listen,
@@ -81,22 +80,4 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     .await?;
     notifier.drain(NOTICE_PATIENCE).await;
     Ok(())
-}
-
-/// Lets only those operators through that the configuration names, to whatever call. A source's own operators have certificates of
-/// the same CA.
-#[allow(clippy::result_large_err)] // tonic's own error type, returned as it is.
-fn one_of(operators: Option<&[String]>, request: Request<()>) -> Result<Request<()>, Status> {
-    let Some(operators) = operators else {
-        return Ok(request);
-    };
-    let peer = require_role(&request, &[Role::Operator])?;
-    if operators.contains(&peer.name) {
-        return Ok(request);
-    }
-    tracing::warn!(operator = peer.name, "call refused: not an operator of this target");
-    let text = format!("the {peer} does not operate this target");
-    Err(RpcFault::new(Code::PermissionDenied, "operator-not-allowed", text)
-        .with_hint("ask one who does, or add the name to agent.operators there")
-        .into())
 }

@@ -272,7 +272,18 @@ pub enum LoadError {
 /// # Errors
 /// All that is wrong, with file and key.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
-    let file: File = config::load(path)?;
+    check(path, config::load(path)?)
+}
+
+/// As [`load`], of text that is to become the file `path`.
+///
+/// # Errors
+/// All that is wrong, with file and key.
+pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
+    check(path, config::parse(path, text)?)
+}
+
+fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let resolve = |file: &Path| config::resolve(path, file);
     let mut faults = Vec::new();
     let mut check_name = |key: &str, name: &str| {

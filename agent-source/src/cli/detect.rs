@@ -33,9 +33,8 @@ pub(super) struct Detected {
 /// The engine of this folder; `None` when it is none that Assay knows.
 pub(super) fn detect(folder: &Path) -> Option<Detected> {
     let is = |name: &str| folder.join(name).exists();
-    let found = |profile, root: &Path| {
-        Some(Detected { profile, root: root.to_owned(), vars: BTreeMap::new() })
-    };
+    let found =
+        |profile, root: &Path| Some(Detected { profile, root: root.to_owned(), vars: BTreeMap::new() });
     if is("bin/acserver.cnf") && is("bin/maintain") {
         return found("accurev-4", folder);
     }
@@ -122,8 +121,10 @@ mod tests {
         assert_eq!(profile(&subversion), Some(("subversion", subversion.clone())));
         let tree = make("work", &[(".git/HEAD", b""), (".git/objects/x", b""), (".git/refs/x", b"")]);
         assert_eq!(profile(&tree), Some(("git", tree.join(".git"))));
-        let sqlite =
-            make("lite", &[("b.db", b"SQLite format 3\0more"), ("a.db", SQLITE_HEADER), ("notes", b"SQLite")]);
+        let sqlite = make(
+            "lite",
+            &[("b.db", b"SQLite format 3\0more"), ("a.db", SQLITE_HEADER), ("notes", b"SQLite")],
+        );
         let found = detect(&sqlite).expect("databases");
         assert_eq!(found.vars["databases"], Value::from(vec!["a.db", "b.db"]));
         assert_eq!(detect(&make("none", &[("file", b"x")])), None);

@@ -48,6 +48,9 @@ pub(super) struct InitArgs {
     /// Address and port on which operators are served
     #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
+    /// A new file for the line that assay-target accept takes, beside printing it; it holds no secret
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
 }
 
 /// Lays out keys and configuration, overwriting nothing, and prints the line for the target.
@@ -62,7 +65,7 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
     let every: Span = toml::Value::from(arguments.every.clone())
         .try_into()
         .map_err(|error: toml::de::Error| CommandError::usage(format!("--every: {}", error.message())))?;
-    join::refuse_what_is_there([config.to_owned()])?;
+    join::refuse_what_is_there([config.to_owned()].into_iter().chain(arguments.answer.clone()))?;
     let absolute = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
     let folder = absolute.parent().unwrap_or(Path::new("/")).join("pki");
     let source_key = invitation.unpack(&folder)?;
@@ -75,6 +78,10 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
         profile: found.profile.clone(),
         vars: found.vars.clone(),
     };
+    let line = acceptance.to_line();
+    if let Some(answer) = &arguments.answer {
+        write_new(answer, &format!("{line}\n"))?;
+    }
     print(&format!(
         "found {profile} in {root}\nmade {config}, and keys and certificates in {folder}\n\
          this source's signing key is {fingerprint}\n\n\
@@ -84,7 +91,6 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
         root = found.root.display(),
         config = config.display(),
         folder = folder.display(),
-        line = acceptance.to_line(),
     ));
     Ok(ExitCode::SUCCESS)
 }
@@ -137,7 +143,9 @@ fn named(arguments: &InitArgs, path: PathBuf) -> Result<Engine, CommandError> {
         (None, None) => {
             let known = Profile::builtin_names().collect::<Vec<_>>().join(", ");
             Err(CommandError::usage(format!("{}: no engine that Assay knows is in there", path.display()))
-                .hint(format!("name one with --profile ({known}), or a profile of your own (docs/PROFILES.md)")))
+                .hint(format!(
+                    "name one with --profile ({known}), or a profile of your own (docs/PROFILES.md)"
+                )))
         }
     }
 }
@@ -171,7 +179,9 @@ fn configuration(
     let state = std::path::absolute(&arguments.state).unwrap_or_else(|_| arguments.state.clone());
     format!(
         "# assay-source: the agent beside the live repository. Relative paths start at this file's folder.\n\n\
-         [agent]\nname = {name}\nlisten = \"{listen}\"\nstate = {state}\nsigning_key = \"pki/source-signing.key\"\n\n\
+         [agent]\nname = {name}\nlisten = \"{listen}\"\nstate = {state}\nsigning_key = \"pki/source-signing.key\"\n\
+         # Those of this source and of the target; operators of other sources have certificates of the same CA.\n\
+         operators = [{operator}, \"operator\"]\n\n\
          [tls]\nca = \"pki/ca.crt\"\ncert = \"pki/source.crt\"\nkey = \"pki/source.key\"\n\n\
          [operator]\ncert = \"pki/operator.crt\"\nkey = \"pki/operator.key\"\n\n\
          [target]\nurl = {url}\nsigning_key = \"pki/target-signing.pub\"\n\n\
@@ -179,6 +189,7 @@ fn configuration(
          [[repository]]\nname = {repository}\nprofile = {profile}\n{vars}schedule = {{ every = \"{every:?}\" }}\n\n\
          [[repository.root]]\npath = {root}\n",
         name = join::quoted(&*invitation.source),
+        operator = join::quoted(format!("operator-{}", invitation.source)),
         listen = arguments.listen,
         state = join::quoted(state.to_string_lossy()),
         url = join::quoted(&*invitation.target_url),

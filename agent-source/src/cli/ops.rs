@@ -53,7 +53,7 @@ pub(super) fn run(
             let configured = if connection.is_whole() { None } else { Some(endpoint(&load(config)?)) };
             runtime()?.block_on(health(connection, Role::Source, configured, json))
         }
-        OpsCommand::Doctor => Ok(runtime()?.block_on(doctor::examine(&load(config)?)).end(json)),
+        OpsCommand::Doctor => Ok(runtime()?.block_on(doctor::examine(&load(config)?, config)).end(json)),
         OpsCommand::Notify(command) => {
             let config = load(config)?;
             runtime()?.block_on(command.run(&config.notify, "source", &config.agent.name, json))

@@ -16,18 +16,23 @@ use jiff::Timestamp;
 use crate::config::{Config, IsolationPolicy, Repository, WorkspacePreference};
 
 /// Looks at everything that the checks of this configuration need.
-pub(super) fn examine(config: &Config) -> Report {
+pub(super) fn examine(config: &Config, path: &Path) -> Report {
     let (mut report, now) = (Report::default(), Timestamp::now());
     let is_root = rustix::process::geteuid().is_root();
     if is_root {
         report.ok("privileges", "root: owners and modes are kept, overlays can be mounted");
     } else {
-        report.warn("privileges", "not root", "owners cannot be kept and nothing can be mounted: run doctor and the service as root");
+        report.warn(
+            "privileges",
+            "not root",
+            "owners cannot be kept and nothing can be mounted: run doctor and the service as root",
+        );
     }
     report.certificate("certificate", &config.tls, &[Role::Target], now);
     if config.operator_tls != config.tls {
         report.certificate("operator's certificate", &config.operator_tls, &[Role::Operator], now);
     }
+    report.ca_key(&config.tls, path);
     match SigningKey::load(&config.agent.signing_key) {
         Ok(_) => report.ok("signing key", "can be read"),
         Err(error) => report.bad("signing key", error.to_string(), error.hint().unwrap_or_default()),
@@ -55,7 +60,15 @@ fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
     let is_wanted = |policy| config.repositories.iter().any(|repository| repository.isolation == policy);
     if is_wanted(IsolationPolicy::Auto) || is_wanted(IsolationPolicy::Require) {
         let mut bwrap = Command::new("bwrap");
-        bwrap.args(["--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-ipc", "--ro-bind", "/", "/"]);
+        bwrap.args([
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-uts",
+            "--unshare-ipc",
+            "--ro-bind",
+            "/",
+            "/",
+        ]);
         if !is_root {
             bwrap.arg("--unshare-user");
         }
@@ -65,7 +78,8 @@ fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
             Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
             Err(error) => Some(format!("bwrap: {error}")),
         };
-        let remedy = "install bubblewrap, and let this host make namespaces; isolation = \"none\" does without";
+        let remedy =
+            "install bubblewrap, and let this host make namespaces; isolation = \"none\" does without";
         match fault {
             None => report.ok("isolation", "bubblewrap makes its namespaces"),
             Some(fault) if is_wanted(IsolationPolicy::Require) => report.bad("isolation", fault, remedy),
@@ -75,10 +89,22 @@ fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
     let overlay = std::fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\toverlay"));
     if overlay && is_root {
         report.ok("workspace", "overlay mounts");
-    } else if config.repositories.iter().any(|repository| repository.workspace == WorkspacePreference::Overlay) {
-        report.bad("workspace", "this host has no overlay mounts", "modprobe overlay, or workspace = \"auto\"");
+    } else if config
+        .repositories
+        .iter()
+        .any(|repository| repository.workspace == WorkspacePreference::Overlay)
+    {
+        report.bad(
+            "workspace",
+            "this host has no overlay mounts",
+            "modprobe overlay, or workspace = \"auto\"",
+        );
     } else {
-        report.warn("workspace", "no overlay mounts: each check copies the tree", "modprobe overlay, and run as root");
+        report.warn(
+            "workspace",
+            "no overlay mounts: each check copies the tree",
+            "modprobe overlay, and run as root",
+        );
     }
 }
 
@@ -92,12 +118,18 @@ fn look_at(report: &mut Report, repository: &Repository) {
         let what = name(&overlay.path);
         match repository.overlays.get(&overlay.path) {
             Some(file) if file.is_file() => report.ok(&what, file.display().to_string()),
-            Some(file) => report.bad(&what, format!("{} is not there", file.display()), overlay.meaning.clone()),
+            Some(file) => {
+                report.bad(&what, format!("{} is not there", file.display()), overlay.meaning.clone())
+            }
             None if overlay.required && !overlay.copied_allowed => {
                 report.bad(&what, "not configured", format!("overlay: {}", overlay.meaning));
             }
             None if overlay.required => {
-                report.warn(&what, "not configured; the one that is copied may do", format!("overlay: {}", overlay.meaning));
+                report.warn(
+                    &what,
+                    "not configured; the one that is copied may do",
+                    format!("overlay: {}", overlay.meaning),
+                );
             }
             None => {}
         }
@@ -120,7 +152,11 @@ fn look_at(report: &mut Report, repository: &Repository) {
         report.warn(&name("negative control"), "on request only", "set control_every = \"7d\"");
     }
     if repository.max_age.is_none() {
-        report.warn(&name("max_age"), "none: a source that falls silent is not noticed here", "set max_age = \"2h\"");
+        report.warn(
+            &name("max_age"),
+            "none: a source that falls silent is not noticed here",
+            "set max_age = \"2h\"",
+        );
     }
 }
 
@@ -155,7 +191,11 @@ fn postgresql(report: &mut Report, what: &str, repository: &Repository) {
         .filter(|folder| find_program(&Path::new(folder).join("pg_amcheck")).is_some())
         .collect();
     match found.as_slice() {
-        [] => report.bad(what, format!("no pg_amcheck in {pattern}"), "install postgresql of the source's major version, or set vars.programs"),
+        [] => report.bad(
+            what,
+            format!("no pg_amcheck in {pattern}"),
+            "install postgresql of the source's major version, or set vars.programs",
+        ),
         all => report.ok(what, all.join(", ")),
     }
 }

@@ -2,9 +2,9 @@
 //! hosts come to know each other.
 
 use std::{
-    fmt::Write as _,
     fs,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -20,6 +20,8 @@ use assay_common::{
     error::Hint as _,
     id::is_plain_name,
     pki::{self, Party, PkiError, Role},
+    profile::Profile,
+    signing::VerifyingKey,
 };
 use jiff::Timestamp;
 
@@ -99,7 +101,8 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
     let target = Party { name: arguments.name.clone(), hosts: with_local(&arguments.host) };
     let operator = Party { name: "operator".to_owned(), hosts: Vec::new() };
     join::make_folder(&keys)?;
-    pki::create_authority(&ca, &arguments.organisation, DAY * arguments.days.max(3650), now).map_err(fault)?;
+    pki::create_authority(&ca, &arguments.organisation, DAY * arguments.days.max(3650), now)
+        .map_err(fault)?;
     fs::copy(ca.join("ca.crt"), keys.join("ca.crt")).map_err(failed(&keys))?;
     for (role, party) in [(Role::Target, &target), (Role::Operator, &operator)] {
         let issued = pki::issue(&ca, role, party, validity, now).map_err(fault)?;
@@ -232,50 +235,114 @@ pub(super) fn invite(arguments: &InviteArgs, config: &Path) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `accept` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct AcceptArgs {
+    /// The line that assay-source init printed
+    #[arg(required_unless_present = "file")]
+    line: Option<String>,
+    /// A file with that line, as assay-source init --answer wrote it
+    #[arg(long, value_name = "FILE", conflicts_with = "line")]
+    file: Option<PathBuf>,
+    /// Profile of the engine here, instead of the source's word: needed when it is a profile of your own
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Run on this host what the source's line names as a command of the check
+    #[arg(long)]
+    allow_commands: bool,
+}
+
 /// Takes a source's answer: pins its key, and adds its repository to the configuration.
-pub(super) fn accept(line: &str, config: &Path) -> Result<ExitCode, CommandError> {
-    let acceptance = Acceptance::from_line(line)?;
+///
+/// The line comes from the source's host. It cannot name a file of this host as its profile, nor a command that this host would run,
+/// unless the operator here says so.
+pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, CommandError> {
+    let line = match (&arguments.line, &arguments.file) {
+        (Some(line), _) => line.clone(),
+        (None, file) => {
+            let file = file.as_deref().unwrap_or(Path::new(""));
+            fs::read_to_string(file).map_err(failed(file))?
+        }
+    };
+    let mut acceptance = Acceptance::from_line(&line)?;
+    if let Some(profile) = &arguments.profile {
+        acceptance.profile.clone_from(profile);
+    }
+    refuse_commands(&acceptance, arguments)?;
     started(config)?;
-    let Acceptance { source, source_key, repository, profile, vars } = &acceptance;
+    // A link stays one: what it points to is replaced.
+    let config = &fs::canonicalize(config).map_err(failed(config))?;
     let text = fs::read_to_string(config).map_err(failed(config))?;
-    let key = PathBuf::from(format!("pki/{source}-signing.pub"));
+    let mode = fs::metadata(config).map_err(failed(config))?.permissions().mode() & 0o777;
+    let Acceptance { source, source_key, .. } = &acceptance;
+    let key = format!("pki/{source}-signing.pub");
     let key_path = folder_of(config).join(&key);
-    match fs::read_to_string(&key_path) {
-        Ok(pinned) if pinned == *source_key => {}
+    let is_pinned = match fs::read_to_string(&key_path) {
+        Ok(pinned) if pinned == *source_key => true,
         Ok(_) => {
             return Err(CommandError::usage(format!("{} pins another key of {source}", key_path.display()))
                 .hint("a source that was set up anew has a new key: when that is so, move the file away"));
         }
-        Err(_) => write_new(&key_path, source_key)?,
-    }
-    let mut text = text.trim_end().to_owned();
-    let _ = write!(
-        text,
-        "\n\n[[repository]]\nname = {}\nsource = {}\nsource_key = {}\nprofile = {}\n{}\
-         # A source that says nothing for so long is told of ([[notify]]); fits a schedule of one hour.\nmax_age = \"3h\"\n",
-        join::quoted(&**repository),
-        join::quoted(&**source),
-        join::quoted(key.to_string_lossy()),
-        join::quoted(&**profile),
-        join::vars_line(vars),
-    );
+        Err(_) => false,
+    };
+    let text = format!("{}\n\n{}", text.trim_end(), section(&acceptance, &key));
     // Looked at before it takes the old one's place.
-    let draft = config.with_extension("toml.new");
-    fs::write(&draft, &text).map_err(failed(&draft))?;
-    let checked = config::load(&draft).map(drop).map_err(|error| {
-        let error = error.to_string().replace(&draft.display().to_string(), &config.display().to_string());
-        CommandError::usage(error).hint("nothing was changed")
-    });
-    fs::remove_file(&draft).map_err(failed(&draft))?;
-    checked?;
-    write_durable(config, text.as_bytes(), 0o644).map_err(|error| CommandError::not_run(error.to_string()))?;
-    let fingerprint = assay_common::signing::VerifyingKey::from_pem(source_key).map(|key| key.key_id());
+    config::parse(config, &text)
+        .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
+    if !is_pinned {
+        write_new(&key_path, source_key)?;
+    }
+    write_durable(config, text.as_bytes(), mode).map_err(|error| CommandError::not_run(error.to_string()))?;
+    let fingerprint = VerifyingKey::from_pem(source_key).map(|key| key.key_id());
     print(&format!(
-        "added repository {repository} of {source} (profile {profile}) to {}\n\
+        "added repository {} of {source} (profile {}) to {}\n\
          its signing key is {}: compare it with what assay-source init printed\n\
-         next: start assay-target, or start it anew\n",
+         next: assay-target doctor; start assay-target, or start it anew\n",
+        acceptance.repository,
+        acceptance.profile,
         config.display(),
         fingerprint.unwrap_or_default()
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+fn section(acceptance: &Acceptance, key: &str) -> String {
+    format!(
+        "[[repository]]\nname = {}\nsource = {}\nsource_key = {}\nprofile = {}\n{}\
+         # A check that cannot be shut off from the network and the rest of this host is INCONCLUSIVE.\nisolation = \"require\"\n\
+         # A source that says nothing for so long is told of ([[notify]]); fits a schedule of one hour.\nmax_age = \"3h\"\n",
+        join::quoted(&*acceptance.repository),
+        join::quoted(&*acceptance.source),
+        join::quoted(key),
+        join::quoted(&*acceptance.profile),
+        join::vars_line(&acceptance.vars),
+    )
+}
+
+/// A variable that is a whole word of the check's command line may be a program, or a folder of programs.
+fn refuse_commands(acceptance: &Acceptance, arguments: &AcceptArgs) -> Result<(), CommandError> {
+    let profile = &acceptance.profile;
+    let is_builtin = Profile::builtin_names().any(|name| name == profile);
+    if !is_builtin && arguments.profile.is_none() {
+        return Err(CommandError::usage(format!(
+            "the source's profile {profile:?} is not one of Assay's own"
+        ))
+        .hint("bring the profile to this host, and name it there: --profile FILE"));
+    }
+    if !is_builtin || arguments.allow_commands {
+        return Ok(());
+    }
+    let profile = Profile::builtin(profile)
+        .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
+    let is_word = |name: &str| {
+        let word = format!("{{var.{name}}}");
+        profile.checks.iter().any(|check| check.argv.contains(&word))
+    };
+    match acceptance.vars.iter().find(|(name, _)| is_word(name)) {
+        None => Ok(()),
+        Some((name, value)) => Err(CommandError::usage(format!(
+            "the source wants this host to check with {name} = {value}, which may be a command"
+        ))
+        .hint("when that is what you want, say --allow-commands")),
+    }
 }

@@ -21,10 +21,7 @@ pub(super) enum OpsCommand {
     /// Write an invitation for a source
     Invite(init::InviteArgs),
     /// Take a source's answer to its invitation: pins its key, adds its repository
-    Accept {
-        /// The line that assay-source init printed
-        line: String,
-    },
+    Accept(init::AcceptArgs),
     /// Look for everything that would keep a run from passing, beforehand; nothing is changed
     ///
     /// Exit codes: 0 all is as it should be, 3 there are warnings, 1 a run would not pass.
@@ -57,12 +54,12 @@ pub(super) fn run(
     match command {
         OpsCommand::Init(arguments) => init::init(&arguments, config),
         OpsCommand::Invite(arguments) => init::invite(&arguments, config),
-        OpsCommand::Accept { line } => init::accept(&line, config),
+        OpsCommand::Accept(arguments) => init::accept(&arguments, config),
         OpsCommand::Health => {
             let configured = if connection.is_whole() { None } else { Some(endpoint(&load(config)?)) };
             runtime()?.block_on(health(connection, Role::Target, configured, json))
         }
-        OpsCommand::Doctor => Ok(doctor::examine(&load(config)?).end(json)),
+        OpsCommand::Doctor => Ok(doctor::examine(&load(config)?, config).end(json)),
         OpsCommand::Notify(command) => {
             let config = load(config)?;
             runtime()?.block_on(command.run(&config.notify, "target", &config.agent.name, json))

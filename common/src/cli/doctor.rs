@@ -111,7 +111,8 @@ impl Report {
             }
         }
         let count = |level| self.0.iter().filter(|finding| finding.level == level).count();
-        let _ = writeln!(text, "{} BAD, {} WARN, {} OK", count(Level::Bad), count(Level::Warn), count(Level::Ok));
+        let _ =
+            writeln!(text, "{} BAD, {} WARN, {} OK", count(Level::Bad), count(Level::Warn), count(Level::Ok));
         text
     }
 
@@ -122,7 +123,8 @@ impl Report {
             Ok(credentials) => {
                 let end = credentials.not_after();
                 let days = now.duration_until(end).as_hours() / 24;
-                let found = format!("{}, until {} ({days} days)", credentials.identity(), end.strftime("%Y-%m-%d"));
+                let found =
+                    format!("{}, until {} ({days} days)", credentials.identity(), end.strftime("%Y-%m-%d"));
                 if days < CERTIFICATE_DAYS {
                     self.warn(what, found, "issue a new one: pki issue");
                 } else {
@@ -130,10 +132,19 @@ impl Report {
                 }
             }
         }
-        let ca_key = files.ca.with_file_name("ca.key");
-        if ca_key.exists() {
-            let found = format!("{} lies on an agent's host", ca_key.display());
-            self.warn("CA key", found, "whoever reads it can be anybody: move it to a host that is neither agent's");
+    }
+
+    /// The CA's private key, where `pki init` and `init` put it.
+    pub fn ca_key(&mut self, files: &TlsFiles, config: &Path) {
+        let beside_ca = files.ca.with_file_name("ca.key");
+        let of_init = config.with_file_name("ca").join("ca.key");
+        for key in [beside_ca, of_init].into_iter().filter(|key| key.exists()) {
+            let found = format!("{} lies on an agent's host", key.display());
+            self.warn(
+                "CA key",
+                found,
+                "whoever reads it can be anybody: keep it elsewhere until the next certificate",
+            );
         }
     }
 
@@ -142,15 +153,22 @@ impl Report {
         let stat = match rustix::fs::statvfs(folder) {
             Ok(stat) => stat,
             Err(error) => {
-                self.bad(what, format!("{}: {error}", folder.display()), "make the folder, or check the path");
+                self.bad(
+                    what,
+                    format!("{}: {error}", folder.display()),
+                    "make the folder, or check the path",
+                );
                 return;
             }
         };
         let bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
         let share = |free: u64, all: u64| free.saturating_mul(100).checked_div(all).unwrap_or(100);
         let (room, inodes) = (share(stat.f_bavail, stat.f_blocks), share(stat.f_favail, stat.f_files));
-        let found =
-            format!("{}: {} free ({room} %), {inodes} % of the inodes", folder.display(), super::show::bytes(bytes));
+        let found = format!(
+            "{}: {} free ({room} %), {inodes} % of the inodes",
+            folder.display(),
+            super::show::bytes(bytes)
+        );
         match room.min(inodes) {
             least if least < LITTLE_ROOM.1 => self.bad(what, found, "free some room"),
             least if least < LITTLE_ROOM.0 => self.warn(what, found, "free some room"),
@@ -176,7 +194,8 @@ impl Report {
 /// Where a program is: as it stands when it has a slash, else in `PATH`.
 pub fn find_program(program: &Path) -> Option<PathBuf> {
     let can_run = |path: &Path| {
-        path.metadata().is_ok_and(|stat| stat.is_file() && stat.permissions().mode() & 0o111 != 0 && stat.nlink() > 0)
+        path.metadata()
+            .is_ok_and(|stat| stat.is_file() && stat.permissions().mode() & 0o111 != 0 && stat.nlink() > 0)
     };
     if program.components().count() > 1 {
         return can_run(program).then(|| program.to_owned());

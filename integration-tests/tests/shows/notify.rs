@@ -63,7 +63,8 @@ fn a_webhook_that_hangs_holds_up_neither_the_run_nor_the_command() {
     let pair = Pair::engine("generic", CHECK);
     let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = silent.local_addr().expect("an address");
-    let webhook = format!("[[notify]]\nkind = \"webhook\"\nurl = \"http://{address}/\"\ntimeout = \"200ms\"\n");
+    let webhook =
+        format!("[[notify]]\nkind = \"webhook\"\nurl = \"http://{address}/\"\ntimeout = \"200ms\"\n");
     with_command(&pair, "source", &webhook);
     fs::write(pair.root(0).join("bad"), "x").expect("write");
     let failed = pair.run(1);
@@ -119,5 +120,9 @@ fn a_target_tells_that_a_proof_is_overdue_when_the_source_is_gone() {
     pair.configure("target", "profile = ", "max_age = \"1s\"\nprofile = ");
     with_command(&pair, "target", "");
     let told = wait_for(&pair, "target", 1);
-    assert_eq!((&told[0]["event"], &told[0]["last_pass"]["generation"]), (&"overdue".into(), &1.into()), "{told:?}");
+    assert_eq!(
+        (&told[0]["event"], &told[0]["last_pass"]["generation"]),
+        (&"overdue".into(), &1.into()),
+        "{told:?}"
+    );
 }
