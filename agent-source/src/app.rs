@@ -11,6 +11,7 @@ use assay_common::{
 };
 use assay_proto::v1::source_service_server::SourceServiceServer;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use tonic::service::interceptor::InterceptedService;
 
 use crate::{
     agent::Agent,
@@ -79,6 +80,8 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         }
     }
     let service = SourceServiceServer::new(Source::new(Arc::clone(&agent)));
+    let operators = config.agent.operators.clone();
+    let service = InterceptedService::new(service, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-source starts");
     serve::run(config.agent.listen, &credentials, &["assay.v1.SourceService"], |router| {
         router.add_service(service)

@@ -134,6 +134,8 @@ pub struct AgentSection {
     pub state: PathBuf,
     /// Private Ed25519 key (PKCS#8, PEM) for the source's statements.
     signing_key: PathBuf,
+    /// Names in the certificates of those operators who may operate this source. Default: every operator of the CA.
+    pub operators: Option<Vec<String>>,
     /// Form of the log.
     #[serde(default)]
     pub log: LogFormat,

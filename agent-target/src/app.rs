@@ -15,6 +15,7 @@ use assay_proto::v1::{
     replication_service_server::ReplicationServiceServer, restore_service_server::RestoreServiceServer,
     target_service_server::TargetServiceServer,
 };
+use tonic::service::interceptor::InterceptedService;
 
 use crate::{
     config::Config,
@@ -66,6 +67,9 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let restore = RestoreServiceServer::new(Restore::new(Arc::clone(&repositories)));
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
+    let operators = config.agent.operators.clone();
+    let operator =
+        InterceptedService::new(operator, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
     serve::run(
         config.agent.listen,

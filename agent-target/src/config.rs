@@ -162,6 +162,8 @@ pub struct AgentSection {
     pub store: PathBuf,
     /// Private Ed25519 key (PKCS#8, PEM) for verdicts.
     pub signing_key: PathBuf,
+    /// Names in the certificates of those operators who may operate this target. Default: every operator of the CA.
+    pub operators: Option<Vec<String>>,
     /// Form of the log.
     #[serde(default)]
     pub log: LogFormat,
@@ -279,7 +281,18 @@ pub enum LoadError {
 /// # Errors
 /// All that is wrong, with file and key.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
-    let file: File = config::load(path)?;
+    check(path, config::load(path)?)
+}
+
+/// As [`load`], of text that is to become the file `path`.
+///
+/// # Errors
+/// All that is wrong, with file and key.
+pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
+    check(path, config::parse(path, text)?)
+}
+
+fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let resolve = |file: &Path| config::resolve(path, file);
     let mut faults = Vec::new();
     let mut check_name = |key: &str, name: &str| {

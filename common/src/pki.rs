@@ -295,21 +295,7 @@ pub fn init_pki(folder: &Path, options: &PkiOptions, now: Timestamp) -> Result<(
         }
     }
 
-    let failed = |source| PkiError::Certificate { role: "CA", source };
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    // Two CAs of one organisation have different names, so that a mistake shows as 'unknown CA', not as a bad
-    // signature.
-    let common_name = format!("Assay CA {:08x}", rand::random::<u32>());
-    params.distinguished_name = subject(&options.organisation, &common_name);
-    set_validity(&mut params, now, options.ca_validity);
-    let certificate = params.self_signed(&key).map_err(failed)?;
-    create_private(&folder.join("ca.key"), key.serialize_pem().as_bytes())?;
-    create_public(&folder.join("ca.crt"), certificate.pem().as_bytes())?;
-
-    let issuer = Issuer::new(params, key);
+    let issuer = authority(folder, &options.organisation, options.ca_validity, now)?;
     for (role, party) in parties {
         write_leaf(
             folder,
@@ -326,6 +312,64 @@ pub fn init_pki(folder: &Path, options: &PkiOptions, now: Timestamp) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Makes a CA, `ca.crt` and `ca.key`, in `folder`, which is created (mode 0700) when it is absent. Replaces no file.
+///
+/// # Errors
+/// [`PkiError`].
+pub fn create_authority(
+    folder: &Path,
+    organisation: &str,
+    validity: Duration,
+    now: Timestamp,
+) -> Result<(), PkiError> {
+    create_folder(folder)?;
+    authority(folder, organisation, validity, now).map(drop)
+}
+
+fn authority(
+    folder: &Path,
+    organisation: &str,
+    validity: Duration,
+    now: Timestamp,
+) -> Result<Issuer<'static, KeyPair>, PkiError> {
+    let failed = |source| PkiError::Certificate { role: "CA", source };
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    // Two CAs of one organisation have different names, so that a mistake shows as 'unknown CA', not as a bad
+    // signature.
+    let common_name = format!("Assay CA {:08x}", rand::random::<u32>());
+    params.distinguished_name = subject(organisation, &common_name);
+    set_validity(&mut params, now, validity);
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    create_private(&folder.join("ca.key"), key.serialize_pem().as_bytes())?;
+    create_public(&folder.join("ca.crt"), certificate.pem().as_bytes())?;
+
+    Ok(Issuer::new(params, key))
+}
+
+/// The host names and addresses in a certificate (PEM), in their order; none when it cannot be read.
+pub fn hosts_of(pem: &[u8]) -> Vec<String> {
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(pem) else {
+        return Vec::new();
+    };
+    let names = pem.parse_x509().ok().and_then(|certificate| {
+        let names = certificate.subject_alternative_name().ok()??.value.general_names.iter();
+        let hosts = names.filter_map(|name| match name {
+            GeneralName::DNSName(host) => Some((*host).to_owned()),
+            GeneralName::IPAddress(bytes) => match bytes.len() {
+                4 => Some(IpAddr::from(<[u8; 4]>::try_from(*bytes).ok()?).to_string()),
+                16 => Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
+                _ => None,
+            },
+            _ => None,
+        });
+        Some(hosts.collect())
+    });
+    names.unwrap_or_default()
 }
 
 /// Makes one more certificate with the CA in `folder`: `ROLE-NAME.crt` and `ROLE-NAME.key` there.

@@ -3,11 +3,13 @@
 use std::{io, net::SocketAddr};
 
 use tokio::{net::TcpListener, signal::unix::SignalKind};
-use tonic::service::Routes;
+use tonic::{Code, Request, Status, service::Routes};
 
 use crate::{
+    pki::Role,
+    rpc_status::RpcFault,
     service_manager,
-    tls::{Credentials, IncomingLimits, TlsError, incoming_renewed, renewal, server_builder},
+    tls::{Credentials, IncomingLimits, TlsError, incoming_renewed, renewal, require_role, server_builder},
 };
 
 /// Why an agent cannot serve.
@@ -97,4 +99,25 @@ pub async fn run(
         served = serving => Ok(served?),
         () = stop => Ok(()),
     }
+}
+
+/// Lets only those operators through that `agent.operators` names, to whatever call; all of them when it names none. The operators
+/// of other agents have certificates of the same CA.
+///
+/// # Errors
+/// `PERMISSION_DENIED` for everybody else.
+#[allow(clippy::result_large_err)] // tonic's own error type, returned as it is.
+pub fn only(operators: Option<&[String]>, request: Request<()>) -> Result<Request<()>, Status> {
+    let Some(operators) = operators else {
+        return Ok(request);
+    };
+    let peer = require_role(&request, &[Role::Operator])?;
+    if operators.contains(&peer.name) {
+        return Ok(request);
+    }
+    tracing::warn!(operator = peer.name, "call refused: not an operator of this agent");
+    let text = format!("the {peer} does not operate this agent");
+    Err(RpcFault::new(Code::PermissionDenied, "operator-not-allowed", text)
+        .with_hint("ask one who does, or add the name to agent.operators there")
+        .into())
 }

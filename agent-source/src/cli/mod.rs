@@ -1,6 +1,9 @@
 //! The operators' command line of the source.
 
+mod detect;
+mod doctor;
 mod follow;
+mod init;
 mod ops;
 mod restore;
 

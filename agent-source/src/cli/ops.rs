@@ -6,18 +6,27 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, Connection, health, pages},
+    cli::{CommandError, Connection, NotifyCommand, health, pages},
     pki::Role,
 };
 use clap::CommandFactory as _;
 
-use super::{Cli, endpoint, load, runtime};
+use super::{Cli, doctor, endpoint, init, load, runtime};
 
 /// Commands around the service.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum OpsCommand {
+    /// Set this host up as a source, with what assay-target invite wrote; nothing is overwritten
+    Init(init::InitArgs),
+    /// Look for everything that would keep a run from passing, beforehand; nothing is changed
+    ///
+    /// Exit codes: 0 all is as it should be, 3 there are warnings, 1 a run would not pass.
+    Doctor,
     /// Ask the agent over gRPC whether it serves; the exit code is 0 when it does
     Health,
+    /// Try the ways out that the configuration names
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -39,9 +48,15 @@ pub(super) fn run(
     json: bool,
 ) -> Result<ExitCode, CommandError> {
     match command {
+        OpsCommand::Init(arguments) => init::init(&arguments, config),
         OpsCommand::Health => {
             let configured = if connection.is_whole() { None } else { Some(endpoint(&load(config)?)) };
             runtime()?.block_on(health(connection, Role::Source, configured, json))
+        }
+        OpsCommand::Doctor => Ok(runtime()?.block_on(doctor::examine(&load(config)?, config)).end(json)),
+        OpsCommand::Notify(command) => {
+            let config = load(config)?;
+            runtime()?.block_on(command.run(&config.notify, "source", &config.agent.name, json))
         }
         OpsCommand::Completions { shell } => Ok(pages::completions(Cli::command(), shell)),
         OpsCommand::Man { out } => pages::man(Cli::command(), &out),

@@ -1,6 +1,8 @@
 //! The operators' command line of the target.
 
+mod doctor;
 mod examine;
+mod init;
 mod keep;
 mod ledger;
 mod ops;

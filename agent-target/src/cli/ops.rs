@@ -6,18 +6,31 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, Connection, health, pages},
+    cli::{CommandError, Connection, NotifyCommand, health, pages},
     pki::Role,
 };
 use clap::CommandFactory as _;
 
-use super::{Cli, endpoint, load, runtime};
+use super::{Cli, doctor, endpoint, init, load, runtime};
 
 /// Commands around the service.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum OpsCommand {
+    /// Set this host up as a target: CA, certificates, keys and a configuration; nothing is overwritten
+    Init(init::InitArgs),
+    /// Write an invitation for a source
+    Invite(init::InviteArgs),
+    /// Take a source's answer to its invitation: pins its key, adds its repository
+    Accept(init::AcceptArgs),
+    /// Look for everything that would keep a run from passing, beforehand; nothing is changed
+    ///
+    /// Exit codes: 0 all is as it should be, 3 there are warnings, 1 a run would not pass.
+    Doctor,
     /// Ask the agent over gRPC whether it serves; the exit code is 0 when it does
     Health,
+    /// Try the ways out that the configuration names
+    #[command(subcommand)]
+    Notify(NotifyCommand),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -39,9 +52,17 @@ pub(super) fn run(
     json: bool,
 ) -> Result<ExitCode, CommandError> {
     match command {
+        OpsCommand::Init(arguments) => init::init(&arguments, config),
+        OpsCommand::Invite(arguments) => init::invite(&arguments, config),
+        OpsCommand::Accept(arguments) => init::accept(&arguments, config),
         OpsCommand::Health => {
             let configured = if connection.is_whole() { None } else { Some(endpoint(&load(config)?)) };
             runtime()?.block_on(health(connection, Role::Target, configured, json))
+        }
+        OpsCommand::Doctor => Ok(doctor::examine(&load(config)?, config).end(json)),
+        OpsCommand::Notify(command) => {
+            let config = load(config)?;
+            runtime()?.block_on(command.run(&config.notify, "target", &config.agent.name, json))
         }
         OpsCommand::Completions { shell } => Ok(pages::completions(Cli::command(), shell)),
         OpsCommand::Man { out } => pages::man(Cli::command(), &out),

@@ -1,9 +1,12 @@
 //! What both command lines share: exit codes, errors with their `HINT:` line, `pki`, `verdict verify`, and how things
 //! read for a person.
 
+pub mod doctor;
 mod explain;
 mod health;
+pub mod join;
 mod ledger;
+mod notify;
 pub mod pages;
 mod pki;
 pub mod remedies;
@@ -24,8 +27,9 @@ use crate::{
 };
 
 pub use explain::explain;
-pub use health::health;
+pub use health::{HealthAnswer, ask_health, health};
 pub use ledger::{AuditArgs, print_head};
+pub use notify::NotifyCommand;
 pub use pki::PkiCommand;
 pub use restore::{Ended, Offered, RestoreArgs};
 pub use verify::VerifyArgs;

@@ -3,8 +3,10 @@
 
 mod bad_checks;
 mod bad_input;
+mod doctor;
 mod engines;
 mod identities;
+mod init;
 mod keep;
 mod ledger;
 // Other suites take the rest of it.
@@ -13,6 +15,7 @@ mod link;
 mod marks;
 mod metrics;
 mod nasty;
+mod notify;
 mod outcomes;
 #[allow(dead_code)]
 mod pair;

@@ -366,12 +366,8 @@ impl Pair {
     }
 
     /// Polls until `ready`, with a bounded patience.
-    pub(crate) fn eventually(&self, what: &str, mut ready: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !ready() {
-            assert!(start.elapsed() < PATIENCE, "not in time: {what}");
-            std::thread::park_timeout(Duration::from_millis(50));
-        }
+    pub(crate) fn eventually(&self, what: &str, ready: impl FnMut() -> bool) {
+        eventually(what, ready);
     }
 
     fn command(&self, name: &str, role: &str, arguments: &[&str]) -> Done {
@@ -471,7 +467,16 @@ impl Drop for Pair {
     }
 }
 
-fn done(command: &mut Command) -> Done {
+/// Polls until `ready`, with a bounded patience.
+pub(crate) fn eventually(what: &str, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+pub(crate) fn done(command: &mut Command) -> Done {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     Done {
         code: output.status.code().unwrap_or(-1),

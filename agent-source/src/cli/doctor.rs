@@ -1,0 +1,171 @@
+//! `doctor` at the source.
+
+use std::path::Path;
+
+use assay_common::{
+    cli::doctor::Report,
+    error::Hint as _,
+    pki::Role,
+    profile::{Mark, MarkKind},
+    signing::{SigningKey, VerifyingKey},
+    tls::TlsFiles,
+};
+use jiff::Timestamp;
+
+use crate::{
+    config::{Config, Repository},
+    target::Target,
+};
+
+/// Clocks that differ by more are told of, in seconds: certificates and ages are judged by them.
+const CLOCK_SECONDS: i64 = 30;
+/// How long the target may take to answer.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// Looks at everything that a run of this configuration needs.
+pub(super) async fn examine(config: &Config, path: &Path) -> Report {
+    let (mut report, now) = (Report::default(), Timestamp::now());
+    if rustix::process::geteuid().is_root() {
+        report.ok("privileges", "root: every file can be read");
+    } else {
+        report.warn(
+            "privileges",
+            "not root",
+            "files of other users cannot be read: run doctor and the service as one who may",
+        );
+    }
+    report.certificate("certificate", &config.tls, &[Role::Source], now);
+    if config.operator_tls != config.tls {
+        report.certificate("operator's certificate", &config.operator_tls, &[Role::Operator], now);
+    }
+    report.ca_key(&config.tls, path);
+    for (what, error) in [
+        ("signing key", SigningKey::load(&config.signing_key).err()),
+        ("target's signing key", VerifyingKey::load(&config.target.signing_key).err()),
+    ] {
+        match error {
+            Some(error) => report.bad(what, error.to_string(), error.hint().unwrap_or_default()),
+            None => report.ok(what, "can be read"),
+        }
+    }
+    let state = config.agent.state.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    report.room("state folder", state);
+    for repository in &config.repositories {
+        look_at(&mut report, repository);
+    }
+    if config.notify.is_empty() {
+        report.warn("notices", "nobody is told of a failed run", "add [[notify]]: docs/MONITORING.md");
+    } else {
+        report.ok("notices", format!("{} ways; assay-source notify test tries them", config.notify.len()));
+    }
+    match config.metrics {
+        None => report.warn("metrics", "off", "add [metrics]: docs/MONITORING.md"),
+        Some(section) => report.ok("metrics", section.listen.to_string()),
+    }
+    reach_target(&mut report, &config.target.url, &config.tls).await;
+    report
+}
+
+fn look_at(report: &mut Report, repository: &Repository) {
+    let name = |what: &str| format!("{}: {what}", repository.name);
+    for root in &repository.header.roots {
+        let path = Path::new(&root.live_path);
+        let what = name(&format!("root {}", root.name));
+        let is_link = path.symlink_metadata().is_ok_and(|stat| stat.is_symlink());
+        let is_empty = std::fs::read_dir(path).map(|mut entries| entries.next().is_none());
+        match is_empty {
+            _ if is_link => report.bad(
+                &what,
+                format!("{} is a symbolic link", path.display()),
+                "name the folder that it points to",
+            ),
+            Err(error) => report.bad(
+                &what,
+                format!("{}: {error}", path.display()),
+                "check the path, and that its file system is mounted",
+            ),
+            Ok(true) => {
+                report.bad(
+                    &what,
+                    format!("{} is empty", path.display()),
+                    "check that its file system is mounted",
+                );
+            }
+            Ok(false) => report.ok(&what, root.live_path.clone()),
+        }
+    }
+    let first = Path::new(&repository.header.roots[0].live_path);
+    for wanted in repository.profile.mark.must_exist.iter().filter(|wanted| !first.join(wanted).exists()) {
+        let found = format!("{} is not there", first.join(wanted).display());
+        report.bad(
+            &name("engine"),
+            found,
+            format!("this is nothing for the profile {:?}: choose another", repository.profile.name),
+        );
+    }
+    mark(report, repository, &repository.profile.mark);
+    match &repository.schedule {
+        None => report.warn(
+            &name("schedule"),
+            "none: it runs when somebody starts it",
+            "add schedule = { every = \"1h\" }",
+        ),
+        Some(_) => report.ok(&name("schedule"), "set"),
+    }
+}
+
+fn mark(report: &mut Report, repository: &Repository, mark: &Mark) {
+    let what = format!("{}: mark", repository.name);
+    match mark.kind {
+        MarkKind::None => report.ok(&what, "none is needed, or there is none: the profile says which"),
+        MarkKind::Postgresql | MarkKind::Sqlite => {
+            report.ok(&what, "made by the agent itself; the first run tells whether it may")
+        }
+        MarkKind::Command => {
+            for command in [&mark.begin, &mark.end].into_iter().filter(|command| !command.is_empty()) {
+                match repository.scope().expand(&command[0]) {
+                    Ok(program) => {
+                        report.program(
+                            &what,
+                            Path::new(&program),
+                            "check the path in the profile, and the root",
+                        );
+                    }
+                    // The end may name the mark, which there is none of.
+                    Err(error) => report.warn(&what, error.to_string(), "check the profile"),
+                }
+            }
+        }
+    }
+}
+
+/// As the agent itself: a service that answers, and a clock that agrees.
+async fn reach_target(report: &mut Report, url: &str, files: &TlsFiles) {
+    let target = Target { url: url.to_owned(), files: files.clone() };
+    let channel = match tokio::time::timeout(PATIENCE, target.connect()).await {
+        Err(_) => {
+            return report.bad("target", format!("{url} does not answer"), "check the firewalls between");
+        }
+        Ok(Err(error)) => return report.bad("target", error.to_string(), error.hint().unwrap_or_default()),
+        Ok(Ok((channel, _))) => channel,
+    };
+    match tokio::time::timeout(PATIENCE, assay_common::cli::ask_health(channel)).await {
+        Ok(Ok(answer)) => {
+            report.ok("target", format!("{url} serves"));
+            let Some(theirs) = answer.time else {
+                return;
+            };
+            let difference = theirs.duration_until(Timestamp::now()).as_secs();
+            let found = format!("{} s of difference to the target's", difference.abs());
+            if difference.abs() > CLOCK_SECONDS {
+                report.warn("clock", found, "let both hosts keep time (chrony, systemd-timesyncd)");
+            } else {
+                report.ok("clock", found);
+            }
+        }
+        Ok(Err(status)) => {
+            report.bad("target", format!("{url}: {}", status.message()), "look at the target's log")
+        }
+        Err(_) => report.bad("target", format!("{url} does not answer"), "look at the target's log"),
+    }
+}

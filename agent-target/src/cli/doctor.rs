@@ -1,0 +1,201 @@
+//! `doctor` at the target.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use assay_common::{
+    cli::doctor::{Report, find_program},
+    error::Hint as _,
+    pki::Role,
+    signing::{SigningKey, VerifyingKey},
+};
+use jiff::Timestamp;
+
+use crate::config::{Config, IsolationPolicy, Repository, WorkspacePreference};
+
+/// Looks at everything that the checks of this configuration need.
+pub(super) fn examine(config: &Config, path: &Path) -> Report {
+    let (mut report, now) = (Report::default(), Timestamp::now());
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        report.ok("privileges", "root: owners and modes are kept, overlays can be mounted");
+    } else {
+        report.warn(
+            "privileges",
+            "not root",
+            "owners cannot be kept and nothing can be mounted: run doctor and the service as root",
+        );
+    }
+    report.certificate("certificate", &config.tls, &[Role::Target], now);
+    if config.operator_tls != config.tls {
+        report.certificate("operator's certificate", &config.operator_tls, &[Role::Operator], now);
+    }
+    report.ca_key(&config.tls, path);
+    match SigningKey::load(&config.agent.signing_key) {
+        Ok(_) => report.ok("signing key", "can be read"),
+        Err(error) => report.bad("signing key", error.to_string(), error.hint().unwrap_or_default()),
+    }
+    let store = config.agent.store.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
+    report.room("store", store);
+    sandbox(&mut report, config, is_root);
+    for repository in &config.repositories {
+        look_at(&mut report, repository);
+    }
+    if config.notify.is_empty() {
+        report.warn("notices", "nobody is told of a failed check", "add [[notify]]: docs/MONITORING.md");
+    } else {
+        report.ok("notices", format!("{} ways; assay-target notify test tries them", config.notify.len()));
+    }
+    match config.metrics {
+        None => report.warn("metrics", "off", "add [metrics]: docs/MONITORING.md"),
+        Some(section) => report.ok("metrics", section.listen.to_string()),
+    }
+    report
+}
+
+/// What checks are isolated with, tried out: that a program is there does not mean that the kernel lets it work.
+fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
+    let is_wanted = |policy| config.repositories.iter().any(|repository| repository.isolation == policy);
+    if is_wanted(IsolationPolicy::Auto) || is_wanted(IsolationPolicy::Require) {
+        let mut bwrap = Command::new("bwrap");
+        bwrap.args([
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-uts",
+            "--unshare-ipc",
+            "--ro-bind",
+            "/",
+            "/",
+        ]);
+        if !is_root {
+            bwrap.arg("--unshare-user");
+        }
+        let tried = bwrap.args(["--proc", "/proc", "true"]).stdin(Stdio::null()).output();
+        let fault = match tried {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Some(format!("bwrap: {error}")),
+        };
+        let remedy =
+            "install bubblewrap, and let this host make namespaces; isolation = \"none\" does without";
+        match fault {
+            None => report.ok("isolation", "bubblewrap makes its namespaces"),
+            Some(fault) if is_wanted(IsolationPolicy::Require) => report.bad("isolation", fault, remedy),
+            Some(fault) => report.warn("isolation", fault, remedy),
+        }
+    }
+    let overlay = std::fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\toverlay"));
+    if overlay && is_root {
+        report.ok("workspace", "overlay mounts");
+    } else if config
+        .repositories
+        .iter()
+        .any(|repository| repository.workspace == WorkspacePreference::Overlay)
+    {
+        report.bad(
+            "workspace",
+            "this host has no overlay mounts",
+            "modprobe overlay, or workspace = \"auto\"",
+        );
+    } else {
+        report.warn(
+            "workspace",
+            "no overlay mounts: each check copies the tree",
+            "modprobe overlay, and run as root",
+        );
+    }
+}
+
+fn look_at(report: &mut Report, repository: &Repository) {
+    let name = |what: &str| format!("{}: {what}", repository.name);
+    match VerifyingKey::load(&repository.source_key) {
+        Ok(_) => report.ok(&name("source's key"), "can be read"),
+        Err(error) => report.bad(&name("source's key"), error.to_string(), error.hint().unwrap_or_default()),
+    }
+    for overlay in &repository.profile.overlays {
+        let what = name(&overlay.path);
+        match repository.overlays.get(&overlay.path) {
+            Some(file) if file.is_file() => report.ok(&what, file.display().to_string()),
+            Some(file) => {
+                report.bad(&what, format!("{} is not there", file.display()), overlay.meaning.clone())
+            }
+            None if overlay.required && !overlay.copied_allowed => {
+                report.bad(&what, "not configured", format!("overlay: {}", overlay.meaning));
+            }
+            None if overlay.required => {
+                report.warn(
+                    &what,
+                    "not configured; the one that is copied may do",
+                    format!("overlay: {}", overlay.meaning),
+                );
+            }
+            None => {}
+        }
+    }
+    let values = repository.profile.patches.iter().flat_map(|patch| &patch.values);
+    let needs = |placeholder: &str| values.clone().any(|value| value.contains(placeholder));
+    for (placeholder, is_known, key) in [
+        ("{target.fqdn}", repository.names.fqdn.is_some(), "fqdn"),
+        ("{target.address}", repository.names.address.is_some(), "address"),
+    ] {
+        if needs(placeholder) && !is_known {
+            let found = format!("{placeholder} is not known and is not tried");
+            report.warn(&name("host's names"), found, format!("set host = {{ {key} = … }}"));
+        }
+    }
+    for check in &repository.profile.checks {
+        program(report, &name(&format!("check {}", check.name)), repository, &check.argv);
+    }
+    if repository.control_every.is_none() {
+        report.warn(&name("negative control"), "on request only", "set control_every = \"7d\"");
+    }
+    if repository.max_age.is_none() {
+        report.warn(
+            &name("max_age"),
+            "none: a source that falls silent is not noticed here",
+            "set max_age = \"2h\"",
+        );
+    }
+}
+
+/// The program of a check step. One that is in the copy is the copy's own.
+fn program(report: &mut Report, what: &str, repository: &Repository, argv: &[String]) {
+    let texts = |name: &str| repository.vars.get(name).map(|value| value.texts().to_vec());
+    let first = match argv.first().map(String::as_str) {
+        Some("{helper}") => return postgresql(report, what, repository),
+        // A whole command of the operator's.
+        Some(text) if text.starts_with("{var.") && text.ends_with('}') => {
+            texts(&text[5..text.len() - 1]).and_then(|texts| texts.first().cloned()).unwrap_or_default()
+        }
+        Some(text) => text.to_owned(),
+        None => return,
+    };
+    if first.contains('{') {
+        report.ok(what, format!("{first} of the copy"));
+    } else {
+        report.program(what, Path::new(&first), "install it on this host");
+    }
+}
+
+/// The server's programs, of any version: which one is needed, the first copy tells.
+fn postgresql(report: &mut Report, what: &str, repository: &Repository) {
+    let default = repository.profile.vars.get("programs").and_then(|variable| variable.default.as_ref());
+    let value = repository.vars.get("programs").or(default);
+    let Some(pattern) = value.and_then(|value| value.texts().first()) else {
+        return report.ok(what, "brought by assay-target");
+    };
+    let found: Vec<_> = (9..=40)
+        .map(|version| pattern.replace("%v", &version.to_string()))
+        .filter(|folder| find_program(&Path::new(folder).join("pg_amcheck")).is_some())
+        .collect();
+    match found.as_slice() {
+        [] => report.bad(
+            what,
+            format!("no pg_amcheck in {pattern}"),
+            "install postgresql of the source's major version, or set vars.programs",
+        ),
+        all => report.ok(what, all.join(", ")),
+    }
+}

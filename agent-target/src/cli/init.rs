@@ -1,0 +1,348 @@
+//! `init`, `invite` and `accept`: from nothing to a target that a source may write to. [`assay_common::cli::join`] says how the two
+//! hosts come to know each other.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use assay_common::{
+    cli::{
+        CommandError, join,
+        join::{Acceptance, Invitation},
+        print, write_new,
+    },
+    durable::write_durable,
+    error::Hint as _,
+    id::is_plain_name,
+    pki::{self, Party, PkiError, Role},
+    profile::Profile,
+    signing::VerifyingKey,
+};
+use jiff::Timestamp;
+
+use crate::config;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Folder of the CA beside the configuration: it can be moved away, and is needed for invitations only.
+const CA: &str = "ca";
+
+/// What `init` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct InitArgs {
+    /// Host name or address under which sources reach this host; may be given several times
+    #[arg(long, required = true, value_name = "HOST")]
+    host: Vec<String>,
+    /// Folder for the backups; as root on a file system of its own. XFS and btrfs share blocks best
+    #[arg(long, default_value = "/var/lib/assay/store", value_name = "DIR")]
+    store: PathBuf,
+    /// Address and port on which sources and operators are served
+    #[arg(long, default_value = "0.0.0.0:7402", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Name of this agent
+    #[arg(long, default_value = "target", value_name = "NAME")]
+    name: String,
+    /// Stands in every certificate
+    #[arg(long, default_value = "Assay", value_name = "TEXT")]
+    organisation: String,
+    /// How long the certificates are valid
+    #[arg(long, default_value_t = 825, value_name = "DAYS")]
+    days: u32,
+}
+
+/// What `invite` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct InviteArgs {
+    /// Name of the source agent
+    name: String,
+    /// Host name or address under which operators reach the source from elsewhere; may be given several times
+    #[arg(long, value_name = "HOST")]
+    host: Vec<String>,
+    /// Where the source finds this target, https://HOST:PORT; the first host of its certificate when it is left out
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// The new file; assay-invite-NAME.json here when it is left out
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Folder of the CA; "ca" beside the configuration when it is left out
+    #[arg(long, value_name = "DIR")]
+    ca_folder: Option<PathBuf>,
+    /// How long the certificates are valid
+    #[arg(long, default_value_t = 825, value_name = "DAYS")]
+    days: u32,
+}
+
+fn fault(error: PkiError) -> CommandError {
+    let hint = error.hint();
+    CommandError { hint, ..CommandError::usage(error.to_string()) }
+}
+
+fn folder_of(config: &Path) -> PathBuf {
+    let absolute = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
+    absolute.parent().unwrap_or(Path::new("/")).to_owned()
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> CommandError {
+    move |error| CommandError::not_run(format!("{}: {error}", path.display()))
+}
+
+/// Makes a CA, this agent's certificate and verdict key, an operator's certificate, and the configuration. Overwrites nothing.
+pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, CommandError> {
+    let (folder, now, validity) = (folder_of(config), Timestamp::now(), DAY * arguments.days);
+    let (keys, ca) = (folder.join("pki"), folder.join(CA));
+    let names = ["ca.crt", "target.crt", "target.key", "operator.crt", "operator.key"];
+    let signing = ["target-signing.key", "target-signing.pub"].map(|name| keys.join(name));
+    let in_the_way = names.map(|name| keys.join(name)).into_iter().chain(signing);
+    join::refuse_what_is_there(in_the_way.chain([config.to_owned(), ca.join("ca.key"), ca.join("ca.crt")]))?;
+    let target = Party { name: arguments.name.clone(), hosts: with_local(&arguments.host) };
+    let operator = Party { name: "operator".to_owned(), hosts: Vec::new() };
+    join::make_folder(&keys)?;
+    pki::create_authority(&ca, &arguments.organisation, DAY * arguments.days.max(3650), now)
+        .map_err(fault)?;
+    fs::copy(ca.join("ca.crt"), keys.join("ca.crt")).map_err(failed(&keys))?;
+    for (role, party) in [(Role::Target, &target), (Role::Operator, &operator)] {
+        let issued = pki::issue(&ca, role, party, validity, now).map_err(fault)?;
+        for (from, end) in [(issued.cert, "crt"), (issued.key, "key")] {
+            fs::rename(&from, keys.join(format!("{role}.{end}"))).map_err(failed(&from))?;
+        }
+    }
+    pki::create_signing_key(&keys, "target-signing")?;
+    write_new(config, &configuration(arguments))?;
+    let (config, ca) = (config.display(), ca.display());
+    print(&format!(
+        "made {config}, keys and certificates in {keys}, and a CA in {ca}\n\
+         next: assay-target invite NAME, for a host with something to protect\n\
+         Keep {ca}/ca.key where nobody else reads it, or on another host: it is needed for invitations only.\n",
+        keys = keys.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Operators on the host itself call it by these.
+fn with_local(hosts: &[String]) -> Vec<String> {
+    let mut all = hosts.to_vec();
+    for local in ["localhost", "127.0.0.1"] {
+        if !all.iter().any(|host| host == local) {
+            all.push(local.to_owned());
+        }
+    }
+    all
+}
+
+fn configuration(arguments: &InitArgs) -> String {
+    let store = std::path::absolute(&arguments.store).unwrap_or_else(|_| arguments.store.clone());
+    format!(
+        "# assay-target: the agent beside the backups. Relative paths start at this file's folder.\n\n\
+         [agent]\nname = {name}\nlisten = \"{listen}\"\nstore = {store}\nsigning_key = \"pki/target-signing.key\"\n\
+         # Operators of sources have certificates of this CA, too: they do not operate this target.\n\
+         operators = [\"operator\"]\n\n\
+         [tls]\nca = \"pki/ca.crt\"\ncert = \"pki/target.crt\"\nkey = \"pki/target.key\"\n\n\
+         [operator]\ncert = \"pki/operator.crt\"\nkey = \"pki/operator.key\"\n\n\
+         # [metrics]\n# listen = \"127.0.0.1:9465\"\n\n\
+         # Repositories: assay-target accept adds them.\n",
+        name = join::quoted(&*arguments.name),
+        listen = arguments.listen,
+        store = join::quoted(store.to_string_lossy()),
+    )
+}
+
+/// The parts of the configuration that are there before the first repository is.
+#[derive(Debug, serde::Deserialize)]
+struct Started {
+    agent: StartedAgent,
+    tls: StartedTls,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct StartedAgent {
+    listen: SocketAddr,
+    signing_key: PathBuf,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct StartedTls {
+    ca: PathBuf,
+    cert: PathBuf,
+}
+
+fn started(config: &Path) -> Result<Started, CommandError> {
+    assay_common::config::load(config).map_err(|error| {
+        CommandError::usage(error.to_string()).hint("assay-target init makes a configuration to start from")
+    })
+}
+
+/// Writes the invitation for a source.
+pub(super) fn invite(arguments: &InviteArgs, config: &Path) -> Result<ExitCode, CommandError> {
+    let started = started(config)?;
+    let at = |file: &Path| assay_common::config::resolve(config, file);
+    let name = &arguments.name;
+    if !is_plain_name(name) || name.len() > 50 {
+        return Err(CommandError::usage(format!("{name:?} cannot be the name of a source"))
+            .hint("use 1 to 50 letters, digits, '-' and '_', a letter or digit first"));
+    }
+    let out = arguments.out.clone().unwrap_or_else(|| PathBuf::from(format!("assay-invite-{name}.json")));
+    join::refuse_what_is_there([out.clone()])?;
+    let read = |path: &Path| fs::read_to_string(path).map_err(failed(path));
+    let target_cert = read(&at(&started.tls.cert))?;
+    let url = match &arguments.url {
+        Some(url) => url.clone(),
+        None => {
+            let hosts = pki::hosts_of(target_cert.as_bytes());
+            let host = hosts.first().ok_or_else(|| {
+                CommandError::usage("the target's certificate has no host").hint("name it with --url")
+            })?;
+            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            format!("https://{host}:{}", started.agent.listen.port())
+        }
+    };
+    let ca = arguments.ca_folder.clone().unwrap_or_else(|| folder_of(config).join(CA));
+    let source = Party { name: name.clone(), hosts: with_local(&arguments.host) };
+    let operator = Party { name: format!("operator-{name}"), hosts: Vec::new() };
+    let (validity, now) = (DAY * arguments.days, Timestamp::now());
+    let mut pems = Vec::new();
+    for (role, party) in [(Role::Source, &source), (Role::Operator, &operator)] {
+        let issued = pki::issue(&ca, role, party, validity, now).map_err(fault)?;
+        for file in [issued.cert, issued.key] {
+            pems.push(read(&file)?);
+            // It is in the invitation now, and nowhere else.
+            fs::remove_file(&file).map_err(failed(&file))?;
+        }
+    }
+    let [cert, key, operator_cert, operator_key] = <[String; 4]>::try_from(pems).expect("two of two files");
+    let signing_key = assay_common::signing::SigningKey::load(&at(&started.agent.signing_key))?;
+    let invitation = Invitation {
+        version: 1,
+        source: name.clone(),
+        target_url: url.clone(),
+        ca: read(&at(&started.tls.ca))?,
+        cert,
+        key,
+        operator_cert,
+        operator_key,
+        target_signing_key: signing_key.verifying_key().to_pem(),
+    };
+    invitation.save(&out)?;
+    let file = out.display();
+    print(&format!(
+        "wrote {file}, which holds private keys: take it to the source's host (scp), use it there, delete it at both\n\
+         on the source: assay-source init --join {file} PATH\n\
+         The source will call {url}.\n"
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What `accept` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct AcceptArgs {
+    /// The line that assay-source init printed
+    #[arg(required_unless_present = "file")]
+    line: Option<String>,
+    /// A file with that line, as assay-source init --answer wrote it
+    #[arg(long, value_name = "FILE", conflicts_with = "line")]
+    file: Option<PathBuf>,
+    /// Profile of the engine here, instead of the source's word: needed when it is a profile of your own
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Run on this host what the source's line names as a command of the check
+    #[arg(long)]
+    allow_commands: bool,
+}
+
+/// Takes a source's answer: pins its key, and adds its repository to the configuration.
+///
+/// The line comes from the source's host. It cannot name a file of this host as its profile, nor a command that this host would run,
+/// unless the operator here says so.
+pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, CommandError> {
+    let line = match (&arguments.line, &arguments.file) {
+        (Some(line), _) => line.clone(),
+        (None, file) => {
+            let file = file.as_deref().unwrap_or(Path::new(""));
+            fs::read_to_string(file).map_err(failed(file))?
+        }
+    };
+    let mut acceptance = Acceptance::from_line(&line)?;
+    if let Some(profile) = &arguments.profile {
+        acceptance.profile.clone_from(profile);
+    }
+    refuse_commands(&acceptance, arguments)?;
+    started(config)?;
+    // A link stays one: what it points to is replaced.
+    let config = &fs::canonicalize(config).map_err(failed(config))?;
+    let text = fs::read_to_string(config).map_err(failed(config))?;
+    let mode = fs::metadata(config).map_err(failed(config))?.permissions().mode() & 0o777;
+    let Acceptance { source, source_key, .. } = &acceptance;
+    let key = format!("pki/{source}-signing.pub");
+    let key_path = folder_of(config).join(&key);
+    let is_pinned = match fs::read_to_string(&key_path) {
+        Ok(pinned) if pinned == *source_key => true,
+        Ok(_) => {
+            return Err(CommandError::usage(format!("{} pins another key of {source}", key_path.display()))
+                .hint("a source that was set up anew has a new key: when that is so, move the file away"));
+        }
+        Err(_) => false,
+    };
+    let text = format!("{}\n\n{}", text.trim_end(), section(&acceptance, &key));
+    // Looked at before it takes the old one's place.
+    config::parse(config, &text)
+        .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
+    if !is_pinned {
+        write_new(&key_path, source_key)?;
+    }
+    write_durable(config, text.as_bytes(), mode).map_err(|error| CommandError::not_run(error.to_string()))?;
+    let fingerprint = VerifyingKey::from_pem(source_key).map(|key| key.key_id());
+    print(&format!(
+        "added repository {} of {source} (profile {}) to {}\n\
+         its signing key is {}: compare it with what assay-source init printed\n\
+         next: assay-target doctor; start assay-target, or start it anew\n",
+        acceptance.repository,
+        acceptance.profile,
+        config.display(),
+        fingerprint.unwrap_or_default()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn section(acceptance: &Acceptance, key: &str) -> String {
+    format!(
+        "[[repository]]\nname = {}\nsource = {}\nsource_key = {}\nprofile = {}\n{}\
+         # A check that cannot be shut off from the network and the rest of this host is INCONCLUSIVE.\nisolation = \"require\"\n\
+         # A source that says nothing for so long is told of ([[notify]]); fits a schedule of one hour.\nmax_age = \"3h\"\n",
+        join::quoted(&*acceptance.repository),
+        join::quoted(&*acceptance.source),
+        join::quoted(key),
+        join::quoted(&*acceptance.profile),
+        join::vars_line(&acceptance.vars),
+    )
+}
+
+/// A variable that is a whole word of the check's command line may be a program, or a folder of programs.
+fn refuse_commands(acceptance: &Acceptance, arguments: &AcceptArgs) -> Result<(), CommandError> {
+    let profile = &acceptance.profile;
+    let is_builtin = Profile::builtin_names().any(|name| name == profile);
+    if !is_builtin && arguments.profile.is_none() {
+        return Err(CommandError::usage(format!(
+            "the source's profile {profile:?} is not one of Assay's own"
+        ))
+        .hint("bring the profile to this host, and name it there: --profile FILE"));
+    }
+    if !is_builtin || arguments.allow_commands {
+        return Ok(());
+    }
+    let profile = Profile::builtin(profile)
+        .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
+    let is_word = |name: &str| {
+        let word = format!("{{var.{name}}}");
+        profile.checks.iter().any(|check| check.argv.contains(&word))
+    };
+    match acceptance.vars.iter().find(|(name, _)| is_word(name)) {
+        None => Ok(()),
+        Some((name, value)) => Err(CommandError::usage(format!(
+            "the source wants this host to check with {name} = {value}, which may be a command"
+        ))
+        .hint("when that is what you want, say --allow-commands")),
+    }
+}

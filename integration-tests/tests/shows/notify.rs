@@ -1,0 +1,128 @@
+//! Who is told what: one record for a command and a webhook, and nothing that hangs holds up a run.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+};
+
+use crate::pair::{Pair, json};
+
+/// The check fails while there is a file called `bad`.
+const CHECK: &str = "vars = { check = [\"test\", \"!\", \"-e\", \"bad\"] }\nmax_drop_percent = 100\n";
+
+/// Lets the agent of `role` write each notice to a file of its own line.
+fn with_command(pair: &Pair, role: &str, further: &str) {
+    let file = pair.path(&format!("{role}-notices"));
+    let script = format!("(cat; echo) >> {}", file.display());
+    let section = format!(
+        "[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n{further}[[repository]]"
+    );
+    pair.restart_with(role, "[[repository]]", &section);
+}
+
+fn notices(pair: &Pair, role: &str) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(pair.path(&format!("{role}-notices"))).unwrap_or_default();
+    text.lines().filter(|line| line.ends_with('}')).map(json).collect()
+}
+
+fn wait_for(pair: &Pair, role: &str, count: usize) -> Vec<serde_json::Value> {
+    pair.eventually("the notices", || notices(pair, role).len() >= count);
+    notices(pair, role)
+}
+
+#[test]
+fn both_agents_tell_of_a_failure_and_of_the_recovery() {
+    let pair = Pair::engine("generic", CHECK);
+    with_command(&pair, "source", "");
+    with_command(&pair, "target", "on = [\"fail\", \"recovery\"]\n");
+    fs::write(pair.root(0).join("file"), "good").expect("write");
+    pair.run(0);
+    fs::write(pair.root(0).join("bad"), "x").expect("write");
+    let failed = pair.run(1);
+    fs::remove_file(pair.root(0).join("bad")).expect("remove");
+    let passed = pair.run(0);
+    for role in ["source", "target"] {
+        let told = wait_for(&pair, role, 2);
+        // The first PASS is told to nobody.
+        assert_eq!(told.len(), 2, "{told:?}");
+        for (notice, (event, run)) in told.iter().zip([("fail", &failed), ("recovery", &passed)]) {
+            assert_eq!((&notice["event"], &notice["run_id"]), (&event.into(), &run["id"]), "{notice}");
+            assert_eq!((&notice["repository"], &notice["role"]), (&"repo".into(), &role.into()), "{notice}");
+            assert_eq!(notice["generation"], run["generation"], "{notice}");
+        }
+        assert_eq!(told[0]["last_pass"]["generation"], 1, "{}", told[0]);
+        assert_eq!(told[1]["last_pass"]["generation"], 3, "{}", told[1]);
+        assert_eq!(told[0]["id"], format!("repo/{}/fail", failed["id"].as_str().expect("an id")));
+    }
+}
+
+/// Nobody accepts at this address, the kernel does: what is sent there is never answered.
+#[test]
+fn a_webhook_that_hangs_holds_up_neither_the_run_nor_the_command() {
+    let pair = Pair::engine("generic", CHECK);
+    let silent = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = silent.local_addr().expect("an address");
+    let webhook =
+        format!("[[notify]]\nkind = \"webhook\"\nurl = \"http://{address}/\"\ntimeout = \"200ms\"\n");
+    with_command(&pair, "source", &webhook);
+    fs::write(pair.root(0).join("bad"), "x").expect("write");
+    let failed = pair.run(1);
+    assert_eq!(wait_for(&pair, "source", 1)[0]["run_id"], failed["id"]);
+    let tried = pair.source(&["notify", "test"]);
+    assert_eq!(tried.code, 4, "{tried:?}");
+    assert!(tried.stdout.contains("command: arrived\n"), "{tried:?}");
+    assert!(tried.stdout.contains("webhook: no answer within 200ms\n"), "{tried:?}");
+    assert!(tried.stderr.contains("HINT:"), "{tried:?}");
+    drop(silent);
+}
+
+#[test]
+fn a_webhook_gets_the_record_as_json_with_its_token() {
+    let pair = Pair::engine("generic", CHECK);
+    let server = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = server.local_addr().expect("an address");
+    let token = pair.path("pki/token");
+    fs::write(&token, "s3cret\n").expect("write");
+    rustix::fs::chmod(&token, rustix::fs::Mode::from_raw_mode(0o600)).expect("chmod");
+    let section = format!(
+        "[[notify]]\nkind = \"webhook\"\nurl = \"http://{address}/hook?to=me\"\ntoken_file = \"pki/token\"\n[[repository]]"
+    );
+    pair.configure("target", "[[repository]]", &section);
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().expect("a connection");
+        let mut request = String::new();
+        let mut buffer = [0; 4096];
+        while !request.contains('}') {
+            let length = stream.read(&mut buffer).expect("read");
+            assert!(length > 0, "the end came early: {request}");
+            request.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("write");
+        request
+    });
+    let tried = pair.target(&["notify", "test"]);
+    assert_eq!((tried.code, tried.stdout.as_str()), (0, "webhook: arrived\n"), "{tried:?}");
+    let request = answering.join().expect("no panic");
+    let (head, body) = request.split_once("\r\n\r\n").expect("a body");
+    assert!(head.starts_with("POST /hook?to=me HTTP/1.1\r\n"), "{head}");
+    assert!(head.to_ascii_lowercase().contains("authorization: bearer s3cret\r\n"), "{head}");
+    assert_eq!((&json(body)["event"], &json(body)["role"]), (&"test".into(), &"target".into()), "{body}");
+}
+
+/// A source that says nothing at all is noticed by the target: silence grows old.
+#[test]
+fn a_target_tells_that_a_proof_is_overdue_when_the_source_is_gone() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    pair.run(0);
+    pair.kill("source");
+    pair.configure("target", "profile = ", "max_age = \"1s\"\nprofile = ");
+    with_command(&pair, "target", "");
+    let told = wait_for(&pair, "target", 1);
+    assert_eq!(
+        (&told[0]["event"], &told[0]["last_pass"]["generation"]),
+        (&"overdue".into(), &1.into()),
+        "{told:?}"
+    );
+}
