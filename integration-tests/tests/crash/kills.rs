@@ -17,8 +17,8 @@ const CHAIN: usize = 5;
 /// Rows of kills by one pair of agents: generations add up, and each is read again by the judge after each kill.
 const CHAINS_OF_A_RIG: usize = 6;
 /// Random kills and cuts on each file system, in the long mode.
-const RANDOM_KILLS: u64 = 200;
-const RANDOM_CUTS: u64 = 25;
+const RANDOM_KILLS: u64 = 240;
+const RANDOM_CUTS: u64 = 40;
 
 /// One thing that is done to the agents.
 #[derive(Debug, Clone)]

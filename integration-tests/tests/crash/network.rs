@@ -12,7 +12,8 @@ fn a_connection_may_be_cut_at_any_byte() {
     let cuts = if long() { 80 } else { 12 };
     let mut ends = std::collections::BTreeMap::<i32, u64>::new();
     for cut in 0..cuts {
-        let at = whole * cut / cuts + 1;
+        // No two runs send the same number of bytes: the last tenth may not come.
+        let at = whole * 9 / 10 * cut / cuts + 1;
         let before = rig.pair.link().cuts();
         let (_, code) = rig.run_over_link(|link| link.cut_after(at));
         assert!(matches!(code, 0 | 3 | 4), "cut at byte {at} the run ends with {code}\n{}", rig.pair.logs());
