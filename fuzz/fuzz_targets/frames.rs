@@ -8,7 +8,7 @@ use std::{
 };
 
 use agent_target::{
-    receive::{Base, PlaceReader, Receiver},
+    receive::{Allowance, Base, PlaceReader, Receiver},
     seal,
     store::{Store, index::ChunkIndex},
 };
@@ -76,7 +76,8 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         Some(number),
     );
     let base = Base::open(&site.store, number).expect("the base");
-    let receiver = Receiver::new(Arc::clone(&staging), places, Some(base));
+    let allowance = Allowance::new(None, 0, Size(0), staging.path());
+    let receiver = Receiver::new(Arc::clone(&staging), places, Some(base), allowance);
     let mut messages = 0;
     while let Ok(request) = TransferRequest::decode_length_delimited(&mut rest) {
         messages += 1;

@@ -5,6 +5,7 @@ use std::{io::Read as _, pin::Pin, sync::Arc, time::Duration};
 use assay_common::{
     error::Hint as _,
     id::GenerationNumber,
+    limits::MAX_RESTORES,
     pki::Role,
     restore::{Part, SupplyError, Want},
     rpc_status::RpcFault,
@@ -15,6 +16,7 @@ use assay_proto::v1::{
     ContentPart, ContentRequest, FetchManifestRequest, ManifestPart, OpenRestoreRequest, OpenRestoreResponse,
     ReportRestoreRequest, ReportRestoreResponse, RestoreRecord, restore_service_server::RestoreService,
 };
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -89,6 +91,16 @@ fn open(repository: &Repository, generation: u64) -> Result<Sealed, RpcFault> {
     })
 }
 
+/// A slot for a stream that reads a generation, for as long as it does.
+fn slot(repository: &Repository) -> Result<OwnedSemaphorePermit, RpcFault> {
+    Arc::clone(&repository.restores).try_acquire_owned().map_err(|_| {
+        let text =
+            format!("{MAX_RESTORES} restores of repository {} are served already", repository.config.name);
+        RpcFault::new(Code::ResourceExhausted, "too-many-restores", text)
+            .with_hint("wait for one of them to end, and run the same command again")
+    })
+}
+
 /// Off the runtime's threads: the disk may be slow.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RpcFault> + Send + 'static,
@@ -129,12 +141,13 @@ impl RestoreService for Restore {
     ) -> Result<Response<Self::FetchSealedManifestStream>, Status> {
         let (repository, _) = self.allow(&request, &request.get_ref().repository)?;
         let generation = request.get_ref().generation;
+        let slot = slot(&repository)?;
         let sealed = blocking(move || open(&repository, generation)).await?;
         let mut manifest = sealed.manifest().map_err(|error| internal("opening a manifest", &error))?;
         let (sender, queue) = tokio::sync::mpsc::channel(PARTS_AHEAD);
         tokio::task::spawn_blocking(move || {
             // The generation is held for as long as it is read.
-            let _held = sealed;
+            let _held = (sealed, slot);
             loop {
                 let mut data = Vec::with_capacity(MANIFEST_PART_BYTES);
                 let part = match (&mut manifest).take(MANIFEST_PART_BYTES as u64).read_to_end(&mut data) {
@@ -168,6 +181,7 @@ impl RestoreService for Restore {
         let (repository, peer) =
             self.allow(&Request::from_parts(metadata, extensions, ()), &start.repository)?;
         let name = repository.config.name.clone();
+        let slot = slot(&repository)?;
         let sealed = blocking(move || open(&repository, start.generation)).await?;
         let content = sealed.content().map_err(|error| internal("opening a generation", &error))?;
         tracing::info!(
@@ -195,7 +209,7 @@ impl RestoreService for Restore {
             }
         });
         tokio::task::spawn_blocking(move || {
-            let _held = sealed;
+            let _held = (sealed, slot);
             content.answer(wants_in, &parts_out);
         });
         let parts = ReceiverStream::new(parts_in).map(|part| match part {

@@ -338,17 +338,21 @@ impl Store {
         self.settle_trash()?;
         let path = self.path.join("trash");
         let trash = Folder::open(&path).at("open", &path)?;
-        let mut first = Ok(());
-        for name in trash.names().at("read", &path)? {
-            let path = path.join(OsStr::from_bytes(&name));
-            let bytes = usage::sole_bytes(&path);
-            let removed = trash.remove_all(&name).at("delete", &path);
-            if removed.is_ok()
-                && let Err(error) = self.usage().remove(bytes)
-            {
+        let told = |noted: Result<(), PathError>| {
+            if let Err(error) = noted {
                 tracing::warn!(%error, "the count of stored bytes cannot be noted");
             }
+        };
+        let names = || trash.names().at("read", &path);
+        // A crash may have come between.
+        told(self.usage().left(&names()?));
+        let mut first = Ok(());
+        for name in names()? {
+            let measure = || trash.open_folder(&name).map_or(0, |folder| usage::sole_bytes(&folder));
+            told(self.usage().leaving(&String::from_utf8_lossy(&name), measure));
+            let removed = trash.remove_all(&name).at("delete", &path.join(OsStr::from_bytes(&name)));
             first = first.and(removed);
+            told(self.usage().left(&names()?));
         }
         Ok(first?)
     }

@@ -1,18 +1,18 @@
 //! How much content the generations of one repository hold: counted as they come and go, not measured.
 //!
 //! A seal adds the data of its new contents, holes left out; a generation that is deleted takes away what no other has. After a
-//! crash between a seal and its count the generation's record is added. After one while a generation was deleted the count
-//! stays too high by what had been deleted of it. Without the file the count starts at the most that the records can stand for.
+//! crash between a seal and its count the generation's record is added; what a generation takes away is noted before it is deleted.
+//! Without the file the count starts at the most that the records can stand for.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use assay_common::{durable::write_durable, error::PathError};
+use assay_common::{confined::Folder, durable::write_durable, error::PathError};
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use super::Record;
@@ -24,25 +24,30 @@ pub(super) struct Usage {
     count: Mutex<Count>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Count {
     bytes: u64,
     /// The newest generation that is counted.
     up_to: u64,
+    /// What goes with folders of the trash that are being deleted, by name.
+    #[serde(default)]
+    leaving: BTreeMap<String, u64>,
 }
 
 impl Usage {
     /// Takes the count up again. `records` are of all generations that there are, oldest first.
     pub(super) fn load(path: &Path, records: impl Iterator<Item = Record>) -> Self {
         let kept = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Count>(&bytes).ok());
-        let mut count = kept.unwrap_or_default();
         let mut first = kept.is_none();
-        for record in records.filter(|record| kept.is_none_or(|kept| record.generation > kept.up_to)) {
+        let mut count = kept.unwrap_or_default();
+        let known = count.up_to;
+        for record in records.filter(|record| record.generation > known) {
             // What the oldest shares with generations that are gone, it has alone.
             let alone = std::mem::take(&mut first) && record.base_generation.is_some();
             let bytes = if alone { record.total_bytes } else { record.stored_bytes() };
-            count = Count { bytes: count.bytes.saturating_add(bytes), up_to: record.generation };
+            count.bytes = count.bytes.saturating_add(bytes);
+            count.up_to = record.generation;
         }
         Self { path: path.to_owned(), count: Mutex::new(count) }
     }
@@ -61,9 +66,30 @@ impl Usage {
         })
     }
 
-    /// So much is no longer there.
-    pub(super) fn remove(&self, bytes: u64) -> Result<(), PathError> {
-        self.change(|count| count.bytes = count.bytes.saturating_sub(bytes))
+    /// A folder of the trash is about to be deleted. How much goes with it is measured when that begins, not when a crash has
+    /// left the half of it.
+    pub(super) fn leaving(&self, name: &str, measure: impl FnOnce() -> u64) -> Result<(), PathError> {
+        if self.count().leaving.contains_key(name) {
+            return Ok(());
+        }
+        let bytes = measure();
+        self.change(|count| {
+            count.leaving.insert(name.to_owned(), bytes);
+        })
+    }
+
+    /// Of what was leaving, all but these folders has left.
+    pub(super) fn left(&self, still_there: &[Vec<u8>]) -> Result<(), PathError> {
+        let there = |name: &str| still_there.iter().any(|there| there == name.as_bytes());
+        if self.count().leaving.keys().all(|name| there(name)) {
+            return Ok(());
+        }
+        self.change(|count| {
+            let gone: u64 =
+                count.leaving.iter().filter(|(name, _)| !there(name)).map(|(_, bytes)| *bytes).sum();
+            count.leaving.retain(|name, _| there(name));
+            count.bytes = count.bytes.saturating_sub(gone);
+        })
     }
 
     fn count(&self) -> MutexGuard<'_, Count> {
@@ -80,27 +106,36 @@ impl Usage {
 
 /// Bytes of the files below `folder` that are nowhere else: on disk, as far as they belong to the content. What cannot be read
 /// is not counted.
-pub(super) fn sole_bytes(folder: &Path) -> u64 {
-    let (mut sum, mut linked) = (0u64, HashMap::<u64, (u64, u64)>::new());
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let Ok(stat) = entry.metadata() else { continue };
-            let bytes = stat.len().min(stat.blocks().saturating_mul(512));
-            if stat.is_dir() {
-                folders.push(entry.path());
-            } else if stat.is_file() && stat.nlink() == 1 {
-                sum = sum.saturating_add(bytes);
-            } else if stat.is_file() {
-                // All its names may be below this folder.
-                linked.entry(stat.ino()).or_insert((stat.nlink(), bytes)).0 -= 1;
-            }
-        }
-    }
+pub(super) fn sole_bytes(folder: &Folder) -> u64 {
+    let (mut sum, mut linked) = (0, HashMap::new());
+    add_sole_bytes(folder, &mut sum, &mut linked);
     linked
         .values()
         .filter(|(further, _)| *further == 0)
         .fold(sum, |sum, (_, bytes)| sum.saturating_add(*bytes))
+}
+
+/// Adds what has one name to `sum`; in `linked` stands by inode how many names of a file have not been seen, and its bytes.
+fn add_sole_bytes(folder: &Folder, sum: &mut u64, linked: &mut HashMap<u64, (u64, u64)>) {
+    for name in folder.names().unwrap_or_default() {
+        let Ok(stat) = folder.stat(&name) else { continue };
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        let bytes = u64::try_from(stat.st_size).unwrap_or(0).min(blocks);
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                if let Ok(below) = folder.open_folder(&name) {
+                    add_sole_bytes(&below, sum, linked);
+                }
+            }
+            FileType::RegularFile if stat.st_nlink == 1 => *sum = sum.saturating_add(bytes),
+            // All its names may be below this folder.
+            FileType::RegularFile => {
+                let further = &mut linked.entry(stat.st_ino).or_insert((stat.st_nlink, bytes)).0;
+                *further = further.saturating_sub(1);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Free bytes for this process on a folder's file system.
@@ -121,7 +156,14 @@ mod tests {
         usage.add(&record(1, None, 100, 100)).expect("write");
         usage.add(&record(2, Some(1), 120, 20)).expect("write");
         usage.add(&record(2, Some(1), 120, 20)).expect("it is counted once");
-        usage.remove(30).expect("write");
+        usage.leaving("000001", || 30).expect("write");
+        usage.leaving("000001", || panic!("a crash has left the half of it")).expect("nothing to write");
+        let names = [b"000001".to_vec()];
+        usage.left(&names).expect("it is still there");
+        assert_eq!(usage.bytes(), 120);
+        Usage::load(&path, [].into_iter()).left(&[]).expect("after a restart");
+        let usage = Usage::load(&path, [].into_iter());
+        usage.left(&[]).expect("once");
         assert_eq!(usage.bytes(), 90);
         let records =
             || [record(1, None, 100, 100), record(2, Some(1), 120, 20), record(3, Some(2), 130, 10)];
@@ -144,7 +186,6 @@ mod tests {
         fs::hard_link(&other, tree.join("shared")).expect("link");
         let sparse = fs::File::create(tree.join("sparse")).expect("create");
         sparse.set_len(1 << 30).expect("grow");
-        assert_eq!(sole_bytes(&tree), 13_000);
-        assert_eq!(sole_bytes(&folder.path().join("not there")), 0);
+        assert_eq!(sole_bytes(&Folder::open(&tree).expect("open")), 13_000);
     }
 }

@@ -189,7 +189,15 @@ impl Apply<'_> {
         let failed = |error| entry_error(path)(error);
         let scratch = &self.destination.scratch;
         let name = part_name(place);
-        let part = scratch.open_or_create_file(name.as_bytes()).map_err(failed)?;
+        let part = if from.contains(&From::Part) {
+            scratch.open_or_create_file(name.as_bytes())
+        } else {
+            match scratch.remove_all(name.as_bytes()) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                _ => scratch.create_file(name.as_bytes()),
+            }
+        };
+        let part = part.map_err(failed)?;
         part.set_len(entry.size).map_err(failed)?;
         let mut old = None;
         let mut from = from.iter();

@@ -1,8 +1,13 @@
 //! The first stage: walks the manifest beside the destination, and says of each file what of it is right already.
 
-use std::{fs::File, os::unix::fs::MetadataExt as _, sync::mpsc::SyncSender};
+use std::{
+    fs::File,
+    os::unix::fs::MetadataExt as _,
+    sync::{Arc, mpsc::SyncSender},
+};
 
-use tokio::sync::mpsc::Sender;
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::Sender};
 
 use super::{Checked, Destination, Options, RestoreError, Selection, Want, apply::part_name};
 use crate::{
@@ -45,6 +50,30 @@ pub(super) struct Job {
     pub entry: Entry,
     pub selection: Selection,
     pub action: Action,
+    /// What it takes of the memory that all of them may have.
+    pub _room: Option<OwnedSemaphorePermit>,
+}
+
+/// Memory that entries may take which wait for the second stage: one may have millions of pieces, or a megabyte of attributes.
+struct Ahead(Arc<Semaphore>);
+
+impl Ahead {
+    const BYTES: usize = 64 * 1024 * 1024;
+
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(Self::BYTES)))
+    }
+
+    /// Waits until there is room. One that is larger than all of it goes alone.
+    fn take(&self, entry: &Entry, action: &Action) -> Option<OwnedSemaphorePermit> {
+        let pieces = match action {
+            Action::Make(pieces) => size_of_val(&pieces[..]),
+            Action::Right | Action::Other => 0,
+        };
+        let bytes = (entry.encoded_len() + pieces).min(Self::BYTES) as u32;
+        // It is never closed.
+        futures::executor::block_on(Arc::clone(&self.0).acquire_many_owned(bytes)).ok()
+    }
 }
 
 /// Sends a job for each entry that is asked for, or on the way to one, and a request for what is wrong. Ends early, and well, when
@@ -56,7 +85,7 @@ pub(super) fn compare(
     wants: &Sender<Want>,
     jobs: &SyncSender<Job>,
 ) -> Result<(), RestoreError> {
-    let mut entries = checked.entries()?;
+    let (mut entries, ahead) = (checked.entries()?, Ahead::new());
     while let Some((place, path, entry)) = entries.next_entry()? {
         let selection = Selection::of(&path, &options.paths);
         if selection == Selection::Not
@@ -72,7 +101,8 @@ pub(super) fn compare(
             Action::Make(pieces) => wanted(place, pieces),
             _ => Vec::new(),
         };
-        if jobs.send(Job { place, path, entry, selection, action }).is_err() {
+        let room = ahead.take(&entry, &action);
+        if jobs.send(Job { place, path, entry, selection, action, _room: room }).is_err() {
             return Ok(());
         }
         for want in wanted {
@@ -101,7 +131,9 @@ fn look(destination: &Destination, place: u64, path: &TreePath, entry: &Entry) -
         Some((file, metadata))
     };
     let old = regular(destination.root.open_file_below(path));
-    let part = regular(destination.scratch.open_file(part_name(place).as_bytes()));
+    // Of a part with another name, or with something in a hole, nothing is taken.
+    let part = regular(destination.scratch.open_file(part_name(place).as_bytes()))
+        .filter(|(file, metadata)| metadata.nlink() == 1 && holes_are_zero(file, entry));
     let data: Vec<_> = content_pieces(entry)
         .filter_map(|(offset, piece, digest)| match piece {
             Piece::Data { bytes } => Some((offset, bytes as usize, digest?)),
@@ -144,7 +176,7 @@ fn holes_are_zero(file: &File, entry: &Entry) -> bool {
         let Piece::Hole { bytes } = piece else { return true };
         let (mut at, end) = (offset, offset + bytes);
         while at < end {
-            // What the file system knows to be a hole need not be read.
+            // What the file system knows to be a hole, or has not got yet, need not be read.
             match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
                 Ok(data) if data < end => at = at.max(data),
                 Ok(_) | Err(rustix::io::Errno::NXIO) => return true,

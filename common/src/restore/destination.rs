@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, Read as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
@@ -22,6 +22,8 @@ use crate::{
 
 /// Where files are put together, in the destination.
 pub(super) const SCRATCH: &str = ".assay-restore";
+/// Two short values.
+const MAX_PLAN_BYTES: u64 = 4096;
 /// What is being restored, in there.
 const PLAN: &str = "plan.json";
 
@@ -96,12 +98,8 @@ impl Destination {
             )));
         }
         let empty = is_empty(&path)?;
-        let begun = path.join(SCRATCH).join(PLAN);
         let plan = Plan { generation, root_digest: root_digest.to_string() };
-        let taken_up = match fs::read(&begun) {
-            Ok(bytes) => serde_json::from_slice::<Plan>(&bytes).is_ok_and(|begun| begun == plan),
-            Err(_) => false,
-        };
+        let taken_up = begun(&path).filter(|(_, begun)| *begun == plan).map(|(scratch, _)| scratch);
         if !empty {
             if let Some(live) = live_root(&path, header, allowed) {
                 return Err(refused(format!(
@@ -109,7 +107,7 @@ impl Destination {
                     live.display()
                 )));
             }
-            if !taken_up && !allowed.onto_existing {
+            if taken_up.is_none() && !allowed.onto_existing {
                 return Err(refused(
                     "it is not empty: name a new folder, or say --onto-existing to put right what differs in this one".to_owned(),
                 ));
@@ -123,8 +121,8 @@ impl Destination {
         let scratch_path = path.join(SCRATCH);
         let at =
             |result: io::Result<Folder>| -> Result<Folder, PathError> { result.at("open", &scratch_path) };
-        let scratch = if taken_up {
-            at(root.open_folder(SCRATCH.as_bytes()))?
+        let scratch = if let Some(scratch) = taken_up {
+            scratch
         } else {
             match root.remove_all(SCRATCH.as_bytes()) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -134,7 +132,7 @@ impl Destination {
             }
             let scratch = at(root.create_folder(SCRATCH.as_bytes()))?;
             let text = serde_json::to_vec(&plan).expect("numbers and text");
-            write_durable(&begun, &text, 0o600)?;
+            write_durable(&scratch_path.join(PLAN), &text, 0o600)?;
             scratch
         };
         Ok(Self { path, root, scratch })
@@ -164,6 +162,19 @@ impl Destination {
     pub fn flush(&self) -> Result<(), RestoreError> {
         Ok(self.root.sync_file_system().at("flush", &self.path)?)
     }
+}
+
+/// What an earlier restore has begun in `path`, if nobody else can have made it: its folder is this user's own, and no one else's
+/// to enter.
+fn begun(path: &Path) -> Option<(Folder, Plan)> {
+    let scratch = Folder::open(path).and_then(|folder| folder.open_folder(SCRATCH.as_bytes())).ok()?;
+    let stat = scratch.stat_self().ok()?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return None;
+    }
+    let mut text = Vec::new();
+    scratch.open_file(PLAN.as_bytes()).ok()?.take(MAX_PLAN_BYTES).read_to_end(&mut text).ok()?;
+    Some((scratch, serde_json::from_slice(&text).ok()?))
 }
 
 /// A store in this folder or in one of its own, as far down as a store's root has its repositories.

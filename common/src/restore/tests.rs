@@ -200,3 +200,62 @@ fn destinations_that_hold_something_else_are_refused() {
         Destination::open(&new, &header, GenerationNumber(4), RootDigest([1; 32]), &Allowed::default());
     assert!(matches!(other, Err(RestoreError::Refused { .. })));
 }
+
+/// A folder that looks as if this restore had been begun in it is taken up when it is this user's own and nobody else's to enter; and of its parts
+/// those that have no other name, and nothing in their holes.
+#[test]
+fn what_was_planted_is_not_taken_up() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    const BYTES: usize = 8192;
+    let folder = tempfile::tempdir().expect("temp");
+    let base = std::fs::canonicalize(folder.path()).expect("real");
+    let content = vec![7; BYTES];
+    let data = [&content[..], &[0; BYTES]].concat();
+    let sparse = Entry {
+        size: 2 * BYTES as u64,
+        digest: ContentDigest::of(&data).0.to_vec(),
+        pieces: vec![(BYTES as u64) << 1, (BYTES as u64) << 1 | 1],
+        piece_digests: ContentDigest::of(&content).0.to_vec(),
+        ..file_entry("sparse", &data)
+    };
+    let entries = [folder_entry(""), file_entry("linked", &content), sparse];
+    let number = GenerationNumber(3);
+    let back = base.join("back");
+    let open = |root| {
+        let header = header(&base.join("live"));
+        Destination::open(&back, &header, number, root, &Allowed::default())
+    };
+    let (file, root) = manifest(&entries);
+    drop(open(root).expect("a new folder"));
+    let scratch = back.join(destination::SCRATCH);
+    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o770)).expect("chmod");
+    assert!(matches!(open(root), Err(RestoreError::Refused { .. })), "others may have put anything there");
+    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o700)).expect("chmod");
+
+    let destination = open(root).expect("taken up");
+    let victim = base.join("victim");
+    std::fs::write(&victim, &content).expect("write");
+    for place in 0..4 {
+        let part = scratch.join(apply::part_name(place));
+        // One of them is the place of the file with one piece, and one that of the sparse one.
+        let planted = if place % 2 == 1 {
+            std::fs::hard_link(&victim, part)
+        } else {
+            std::fs::write(part, [&content[..], &[9; BYTES]].concat())
+        };
+        planted.expect("plant");
+    }
+    let checked = Checked::check(file, number, root, &[]).expect("sound");
+    let (wants, _wanted) = tokio::sync::mpsc::channel(8);
+    let (supply, parts) = tokio::sync::mpsc::channel(8);
+    for _ in 0..2 {
+        supply.try_send(Ok(part(1, &content, content.clone()))).expect("room");
+    }
+    let options = Options::default();
+    let report = restore(&destination, &checked, &options, wants, parts, &mut |_| {}).expect("restored");
+    assert_eq!(report.files_made, 2);
+    assert_eq!(std::fs::read(back.join("linked")).expect("there"), content);
+    assert_eq!(std::fs::read(back.join("sparse")).expect("there"), data);
+    let [ours, theirs] = [back.join("linked"), victim].map(|path| std::fs::metadata(path).expect("stat"));
+    assert!(ours.ino() != theirs.ino() && ours.nlink() == 1, "the other name's file is not ours");
+}

@@ -108,6 +108,8 @@ const ALLOWED: &[(&str, &str)] = &[
     // The source's own state, by the repository's configured name and by run ids.
     ("agent-source/src/state.rs", "the state folder: configured names, run ids"),
     ("agent-source/src/cli/mod.rs", "files that the operator names"),
+    ("agent-source/src/cli/init.rs", "folders and files of a new configuration, from the command line"),
+    ("agent-target/src/cli/init.rs", "folders and files of a new configuration, from the command line"),
     ("agent-source/src/run/fetch.rs", "the basis' manifest, under a name of its own"),
     ("agent-source/src/run/roots.rs", "live roots that the configuration names"),
     ("agent-source/src/replicate/basis.rs", "the basis' files, under names of its own"),
@@ -127,6 +129,7 @@ const ALLOWED: &[(&str, &str)] = &[
     // The target's own store: numbers and fixed names.
     ("agent-target/src/store/mod.rs", "numbers and fixed names in the store"),
     ("agent-target/src/store/staging.rs", "numbers and fixed names in staging"),
+    ("agent-target/src/store/usage.rs", "the store's own count"),
     ("agent-target/src/store/index.rs", "the chunk index and its journal"),
     ("agent-target/src/receive/base.rs", "manifest and positions of a numbered generation"),
     ("agent-target/src/receive/whole.rs", "none: a file without a name"),

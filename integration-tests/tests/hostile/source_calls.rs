@@ -1,16 +1,22 @@
 //! A source that stalls, leaves streams open, asks for too much at a time, or for what is not its own.
 
-use assay_common::{id::RunId, rpc_status::fault_from_status};
+use assay_common::{
+    id::RunId,
+    pki::{Party, Role, issue},
+    rpc_status::fault_from_status,
+    tls::{ConnectOptions, TlsFiles, connect},
+};
 use assay_proto::v1::{
-    AbandonRunRequest, CheckRunRequest, FetchManifestRequest, Mark, ReportReadingsRequest, SealRunRequest,
-    SecondReading, TransferRequest,
+    AbandonRunRequest, CheckRunRequest, ContentRequest, ContentStart, FetchManifestRequest, Mark,
+    ReportReadingsRequest, SealRunRequest, SecondReading, TransferRequest,
+    restore_service_client::RestoreServiceClient,
 };
 use integration_tests::evil::source::{Act, Tree, link};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::ground::Ground;
+use crate::ground::{Ground, target_url};
 
 fn reason(status: &Status) -> (String, String) {
     let fault = fault_from_status(status);
@@ -130,6 +136,55 @@ fn manifests_are_sent_a_few_at_a_time() {
         ground.runtime.block_on(source.client.clone().fetch_manifest(request)).is_ok()
     });
     ground.honest_run();
+}
+
+/// Nor do restores that nobody reads.
+#[test]
+fn restores_are_served_a_few_at_a_time() {
+    let mut ground = Ground::new("");
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let party = Party { name: "keeper".to_owned(), hosts: Vec::new() };
+    issue(&ground.pair.path("pki"), Role::Restore, &party, day, jiff::Timestamp::now()).expect("issue");
+    // A second repository, in which it is not listed.
+    let path = ground.pair.path("target.toml");
+    let text = std::fs::read_to_string(&path).expect("read");
+    let section = &text[text.find("[[repository]]").expect("the first one")..];
+    let other = section.replace("name = \"repo\"", "name = \"other\"");
+    std::fs::write(&path, format!("{text}\n{other}")).expect("write");
+    ground.restart("name = \"repo\"\n", "name = \"repo\"\nrestore = [\"keeper\"]\n");
+    ground.honest_run();
+    let file = |end: &str| ground.pair.path(&format!("pki/restore-keeper.{end}"));
+    let files = TlsFiles { ca: ground.pair.path("pki/ca.crt"), cert: file("crt"), key: file("key") };
+    let url = target_url(&ground.pair);
+    let client = ground.runtime.block_on(async {
+        let options = ConnectOptions::default();
+        let (channel, _) =
+            connect(&url, Role::Target, &files, &[Role::Restore], &options).await.expect("let in");
+        let client = RestoreServiceClient::new(channel);
+        let open = async |repository: &str| {
+            let start = ContentStart { repository: repository.to_owned(), generation: 1 };
+            let first = ContentRequest { start: Some(start), ..Default::default() };
+            let (requests, queue) = tokio::sync::mpsc::channel(1);
+            requests.send(first).await.expect("room");
+            let answers = client.clone().fetch_content(ReceiverStream::new(queue)).await?;
+            Ok::<_, tonic::Status>((requests, answers))
+        };
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(open("repo").await.expect("there is a slot"));
+        }
+        let (word, message) = reason(&open("repo").await.expect_err("there is none"));
+        assert!(word == "too-many-restores" && message.contains("4 restores"), "{word}: {message}");
+        // Listed for one repository is not listed for another.
+        let (word, message) = reason(&open("other").await.expect_err("it is not listed there"));
+        assert_eq!(word, "restore-not-allowed", "{message}");
+        drop(held);
+        client
+    });
+    ground.pair.eventually("a slot is free", || {
+        let request = FetchManifestRequest { repository: "repo".to_owned(), generation: 1 };
+        ground.runtime.block_on(client.clone().fetch_sealed_manifest(request)).is_ok()
+    });
 }
 
 /// Calls about what is not there, is over, or was not asked for; and words that cannot stand in a record.

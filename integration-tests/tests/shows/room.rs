@@ -16,6 +16,11 @@ fn names(pair: &Pair, folder: &str) -> usize {
     fs::read_dir(pair.path("store/repo").join(folder)).expect("read").count()
 }
 
+fn counted(pair: &Pair) -> u64 {
+    let text = fs::read(pair.path("store/repo/usage.json")).expect("read");
+    serde_json::from_slice::<serde_json::Value>(&text).expect("JSON")["bytes"].as_u64().expect("a number")
+}
+
 /// Content counts once however many generations have it, comes off the count with the last of them, and never exceeds the quota.
 #[test]
 fn a_run_that_needs_more_than_the_quota_is_not_run() {
@@ -26,8 +31,8 @@ fn a_run_that_needs_more_than_the_quota_is_not_run() {
     for seed in 0..6 {
         replace(&pair, seed, 2);
         pair.run(0);
-        pair.eventually("what was pruned is deleted", || {
-            names(&pair, "generations") == 1 && names(&pair, "trash") == 0
+        pair.eventually("what was pruned is deleted, and counted", || {
+            names(&pair, "generations") == 1 && names(&pair, "trash") == 0 && counted(&pair) == 2 * MIB as u64
         });
         if seed == 3 {
             // Counted by the next agent as well.
