@@ -15,6 +15,7 @@
 //! scrub.json                         what scrubs found
 //! pins.json                          generations that operators hold on to
 //! index.redb                         hints where chunks are; can be thrown away
+//! format                             version of the form of all this
 //! lock                               held by the agent that serves this repository
 //! ```
 
@@ -40,12 +41,15 @@ use assay_common::{
     durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
     fault::{self, Point},
+    format::{self, FormatError},
     id::GenerationNumber,
 };
 
 pub use record::{MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
 
+/// Version of the form of all this: [`assay_common::format`].
+const FORMAT: u32 = 1;
 /// The newest negative control.
 const CONTROL: &str = "control.json";
 
@@ -62,6 +66,9 @@ pub enum StoreError {
         /// The lock's file.
         path: PathBuf,
     },
+    /// A newer version wrote it.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// A record is not what this version wrote.
     #[error("{}: not a generation's record: {source}", path.display())]
     Record {
@@ -85,8 +92,9 @@ impl Store {
     /// Opens the store below `path` and makes what is missing.
     ///
     /// # Errors
-    /// When another agent holds it, or when it cannot be made.
+    /// When another agent holds it, a newer version wrote it, or it cannot be made.
     pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
+        format::check(path, "store", FORMAT)?;
         // A check's unprivileged user must be able to reach its workspace, and nothing else.
         for (folder, mode) in [
             ("", 0o711),
@@ -115,6 +123,7 @@ impl Store {
                 }
             });
         }
+        format::check_and_note(path, "store", FORMAT)?;
         Ok(Self { path: path.to_owned(), ahead: Mutex::default(), trash: Mutex::default(), _lock: lock })
     }
 
