@@ -6,14 +6,15 @@ use std::{
     time::Duration,
 };
 
-use assay_common::{id::RunId, rpc_status::RpcFault, watch::Watch};
-use assay_proto::v1::{Phase, Run, Trigger};
+use assay_common::{id::RunId, rpc_status::RpcFault, telemetry, watch::Watch};
+use assay_proto::v1::{Phase, Run, RunPlan, Trigger};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
+use tracing::Instrument as _;
 
 use crate::{
     observe,
-    run::{Attempt, Context, Options, Progress, new_run},
+    run::{Attempt, Context, Options, Progress, new_run, plan},
     state::StateError,
 };
 
@@ -30,6 +31,8 @@ pub struct Repository {
     /// What its runs need.
     pub context: Arc<Context>,
     current: Mutex<Option<Current>>,
+    /// Plans are made one at a time: each walks the live tree.
+    pub planning: tokio::sync::Semaphore,
     /// When the schedule will start the next run.
     pub next_run: Mutex<Option<jiff::Timestamp>>,
     /// How it stands, for all who ask and for those who are told.
@@ -57,6 +60,7 @@ impl Agent {
                 watch: Arc::new(observe::learn(&context)?),
                 context: Arc::new(context),
                 current: Mutex::default(),
+                planning: tokio::sync::Semaphore::new(1),
                 next_run: Mutex::default(),
             };
             repositories.insert(name, Arc::new(repository));
@@ -188,6 +192,7 @@ impl Repository {
             return Err(RpcFault::new(Code::ResourceExhausted, "state-unusable", text)
                 .with_hint("free some space on the file system of agent.state"));
         }
+        let span = telemetry::of_run(&id);
         let options = Options { full_read: options.full_read || self.full_read_is_due(), ..options };
         let attempt =
             Attempt::new(Arc::clone(&self.context), id, options, current.progress.clone(), current.cancel);
@@ -195,7 +200,7 @@ impl Repository {
         let repository = Arc::clone(self);
         tokio::spawn(async move {
             // In a task of its own, so that not even a panic leaves the repository busy for ever.
-            let ended = tokio::spawn(attempt.run()).await;
+            let ended = tokio::spawn(attempt.run().instrument(span)).await;
             if ended.is_err() {
                 repository.close_panicked();
             }
@@ -203,6 +208,35 @@ impl Repository {
             *repository.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         });
         Ok(run)
+    }
+
+    /// What a run would do now. When this is dropped, its walk ends.
+    ///
+    /// # Errors
+    /// `ABORTED` while a run is under way, which is about to change what a plan compares with, or another plan is made.
+    pub async fn plan(&self, full_read: bool) -> Result<RunPlan, RpcFault> {
+        let name = &self.context.repository.name;
+        if let Some(current) = self.current() {
+            let text = format!("run {} of {name} is under way", current.id);
+            return Err(RpcFault::new(Code::Aborted, "run-under-way", text)
+                .with_run_id(current.id.as_str())
+                .with_hint(format!("watch it with: assay-source watch {}", current.id)));
+        }
+        let Ok(_alone) = self.planning.try_acquire() else {
+            let text = format!("a plan of {name} is being made already");
+            return Err(RpcFault::new(Code::Aborted, "busy", text).with_hint("wait for it to end"));
+        };
+        let every = self.context.repository.full_read_every;
+        let runs = self.context.state.schedule().map_or(u32::MAX, |state| state.runs_since_full_read);
+        let full_read = full_read || (every > 0 && runs.saturating_add(1) >= every);
+        let stop = CancellationToken::new();
+        let _stops_with_us = stop.clone().drop_guard();
+        let planned = plan::plan(Arc::clone(&self.context), full_read, stop).await;
+        let mut planned = planned
+            .map_err(|fault| RpcFault::new(Code::FailedPrecondition, fault.reason, fault.message.clone()))?;
+        let next = *self.next_run.lock().unwrap_or_else(PoisonError::into_inner);
+        planned.next_run = next.map(assay_common::verdict::timestamp_to_proto);
+        Ok(planned)
     }
 
     fn full_read_is_due(&self) -> bool {

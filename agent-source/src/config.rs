@@ -136,14 +136,14 @@ pub struct AgentSection {
     signing_key: PathBuf,
     /// Names in the certificates of those operators who may operate this source. Default: every operator of the CA.
     pub operators: Option<Vec<String>>,
-    /// Form of the log.
+    /// Form of the log, a line or a JSON object for each event. Default: plain.
     #[serde(default)]
     pub log: LogFormat,
-    /// Files read side by side.
+    /// Files read side by side, and threads that cut and compress. Default: 2, or 1 on a machine with one core.
     pub threads: Option<usize>,
-    /// Content held in memory between reading and the target's acknowledgement, in MiB.
+    /// Content held in memory between reading and the target's acknowledgement, in MiB, 8 to 4096. Default: 64.
     pub memory_mib: Option<u32>,
-    /// Niceness, 0 to 19.
+    /// Niceness, 0 to 19: the live server goes first. Default: 10.
     nice: Option<i32>,
 }
 
@@ -165,19 +165,26 @@ impl AgentSection {
     }
 }
 
+/// `[tls]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TlsSection {
+    /// Certificate authorities (PEM) of the target and the operators. The file is looked at again while the agent runs.
     ca: PathBuf,
+    /// This agent's certificate (PEM), for its name and the role "source".
     cert: PathBuf,
+    /// Its private key (PEM), which nobody else may read.
     key: PathBuf,
 }
 
-/// `[operator]`: what this command line uses to talk to the agent.
+/// `[operator]`: what this command line uses to talk to the agent. Default: the agent's own certificate, which no agent takes for an
+/// operator's.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OperatorSection {
+    /// The operator's certificate (PEM).
     cert: PathBuf,
+    /// Its private key (PEM).
     key: PathBuf,
 }
 
@@ -189,14 +196,14 @@ pub struct TargetSection {
     pub url: String,
     /// The target's public signing key, pinned: verdicts are checked against it.
     pub signing_key: PathBuf,
-    /// `"auto"`, `"off"` or a level of zstd.
+    /// `"auto"` follows the link, `"off"`, or a level of zstd from 1 to 19. Default: auto.
     #[serde(default = "auto", deserialize_with = "compression")]
     compression: Compression,
-    /// Content that may go out in a second, after compression, in KiB.
+    /// Content that may go out in a second, after compression, in KiB. Default: no limit.
     limit_kib_per_second: Option<u64>,
-    /// How long a cut connection is tried again.
+    /// How long a cut connection is tried again. Default: 10m.
     retry: Option<Span>,
-    /// How long the target may owe an answer.
+    /// How long the target may owe an answer, more than no time and at most a year. Default: 6h.
     patience: Option<Span>,
 }
 
@@ -226,21 +233,30 @@ fn compression<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Comp
     }
 }
 
+/// `[[repository]]`: what is protected.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RepositorySection {
+    /// Its name, the same as on the target.
     name: String,
+    /// Name of a profile of Assay's own, or the path of one of yours (docs/PROFILES.md).
     profile: String,
+    /// The folders that are copied, at least one.
     #[serde(rename = "root")]
     roots: Vec<RootSection>,
+    /// Variables of the profile; the profile says which there are, and their defaults.
     #[serde(default)]
     vars: BTreeMap<String, Value>,
+    /// File patterns that are left out beside the profile's. Default: none.
     #[serde(default)]
     exclude: Vec<String>,
+    /// When it runs by itself. Default: when an operator starts it.
     schedule: Option<ScheduleSection>,
-    /// Overrides the profile's settle time.
+    /// Pause between the mark and the copy. Default: the profile's.
     settle: Option<Span>,
+    /// A run that would drop more of the last generation's entries stops, in per cent. Default: 50.
     max_drop_percent: Option<u8>,
+    /// Every so many runs all files are read, whatever `stat` says of them. Default: 0, never.
     #[serde(default)]
     full_read_every: u32,
     /// How old the newest PASS may become before somebody is told. Default: twice the longest time between two slots of the
@@ -248,11 +264,14 @@ struct RepositorySection {
     max_age: Option<Span>,
 }
 
+/// `[[repository.root]]`: a folder that is copied.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RootSection {
+    /// Its name in the copy, when there are several. Default: main.
     #[serde(default = "main_root")]
     name: String,
+    /// Its real, absolute path: no symbolic link.
     path: String,
 }
 
@@ -260,11 +279,15 @@ fn main_root() -> String {
     "main".to_owned()
 }
 
+/// `schedule = { … }`: one of `every` and `cron`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ScheduleSection {
+    /// A run at every whole multiple of this since 1970, at least 1s.
     every: Option<Span>,
+    /// Five fields of cron, in UTC.
     cron: Option<String>,
+    /// Each start is put off by a random time up to this. Default: none.
     jitter: Option<Span>,
 }
 

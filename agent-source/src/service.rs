@@ -14,8 +14,8 @@ use assay_common::{
 };
 use assay_proto::v1::{
     CancelRunRequest, GetRunRequest, GetStatusRequest, GetStatusResponse, ListRunsRequest, ListRunsResponse,
-    Phase, RepositoryStatus, Run, StartRunRequest, StartRunResponse, Trigger, WatchRunRequest,
-    source_service_server::SourceService,
+    Phase, PlanRunRequest, RepositoryStatus, Run, RunPlan, StartRunRequest, StartRunResponse, Trigger,
+    WatchRunRequest, source_service_server::SourceService,
 };
 use jiff::Timestamp;
 use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
@@ -151,6 +151,13 @@ impl SourceService for Source {
             })
         })
         .await
+    }
+
+    async fn plan_run(&self, request: Request<PlanRunRequest>) -> Result<Response<RunPlan>, Status> {
+        require_role(&request, &[Role::Operator])?;
+        let request = request.into_inner();
+        let repository = self.agent.repository(&request.repository)?;
+        Ok(Response::new(repository.plan(request.full_read).await?))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the source agent remembers of a repository between runs, as plain files:
 //!
 //! ```text
+//! STATE/format                        see [`assay_common::format`]
 //! STATE/REPOSITORY/runs/ID.json       every run, newest ids last in the alphabet
 //! STATE/REPOSITORY/verdicts/ID.json   the target's envelope for a run, as it was signed
 //! STATE/REPOSITORY/basis/             see [`crate::replicate::basis`]
@@ -19,6 +20,7 @@ use assay_common::{
     digest::RootDigest,
     durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
+    format::{self, FormatError},
     id::RunId,
     json,
 };
@@ -27,6 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::replicate::basis::BasisFolder;
 
+/// Version of the form of the state folder: [`assay_common::format`].
+const FORMAT: u32 = 1;
 /// Runs that are kept; older ones are forgotten, their verdicts are not.
 const KEPT_RUNS: usize = 1000;
 
@@ -43,6 +47,9 @@ pub enum StateError {
         /// The lock's file.
         path: PathBuf,
     },
+    /// A newer version wrote it.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// A file that this version did not write.
     #[error("{}: not understood: {source}", path.display())]
     Content {
@@ -85,14 +92,18 @@ pub struct RepositoryState {
 /// Takes the state folder for this process. The lock goes with the returned file.
 ///
 /// # Errors
-/// When another agent has it.
+/// When another agent has it, or a newer version wrote it.
 pub fn lock(state: &Path) -> Result<File, StateError> {
     use std::os::unix::fs::DirBuilderExt as _;
+    format::check(state, "state", FORMAT)?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state).at("create", state)?;
     let path = state.join("lock");
     let lock = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
+        Ok(()) => {
+            format::check_and_note(state, "state", FORMAT)?;
+            Ok(lock)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked { path }),
         Err(error) => {
             Err(Err::<(), _>(io::Error::from(error)).at("lock", &path).expect_err("it is one").into())

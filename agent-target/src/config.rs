@@ -53,11 +53,13 @@ impl Default for PeerLimits {
     }
 }
 
-/// `[limits]`.
+/// `[limits]`: how long a source may be silent.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PeerLimitsSection {
+    /// From a call to the first message of its stream, more than no time and at most a year. Default: 30s.
     first_message: Option<Span>,
+    /// From one message of a stream to the next. Default: 6h.
     idle: Option<Span>,
 }
 
@@ -164,56 +166,83 @@ pub struct AgentSection {
     pub signing_key: PathBuf,
     /// Names in the certificates of those operators who may operate this target. Default: every operator of the CA.
     pub operators: Option<Vec<String>>,
-    /// Form of the log.
+    /// Form of the log, a line or a JSON object for each event. Default: plain.
     #[serde(default)]
     pub log: LogFormat,
 }
 
+/// `[tls]`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TlsSection {
+    /// Certificate authorities (PEM) of the sources and the operators. The file is looked at again while the agent runs.
     ca: PathBuf,
+    /// This agent's certificate (PEM), for its name, its hosts and the role "target".
     cert: PathBuf,
+    /// Its private key (PEM), which nobody else may read.
     key: PathBuf,
 }
 
-/// `[operator]`: what this command line uses to talk to the agent.
+/// `[operator]`: what this command line uses to talk to the agent. Default: the agent's own certificate, which no agent takes for an
+/// operator's.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OperatorSection {
+    /// The operator's certificate (PEM).
     cert: PathBuf,
+    /// Its private key (PEM).
     key: PathBuf,
 }
 
+/// `[[repository]]`: what is received and checked.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RepositorySection {
+    /// Its name, the same as on the source.
     name: String,
+    /// Name in the certificate of the source that may write it.
     source: String,
+    /// The source's public signing key (PEM), pinned.
     source_key: PathBuf,
+    /// Name of a profile of Assay's own, or the path of one of yours (docs/PROFILES.md).
     profile: String,
+    /// Variables of the profile; the profile says which there are, and their defaults.
     #[serde(default)]
     vars: BTreeMap<String, Value>,
+    /// Files of this host that are laid over the throw-away copy: place in the root to file here. Default: none.
     #[serde(default)]
     overlay: BTreeMap<String, PathBuf>,
+    /// Names of this host that the copy is told.
     host: Option<HostSection>,
+    /// How the throw-away copy is made; `"auto"` takes the cheapest that works. Default: auto.
     #[serde(default)]
     workspace: WorkspacePreference,
+    /// How the check is shut off from the network and this host; with `"require"` one that cannot be is INCONCLUSIVE. Default: auto, as
+    /// far as this host can.
     #[serde(default)]
     isolation: IsolationPolicy,
+    /// What a step of the check may use, before what the profile says.
     #[serde(default)]
     limits: Limits,
+    /// Before FAIL is said, the check is also run on the newest verified generation. Default: true.
     #[serde(default = "yes")]
     recheck_on_fail: bool,
+    /// How old the newest negative control may become. Default: one is made when an operator asks for it.
     control_every: Option<Span>,
+    /// How old the newest verdict on a generation may become before it is checked again. Default: when an operator asks for it.
     reverify_after: Option<Span>,
+    /// Names in certificates of the role "restore" that may take generations back. Default: nobody.
     #[serde(default)]
     restore: Vec<String>,
     /// How old the newest PASS may become before somebody is told, also when the source says nothing at all. Default: nobody is.
     max_age: Option<Span>,
+    /// How long ago a sealed generation may have been read last. Default: it is when an operator asks for it.
     scrub_every: Option<Span>,
+    /// Content that all its generations may hold together, for example `"500GiB"`. Default: as much as the disk does.
     quota: Option<Size>,
+    /// What a run leaves free on the store's file system. Default: nothing.
     reserve: Option<Size>,
+    /// What is kept. Default: all of it, for ever.
     retention: Option<RetentionSection>,
 }
 
@@ -225,18 +254,26 @@ fn yes() -> bool {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RetentionSection {
+    /// The newest. Default: 0.
     #[serde(default)]
     last: u32,
+    /// The newest of each of so many hours. Default: 0.
     #[serde(default)]
     hourly: u32,
+    /// The newest of each of so many days. Default: 0.
     #[serde(default)]
     daily: u32,
+    /// The newest of each of so many weeks. Default: 0.
     #[serde(default)]
     weekly: u32,
+    /// The newest of each of so many months. Default: 0.
     #[serde(default)]
     monthly: u32,
+    /// All that are younger. Default: none for their age.
     within: Option<Span>,
+    /// Newest generations that failed, for a post-mortem. Default: 3.
     failed_last: Option<u32>,
+    /// How long failed generations are kept. Default: 14d.
     failed_within: Option<Span>,
 }
 
@@ -259,8 +296,11 @@ impl From<RetentionSection> for Retention {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HostSection {
+    /// The full name. Default: the kernel's, when it has dots.
     fqdn: Option<String>,
+    /// The short name. Default: the first part of the kernel's.
     name: Option<String>,
+    /// An address. Default: none.
     address: Option<String>,
 }
 

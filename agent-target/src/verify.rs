@@ -7,6 +7,7 @@ use std::{path::PathBuf, sync::Arc};
 use assay_common::{
     id::{GenerationNumber, RunId},
     profile::Depth as ProfileDepth,
+    telemetry,
     verdict::{
         Attribution, Depth, FaultOrigin, HexDigest, Mark, Outcome, OverlayFile, Patch, ProfileUsed, Step,
         Times, Trust, Verdict, Versions, WorkspaceKind as UsedKind, WorkspaceUsed, output_tail,
@@ -70,6 +71,7 @@ pub fn start(
     let (sender, receiver) = watch::channel(CheckState::default());
     // A thread, not a task: the sandbox dies with the thread that started it.
     let body = move || {
+        let _of_run = telemetry::of_run(&id).entered();
         let teller = Teller {
             step: &|step| sender.send_modify(|state| step.clone_into(&mut state.step)),
             read_again: &|wanted| sender.send_modify(|state| state.read_again = Some(wanted.into())),
@@ -78,7 +80,7 @@ pub fn start(
         let done = check_and_record(&repository, &id, &record, asked_by, &teller);
         repository.release(&id);
         if let Err(error) = &done {
-            tracing::error!(run_id = %id, error, "the check has no verdict");
+            tracing::error!(error, "the check has no verdict");
         }
         sender.send_modify(|state| state.done = Some(done));
         lay_out_ahead(&repository);
@@ -144,7 +146,7 @@ pub(crate) fn check_unless_cancelled(
     teller: &Teller<'_>,
 ) -> Result<Option<(String, String)>, String> {
     let check_started = jiff::Timestamp::now();
-    tracing::info!(run_id = %id, generation = record.generation, "the check starts");
+    tracing::info!(generation = record.generation, "the check starts");
     let checked = check_after(repository, record, &teller.cancel, teller.step, |_| Ok(()));
     let check_finished = jiff::Timestamp::now();
     let mut judged = match checked {

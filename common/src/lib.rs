@@ -13,6 +13,7 @@ pub mod dsse;
 pub mod durable;
 pub mod error;
 pub mod fault;
+pub mod format;
 pub mod id;
 pub mod json;
 pub mod ledger;

@@ -1,4 +1,5 @@
-//! Logs of the services: to standard error, plain or JSON, each line with the run's id where there is one.
+//! Logs of the services: to standard error, plain or JSON. Every line of a run has its id, from a span ([`of_run`]) that whoever works for
+//! the run is in; threads and tasks do not inherit it.
 
 use std::io::{self, IsTerminal as _};
 
@@ -24,6 +25,11 @@ pub fn install(format: LogFormat) {
     // A second subscriber (in a test) is not an error worth ending for.
     drop(match format {
         LogFormat::Plain => builder.with_ansi(io::stderr().is_terminal()).with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
     });
+}
+
+/// The span of everything that is done for a run: `run{run_id=…}` in plain lines, `span.run_id` in JSON.
+pub fn of_run(id: &impl std::fmt::Display) -> tracing::Span {
+    tracing::info_span!("run", run_id = %id)
 }

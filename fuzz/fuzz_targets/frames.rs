@@ -12,7 +12,7 @@ use agent_target::{
     seal,
     store::{Store, index::ChunkIndex},
 };
-use assay_common::{id::GenerationNumber, manifest::Piece};
+use assay_common::{config::Size, id::GenerationNumber, manifest::Piece};
 use assay_fuzz::{base_content, base_manifest, folder};
 use assay_proto::v1::{ManifestDelta, Offer, Pack, TransferRequest, transfer_request::Kind};
 use libfuzzer_sys::{Corpus, fuzz_target};

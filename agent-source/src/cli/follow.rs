@@ -1,9 +1,12 @@
 //! `run --follow`: a progress bar on a terminal, plain lines elsewhere, JSON where that is asked for.
 
-use std::io::IsTerminal as _;
+use std::{
+    io::IsTerminal as _,
+    time::{Duration, Instant},
+};
 
 use assay_common::{
-    cli::{print, print_json, show},
+    cli::{print, print_json, screen::safe, show},
     json::to_json,
 };
 use assay_proto::v1::{Phase, Run, source_service_client::SourceServiceClient};
@@ -33,7 +36,7 @@ pub(super) async fn follow(
 enum View {
     Json,
     Lines { phase: Phase, step: String },
-    Bar(ProgressBar),
+    Bar { bar: ProgressBar, phase: Phase, pace: Pace },
 }
 
 impl View {
@@ -46,8 +49,8 @@ impl View {
         }
         let bar = ProgressBar::new_spinner();
         bar.set_style(spinner());
-        bar.enable_steady_tick(std::time::Duration::from_millis(120));
-        Self::Bar(bar)
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self::Bar { bar, phase: Phase::Unspecified, pace: Pace::default() }
     }
 
     fn show(&mut self, run: &Run) {
@@ -63,20 +66,25 @@ impl View {
                     print(&format!("checking: {step}\n"));
                 }
             }
-            Self::Bar(bar) => {
-                bar.set_prefix(show::phase(run.phase()));
+            Self::Bar { bar, phase, pace } => {
+                if *phase != run.phase() {
+                    *phase = run.phase();
+                    bar.set_prefix(show::phase(*phase));
+                    // Times are of the phase: what is left of a copy is not told by how long the mark took.
+                    bar.reset();
+                }
                 // How far the walk has come is known when there is a base to compare with.
-                let scanned = run.counts.as_ref().map_or(0, |counts| counts.entries_scanned);
+                let counts = run.counts.unwrap_or_default();
                 if run.phase() == Phase::Replicating && run.base_entries > 0 {
-                    bar.set_length(run.base_entries.max(scanned));
-                    bar.set_position(scanned);
+                    bar.set_length(run.base_entries.max(counts.entries_scanned));
+                    bar.set_position(counts.entries_scanned);
                     bar.set_style(measured());
                 } else {
                     bar.set_style(spinner());
                 }
                 bar.set_message(match run.phase() {
-                    Phase::Replicating => progress(run),
-                    Phase::Checking => run.check_step.clone(),
+                    Phase::Replicating => progress(run, pace, Instant::now()),
+                    Phase::Checking => safe(&run.check_step),
                     _ => detail(run).trim_start_matches(": ").to_owned(),
                 });
             }
@@ -87,7 +95,7 @@ impl View {
         match self {
             Self::Json => {}
             Self::Lines { .. } => print(&show::run(run)),
-            Self::Bar(bar) => {
+            Self::Bar { bar, .. } => {
                 bar.finish_and_clear();
                 print(&show::run(run));
             }
@@ -95,28 +103,76 @@ impl View {
     }
 }
 
-fn spinner() -> ProgressStyle {
-    style("{spinner} {prefix:<11} {elapsed:>4}  {wide_msg}")
+/// How fast something grows, over the last seconds: a rate since the start says little of now.
+#[derive(Debug, Default)]
+struct Rate {
+    /// Values with their times, oldest first.
+    seen: std::collections::VecDeque<(Instant, u64)>,
 }
 
+impl Rate {
+    const WINDOW: Duration = Duration::from_secs(10);
+
+    /// Per second, when it has come to `value` at `now`; 0 until there are two times to compare.
+    fn of(&mut self, value: u64, now: Instant) -> u64 {
+        while self.seen.len() > 1 && self.seen.front().is_some_and(|(time, _)| now - *time > Self::WINDOW) {
+            self.seen.pop_front();
+        }
+        self.seen.push_back((now, value));
+        let (from, before) = self.seen[0];
+        let millis = u64::try_from((now - from).as_millis()).unwrap_or(u64::MAX);
+        value.saturating_sub(before).saturating_mul(1000).checked_div(millis).unwrap_or(0)
+    }
+}
+
+fn spinner() -> ProgressStyle {
+    style("{spinner} {prefix:<11} {elapsed:>4}\n  {wide_msg}")
+}
+
+/// Done of total in one line of 80 columns; rates and the time that is left below it.
 fn measured() -> ProgressStyle {
-    style("{spinner} {prefix:<11} {elapsed:>4} [{bar:16}] {percent:>3}%  {wide_msg}")
+    style("{spinner} {prefix:<11} {elapsed:>4} [{bar:16}] {percent:>3}% of {human_len} entries\n  {wide_msg}")
 }
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-fn progress(run: &Run) -> String {
-    let Some(counts) = &run.counts else {
-        return String::new();
-    };
+/// How fast a copy gets on.
+#[derive(Debug, Default)]
+struct Pace {
+    entries: Rate,
+    read: Rate,
+    sent: Rate,
+}
+
+impl Pace {
+    /// Seconds until all entries are looked at and what was read of them is sent, at the pace of the last seconds; `None` while that
+    /// is not known. The walk runs ahead of the sending, so the slower of the two counts. What the target turns out to have already
+    /// makes it less.
+    fn left(run: &Run, entries: u64, sent: u64) -> Option<u64> {
+        let counts = run.counts.unwrap_or_default();
+        let walk = run.base_entries.saturating_sub(counts.entries_scanned);
+        let walk = if walk == 0 { 0 } else { walk.checked_div(entries)? };
+        // Content waits to be sent only while some is.
+        let waiting = counts.bytes_read.saturating_sub(counts.bytes_sent);
+        Some(walk.max(waiting.checked_div(sent).unwrap_or(0)))
+    }
+}
+
+fn progress(run: &Run, pace: &mut Pace, now: Instant) -> String {
+    let counts = run.counts.unwrap_or_default();
+    let entries = pace.entries.of(counts.entries_scanned, now);
+    let (read, sent) = (pace.read.of(counts.bytes_read, now), pace.sent.of(counts.bytes_sent, now));
+    let left = Pace::left(run, entries, sent).filter(|_| run.base_entries > 0);
+    let left = left.map_or_else(String::new, |left| format!("about {} left; ", show::age(left)));
     format!(
-        "{} files read, {} read, {} sent  {}",
-        counts.files_read,
+        "{left}{} read at {}/s, {} sent at {}/s  {}",
         show::bytes(counts.bytes_read),
-        show::bytes(counts.wire_bytes_out),
-        run.current_path
+        show::bytes(read),
+        show::bytes(counts.bytes_sent),
+        show::bytes(sent),
+        safe(&run.current_path)
     )
 }
 
@@ -136,5 +192,44 @@ fn detail(run: &Run) -> String {
         }),
         Phase::Checking => format!(": generation {}", run.generation),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_of_the_last_seconds() {
+        let (start, mut rate) = (Instant::now(), Rate::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(rate.of(0, at(0)), 0);
+        assert_eq!(rate.of(5000, at(5)), 1000);
+        // A stall: what came before it is forgotten after a while.
+        for second in 6..=30 {
+            rate.of(5000, at(second));
+        }
+        assert_eq!(rate.of(5000, at(31)), 0);
+        // A run that is taken up again counts anew.
+        assert_eq!(rate.of(0, at(32)), 0);
+    }
+
+    #[test]
+    fn what_is_slower_says_how_long_it_takes() {
+        let counts = |entries_scanned, bytes_read, bytes_sent| Run {
+            base_entries: 1000,
+            counts: Some(assay_proto::v1::Counts {
+                entries_scanned,
+                bytes_read,
+                bytes_sent,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(Pace::left(&counts(500, 100, 100), 50, 0), Some(10));
+        assert_eq!(Pace::left(&counts(1000, 900, 300), 50, 20), Some(30));
+        assert_eq!(Pace::left(&counts(500, 900, 300), 50, 20), Some(30));
+        // The walk stands still, or has only begun.
+        assert_eq!(Pace::left(&counts(500, 0, 0), 0, 0), None);
     }
 }

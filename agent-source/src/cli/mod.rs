@@ -5,7 +5,9 @@ mod doctor;
 mod follow;
 mod init;
 mod ops;
+mod plan;
 mod restore;
+mod status;
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +15,9 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, show},
+    cli::{
+        CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, screen, show,
+    },
     json::to_json,
     memory,
     pki::Role,
@@ -23,7 +27,7 @@ use assay_common::{
     verdict::{Outcome, unverified_verdict},
 };
 use assay_proto::v1::{
-    CancelRunRequest, GetStatusRequest, GetStatusResponse, ListRunsRequest, StartRunRequest, WatchRunRequest,
+    CancelRunRequest, GetStatusRequest, ListRunsRequest, PlanRunRequest, StartRunRequest, WatchRunRequest,
     source_service_client::SourceServiceClient,
 };
 use clap::Parser as _;
@@ -84,6 +88,17 @@ enum Command {
         /// Let this run read a root that is not the folder of last time; stands in the verdict
         #[arg(long)]
         allow_new_root: bool,
+    },
+    /// Say what a run would read, send, drop and check, and what would stop it; nothing is done
+    ///
+    /// Exit codes: 0 it would come to its check, 4 something would stop it before.
+    Plan {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+        /// As if every file were read again
+        #[arg(long)]
+        full_read: bool,
     },
     /// Follow a run to its end; the exit code is that of its outcome
     Watch {
@@ -218,7 +233,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             let (_, bytes) = kept_verdict(&kept_verdicts(&load(&cli.config)?)?, &run_id)?;
             let verdict =
                 unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
-            print(&assay_common::cli::explain(&verdict));
+            screen::print_folded(&assay_common::cli::explain(&verdict));
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
@@ -366,6 +381,9 @@ async fn ask(
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Plan { repository, full_read } => {
+            plan::plan(&mut client, PlanRunRequest { repository, full_read }, &url, json).await
+        }
         Command::Watch { run_id } => {
             let run = follow::follow(&mut client, run_id, json).await.map_err(failed)?;
             Ok(outcome_code(Outcome::try_from(run.outcome()).ok()))
@@ -377,7 +395,7 @@ async fn ask(
             if json {
                 print_json(&to_json("GetStatusResponse", &status));
             } else {
-                print(&show_status(&status));
+                print(&status::text(&status));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -408,39 +426,4 @@ async fn ask(
 /// The request that follows a run.
 fn watch(run_id: String) -> WatchRunRequest {
     WatchRunRequest { run_id }
-}
-
-fn show_status(status: &GetStatusResponse) -> String {
-    let mut text = format!("{} (assay-source {})\n", status.agent, status.version);
-    text.push_str(&show::certificate(status.certificate_expires.as_ref()));
-    for repository in &status.repositories {
-        let proven = match &repository.last_pass {
-            None => "never proven good".to_owned(),
-            Some(run) => format!(
-                "proven good at {} ({} ago), generation {}",
-                show::time(run.mark.as_ref().and_then(|mark| mark.time.as_ref())),
-                show::age(repository.last_pass_age_seconds),
-                run.generation
-            ),
-        };
-        text.push_str(&format!("{}: {proven}\n", repository.repository));
-        if let Some(run) = &repository.last_run {
-            text.push_str(&format!(
-                "  last run: {} {}, {}\n",
-                show::outcome(run.outcome()),
-                run.reason,
-                show::time(run.started.as_ref())
-            ));
-        }
-        if let Some(run) = &repository.current_run {
-            text.push_str(&format!("  now: {} (run {})\n", show::phase(run.phase()), run.id));
-        }
-        if let Some(next) = &repository.next_run {
-            text.push_str(&format!("  next run: {}\n", show::time(Some(next))));
-        }
-        if repository.missed_slots > 0 {
-            text.push_str(&format!("  missed slots: {}\n", repository.missed_slots));
-        }
-    }
-    text
 }

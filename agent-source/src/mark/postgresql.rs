@@ -31,6 +31,7 @@ use assay_common::{
 use tokio::{sync::Mutex, task::JoinHandle};
 use tokio_postgres::{Client, Config, NoTls, Row, config::Host, types::PgLsn};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// The first version with backups that are not exclusive and functions that say `wal` instead of `xlog`.
 const OLDEST_VERSION: i32 = 100_000;
@@ -301,11 +302,12 @@ async fn begin_impl(settings: Settings) -> Result<(Session, super::Mark), Postgr
     let config = config(&settings)?;
     let link = within(CONNECT, "the connection", async {
         let (client, connection) = config.connect(NoTls).await?;
-        let driver = tokio::spawn(async move {
+        let driver = async move {
             if let Err(error) = connection.await {
                 tracing::warn!(%error, "the connection to the PostgreSQL server has ended");
             }
-        });
+        };
+        let driver = tokio::spawn(driver.in_current_span());
         Ok(Link { client: Some(client), driver })
     })
     .await?;

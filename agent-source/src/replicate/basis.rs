@@ -68,6 +68,21 @@ impl Seen {
             && self.ctime == (stat.st_ctime, stat.st_ctime_nsec as u32)
     }
 
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Device and inode.
+    pub fn file(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// True for the same file with the same content, whatever its name is: a rename changes ctime alone.
+    pub fn is_moved_to(&self, other: &Self) -> bool {
+        self.file() == other.file() && self.size == other.size && self.mtime == other.mtime
+    }
+
     /// As it stands on disk.
     pub fn encode(&self) -> [u8; SEEN_BYTES] {
         let mut bytes = [0; SEEN_BYTES];

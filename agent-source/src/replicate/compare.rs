@@ -185,7 +185,7 @@ fn counts_as_gone(plan: &Plan, walk: &Merged<'_>, old: &Entry) -> bool {
 }
 
 /// For a further name of a file that has been seen in this walk: its first name.
-fn first_name(firsts: &mut HashMap<(u64, u64), TreePath>, found: &Found) -> Option<TreePath> {
+pub(super) fn first_name(firsts: &mut HashMap<(u64, u64), TreePath>, found: &Found) -> Option<TreePath> {
     let stat = found.stat.as_ref()?;
     let is_folder = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
     if stat.st_nlink < 2 || is_folder {

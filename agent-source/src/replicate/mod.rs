@@ -13,6 +13,7 @@ pub mod basis;
 mod batch;
 mod compare;
 mod early;
+pub mod preview;
 pub mod reader;
 pub mod scan;
 pub mod spool;
@@ -196,8 +197,9 @@ pub async fn replicate(
     let options = plan.transfer.clone();
     let local = tokio::task::spawn_blocking({
         let (stop, counters, budget) = (stop.clone(), Arc::clone(&counters), budget.clone());
-        let runtime = Handle::current();
+        let (runtime, span) = (Handle::current(), tracing::Span::current());
         move || {
+            let _of_run = span.entered();
             let result = run_threads(&plan, &batches, &budget, &runtime, &counters, &stop);
             if result.is_err() {
                 stop.cancel();

@@ -156,11 +156,7 @@ pub async fn transfer(
                 }
                 counters.reconnects.add(1);
                 sending.packs_on_their_way = PACKS_AFTER_CUT;
-                tracing::warn!(
-                    run_id = start.run_id,
-                    error = status.message(),
-                    "the connection was lost and is tried again"
-                );
+                tracing::warn!(error = status.message(), "the connection was lost and is tried again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

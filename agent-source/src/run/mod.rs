@@ -2,6 +2,7 @@
 
 mod fault;
 mod fetch;
+pub mod plan;
 mod progress;
 mod reread;
 mod roots;
@@ -38,6 +39,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, transport::Channel};
+use tracing::Instrument as _;
 
 use crate::{
     config::Repository,
@@ -146,7 +148,7 @@ impl Attempt {
 
     /// Runs to the end, whatever it is: the outcome is in the progress, and on disk, when this returns.
     pub async fn run(mut self) {
-        tracing::info!(run_id = %self.id, repository = %self.context.repository.name, "the run starts");
+        tracing::info!(repository = %self.context.repository.name, "the run starts");
         let ended = match self.context.target.connect().await {
             Err(error) => Err(Fault::from(error)),
             Ok((channel, wire)) => {
@@ -181,11 +183,11 @@ impl Attempt {
         });
         let run = self.progress.get();
         if let Err(error) = self.context.state.save_run(&self.id, &run) {
-            tracing::error!(run_id = %self.id, %error, "the run's record cannot be kept");
+            tracing::error!(%error, "the run's record cannot be kept");
         }
         self.context.state.forget_old_runs();
         let outcome = run.outcome().as_str_name();
-        tracing::info!(run_id = %self.id, outcome, reason = run.reason, message = run.message, "the run has ended");
+        tracing::info!(outcome, reason = run.reason, message = run.message, "the run has ended");
     }
 
     /// The story of a run.
@@ -207,7 +209,7 @@ impl Attempt {
             Err(fault) => Err(fault),
             Ok(mark) => {
                 self.progress.update(|run| run.mark = Some(mark_message(&mark)));
-                tracing::info!(run_id = %self.id, mark = mark.id, "the mark holds");
+                tracing::info!(mark = mark.id, "the mark holds");
                 self.progress.phase(Phase::Replicating);
                 let replicated =
                     self.replicate_all(&client, &opened, &marker, &roots, basis_known, wire).await;
@@ -239,7 +241,7 @@ impl Attempt {
             run.root_digest = root.to_string();
         });
         self.count_wire(wire);
-        tracing::info!(run_id = %self.id, generation = opened.generation, %root, "the generation is sealed");
+        tracing::info!(generation = opened.generation, %root, "the generation is sealed");
 
         self.progress.phase(Phase::Checking);
         self.verdict(&mut client, check, root, opened.generation, &roots).await
@@ -277,7 +279,7 @@ impl Attempt {
         if tokio::task::block_in_place(|| state.has_basis_of(base)) {
             return Ok(true);
         }
-        tracing::info!(run_id = %self.id, generation = opened.base_generation, "the base's manifest is fetched");
+        tracing::info!(generation = opened.base_generation, "the base's manifest is fetched");
         basis.clear()?;
         let request = FetchManifestRequest {
             repository: self.context.repository.name.clone(),
@@ -312,7 +314,7 @@ impl Attempt {
         for _ in 0..TARGET_RESTARTS {
             match self.replicate(client.clone(), opened, marker, roots, basis_known, wire).await {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
-                    tracing::warn!(run_id = %self.id, "the target was started anew; the run is taken up again");
+                    tracing::warn!("the target was started anew; the run is taken up again");
                     let again = self.open_again(client.clone()).await?;
                     let same = again.generation == opened.generation
                         && again.base_root_digest == opened.base_root_digest;
@@ -447,7 +449,7 @@ impl Attempt {
             if !again || started.elapsed() + pause > self.context.transfer.retry {
                 return Err(Fault::sealing(status));
             }
-            tracing::warn!(run_id = %self.id, error = status.message(), "the connection was lost; the seal is asked for again");
+            tracing::warn!(error = status.message(), "the connection was lost; the seal is asked for again");
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(CHECK_PAUSE),
                 () = self.cancel.cancelled() => return Err(Fault::cancelled()),
@@ -586,7 +588,7 @@ impl Attempt {
         let reader = client.clone();
         let mut read_again = |wanted| {
             if second_reading.is_empty() {
-                second_reading.spawn(self.read_again(reader.clone(), wanted, roots));
+                second_reading.spawn(self.read_again(reader.clone(), wanted, roots).in_current_span());
             }
         };
         let answers = check.map_ok(|answer| answer.check.unwrap_or_default());
@@ -594,7 +596,7 @@ impl Attempt {
         loop {
             match followed {
                 Err(status) if is_cut(&status) && attempt < CHECK_ATTEMPTS => {
-                    tracing::warn!(run_id = %self.id, error = status.message(), "the connection was lost; the check goes on");
+                    tracing::warn!(error = status.message(), "the connection was lost; the check goes on");
                     attempt += 1;
                     tokio::select! {
                         () = tokio::time::sleep(CHECK_PAUSE) => {}
@@ -696,16 +698,16 @@ impl Attempt {
                         && response.verdict_id == EntryId(verdict.sequence).to_string()
                 });
                 if !ours {
-                    tracing::warn!(run_id = %self.id, "the target's verdict on the end of the run is not believed");
+                    tracing::warn!("the target's verdict on the end of the run is not believed");
                 } else if self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
                     self.progress.update(|run| run.verdict_id = response.verdict_id);
                 }
             }
             Ok(Err(status)) => {
                 let error = fault_from_status(&status).message;
-                tracing::warn!(run_id = %self.id, error, "the target did not note the end of the run");
+                tracing::warn!(error, "the target did not note the end of the run");
             }
-            Err(_) => tracing::warn!(run_id = %self.id, "the target did not note the end of the run in time"),
+            Err(_) => tracing::warn!("the target did not note the end of the run in time"),
         }
     }
 }

@@ -52,7 +52,7 @@ impl Progress {
 
     /// Enters a phase.
     pub fn phase(&self, phase: Phase) {
-        tracing::info!(run_id = self.run.borrow().id, phase = phase.as_str_name(), "the run goes on");
+        tracing::info!(phase = phase.as_str_name(), "the run goes on");
         self.update(|run| run.set_phase(phase));
     }
 }

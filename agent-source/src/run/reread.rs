@@ -40,8 +40,10 @@ pub(super) async fn answer(
     // However this ends, nobody goes on reading.
     let _stop = cancel.clone().drop_guard();
     let (readings, mut queue) = mpsc::channel(16);
-    tracing::info!(run_id = about.run_id, files = wanted.len(), "the target asks for a second reading");
+    tracing::info!(files = wanted.len(), "the target asks for a second reading");
+    let span = tracing::Span::current();
     let reading = tokio::task::spawn_blocking(move || {
+        let _of_run = span.entered();
         for file in wanted.into_iter().take(MAX_READ_AGAIN) {
             let reading = places.read(&file, &cancel);
             if cancel.is_cancelled() || readings.blocking_send(reading).is_err() {
@@ -59,11 +61,7 @@ pub(super) async fn answer(
         }
         let last = report.last;
         if let Err(status) = client.report_readings(report).await {
-            tracing::warn!(
-                run_id = about.run_id,
-                error = status.message(),
-                "the second reading is not taken"
-            );
+            tracing::warn!(error = status.message(), "the second reading is not taken");
             break;
         }
         if last {

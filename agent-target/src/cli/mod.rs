@@ -7,6 +7,7 @@ mod keep;
 mod ledger;
 mod ops;
 mod restore;
+mod status;
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +17,7 @@ use std::{
 use assay_common::{
     cli::{
         CommandError, Connection, PkiCommand, RestoreArgs, VerifyArgs, end, outcome_code, print, print_json,
-        show,
+        screen, show,
     },
     json::to_json,
     memory,
@@ -27,9 +28,8 @@ use assay_common::{
     verdict::Outcome,
 };
 use assay_proto::v1::{
-    BisectRequest, GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest,
-    ListGenerationsRequest, ListVerdictsRequest, RunControlRequest, VerifyGenerationRequest,
-    target_service_client::TargetServiceClient,
+    BisectRequest, GetTargetStatusRequest, GetVerdictRequest, ListGenerationsRequest, ListVerdictsRequest,
+    RunControlRequest, VerifyGenerationRequest, target_service_client::TargetServiceClient,
 };
 use clap::Parser as _;
 use tonic::{Status, transport::Channel};
@@ -286,7 +286,7 @@ async fn ask(
             if json {
                 print_json(&to_json("GetTargetStatusResponse", &status));
             } else {
-                print(&show_status(&status));
+                print(&status::text(&status));
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -364,7 +364,7 @@ async fn ask(
             let envelope = answer.map_err(failed)?.into_inner().envelope;
             let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
                 .map_err(|error| CommandError::not_run(error.to_string()))?;
-            print(&assay_common::cli::explain(&verdict));
+            screen::print_folded(&assay_common::cli::explain(&verdict));
             Ok(ExitCode::SUCCESS)
         }
         Command::Verdict(VerdictCommand::List { repository, limit }) => {
@@ -399,45 +399,4 @@ fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) 
         print(&show::verdict(&read));
     }
     Ok(())
-}
-
-fn show_status(status: &GetTargetStatusResponse) -> String {
-    let mut text = format!("{} (assay-target {})\n", status.agent, status.version);
-    text.push_str(&show::certificate(status.certificate_expires.as_ref()));
-    for repository in &status.repositories {
-        let proven = match &repository.verified {
-            None => "never proven good".to_owned(),
-            Some(generation) => format!(
-                "proven good at {} (generation {}, verdict {})",
-                show::time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref())),
-                generation.number,
-                generation.verdict_id
-            ),
-        };
-        text.push_str(&format!("{}: {proven}\n", repository.repository));
-        if let Some(latest) = &repository.latest {
-            text.push_str(&format!(
-                "  newest: generation {}, {} {}\n",
-                latest.number,
-                show::outcome(latest.outcome()),
-                latest.reason
-            ));
-        }
-        text.push_str(&format!(
-            "  {}\n",
-            examine::trust(repository.negative_control.as_ref(), status.now.as_ref())
-        ));
-        if let Some(scrub) = &repository.scrub {
-            text.push_str(&format!("  {}", keep::scrub_status(scrub)));
-        }
-        if !repository.current_run_id.is_empty() {
-            text.push_str(&format!("  now: run {}\n", repository.current_run_id));
-        }
-        text.push_str(&format!(
-            "  {} generations, {} free\n",
-            repository.generations,
-            show::bytes(repository.free_bytes)
-        ));
-    }
-    text
 }

@@ -2,6 +2,7 @@
 
 mod keeping;
 pub mod operator;
+mod outlook;
 pub mod replication;
 pub mod restore;
 

@@ -8,6 +8,7 @@ use assay_common::{
     rpc_status::RpcFault,
     tls::{renewal, require_role},
     verdict::{Verdict, timestamp_to_proto},
+    watch::Ended,
 };
 use assay_proto::v1::{
     self, BisectProgress, BisectRequest, CheckProgress, ControlProgress, Generation, GetGenerationRequest,
@@ -353,19 +354,26 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         Some(describe(repository, &record, repository.last_verdict(number)))
     };
     let generations = repository.store.generations().unwrap_or_default();
+    let latest = generations.last().copied().and_then(of);
+    let standing = repository.watch.standing();
+    let (current_run_id, doing) = {
+        let active = repository.active();
+        active.as_ref().map(|active| (active.run_id.to_string(), doing(active))).unwrap_or_default()
+    };
     TargetRepositoryStatus {
         repository: repository.config.name.clone(),
-        current_run_id: repository
-            .active()
-            .as_ref()
-            .map_or_else(String::new, |active| active.run_id.to_string()),
-        latest: generations.last().copied().and_then(of),
+        current_run_id,
         verified: repository.store.verified().and_then(of),
         generations: generations.len() as u64,
         free_bytes: repository.store.free_bytes(),
         negative_control: repository.control().as_ref().map(Into::into),
         last_restore: super::restore::last_restore(repository),
         scrub: keeping::scrub_status(repository),
+        last_pass_age_seconds: standing.age(jiff::Timestamp::now()).map_or(0, |age| age.as_secs()),
+        max_age_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
+        doing,
+        last_verdict: standing.last.as_ref().and_then(|last| newest_verdict(last, latest.as_ref())),
+        latest,
     }
 }
 
@@ -418,4 +426,34 @@ fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
         attribution: verdict.attribution.as_ref().map(Into::into),
         negative_control: verdict.negative_control.as_ref().map(Into::into),
     }
+}
+
+fn doing(active: &Active) -> String {
+    match &active.stage {
+        Stage::Receiving { .. } => "receiving".to_owned(),
+        Stage::Sealing => "sealing".to_owned(),
+        Stage::Sealed => "sealed, not checked yet".to_owned(),
+        Stage::Examining => "an operator's checks".to_owned(),
+        Stage::Checking(state) => match state.borrow().step.as_str() {
+            "" => "checking".to_owned(),
+            step => format!("checking: {step}"),
+        },
+    }
+}
+
+/// What the newest verdict says, unless the newest generation says it.
+fn newest_verdict(last: &Ended, latest: Option<&Generation>) -> Option<v1::Verdict> {
+    if latest.is_some_and(|latest| latest.verdict_id == last.verdict_id) {
+        return None;
+    }
+    Some(v1::Verdict {
+        id: last.verdict_id.clone(),
+        run_id: last.run_id.clone(),
+        generation: last.generation.unwrap_or(0),
+        outcome: v1::Outcome::from(last.outcome).into(),
+        reason: last.reason.clone(),
+        message: last.message.clone(),
+        time: Some(timestamp_to_proto(last.finished)),
+        ..Default::default()
+    })
 }

@@ -15,14 +15,15 @@ use assay_common::{
     },
     pki::{PeerIdentity, Role},
     rpc_status::RpcFault,
+    telemetry,
     tls::require_role,
     verdict::{self, Outcome, Verdict, verify_source_statement},
 };
 use assay_proto::v1::{
-    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, ManifestPart,
-    OpenRunRequest, OpenRunResponse, ReportReadingsRequest, ReportReadingsResponse, RunCheckProgress,
-    SealFinish, SealRunRequest, SealRunResponse, SealStart, TransferRequest, TransferResponse,
-    replication_service_server::ReplicationService, seal_run_request, transfer_request,
+    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, GetOutlookRequest,
+    ManifestPart, OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest, ReportReadingsResponse,
+    RunCheckProgress, SealFinish, SealRunRequest, SealRunResponse, SealStart, TransferRequest,
+    TransferResponse, replication_service_server::ReplicationService, seal_run_request, transfer_request,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -31,6 +32,7 @@ use tokio::{
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::Instrument as _;
 
 use super::{Repositories, internal, invalid};
 use crate::{
@@ -148,7 +150,8 @@ impl ReplicationService for Replication {
                 .into());
         }
         let id = run_id(&request.run_id)?;
-        let response = blocking(move || open(&repository, id)).await?;
+        let span = telemetry::of_run(&id);
+        let response = blocking(move || span.in_scope(|| open(&repository, id))).await?;
         Ok(Response::new(response))
     }
 
@@ -211,7 +214,8 @@ impl ReplicationService for Replication {
         let id = run_id(&start.run_id)?;
         let Attached { receiver, turn, token } = attach(&repository, &id)?;
         let (responses, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(async move {
+        let span = telemetry::of_run(&id);
+        let work = async move {
             // What the stream before this one brought is settled first: then it is known what is still wanted.
             let turn = turn.lock_owned().await;
             let received = receive(&receiver, messages, &responses, &token, idle).await;
@@ -231,9 +235,10 @@ impl ReplicationService for Replication {
             drop(turn);
             detach(&repository, &id, &token);
             let stats = receiver.stats();
-            tracing::info!(run_id = %id, ?stats, ended = end.is_ok(), "content was received");
+            tracing::info!(?stats, ended = end.is_ok(), "content was received");
             drop(responses.send(end.map_err(Status::from)).await);
-        });
+        };
+        tokio::spawn(work.instrument(span));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
 
@@ -333,8 +338,15 @@ impl ReplicationService for Replication {
                 _ => return Err(no_such_run(&id).into()),
             }
         };
-        let (verdict_id, envelope) = blocking(move || abandon(&repository, id, request, opened)).await?;
+        let span = telemetry::of_run(&id);
+        let noted = blocking(move || span.in_scope(|| abandon(&repository, id, request, opened))).await;
+        let (verdict_id, envelope) = noted?;
         Ok(Response::new(AbandonRunResponse { verdict_id, envelope }))
+    }
+
+    async fn get_outlook(&self, request: Request<GetOutlookRequest>) -> Result<Response<Outlook>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        Ok(Response::new(blocking(move || super::outlook::outlook(&repository)).await?))
     }
 }
 
@@ -410,7 +422,7 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
         base_entries,
         rotten: rotten.into_iter().collect(),
     };
-    tracing::info!(run_id = %id, generation = response.generation, base = response.base_generation, "the run is open");
+    tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
@@ -614,9 +626,11 @@ async fn seal_and_settle(
 ) -> Result<Record, RpcFault> {
     let Sealing { staging, base, receiver, turn, opened } = sealing;
     let (steps, queue) = mpsc::channel(QUEUE);
+    let span = telemetry::of_run(id);
     let working = tokio::task::spawn_blocking({
         let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
-        move || seal_blocking(&repository, &id, &staging, base, &start, queue)
+        let span = span.clone();
+        move || span.in_scope(|| seal_blocking(&repository, &id, &staging, base, &start, queue))
     });
     // A cut-off manifest has no finish: the thread notices. After the finish nothing is waited for: a source that leaves its
     // stream open does not keep the generation from its check.
@@ -642,11 +656,13 @@ async fn seal_and_settle(
     });
     let stage = match &sealed {
         Ok(record) => {
-            tracing::info!(run_id = %id, generation = record.generation, root = record.root_digest, "sealed");
+            span.in_scope(|| {
+                tracing::info!(generation = record.generation, root = record.root_digest, "sealed")
+            });
             Stage::Sealed
         }
         Err(fault) => {
-            tracing::warn!(run_id = %id, reason = %fault.reason, message = fault.message, "not sealed");
+            span.in_scope(|| tracing::warn!(reason = %fault.reason, message = fault.message, "not sealed"));
             Stage::Receiving { staging, base, receiver, turn, attached: None, opened }
         }
     };
@@ -851,7 +867,7 @@ fn abandon(
         ));
     }
     let mark = checked_mark(request.mark.as_ref())?;
-    tracing::warn!(run_id = %id, reason, message = request.message, "the source gave the run up");
+    tracing::warn!(reason, message = request.message, "the source gave the run up");
     let recorded = repository.record_verdict(|sequence, previous| Verdict {
         repository: repository.config.name.clone(),
         run_id: id,

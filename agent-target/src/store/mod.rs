@@ -17,6 +17,7 @@
 //! usage.json                         how much content the generations hold together
 //! ledger.reserve                     room for a verdict on a disk that is full
 //! index.redb                         hints where chunks are; can be thrown away
+//! format                             version of the form of all this
 //! lock                               held by the agent that serves this repository
 //! ```
 
@@ -43,6 +44,7 @@ use assay_common::{
     durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
     fault::{self, Point},
+    format::{self, FormatError},
     id::GenerationNumber,
 };
 
@@ -51,6 +53,8 @@ pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
 use usage::Usage;
 pub use usage::free_bytes;
 
+/// Version of the form of all this: [`assay_common::format`].
+const FORMAT: u32 = 1;
 /// The newest negative control.
 const CONTROL: &str = "control.json";
 
@@ -67,6 +71,9 @@ pub enum StoreError {
         /// The lock's file.
         path: PathBuf,
     },
+    /// A newer version wrote it.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// A record is not what this version wrote.
     #[error("{}: not a generation's record: {source}", path.display())]
     Record {
@@ -91,8 +98,9 @@ impl Store {
     /// Opens the store below `path` and makes what is missing.
     ///
     /// # Errors
-    /// When another agent holds it, or when it cannot be made.
+    /// When another agent holds it, a newer version wrote it, or it cannot be made.
     pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
+        format::check(path, "store", FORMAT)?;
         // A check's unprivileged user must be able to reach its workspace, and nothing else.
         for (folder, mode) in [
             ("", 0o711),
@@ -121,6 +129,7 @@ impl Store {
                 }
             });
         }
+        format::check_and_note(path, "store", FORMAT)?;
         Ok(Self {
             path: path.to_owned(),
             ahead: Mutex::default(),

@@ -139,6 +139,7 @@ fn verify_again(
     let record = repository.store.record(generation).map_err(|error| error.to_string())?;
     let id: RunId =
         record.run_id.parse().map_err(|_| format!("the record of generation {generation} is damaged"))?;
+    let _of_run = assay_common::telemetry::of_run(&id).entered();
     let teller = Teller { step: &|_| {}, read_again: &|_| {}, cancel: cancel.clone() };
     let Some((_, envelope)) =
         verify::check_unless_cancelled(repository, &id, &record, AskedBy::Operator, &teller)?

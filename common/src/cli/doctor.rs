@@ -10,7 +10,7 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{print, print_json};
+use super::print_json;
 use crate::{
     error::Hint as _,
     pki::Role,
@@ -84,7 +84,7 @@ impl Report {
                 print_json(&serde_json::to_value(finding).unwrap_or_default());
             }
         } else {
-            print(&self.text());
+            super::screen::print_folded(&self.text());
         }
         ExitCode::from(match self.worst() {
             Level::Ok => 0,

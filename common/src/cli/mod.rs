@@ -11,6 +11,7 @@ pub mod pages;
 mod pki;
 pub mod remedies;
 mod restore;
+pub mod screen;
 pub mod show;
 mod verify;
 

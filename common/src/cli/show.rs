@@ -39,6 +39,26 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
+/// How long ago that was at `now`: `12 min ago`; `just now` for what a clock beside ours has in the future.
+pub fn ago(time: Option<&prost_types::Timestamp>, now: jiff::Timestamp) -> String {
+    let Some(time) = time.and_then(timestamp_from_proto) else {
+        return "at an unknown time".to_owned();
+    };
+    match u64::try_from(time.duration_until(now).as_secs()) {
+        Ok(seconds) => format!("{} ago", age(seconds)),
+        Err(_) => "just now".to_owned(),
+    }
+}
+
+/// How long it is from `now` until then: `in 12 min`; `now` for what has come.
+pub fn until(time: Option<&prost_types::Timestamp>, now: jiff::Timestamp) -> String {
+    let left = time.and_then(timestamp_from_proto).map(|time| now.duration_until(time).as_secs());
+    match left.and_then(|left| u64::try_from(left).ok()) {
+        None | Some(0) => "now".to_owned(),
+        Some(left) => format!("in {}", age(left)),
+    }
+}
+
 /// An outcome as people read it.
 pub fn outcome(outcome: v1::Outcome) -> &'static str {
     match outcome {

@@ -10,9 +10,9 @@ use assay_common::tls::{
     ConnectOptions, Credentials, IncomingLimits, Role, TlsFiles, connect, incoming, server_builder,
 };
 use assay_proto::v1::{
-    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, ManifestPart,
-    OpenRunRequest, OpenRunResponse, ReportReadingsRequest, ReportReadingsResponse, RunCheckProgress,
-    SealRunRequest, SealRunResponse, SecondReading, TransferRequest, TransferResponse,
+    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, GetOutlookRequest,
+    ManifestPart, OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest, ReportReadingsResponse,
+    RunCheckProgress, SealRunRequest, SealRunResponse, SecondReading, TransferRequest, TransferResponse,
     replication_service_client::ReplicationServiceClient,
     replication_service_server::{ReplicationService, ReplicationServiceServer},
 };
@@ -226,6 +226,10 @@ impl ReplicationService for Between {
         let report = request.into_inner();
         self.0.readings.lock().unwrap_or_else(PoisonError::into_inner).extend(report.readings);
         Ok(Response::new(ReportReadingsResponse {}))
+    }
+
+    async fn get_outlook(&self, request: Request<GetOutlookRequest>) -> Result<Response<Outlook>, Status> {
+        self.0.honest.clone().get_outlook(request.into_inner()).await
     }
 
     async fn abandon_run(

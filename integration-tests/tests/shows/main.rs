@@ -1,6 +1,7 @@
 //! The promises of the first backup, shown with real processes: rsync as referee, grpcurl, openssl and b3sum as third
 //! parties, and counted work.
 
+mod alerts;
 mod bad_checks;
 mod bad_input;
 mod doctor;
@@ -12,13 +13,17 @@ mod ledger;
 // Other suites take the rest of it.
 #[allow(dead_code)]
 mod link;
+mod logs;
 mod marks;
 mod metrics;
 mod nasty;
+mod newer;
 mod notify;
 mod outcomes;
 #[allow(dead_code)]
 mod pair;
+mod plan;
+mod reference;
 mod restore;
 mod resume;
 mod room;

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// One GET, as any HTTP client makes it.
-fn get(port: u16, path: &str) -> String {
+pub(crate) fn get(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connect");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a limit");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("write");
@@ -35,7 +35,7 @@ fn get(port: u16, path: &str) -> String {
 }
 
 /// Turns metrics on at both ends; gives the ports, the source's first.
-fn with_metrics(pair: &Pair) -> [u16; 2] {
+pub(crate) fn with_metrics(pair: &Pair) -> [u16; 2] {
     ["source", "target"].map(|role| {
         let port = free_port();
         let section = format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n[tls]");
@@ -50,7 +50,7 @@ fn value(page: &str, sample: &str) -> f64 {
     line.unwrap_or_else(|| panic!("{sample} is missing in:\n{page}")).trim().parse().expect("a number")
 }
 
-fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 

@@ -1,0 +1,132 @@
+//! `status`: when was it last proven good, and what comes next, on one screen.
+
+use assay_common::{
+    cli::{
+        screen::{lines, row, safe},
+        show,
+    },
+    verdict::timestamp_from_proto,
+};
+use assay_proto::v1::{GetStatusResponse, Outcome, Phase, RepositoryStatus, Run};
+use jiff::Timestamp;
+
+/// All repositories.
+pub(super) fn text(status: &GetStatusResponse) -> String {
+    let now = status.now.as_ref().and_then(timestamp_from_proto).unwrap_or_else(Timestamp::now);
+    let mut text = format!("{} (assay-source {})\n", safe(&status.agent), safe(&status.version));
+    for repository in &status.repositories {
+        one(&mut text, repository, now);
+    }
+    // After the answer to the one question.
+    lines(&mut text, "", &show::certificate(status.certificate_expires.as_ref()));
+    text
+}
+
+fn one(text: &mut String, repository: &RepositoryStatus, now: Timestamp) {
+    let name = safe(&repository.repository);
+    match &repository.last_pass {
+        None => text.push_str(&format!("{name}: never proven good\n")),
+        Some(run) => text.push_str(&format!(
+            "{name}: proven good {} ago, at {}, generation {}\n",
+            show::age(repository.last_pass_age_seconds),
+            show::time(run.mark.as_ref().and_then(|mark| mark.time.as_ref())),
+            run.generation
+        )),
+    }
+    let max_age = repository.max_age_seconds;
+    if max_age > 0 && repository.last_pass.is_some() && repository.last_pass_age_seconds > max_age {
+        row(text, "  OVERDUE", &format!("a PASS was expected every {}", show::age(max_age)));
+    }
+    if let Some(run) = &repository.last_run {
+        let ended = show::ago(run.finished.as_ref(), now);
+        row(text, "  newest", &format!("{} {}, {ended}", show::outcome(run.outcome()), safe(&run.reason)));
+        if run.outcome() != Outcome::Pass {
+            lines(text, "", &run.message);
+        }
+    }
+    if let Some(run) = &repository.current_run {
+        row(text, "  now", &under_way(run));
+    }
+    match &repository.next_run {
+        Some(next) => row(
+            text,
+            "  next run",
+            &format!("{}, at {}", show::until(Some(next), now), show::time(Some(next))),
+        ),
+        None => row(text, "  next run", "when somebody starts it: there is no schedule"),
+    }
+    if repository.missed_slots > 0 {
+        row(text, "  missed", &format!("{} slots passed without a run", repository.missed_slots));
+    }
+}
+
+fn under_way(run: &Run) -> String {
+    let mut text = show::phase(run.phase()).to_owned();
+    if let Some(counts) = &run.counts
+        && run.phase() == Phase::Replicating
+    {
+        let sent = show::bytes(counts.wire_bytes_out);
+        text.push_str(&format!(", {} read, {sent} sent", show::bytes(counts.bytes_read)));
+    }
+    if !run.check_step.is_empty() {
+        text.push_str(&format!(", step {}", safe(&run.check_step)));
+    }
+    format!("{text} (run {})", run.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_common::{cli::screen::COLUMNS, verdict::timestamp_to_proto};
+    use assay_proto::v1::{Counts, Mark};
+
+    use super::*;
+
+    #[test]
+    fn the_last_proof_comes_first_and_all_of_it_fits() {
+        let time = |text: &str| text.parse::<Timestamp>().ok().map(timestamp_to_proto);
+        let mut failed = Run {
+            reason: "licence-missing".to_owned(),
+            message: "the licence of the copy does not belong to this host, and there is no other one\nHINT: configure overlay".to_owned(),
+            finished: time("2026-11-23T12:30:00Z"),
+            ..Default::default()
+        };
+        failed.set_outcome(Outcome::Inconclusive);
+        let mut current = Run {
+            id: "20261123T130000Z-7f3a9c".to_owned(),
+            counts: Some(Counts { bytes_read: 5_000_000, wire_bytes_out: 1_000_000, ..Default::default() }),
+            ..Default::default()
+        };
+        current.set_phase(Phase::Replicating);
+        let passed = Run {
+            generation: 41,
+            mark: Some(Mark { time: time("2026-11-23T10:00:00Z"), ..Default::default() }),
+            ..Default::default()
+        };
+        let status = GetStatusResponse {
+            agent: "live".to_owned(),
+            version: "1".to_owned(),
+            now: time("2026-11-23T13:00:10Z"),
+            repositories: vec![RepositoryStatus {
+                repository: "app".to_owned(),
+                last_pass: Some(passed),
+                last_pass_age_seconds: 10_810,
+                max_age_seconds: 7200,
+                last_run: Some(failed),
+                current_run: Some(current),
+                next_run: time("2026-11-23T14:00:10Z"),
+                missed_slots: 2,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let text = text(&status);
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "app: proven good 3 h ago, at 2026-11-23 10:00:00Z, generation 41");
+        assert_eq!(lines[2], "  OVERDUE    a PASS was expected every 2 h");
+        assert_eq!(lines[3], "  newest     INCONCLUSIVE licence-missing, 30 min ago");
+        assert!(text.contains("             HINT: configure overlay\n"), "{text}");
+        assert!(text.contains("  now        replicating, 5.0 MB read, 1.0 MB sent (run 2026"), "{text}");
+        assert!(text.contains("  next run   in 60 min, at 2026-11-23 14:00:10Z\n"), "{text}");
+    }
+}

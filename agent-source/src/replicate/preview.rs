@@ -1,0 +1,159 @@
+//! What a replication would do, found out by the walk and the basis alone: no file is opened, nothing is sent or written.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use assay_common::{
+    confined::Folder,
+    manifest::{EntryKind, Header},
+    path::{TreePath, compare_paths, display_bytes},
+    profile::FileRules,
+};
+use assay_proto::v1::{PlannedFile, PlannedWork};
+use rustix::fs::Stat;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ReplicateError,
+    basis::{BasisFolder, BasisReader, Seen, file_clock},
+    compare::first_name,
+    scan::{Found, Scan, describe},
+    spool::SpoolError,
+};
+
+/// Files that are named, of those that would be read.
+const LARGEST: usize = 5;
+/// Files that went and files that came that are remembered, to tell which of them were moved. Beyond that they count as new:
+/// a plan takes some 100 MB at most.
+const MAX_REMEMBERED: usize = 500_000;
+
+/// What is looked at.
+pub struct Look {
+    /// Header of the new manifest.
+    pub header: Header,
+    /// The roots, open, in the header's order.
+    pub roots: Vec<Arc<Folder>>,
+    /// What is copied.
+    pub rules: Arc<FileRules>,
+    /// The basis, when it is the target's base.
+    pub basis: Option<BasisFolder>,
+    /// Every file would be read.
+    pub full_read: bool,
+}
+
+/// Walks the roots beside the basis. As with a run: what is held open, or read first, counts as what the walk finds.
+///
+/// # Errors
+/// When a root or the basis cannot be read, or `stop` says so.
+pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, ReplicateError> {
+    let basis = look.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
+    let mut basis = basis.map_err(SpoolError::from)?;
+    let same_roots = basis.header().is_some_and(|header| *header == look.header);
+    let mut scan = Scan::new(&look.header, &look.roots, None, Arc::clone(&look.rules));
+    let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
+    let mut tally = Tally { full_read: look.full_read, ..Default::default() };
+    while let Some(found) = scan.next_entry()? {
+        if stop.is_cancelled() {
+            return Err(ReplicateError::Cancelled);
+        }
+        tally.work.entries += 1;
+        while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
+            gone(&mut basis, look, &scan, &mut tally)?;
+        }
+        let old = match basis.peek() {
+            Some((old, _)) if old.path == found.path.as_bytes() => {
+                tally.work.base_entries += 1;
+                basis.take().map_err(SpoolError::from)?
+            }
+            _ => None,
+        };
+        let first = first_name(&mut firsts, &found);
+        let holds = match (&old, &found.stat) {
+            (Some((_, Some(seen))), Some(stat)) => same_roots && seen.still_holds(stat),
+            _ => false,
+        };
+        let is_file = first.is_none() && describe(&found).kind() == EntryKind::File;
+        match &found.stat {
+            Some(stat) if is_file => tally.file(&found, stat, old.is_some(), holds),
+            _ => tally.work.kept_entries += u64::from(holds),
+        }
+    }
+    while basis.peek().is_some() {
+        gone(&mut basis, look, &scan, &mut tally)?;
+    }
+    Ok(tally.end())
+}
+
+/// Takes an entry of the basis that the tree has not any more.
+fn gone(basis: &mut BasisReader, look: &Look, scan: &Scan, tally: &mut Tally) -> Result<(), ReplicateError> {
+    let Some((old, seen)) = basis.take().map_err(SpoolError::from)? else {
+        return Ok(());
+    };
+    tally.work.base_entries += 1;
+    // As the safety stop counts: in the nature of some files is that most go away at once.
+    let is_held = look.rules.has_held()
+        && TreePath::parse(&old.path).is_ok_and(|path| look.rules.is_held(&scan.in_root(&path)));
+    tally.work.dropped_entries += u64::from(!is_held);
+    if let Some(seen) = seen
+        && old.kind() == EntryKind::File
+        && tally.gone.len() < MAX_REMEMBERED
+    {
+        tally.gone.insert(seen.file(), seen);
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Tally {
+    work: PlannedWork,
+    full_read: bool,
+    gone: HashMap<(u64, u64), Seen>,
+    came: Vec<Seen>,
+    seen_came: HashSet<(u64, u64)>,
+    largest: BinaryHeap<Reverse<(u64, Vec<u8>)>>,
+}
+
+impl Tally {
+    fn file(&mut self, found: &Found, stat: &Stat, is_known: bool, holds: bool) {
+        let (work, size) = (&mut self.work, u64::try_from(stat.st_size).unwrap_or(0));
+        work.total_bytes += size;
+        if holds {
+            work.kept_entries += 1;
+        } else if is_known {
+            (work.changed_files, work.changed_bytes) = (work.changed_files + 1, work.changed_bytes + size);
+        } else {
+            (work.new_files, work.new_bytes) = (work.new_files + 1, work.new_bytes + size);
+            let seen = Seen::new(stat, file_clock());
+            if self.came.len() < MAX_REMEMBERED && self.seen_came.insert(seen.file()) {
+                self.came.push(seen);
+            }
+        }
+        if !holds || self.full_read {
+            (work.read_files, work.read_bytes) = (work.read_files + 1, work.read_bytes + size);
+        }
+        if !holds {
+            self.largest.push(Reverse((size, found.path.as_bytes().to_vec())));
+            if self.largest.len() > LARGEST {
+                self.largest.pop();
+            }
+        }
+    }
+
+    fn end(self) -> PlannedWork {
+        let mut work = self.work;
+        let moved = |seen: &&Seen| self.gone.get(&seen.file()).is_some_and(|gone| gone.is_moved_to(seen));
+        for seen in self.came.iter().filter(moved) {
+            (work.moved_files, work.moved_bytes) = (work.moved_files + 1, work.moved_bytes + seen.size());
+        }
+        work.new_files -= work.moved_files;
+        work.new_bytes -= work.moved_bytes;
+        work.send_bytes = work.new_bytes + work.changed_bytes;
+        let largest = self.largest.into_sorted_vec().into_iter();
+        work.largest =
+            largest.map(|Reverse((size, path))| PlannedFile { path: display_bytes(&path), size }).collect();
+        work
+    }
+}

@@ -1,0 +1,144 @@
+//! What a run would do: its beginning without the mark, and its comparison without reading. Whatever would end it before its check
+//! is told in the run's own words, and does not keep the rest from being found out.
+
+use std::sync::Arc;
+
+use assay_common::{digest::RootDigest, profile::MarkKind, verdict::timestamp_to_proto};
+use assay_proto::v1::{
+    GetOutlookRequest, Outlook, PlannedStop, PlannedWork, RunPlan,
+    replication_service_client::ReplicationServiceClient,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, Fault, MAX_ANSWER_BYTES, PROTOCOL, roots};
+use crate::replicate::{
+    ReplicateError,
+    preview::{Look, preview},
+};
+
+/// How long the target may take to tell its outlook.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Plans a run. `full_read`: every file would be read. When `stop` is cancelled, the walk ends.
+///
+/// # Errors
+/// When the walk was stopped.
+pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToken) -> Result<RunPlan, Fault> {
+    let mut stops = Vec::new();
+    let mut add = |fault: &Fault| {
+        stops.push(PlannedStop { reason: fault.reason.to_owned(), message: fault.text() });
+    };
+    let target = match outlook(&context).await {
+        Ok(target) => Some(target),
+        Err(fault) => {
+            add(&fault);
+            None
+        }
+    };
+    if let Some(target) = target.as_ref().filter(|target| !target.busy_run_id.is_empty()) {
+        let text = format!("the target is busy with run {}", target.busy_run_id);
+        add(&Fault::not_run("busy", text).hint("wait for it to end; assay-target status shows it"));
+    }
+    let basis_known = knows(&context, target.as_ref());
+    let (walked, missing) = {
+        let context = Arc::clone(&context);
+        let work = move || walk(&context, basis_known, full_read, &stop);
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    };
+    if let Some(fault) = missing {
+        add(&fault);
+    }
+    let work = match walked {
+        Ok(work) => Some(work),
+        Err(fault) if fault.reason == "cancelled" => return Err(fault),
+        Err(fault) => {
+            add(&fault);
+            None
+        }
+    };
+    let repository = &context.repository;
+    let limit = repository.max_drop_percent;
+    if let Some(work) = work.as_ref().filter(|work| is_mass_drop(work, limit)) {
+        add(&Fault::mass_drop(work.dropped_entries, work.base_entries, limit));
+    }
+    let mark = &repository.profile.mark;
+    let word = match mark.kind {
+        MarkKind::Command => "command",
+        MarkKind::Sqlite => "sqlite",
+        MarkKind::Postgresql => "postgresql",
+        MarkKind::None => "none",
+    };
+    Ok(RunPlan {
+        repository: repository.name.clone(),
+        time: Some(timestamp_to_proto(jiff::Timestamp::now())),
+        stops,
+        mark: word.to_owned(),
+        settle_milliseconds: u64::try_from(mark.settle.0.as_millis()).unwrap_or(u64::MAX),
+        full_read,
+        basis_known,
+        work,
+        target,
+        next_run: None,
+        max_drop_percent: limit.into(),
+    })
+}
+
+/// As `Attempt::check_drops` has it.
+fn is_mass_drop(work: &PlannedWork, limit: u8) -> bool {
+    work.dropped_entries * 100 > work.base_entries * u64::from(limit)
+}
+
+async fn outlook(context: &Context) -> Result<Outlook, Fault> {
+    let asked = async {
+        let (channel, _) = context.target.connect().await?;
+        let mut client = ReplicationServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
+        let request = GetOutlookRequest { repository: context.repository.name.clone(), protocol: PROTOCOL };
+        Ok(client.get_outlook(request).await.map_err(Fault::opening)?.into_inner())
+    };
+    let silent = || Err(Fault::opening(super::fault::silent(PATIENCE)));
+    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| silent())
+}
+
+/// True when what is remembered here is what the target would build upon; of a target that cannot be asked the best is believed.
+fn knows(context: &Context, target: Option<&Outlook>) -> bool {
+    let ours = context.state.basis().root_digest();
+    match target {
+        None => ours.is_some(),
+        Some(target) if target.base_generation == 0 => false,
+        Some(target) => ours.is_some() && ours == RootDigest::from_slice(&target.base_root_digest),
+    }
+}
+
+/// The walk; and beside it what the profile says must be there and is not.
+fn walk(
+    context: &Context,
+    basis_known: bool,
+    full_read: bool,
+    stop: &CancellationToken,
+) -> (Result<PlannedWork, Fault>, Option<Fault>) {
+    let repository = &context.repository;
+    let found = || {
+        let known = context.state.roots()?;
+        let (roots, _) = roots::open(&repository.header, known.as_deref(), false)?;
+        let look = Look {
+            header: repository.header.clone(),
+            roots: roots.folders,
+            rules: Arc::new(repository.rules()),
+            basis: basis_known.then(|| context.state.basis()),
+            full_read,
+        };
+        preview(&look, stop).map_err(|error| match error {
+            ReplicateError::Cancelled => Fault::cancelled(),
+            error => error.into(),
+        })
+    };
+    let first = std::path::Path::new(&repository.header.roots[0].live_path);
+    let missing = repository.profile.mark.must_exist.iter().find(|wanted| !first.join(wanted).exists());
+    let missing = missing.map(|wanted| {
+        let text = format!("{} is not there", first.join(wanted).display());
+        Fault::not_run("mark-failed", text)
+            .hint(format!("this is nothing for the profile {:?}", repository.profile.name))
+    });
+    (found(), missing)
+}

@@ -1,0 +1,83 @@
+//! `status`: when was it last proven good, and what is done here, on one screen.
+
+use assay_common::{
+    cli::{
+        screen::{lines, row, safe},
+        show,
+    },
+    verdict::timestamp_from_proto,
+};
+use assay_proto::v1::{GetTargetStatusResponse, Outcome, TargetRepositoryStatus};
+use jiff::Timestamp;
+
+use super::{examine, keep};
+
+/// All repositories.
+pub(super) fn text(status: &GetTargetStatusResponse) -> String {
+    let now = status.now.as_ref().and_then(timestamp_from_proto).unwrap_or_else(Timestamp::now);
+    let mut text = format!("{} (assay-target {})\n", safe(&status.agent), safe(&status.version));
+    for repository in &status.repositories {
+        one(&mut text, repository, status.now.as_ref(), now);
+    }
+    // After the answer to the one question.
+    lines(&mut text, "", &show::certificate(status.certificate_expires.as_ref()));
+    text
+}
+
+fn one(
+    text: &mut String,
+    repository: &TargetRepositoryStatus,
+    asked: Option<&prost_types::Timestamp>,
+    now: Timestamp,
+) {
+    let name = safe(&repository.repository);
+    let age = repository.last_pass_age_seconds;
+    match &repository.verified {
+        None => text.push_str(&format!("{name}: never proven good\n")),
+        Some(generation) => {
+            let mark = generation.mark.as_ref().and_then(|mark| mark.time.as_ref());
+            text.push_str(&format!(
+                "{name}: proven good {}, at {}, generation {}\n",
+                show::ago(mark, now),
+                show::time(mark),
+                generation.number
+            ));
+        }
+    }
+    let max_age = repository.max_age_seconds;
+    if max_age > 0 && repository.verified.is_some() && age > max_age {
+        row(text, "  OVERDUE", &format!("a PASS was expected every {}", show::age(max_age)));
+    }
+    if let Some(latest) = &repository.latest {
+        let outcome = match latest.outcome() {
+            Outcome::Unspecified => "not checked yet".to_owned(),
+            outcome => format!("{} {}", show::outcome(outcome), safe(&latest.reason)),
+        };
+        let sealed = show::ago(latest.sealed.as_ref(), now);
+        row(text, "  newest", &format!("generation {}, {outcome}, sealed {sealed}", latest.number));
+    }
+    // A run that made no generation, or a later check of an older one.
+    if let Some(last) = &repository.last_verdict {
+        let ended = show::ago(last.time.as_ref(), now);
+        let of =
+            if last.generation > 0 { format!(" of generation {}", last.generation) } else { String::new() };
+        let (outcome, reason) = (show::outcome(last.outcome()), safe(&last.reason));
+        row(text, "  verdict", &format!("{outcome} {reason}{of}, {ended} ({})", safe(&last.id)));
+        if last.outcome() != Outcome::Pass {
+            lines(text, "", &last.message);
+        }
+    }
+    if !repository.doing.is_empty() {
+        row(
+            text,
+            "  now",
+            &format!("{} (run {})", safe(&repository.doing), safe(&repository.current_run_id)),
+        );
+    }
+    row(text, "  checker", &safe(&examine::trust(repository.negative_control.as_ref(), asked)));
+    if let Some(scrub) = &repository.scrub {
+        lines(text, "  scrub", keep::scrub_status(scrub).trim_start_matches("scrub of "));
+    }
+    let free = show::bytes(repository.free_bytes);
+    row(text, "  kept", &format!("{} generations, {free} free", repository.generations));
+}

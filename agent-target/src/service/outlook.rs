@@ -1,0 +1,47 @@
+//! What a run would meet here now. Looks, and changes nothing.
+
+use assay_common::{digest::RootDigest, rpc_status::RpcFault, verdict::timestamp_to_proto};
+use assay_proto::v1::{Outlook, PlannedStep};
+
+use super::internal;
+use crate::{config::IsolationPolicy, repository::Repository};
+
+/// The outlook of this repository.
+pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
+    let (base, rotten) = repository.next_base().map_err(|error| internal("the store", &error))?.unzip();
+    let record = base.map(|base| repository.store.record(base)).transpose();
+    let record = record.map_err(|error| internal("the store", &error))?;
+    let root = record.as_ref().and_then(|record| RootDigest::from_hex(&record.root_digest));
+    let busy = repository.active().as_ref().map(|active| active.run_id.to_string());
+    let (config, control) = (&repository.config, repository.control());
+    let profile = &config.profile;
+    let step = |check: &assay_common::profile::Check| PlannedStep {
+        name: check.name.clone(),
+        depth: check.depth.unwrap_or(profile.depth).to_string(),
+        timeout_seconds: check.timeout.0.as_secs(),
+    };
+    // The first one is made as soon as something is verified.
+    let control_due = config.control_every.map(|every| {
+        let last = control.as_ref().map(|control| control.time);
+        last.and_then(|last| last.checked_add(every).ok()).unwrap_or_else(jiff::Timestamp::now)
+    });
+    Ok(Outlook {
+        busy_run_id: busy.unwrap_or_default(),
+        base_generation: base.map_or(0, |base| base.0),
+        base_root_digest: root.map(|root| root.0.to_vec()).unwrap_or_default(),
+        base_entries: record.map_or(0, |record| record.entries),
+        rotten_files: rotten.map_or(0, |rotten| rotten.len() as u64),
+        free_bytes: repository.store.free_bytes(),
+        profile: profile.name.clone(),
+        profile_version: profile.version.clone(),
+        steps: profile.checks.iter().map(step).collect(),
+        isolation: match config.isolation {
+            IsolationPolicy::Auto => "auto",
+            IsolationPolicy::Require => "require",
+            IsolationPolicy::None => "none",
+        }
+        .to_owned(),
+        negative_control: control.as_ref().map(Into::into),
+        control_due: control_due.map(timestamp_to_proto),
+    })
+}

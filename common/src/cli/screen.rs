@@ -1,0 +1,117 @@
+//! What fits a terminal that nobody has widened: rows of two columns, and text from elsewhere without what a terminal would obey.
+
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal as _},
+};
+
+use crate::path::display_bytes;
+
+/// Columns of such a terminal.
+pub const COLUMNS: usize = 80;
+/// Where the second column begins.
+const INDENT: usize = 13;
+
+/// Text that came from elsewhere, its control characters escaped.
+pub fn safe(text: &str) -> String {
+    display_bytes(text.as_bytes())
+}
+
+/// Adds a row: a name, and a value that is wrapped at its spaces. A word that is wider than the column is left whole: paths are there
+/// to be copied.
+pub fn row(text: &mut String, name: &str, value: &str) {
+    let (mut name, mut line) = (name, String::new());
+    for word in value.split(' ') {
+        let is_blank = line.trim_start().is_empty();
+        if !is_blank && INDENT + line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            let _ = writeln!(text, "{name:<INDENT$}{line}");
+            (name, line) = ("", word.to_owned());
+            continue;
+        }
+        // Spaces at the front pad a number.
+        if !is_blank || (line.is_empty() && word.is_empty()) || line.starts_with(' ') {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    let _ = writeln!(text, "{name:<INDENT$}{}", line.trim_end());
+}
+
+/// Adds a text of several lines: the first beside `name`, the others below it.
+pub fn lines(text: &mut String, name: &str, value: &str) {
+    for (index, line) in value.lines().enumerate() {
+        row(text, if index == 0 { name } else { "" }, &safe(line));
+    }
+}
+
+/// Prints text whose long lines are folded at words on a terminal; elsewhere, for programs, as it is.
+pub fn print_folded(text: &str) {
+    if io::stdout().is_terminal() {
+        super::print(&folded(text));
+    } else {
+        super::print(text);
+    }
+}
+
+/// Lines of at most [`COLUMNS`], what is left of one two columns further in. A word that does not fit stays whole.
+fn folded(text: &str) -> String {
+    let mut folded = String::new();
+    for line in text.lines() {
+        let inner = line.trim_start_matches(' ');
+        let indent = line.len() - inner.len();
+        let mut column = indent;
+        folded.push_str(&line[..indent]);
+        for (index, word) in inner.split(' ').enumerate() {
+            let width = word.chars().count();
+            if index > 0 && column + 1 + width > COLUMNS && width > 0 {
+                let _ = write!(folded, "\n{:1$}{word}", "", indent + 2);
+                column = indent + 2 + width;
+                continue;
+            }
+            if index > 0 {
+                folded.push(' ');
+                column += 1;
+            }
+            folded.push_str(word);
+            column += width;
+        }
+        folded.push('\n');
+    }
+    folded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_wrapped_at_words_and_keep_their_columns() {
+        let mut text = String::new();
+        row(&mut text, "short", "one two");
+        row(&mut text, "", "    4.1 kB  base/1");
+        row(&mut text, "long", &"word ".repeat(40));
+        lines(&mut text, "told", "a \u{1b}[2J b\nHINT: c");
+        assert!(
+            text.starts_with("short        one two\n                 4.1 kB  base/1\nlong         word word"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        assert_eq!(text.matches("word").count(), 40);
+        assert!(!text.contains('\u{1b}') && text.ends_with("\n             HINT: c\n"), "{text}");
+    }
+
+    #[test]
+    fn long_lines_are_folded_at_words() {
+        let long = format!("  {}end", "word ".repeat(20));
+        let folded = folded(&format!("short  line\n{long}\n"));
+        let lines: Vec<_> = folded.lines().collect();
+        assert_eq!(lines[0], "short  line");
+        assert!(lines.iter().all(|line| line.chars().count() <= COLUMNS), "{folded}");
+        assert!(
+            lines.len() == 3 && lines[2].starts_with("    word") && lines[2].ends_with(" end"),
+            "{folded}"
+        );
+        let path = format!("  {}", "/folder".repeat(20));
+        assert_eq!(super::folded(&path), format!("{path}\n"));
+    }
+}
