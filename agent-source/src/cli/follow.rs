@@ -154,8 +154,8 @@ impl Pace {
         let counts = run.counts.unwrap_or_default();
         let walk = run.base_entries.saturating_sub(counts.entries_scanned);
         let walk = if walk == 0 { 0 } else { walk.checked_div(entries)? };
-        // Content waits to be sent only while some is.
-        let waiting = counts.bytes_read.saturating_sub(counts.bytes_sent);
+        // What is packed and has not gone out: nothing waits when nothing goes. Where it is compressed, it is less.
+        let waiting = counts.bytes_sent.saturating_sub(counts.wire_bytes_out);
         Some(walk.max(waiting.checked_div(sent).unwrap_or(0)))
     }
 }
@@ -163,14 +163,14 @@ impl Pace {
 fn progress(run: &Run, pace: &mut Pace, now: Instant) -> String {
     let counts = run.counts.unwrap_or_default();
     let entries = pace.entries.of(counts.entries_scanned, now);
-    let (read, sent) = (pace.read.of(counts.bytes_read, now), pace.sent.of(counts.bytes_sent, now));
+    let (read, sent) = (pace.read.of(counts.bytes_read, now), pace.sent.of(counts.wire_bytes_out, now));
     let left = Pace::left(run, entries, sent).filter(|_| run.base_entries > 0);
     let left = left.map_or_else(String::new, |left| format!("about {} left; ", show::age(left)));
     format!(
         "{left}{} read at {}/s, {} sent at {}/s  {}",
         show::bytes(counts.bytes_read),
         show::bytes(read),
-        show::bytes(counts.bytes_sent),
+        show::bytes(counts.wire_bytes_out),
         show::bytes(sent),
         safe(&run.current_path)
     )
@@ -216,12 +216,12 @@ mod tests {
 
     #[test]
     fn what_is_slower_says_how_long_it_takes() {
-        let counts = |entries_scanned, bytes_read, bytes_sent| Run {
+        let counts = |entries_scanned, bytes_sent, wire_bytes_out| Run {
             base_entries: 1000,
             counts: Some(assay_proto::v1::Counts {
                 entries_scanned,
-                bytes_read,
                 bytes_sent,
+                wire_bytes_out,
                 ..Default::default()
             }),
             ..Default::default()

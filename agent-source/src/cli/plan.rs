@@ -85,14 +85,14 @@ fn work(text: &mut String, plan: &RunPlan, work: &PlannedWork) {
         "dropped",
         &format!(
             "{} of {} entries, {share:.1} %; more than {} % would stop the run",
-            work.dropped_entries, work.base_entries, plan.max_drop_percent
+            work.dropped_entries, work.base_entries, plan.drop_stop_percent
         ),
     );
 }
 
 fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
     let steps = target.steps.iter().map(|step| {
-        let limit = std::time::Duration::from_secs(step.timeout_seconds);
+        let limit = std::time::Duration::from_secs(step.may_take_seconds);
         format!("{} ({}, {} at most)", safe(&step.name), safe(&step.depth), show::age(limit.as_secs()))
     });
     let steps = steps.collect::<Vec<_>>().join(", ");
@@ -146,11 +146,11 @@ mod tests {
             target: Some(Outlook {
                 base_generation: 41,
                 steps: (0..4)
-                    .map(|step| PlannedStep { name: format!("step-{step}"), depth: "L2".to_owned(), timeout_seconds: 3600 })
+                    .map(|step| PlannedStep { name: format!("step-{step}"), depth: "L2".to_owned(), may_take_seconds: 3600 })
                     .collect(),
                 ..Default::default()
             }),
-            max_drop_percent: 50,
+            drop_stop_percent: 50,
             ..Default::default()
         };
         let text = text(&plan);

@@ -80,7 +80,7 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
         work,
         target,
         next_run: None,
-        max_drop_percent: limit.into(),
+        drop_stop_percent: limit.into(),
     })
 }
 

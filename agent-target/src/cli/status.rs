@@ -44,7 +44,7 @@ fn one(
             ));
         }
     }
-    let max_age = repository.max_age_seconds;
+    let max_age = repository.overdue_after_seconds;
     if max_age > 0 && repository.verified.is_some() && age > max_age {
         row(text, "  OVERDUE", &format!("a PASS was expected every {}", show::age(max_age)));
     }

@@ -370,7 +370,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         last_restore: super::restore::last_restore(repository),
         scrub: keeping::scrub_status(repository),
         last_pass_age_seconds: standing.age(jiff::Timestamp::now()).map_or(0, |age| age.as_secs()),
-        max_age_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
+        overdue_after_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
         doing,
         last_verdict: standing.last.as_ref().and_then(|last| newest_verdict(last, latest.as_ref())),
         latest,

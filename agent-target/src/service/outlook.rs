@@ -18,7 +18,7 @@ pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
     let step = |check: &assay_common::profile::Check| PlannedStep {
         name: check.name.clone(),
         depth: check.depth.unwrap_or(profile.depth).to_string(),
-        timeout_seconds: check.timeout.0.as_secs(),
+        may_take_seconds: check.timeout.0.as_secs(),
     };
     // The first one is made as soon as something is verified.
     let control_due = config.control_every.map(|every| {

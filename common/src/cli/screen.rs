@@ -20,16 +20,16 @@ pub fn safe(text: &str) -> String {
 /// Adds a row: a name, and a value that is wrapped at its spaces. A word that is wider than the column is left whole: paths are there
 /// to be copied.
 pub fn row(text: &mut String, name: &str, value: &str) {
-    let (mut name, mut line) = (name, String::new());
-    for word in value.split(' ') {
-        let is_blank = line.trim_start().is_empty();
-        if !is_blank && INDENT + line.chars().count() + 1 + word.chars().count() > COLUMNS {
-            let _ = writeln!(text, "{name:<INDENT$}{line}");
+    // Spaces at the front pad a number.
+    let inner = value.trim_start_matches(' ');
+    let (mut name, mut line) = (name, " ".repeat(value.len() - inner.len()));
+    for (index, word) in inner.split(' ').enumerate() {
+        if index > 0 && INDENT + line.chars().count() + 1 + word.chars().count() > COLUMNS {
+            let _ = writeln!(text, "{name:<INDENT$}{}", line.trim_end());
             (name, line) = ("", word.to_owned());
             continue;
         }
-        // Spaces at the front pad a number.
-        if !is_blank || (line.is_empty() && word.is_empty()) || line.starts_with(' ') {
+        if index > 0 {
             line.push(' ');
         }
         line.push_str(word);
