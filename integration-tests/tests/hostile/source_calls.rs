@@ -1,16 +1,23 @@
 //! A source that stalls, leaves streams open, asks for too much at a time, or for what is not its own.
 
-use assay_common::{id::RunId, rpc_status::fault_from_status};
+use assay_common::{
+    id::RunId,
+    limits::MAX_RESTORES,
+    pki::{Party, Role, issue},
+    rpc_status::fault_from_status,
+    tls::{ConnectOptions, TlsFiles, connect},
+};
 use assay_proto::v1::{
-    AbandonRunRequest, CheckRunRequest, FetchManifestRequest, Mark, ReportReadingsRequest, SealRunRequest,
-    SecondReading, TransferRequest,
+    AbandonRunRequest, CheckRunRequest, ContentRequest, ContentStart, FetchManifestRequest, Mark,
+    OpenRestoreRequest, ReportReadingsRequest, SealRunRequest, SecondReading, TransferRequest,
+    restore_service_client::RestoreServiceClient,
 };
 use integration_tests::evil::source::{Act, Tree, link};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use crate::ground::Ground;
+use crate::ground::{Ground, target_url};
 
 fn reason(status: &Status) -> (String, String) {
     let fault = fault_from_status(status);
@@ -130,6 +137,69 @@ fn manifests_are_sent_a_few_at_a_time() {
         ground.runtime.block_on(source.client.clone().fetch_manifest(request)).is_ok()
     });
     ground.honest_run();
+}
+
+/// Restores that are opened and not read do not take the target's threads, nor another one's turn for ever.
+#[test]
+fn restores_are_served_a_few_at_a_time() {
+    let ground = Ground::new("");
+    ground.honest_run();
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let bob = Party { name: "bob".to_owned(), hosts: Vec::new() };
+    issue(&ground.pair.path("pki"), Role::Restore, &bob, day, jiff::Timestamp::now()).expect("issue");
+    ground.pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
+    let file = |name: &str| ground.pair.path(&format!("pki/{name}"));
+    let files = TlsFiles { ca: file("ca.crt"), cert: file("restore-bob.crt"), key: file("restore-bob.key") };
+    let client = ground.runtime.block_on(async {
+        let (channel, _) = connect(
+            &target_url(&ground.pair),
+            Role::Target,
+            &files,
+            &[Role::Restore],
+            &ConnectOptions::default(),
+        )
+        .await
+        .expect("it is let in");
+        RestoreServiceClient::new(channel)
+    });
+    let opening = || OpenRestoreRequest { repository: "repo".to_owned(), generation: 1 };
+    let manifest = || FetchManifestRequest { repository: "repo".to_owned(), generation: 1 };
+    let reading = || async {
+        let (held, queue) = mpsc::channel(1);
+        let start = Some(ContentStart { repository: "repo".to_owned(), generation: 1 });
+        held.send(ContentRequest { start, ..Default::default() }).await.expect("room");
+        let answers = client.clone().fetch_content(ReceiverStream::new(queue)).await?;
+        Ok::<_, Status>((held, answers))
+    };
+    ground.runtime.block_on(async {
+        let mut held = Vec::new();
+        for _ in 0..MAX_RESTORES {
+            held.push(reading().await.expect("there is a slot"));
+        }
+        for refused in [
+            reading().await.map(drop).expect_err("there is none"),
+            client.clone().open_restore(opening()).await.map(drop).expect_err("there is none"),
+            client.clone().fetch_sealed_manifest(manifest()).await.map(drop).expect_err("there is none"),
+        ] {
+            let (word, message) = reason(&refused);
+            let told = format!("{MAX_RESTORES} restores are being served");
+            assert!(word == "too-many-restores" && message.contains(&told), "{word}: {message}");
+        }
+    });
+    // The slots come back when the streams are gone.
+    ground.pair.eventually("a slot is free", || {
+        ground.runtime.block_on(client.clone().open_restore(opening())).is_ok()
+    });
+    ground.pair.eventually("all slots are free", || {
+        ground.runtime.block_on(async {
+            let mut held = Vec::new();
+            for _ in 0..MAX_RESTORES {
+                let Ok(one) = reading().await else { return false };
+                held.push(one);
+            }
+            true
+        })
+    });
 }
 
 /// Calls about what is not there, is over, or was not asked for; and words that cannot stand in a record.
