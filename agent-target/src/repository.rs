@@ -29,7 +29,7 @@ use assay_common::{
     fault::{self, Point},
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
-    limits::{MAX_MANIFEST_STREAMS, MAX_RESTORES},
+    limits::MAX_MANIFEST_STREAMS,
     signing::{SigningKey, VerifyingKey},
     verdict::{
         self, HexDigest, NegativeControl, Outcome, Verdict, VerdictError, sign_control, sign_verdict,
@@ -154,8 +154,6 @@ pub struct Repository {
     active: Mutex<Option<Active>>,
     /// Slots for manifests that are being sent.
     pub manifest_streams: Arc<Semaphore>,
-    /// Slots for restores that are being served.
-    pub restores: Arc<Semaphore>,
     /// Runs that have a verdict.
     ended_runs: Mutex<HashSet<RunId>>,
     /// Ends what is done by the clock.
@@ -216,7 +214,6 @@ impl Repository {
             signing_key,
             active: Mutex::new(None),
             manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
-            restores: Arc::new(Semaphore::new(MAX_RESTORES)),
             ended_runs: Mutex::default(),
             background: Mutex::new(None),
         };

@@ -98,6 +98,15 @@ impl Folder {
         Ok(fs::openat(&self.0, component(name)?, flags, Mode::from_raw_mode(0o600))?.into())
     }
 
+    /// Opens the file `name`, which is there, for reading and writing. FIFOs and devices do not block and should not be written to.
+    ///
+    /// # Errors
+    /// As the kernel says; `ELOOP` for a link.
+    pub fn open_file_to_write(&self, name: &[u8]) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.0, component(name)?, flags, Mode::empty())?.into())
+    }
+
     /// Creates the folder `name`, mode 0700, and opens it. It may not exist.
     ///
     /// # Errors
@@ -490,6 +499,8 @@ mod tests {
         assert!(folder.open_file(b"../secret").is_err());
         assert!(folder.create_file(b"up/new").is_err());
         assert!(folder.open_or_create_file(b"file").is_err());
+        assert!(folder.open_file_to_write(b"file").is_err());
+        assert!(folder.open_file_to_write(b"../secret").is_err());
         assert!(folder.create_folder(b"../new").is_err());
         assert!(folder.rename(b"file", &folder, b"../moved").is_err());
         assert!(folder.link(b"../secret", &folder, b"x").is_err());

@@ -14,7 +14,8 @@
 //! | a manifest: entries, one record, header, all bytes | [`MAX_ENTRIES`] ... [`MAX_MANIFEST_BYTES`] | both |
 //! | content under way: offers, packs, batches, contents | [`MAX_BATCH_BYTES`] ... [`MAX_CONTENT`] | target |
 //! | content after decompression | [`MAX_BATCH_BYTES`], [`MAX_MESSAGE_BYTES`]: what was announced, and no more | target |
-//! | streams of a manifest at a time, restores at a time | [`MAX_MANIFEST_STREAMS`], [`MAX_RESTORES`] | target |
+//! | streams of a manifest at a time | [`MAX_MANIFEST_STREAMS`] | target |
+//! | restores at a time | [`MAX_RESTORES`] | target |
 //! | words in a record: mark, reason, message, overrides | [`MAX_MARK_BYTES`] ... [`MAX_OVERRIDES`] | target |
 //! | files that are read again, and reports of them | [`MAX_READ_AGAIN`] | both |
 //! | what a target says while it checks | [`MAX_PROGRESS_MESSAGES`], [`MAX_STEP_BYTES`] | source |
@@ -83,10 +84,11 @@ pub const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Longest manifest that a source fetches, in bytes: about a thousandth of 1 PiB.
 pub const MAX_MANIFEST_BYTES: u64 = 1 << 40;
-/// Restores of one repository that are served at a time: each holds a thread or two.
-pub const MAX_RESTORES: usize = 4;
 /// Manifests of one repository that are sent at a time: each holds a thread.
 pub const MAX_MANIFEST_STREAMS: usize = 4;
+/// Restores that are served at a time, of all repositories: each holds a thread, a generation and some parts of 2 MiB, and the
+/// disk is no faster for more of them.
+pub const MAX_RESTORES: usize = 8;
 
 /// Content of one offer or pack, in bytes, after decompression.
 pub const MAX_BATCH_BYTES: u64 = 8 * 1024 * 1024;

@@ -78,6 +78,10 @@ impl assay_common::error::Hint for SealedError {
 }
 
 /// A sealed generation that is held: it is not pruned while this lives.
+///
+/// It is held by a lock of the kernel's on its folder, not by [`crate::keep::holds::Hold`]: that one knows of this process only, and a
+/// restore at the target is a process of its own, beside an agent or without one. So restores have this way alone, over the network
+/// too, and pruning asks for both. Healing need not: it replaces a rotten file by a sound one, and a reader has the one or the other.
 #[derive(Debug)]
 pub struct Sealed {
     folder: PathBuf,
@@ -113,7 +117,13 @@ impl Sealed {
         let locked = rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockShared);
         locked.map_err(std::io::Error::from).at("hold", &folder)?;
         let path = folder.join(RECORD);
-        let text = fs::read(&path).at("read", &path)?;
+        let text = match fs::read(&path) {
+            // It was pruned between the opening and the lock: the folder that is held is in the trash.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !folder.exists() => {
+                return Err(SealedError::NoSuch { repository: name(), number });
+            }
+            text => text.at("read", &path)?,
+        };
         let record: Record = serde_json::from_slice(&text).map_err(|_| SealedError::Record { path })?;
         Ok(Self { verdict: conclusive(repository, number)?, folder, _held: held, record })
     }

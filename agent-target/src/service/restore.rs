@@ -16,7 +16,7 @@ use assay_proto::v1::{
     ContentPart, ContentRequest, FetchManifestRequest, ManifestPart, OpenRestoreRequest, OpenRestoreResponse,
     ReportRestoreRequest, ReportRestoreResponse, RestoreRecord, restore_service_server::RestoreService,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -45,12 +45,23 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service.
 pub struct Restore {
     repositories: Arc<Repositories>,
+    slots: Arc<Semaphore>,
 }
 
 impl Restore {
     /// For these repositories.
     pub fn new(repositories: Arc<Repositories>) -> Self {
-        Self { repositories }
+        Self { repositories, slots: Arc::new(Semaphore::new(MAX_RESTORES)) }
+    }
+
+    /// One of the restores that are served at a time, until it is dropped. A client opens, then takes the manifest, then content: it
+    /// has one slot at a time.
+    fn slot(&self) -> Result<OwnedSemaphorePermit, RpcFault> {
+        Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
+            let text = format!("{MAX_RESTORES} restores are being served already");
+            RpcFault::new(Code::ResourceExhausted, "too-many-restores", text)
+                .with_hint("run the same command again when one of them has ended")
+        })
     }
 
     /// The repository, if the caller may take generations of it back.
@@ -91,16 +102,6 @@ fn open(repository: &Repository, generation: u64) -> Result<Sealed, RpcFault> {
     })
 }
 
-/// A slot for a stream that reads a generation, for as long as it does.
-fn slot(repository: &Repository) -> Result<OwnedSemaphorePermit, RpcFault> {
-    Arc::clone(&repository.restores).try_acquire_owned().map_err(|_| {
-        let text =
-            format!("{MAX_RESTORES} restores of repository {} are served already", repository.config.name);
-        RpcFault::new(Code::ResourceExhausted, "too-many-restores", text)
-            .with_hint("wait for one of them to end, and run the same command again")
-    })
-}
-
 /// Off the runtime's threads: the disk may be slow.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RpcFault> + Send + 'static,
@@ -117,7 +118,10 @@ impl RestoreService for Restore {
     ) -> Result<Response<OpenRestoreResponse>, Status> {
         let (repository, _) = self.allow(&request, &request.get_ref().repository)?;
         let generation = request.get_ref().generation;
+        let slot = self.slot()?;
         let answer = blocking(move || {
+            // The ledger may be long. A call that is given up goes on until it is read.
+            let _slot = slot;
             let sealed = open(&repository, generation)?;
             let root = sealed.root_digest();
             let root =
@@ -141,13 +145,13 @@ impl RestoreService for Restore {
     ) -> Result<Response<Self::FetchSealedManifestStream>, Status> {
         let (repository, _) = self.allow(&request, &request.get_ref().repository)?;
         let generation = request.get_ref().generation;
-        let slot = slot(&repository)?;
+        let slot = self.slot()?;
         let sealed = blocking(move || open(&repository, generation)).await?;
         let mut manifest = sealed.manifest().map_err(|error| internal("opening a manifest", &error))?;
         let (sender, queue) = tokio::sync::mpsc::channel(PARTS_AHEAD);
         tokio::task::spawn_blocking(move || {
-            // The generation is held for as long as it is read.
-            let _held = (sealed, slot);
+            // The generation is held for as long as it is read. The slot is free before the stream ends: the next call wants it.
+            let (sender, _held, _slot) = (sender, sealed, slot);
             loop {
                 let mut data = Vec::with_capacity(MANIFEST_PART_BYTES);
                 let part = match (&mut manifest).take(MANIFEST_PART_BYTES as u64).read_to_end(&mut data) {
@@ -181,7 +185,7 @@ impl RestoreService for Restore {
         let (repository, peer) =
             self.allow(&Request::from_parts(metadata, extensions, ()), &start.repository)?;
         let name = repository.config.name.clone();
-        let slot = slot(&repository)?;
+        let slot = self.slot()?;
         let sealed = blocking(move || open(&repository, start.generation)).await?;
         let content = sealed.content().map_err(|error| internal("opening a generation", &error))?;
         tracing::info!(
@@ -209,7 +213,7 @@ impl RestoreService for Restore {
             }
         });
         tokio::task::spawn_blocking(move || {
-            let _held = (sealed, slot);
+            let (parts_out, _held, _slot) = (parts_out, sealed, slot);
             content.answer(wants_in, &parts_out);
         });
         let parts = ReceiverStream::new(parts_in).map(|part| match part {

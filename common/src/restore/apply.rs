@@ -13,7 +13,7 @@ use super::{
     Destination, Options, Pieces, Progress, Report, RestoreError, Selection,
     compare::{Action, From, Job},
     destination::SCRATCH,
-    entry_error,
+    entry_error, part,
 };
 use crate::{
     confined::Folder,
@@ -29,11 +29,6 @@ pub(super) const JOBS_AHEAD: usize = 256;
 const NAMED: usize = 100;
 
 const IN_ITS_PLACE: &str = "a folder with content stands in its place: say --delete to remove it";
-
-/// The file in which the entry at `place` is put together.
-pub(super) fn part_name(place: u64) -> String {
-    format!("part-{place}")
-}
 
 /// A folder above the place where the walk stands.
 struct Level {
@@ -188,17 +183,14 @@ impl Apply<'_> {
     ) -> Result<bool, RestoreError> {
         let failed = |error| entry_error(path)(error);
         let scratch = &self.destination.scratch;
-        let name = part_name(place);
+        let name = part::part_name(place);
         let part = if from.contains(&From::Part) {
-            scratch.open_or_create_file(name.as_bytes())
+            part::take_up(scratch, place, entry)
         } else {
-            match scratch.remove_all(name.as_bytes()) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => scratch.create_file(name.as_bytes()),
-            }
+            part::create(scratch, place, entry)
         };
         let part = part.map_err(failed)?;
-        part.set_len(entry.size).map_err(failed)?;
+        let changes = || failed(io::Error::other("it changes while it is restored"));
         let mut old = None;
         let mut from = from.iter();
         let mut lost = None;
@@ -206,14 +198,14 @@ impl Apply<'_> {
             let (Piece::Data { bytes }, Some(digest)) = (piece, digest) else { continue };
             let bytes = bytes as usize;
             match from.next().copied().unwrap_or(From::Supply) {
-                From::Part => {}
+                // What was found when it was compared is held against its digest once more: from here on nothing else looks at it.
+                From::Part => drop(read(&part, offset, bytes, digest).ok_or_else(changes)?),
                 From::Old => {
                     if old.is_none() {
                         old = Some(folder.open_file(path.name()).map_err(failed)?);
                     }
                     let content = old.as_ref().and_then(|old| read(old, offset, bytes, digest));
-                    let content =
-                        content.ok_or_else(|| failed(io::Error::other("it changes while it is restored")))?;
+                    let content = content.ok_or_else(changes)?;
                     uncached::write_all_at(&part, &content, offset).map_err(failed)?;
                 }
                 From::Supply => match self.pieces.next(bytes, digest)? {
@@ -226,15 +218,15 @@ impl Apply<'_> {
             lost = Some(IN_ITS_PLACE.to_owned());
         }
         if let Some(why) = lost {
-            scratch.remove_file(name.as_bytes()).map_err(failed)?;
+            scratch.remove_file(&name).map_err(failed)?;
             self.lose(path, why);
             return Ok(false);
         }
         scratch
-            .remove_other_xattrs_of(name.as_bytes(), entry)
-            .and_then(|()| scratch.set_metadata(name.as_bytes(), entry))
+            .remove_other_xattrs_of(&name, entry)
+            .and_then(|()| scratch.set_metadata(&name, entry))
             .map_err(failed)?;
-        scratch.replace(name.as_bytes(), folder, path.name()).map_err(failed)?;
+        scratch.replace(&name, folder, path.name()).map_err(failed)?;
         Ok(true)
     }
 

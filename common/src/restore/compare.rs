@@ -1,15 +1,15 @@
 //! The first stage: walks the manifest beside the destination, and says of each file what of it is right already.
 
-use std::{
-    fs::File,
-    os::unix::fs::MetadataExt as _,
-    sync::{Arc, mpsc::SyncSender},
-};
+use std::{fs::File, sync::mpsc::SyncSender};
 
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::Sender};
+use tokio::sync::mpsc::Sender;
 
-use super::{Checked, Destination, Options, RestoreError, Selection, Want, apply::part_name};
+use super::{
+    Checked, Destination, Options, RestoreError, Selection, Want,
+    ahead::{Ahead, Claim},
+    part,
+};
 use crate::{
     digest::ContentDigest,
     manifest::{Entry, EntryKind, Piece, content_pieces},
@@ -19,6 +19,8 @@ use crate::{
 
 /// Pieces that one request lists.
 const PIECES_OF_A_WANT: usize = 8 * 1024;
+/// Entries and what is known of their pieces that wait to be worked on, in bytes; beside them one is compared and one worked on.
+const AHEAD_BYTES: usize = 32 * 1024 * 1024;
 
 /// Where a piece of data is taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,30 +52,8 @@ pub(super) struct Job {
     pub entry: Entry,
     pub selection: Selection,
     pub action: Action,
-    /// What it takes of the memory that all of them may have.
-    pub _room: Option<OwnedSemaphorePermit>,
-}
-
-/// Memory that entries may take which wait for the second stage: one may have millions of pieces, or a megabyte of attributes.
-struct Ahead(Arc<Semaphore>);
-
-impl Ahead {
-    const BYTES: usize = 64 * 1024 * 1024;
-
-    fn new() -> Self {
-        Self(Arc::new(Semaphore::new(Self::BYTES)))
-    }
-
-    /// Waits until there is room. One that is larger than all of it goes alone.
-    fn take(&self, entry: &Entry, action: &Action) -> Option<OwnedSemaphorePermit> {
-        let pieces = match action {
-            Action::Make(pieces) => size_of_val(&pieces[..]),
-            Action::Right | Action::Other => 0,
-        };
-        let bytes = (entry.encoded_len() + pieces).min(Self::BYTES) as u32;
-        // It is never closed.
-        futures::executor::block_on(Arc::clone(&self.0).acquire_many_owned(bytes)).ok()
-    }
+    /// Until it is done.
+    pub _claim: Claim,
 }
 
 /// Sends a job for each entry that is asked for, or on the way to one, and a request for what is wrong. Ends early, and well, when
@@ -85,7 +65,8 @@ pub(super) fn compare(
     wants: &Sender<Want>,
     jobs: &SyncSender<Job>,
 ) -> Result<(), RestoreError> {
-    let (mut entries, ahead) = (checked.entries()?, Ahead::new());
+    let mut entries = checked.entries()?;
+    let ahead = Ahead::new(AHEAD_BYTES);
     while let Some((place, path, entry)) = entries.next_entry()? {
         let selection = Selection::of(&path, &options.paths);
         if selection == Selection::Not
@@ -101,8 +82,9 @@ pub(super) fn compare(
             Action::Make(pieces) => wanted(place, pieces),
             _ => Vec::new(),
         };
-        let room = ahead.take(&entry, &action);
-        if jobs.send(Job { place, path, entry, selection, action, _room: room }).is_err() {
+        let pieces = if let Action::Make(pieces) = &action { pieces.len() } else { 0 };
+        let claim = ahead.claim(entry.encoded_len() + pieces);
+        if jobs.send(Job { place, path, entry, selection, action, _claim: claim }).is_err() {
             return Ok(());
         }
         for want in wanted {
@@ -131,9 +113,7 @@ fn look(destination: &Destination, place: u64, path: &TreePath, entry: &Entry) -
         Some((file, metadata))
     };
     let old = regular(destination.root.open_file_below(path));
-    // Of a part with another name, or with something in a hole, nothing is taken.
-    let part = regular(destination.scratch.open_file(part_name(place).as_bytes()))
-        .filter(|(file, metadata)| metadata.nlink() == 1 && holes_are_zero(file, entry));
+    let part = part::left_behind(&destination.scratch, place, entry);
     let data: Vec<_> = content_pieces(entry)
         .filter_map(|(offset, piece, digest)| match piece {
             Piece::Data { bytes } => Some((offset, bytes as usize, digest?)),
@@ -142,7 +122,7 @@ fn look(destination: &Destination, place: u64, path: &TreePath, entry: &Entry) -
         .collect();
     let mut whole = old.as_ref().is_some_and(|(_, metadata)| {
         // A further name, which may be outside of this tree, would see every change: such a file is made anew.
-        metadata.len() == entry.size && metadata.nlink() == 1
+        metadata.len() == entry.size && part::is_alone(metadata)
     });
     let mut buffer = Vec::new();
     let mut has = |file: &File, (offset, bytes, digest): (u64, usize, ContentDigest)| {
@@ -153,7 +133,7 @@ fn look(destination: &Destination, place: u64, path: &TreePath, entry: &Entry) -
     let pieces: Vec<_> = data
         .into_iter()
         .map(|piece| {
-            if part.as_ref().is_some_and(|(file, _)| has(file, piece)) {
+            if part.as_ref().is_some_and(|file| has(file, piece)) {
                 // The old one is told from it by its own content only.
                 whole = whole && old.as_ref().is_some_and(|(file, _)| has(file, piece));
                 From::Part
@@ -170,13 +150,13 @@ fn look(destination: &Destination, place: u64, path: &TreePath, entry: &Entry) -
 }
 
 /// Whether the file reads as zeros where the manifest has a hole.
-fn holes_are_zero(file: &File, entry: &Entry) -> bool {
+pub(super) fn holes_are_zero(file: &File, entry: &Entry) -> bool {
     let mut buffer = vec![0; 256 * 1024];
     content_pieces(entry).all(|(offset, piece, _)| {
         let Piece::Hole { bytes } = piece else { return true };
         let (mut at, end) = (offset, offset + bytes);
         while at < end {
-            // What the file system knows to be a hole, or has not got yet, need not be read.
+            // What the file system knows to be a hole need not be read.
             match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
                 Ok(data) if data < end => at = at.max(data),
                 Ok(_) | Err(rustix::io::Errno::NXIO) => return true,

@@ -3,18 +3,17 @@
 use std::{
     ffi::OsStr,
     fs,
-    io::{self, ErrorKind, Read as _},
+    io::{self, ErrorKind, Read as _, Write as _},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::RestoreError;
+use super::{RestoreError, part};
 use crate::{
     confined::Folder,
     digest::RootDigest,
-    durable::write_durable,
     error::{IoContext as _, PathError},
     id::GenerationNumber,
     manifest::Header,
@@ -22,10 +21,10 @@ use crate::{
 
 /// Where files are put together, in the destination.
 pub(super) const SCRATCH: &str = ".assay-restore";
-/// Two short values.
-const MAX_PLAN_BYTES: u64 = 4096;
 /// What is being restored, in there.
 const PLAN: &str = "plan.json";
+/// A longer one is none: it has a number and a digest.
+const MAX_PLAN_BYTES: u64 = 4096;
 
 /// A destination that may be written to.
 #[derive(Debug)]
@@ -99,7 +98,7 @@ impl Destination {
         }
         let empty = is_empty(&path)?;
         let plan = Plan { generation, root_digest: root_digest.to_string() };
-        let taken_up = begun(&path).filter(|(_, begun)| *begun == plan).map(|(scratch, _)| scratch);
+        let left_behind = Folder::open(&path).ok().and_then(|root| left_behind(&root, &plan));
         if !empty {
             if let Some(live) = live_root(&path, header, allowed) {
                 return Err(refused(format!(
@@ -107,7 +106,7 @@ impl Destination {
                     live.display()
                 )));
             }
-            if taken_up.is_none() && !allowed.onto_existing {
+            if left_behind.is_none() && !allowed.onto_existing {
                 return Err(refused(
                     "it is not empty: name a new folder, or say --onto-existing to put right what differs in this one".to_owned(),
                 ));
@@ -118,22 +117,9 @@ impl Destination {
             made => made.at("create", &path)?,
         }
         let root = Folder::open(&path).at("open", &path)?;
-        let scratch_path = path.join(SCRATCH);
-        let at =
-            |result: io::Result<Folder>| -> Result<Folder, PathError> { result.at("open", &scratch_path) };
-        let scratch = if let Some(scratch) = taken_up {
-            scratch
-        } else {
-            match root.remove_all(SCRATCH.as_bytes()) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(at(Err(error)).expect_err("it is one").into());
-                }
-                _ => {}
-            }
-            let scratch = at(root.create_folder(SCRATCH.as_bytes()))?;
-            let text = serde_json::to_vec(&plan).expect("numbers and text");
-            write_durable(&scratch_path.join(PLAN), &text, 0o600)?;
-            scratch
+        let scratch = match left_behind {
+            Some(scratch) => scratch,
+            None => begin(&root, &plan).at("begin in", &path.join(SCRATCH))?,
         };
         Ok(Self { path, root, scratch })
     }
@@ -164,17 +150,36 @@ impl Destination {
     }
 }
 
-/// What an earlier restore has begun in `path`, if nobody else can have made it: its folder is this user's own, and no one else's
-/// to enter.
-fn begun(path: &Path) -> Option<(Folder, Plan)> {
-    let scratch = Folder::open(path).and_then(|folder| folder.open_folder(SCRATCH.as_bytes())).ok()?;
+/// The folder in which an earlier attempt at the same has put files together. None when it is about something else, or when others than
+/// this user could have written to it: then it goes with all that is in it.
+fn left_behind(root: &Folder, plan: &Plan) -> Option<Folder> {
+    let scratch = root.open_folder(SCRATCH.as_bytes()).ok()?;
     let stat = scratch.stat_self().ok()?;
     if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
         return None;
     }
+    let file = scratch.open_file(PLAN.as_bytes()).ok()?;
+    if !part::is_alone(&file.metadata().ok()?) {
+        return None;
+    }
     let mut text = Vec::new();
-    scratch.open_file(PLAN.as_bytes()).ok()?.take(MAX_PLAN_BYTES).read_to_end(&mut text).ok()?;
-    Some((scratch, serde_json::from_slice(&text).ok()?))
+    file.take(MAX_PLAN_BYTES).read_to_end(&mut text).ok()?;
+    (serde_json::from_slice::<Plan>(&text).ok()? == *plan).then_some(scratch)
+}
+
+/// A new folder to put files together in. What has its name goes; a link is not followed.
+fn begin(root: &Folder, plan: &Plan) -> io::Result<Folder> {
+    match root.remove_all(SCRATCH.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let scratch = root.create_folder(SCRATCH.as_bytes())?;
+    // A plan that a crash has cut off is another one than is looked for.
+    let mut file = scratch.create_file(PLAN.as_bytes())?;
+    file.write_all(&serde_json::to_vec(plan).expect("numbers and text"))?;
+    file.sync_all()?;
+    scratch.sync()?;
+    Ok(scratch)
 }
 
 /// A store in this folder or in one of its own, as far down as a store's root has its repositories.

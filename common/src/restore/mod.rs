@@ -16,10 +16,12 @@
 //! What was cut off is taken up by the same command: what is right already is found right, and the pieces of the file that was
 //! being put together are found in `.assay-restore`.
 
+mod ahead;
 mod apply;
 mod compare;
 mod destination;
 mod manifest;
+mod part;
 mod supply;
 
 use std::{io, path::PathBuf};
@@ -141,6 +143,11 @@ impl crate::error::Hint for RestoreError {
             Self::LinkWithoutFirst { first, .. } => format!("say --path {first} too"),
             Self::Entry { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
                 "make room and run the same command again: what is there already is not fetched again".to_owned()
+            }
+            Self::Entry { source, .. } | Self::Io(PathError { source, .. })
+                if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                "the destination is on a file system that is mounted read-only: name a folder that can be written to".to_owned()
             }
             Self::Entry { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "restoring owners, devices and files of others needs root".to_owned()

@@ -201,61 +201,146 @@ fn destinations_that_hold_something_else_are_refused() {
     assert!(matches!(other, Err(RestoreError::Refused { .. })));
 }
 
-/// A folder that looks as if this restore had been begun in it is taken up when it is this user's own and nobody else's to enter; and of its parts
-/// those that have no other name, and nothing in their holes.
-#[test]
-fn what_was_planted_is_not_taken_up() {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    const BYTES: usize = 8192;
-    let folder = tempfile::tempdir().expect("temp");
-    let base = std::fs::canonicalize(folder.path()).expect("real");
-    let content = vec![7; BYTES];
-    let data = [&content[..], &[0; BYTES]].concat();
-    let sparse = Entry {
-        size: 2 * BYTES as u64,
-        digest: ContentDigest::of(&data).0.to_vec(),
-        pieces: vec![(BYTES as u64) << 1, (BYTES as u64) << 1 | 1],
-        piece_digests: ContentDigest::of(&content).0.to_vec(),
-        ..file_entry("sparse", &data)
-    };
-    let entries = [folder_entry(""), file_entry("linked", &content), sparse];
-    let number = GenerationNumber(3);
-    let back = base.join("back");
-    let open = |root| {
-        let header = header(&base.join("live"));
-        Destination::open(&back, &header, number, root, &Allowed::default())
-    };
-    let (file, root) = manifest(&entries);
-    drop(open(root).expect("a new folder"));
-    let scratch = back.join(destination::SCRATCH);
-    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o770)).expect("chmod");
-    assert!(matches!(open(root), Err(RestoreError::Refused { .. })), "others may have put anything there");
-    std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o700)).expect("chmod");
+/// A tree of one file of two pieces with a hole between them, its content, and the manifest's place of it.
+fn one_file() -> (Vec<Entry>, Vec<u8>, u64) {
+    let content = [&[7; 1000][..], &[0; 8192], &[9; 500]].concat();
+    let piece_digests = [&content[..1000], &content[9192..]].map(|piece| ContentDigest::of(piece).0).concat();
+    let pieces = vec![1000 << 1, 8192 << 1 | 1, 500 << 1];
+    let file = Entry { pieces, piece_digests, ..file_entry("file", &content) };
+    (vec![folder_entry(""), file], content, 1)
+}
 
-    let destination = open(root).expect("taken up");
-    let victim = base.join("victim");
-    std::fs::write(&victim, &content).expect("write");
-    for place in 0..4 {
-        let part = scratch.join(apply::part_name(place));
-        // One of them is the place of the file with one piece, and one that of the sparse one.
-        let planted = if place % 2 == 1 {
-            std::fs::hard_link(&victim, part)
-        } else {
-            std::fs::write(part, [&content[..], &[9; BYTES]].concat())
-        };
-        planted.expect("plant");
+/// Restores the tree of [`one_file`]; the bytes that were fetched.
+fn restored(destination: &Destination, entries: &[Entry], content: &[u8]) -> u64 {
+    let (file, root) = manifest(entries);
+    let checked = Checked::check(file, GenerationNumber(1), root, &[]).expect("sound");
+    let (wants_out, mut wants) = tokio::sync::mpsc::channel::<Want>(4);
+    let (parts_out, parts) = tokio::sync::mpsc::channel(4);
+    let pieces = [&content[..1000], &content[9192..]];
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while let Some(want) = wants.blocking_recv() {
+                let all = if want.pieces.is_empty() { vec![0, 1] } else { want.pieces };
+                for piece in all.into_iter().map(|number| pieces[number as usize]) {
+                    drop(parts_out.blocking_send(Ok(part(1, piece, piece.to_vec()))));
+                }
+            }
+        });
+        let report = restore(destination, &checked, &Options::default(), wants_out, parts, &mut |_| ())
+            .expect("restored");
+        assert_eq!((report.files_made, report.lost_files), (1, 0), "{report:?}");
+        report.progress.fetched_bytes
+    })
+}
+
+/// What an earlier attempt is said to have left counts by its bytes alone: what else it may be is neither followed nor written to, and
+/// nothing of it stays in the file.
+#[test]
+fn what_is_planted_among_the_parts_is_not_taken_up() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    type Plant = fn(&std::path::Path, &std::path::Path, &[u8]);
+    let folder = tempfile::tempdir().expect("temp");
+    let (entries, content, place) = one_file();
+    let (_, root) = manifest(&entries);
+    let write = |path: &std::path::Path, bytes: &[u8]| std::fs::write(path, bytes).expect("write");
+    let cases: [(&str, u64, Plant); 9] = [
+        ("nothing", 1500, |_, _, _| ()),
+        ("a link", 1500, |part, outside, _| symlink(outside, part).expect("symlink")),
+        ("a link to nothing", 1500, |part, outside, _| {
+            symlink(outside.with_extension("new"), part).expect("symlink");
+        }),
+        ("a further name", 1500, |part, outside, _| std::fs::hard_link(outside, part).expect("link")),
+        ("a folder", 1500, |part, _, _| std::fs::create_dir_all(part.join("inner")).expect("mkdir")),
+        ("a FIFO", 1500, |part, _, _| {
+            let entry = Entry { kind: EntryKind::Fifo.into(), ..Default::default() };
+            let folder = crate::confined::Folder::open(part.parent().expect("a folder")).expect("open");
+            folder.create_special(b"part-1", &entry).expect("mkfifo");
+        }),
+        ("bytes in the hole", 1500, |part, _, content| {
+            let mut content = content.to_vec();
+            content[9000] = 1;
+            std::fs::write(part, content).expect("write");
+        }),
+        ("a sound one, with more behind its end, and rights", 0, |part, _, content| {
+            std::fs::write(part, [content, b"more"].concat()).expect("write");
+            std::fs::set_permissions(part, std::fs::Permissions::from_mode(0o4777)).expect("chmod");
+        }),
+        ("half of one", 500, |part, _, content| std::fs::write(part, &content[..9500]).expect("write")),
+    ];
+    for (case, fetched, plant) in cases {
+        let base = folder.path().join(case);
+        let (to, outside) = (base.join("to"), base.join("outside"));
+        std::fs::create_dir(&base).expect("mkdir");
+        // Were it taken for a part, all of its pieces would be right, and its end would be cut off.
+        write(&outside, &[&content[..], b"precious"].concat());
+        let header = header(std::path::Path::new("/live/of/another/host"));
+        let open =
+            || Destination::open(&to, &header, GenerationNumber(1), root, &Allowed::default()).expect(case);
+        drop(open());
+        plant(&to.join(format!(".assay-restore/part-{place}")), &outside, &content);
+        let destination = open();
+        assert_eq!(restored(&destination, &entries, &content), fetched, "{case}");
+        destination.finish().expect("finished");
+        let made = std::fs::symlink_metadata(to.join("file")).expect("there");
+        assert!(made.is_file() && made.nlink() == 1 && made.mode() & 0o7777 == 0o644, "{case}: {made:?}");
+        assert!(std::fs::read(to.join("file")).expect("read") == content, "{case}: other bytes");
+        assert!(std::fs::read(&outside).expect("read") == [&content[..], b"precious"].concat(), "{case}");
+        assert!(!outside.with_extension("new").exists(), "{case}: written through a link");
+        assert!(!to.join(".assay-restore").exists(), "{case}");
     }
-    let checked = Checked::check(file, number, root, &[]).expect("sound");
-    let (wants, _wanted) = tokio::sync::mpsc::channel(8);
-    let (supply, parts) = tokio::sync::mpsc::channel(8);
-    for _ in 0..2 {
-        supply.try_send(Ok(part(1, &content, content.clone()))).expect("room");
+}
+
+/// The folder of parts is taken up when nobody else could have written to it, and never through a link.
+#[test]
+fn a_folder_of_parts_that_others_could_have_made_is_not_taken_up() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    type Plant = fn(&std::path::Path, &std::path::Path);
+    let folder = tempfile::tempdir().expect("temp");
+    let (entries, content, _) = one_file();
+    let (_, root) = manifest(&entries);
+    let mut cases: Vec<(&str, Plant)> = vec![
+        ("a link to one", |scratch, outside| {
+            std::fs::rename(scratch, outside).expect("rename");
+            symlink(outside, scratch).expect("symlink");
+        }),
+        ("open to others", |scratch, _| {
+            std::fs::set_permissions(scratch, std::fs::Permissions::from_mode(0o770)).expect("chmod");
+        }),
+        ("a plan behind a link", |scratch, outside| {
+            std::fs::rename(scratch.join("plan.json"), outside).expect("rename");
+            symlink(outside, scratch.join("plan.json")).expect("symlink");
+        }),
+        ("a plan with a further name", |scratch, outside| {
+            std::fs::hard_link(scratch.join("plan.json"), outside).expect("link");
+        }),
+        ("half of a plan", |scratch, _| std::fs::write(scratch.join("plan.json"), "{").expect("write")),
+    ];
+    if rustix::process::geteuid().is_root() {
+        cases.push(("somebody else's", |scratch, _| {
+            std::os::unix::fs::chown(scratch, Some(1), None).expect("chown");
+        }));
     }
-    let options = Options::default();
-    let report = restore(&destination, &checked, &options, wants, parts, &mut |_| {}).expect("restored");
-    assert_eq!(report.files_made, 2);
-    assert_eq!(std::fs::read(back.join("linked")).expect("there"), content);
-    assert_eq!(std::fs::read(back.join("sparse")).expect("there"), data);
-    let [ours, theirs] = [back.join("linked"), victim].map(|path| std::fs::metadata(path).expect("stat"));
-    assert!(ours.ino() != theirs.ino() && ours.nlink() == 1, "the other name's file is not ours");
+    for (case, plant) in cases {
+        let base = folder.path().join(case);
+        let (to, outside) = (base.join("to"), base.join("outside"));
+        std::fs::create_dir(&base).expect("mkdir");
+        let header = header(std::path::Path::new("/live/of/another/host"));
+        let open = |allowed: &Allowed| Destination::open(&to, &header, GenerationNumber(1), root, allowed);
+        drop(open(&Allowed::default()).expect("new"));
+        drop(open(&Allowed::default()).expect("taken up while it is as it was left"));
+        std::fs::write(to.join(".assay-restore/part-1"), &content).expect("write");
+        plant(&to.join(".assay-restore"), &outside);
+        let before = outside.is_dir().then(|| std::fs::read_dir(&outside).expect("read").count());
+        let refused = open(&Allowed::default()).expect_err(case);
+        assert!(matches!(refused, RestoreError::Refused { .. }), "{case}: {refused}");
+        let destination = open(&Allowed { onto_existing: true, ..Default::default() }).expect(case);
+        assert_eq!(restored(&destination, &entries, &content), 1500, "{case}: all is fetched");
+        destination.finish().expect("finished");
+        assert!(std::fs::read(to.join("file")).expect("read") == content, "{case}");
+        assert_eq!(
+            outside.is_dir().then(|| std::fs::read_dir(&outside).expect("read").count()),
+            before,
+            "{case}"
+        );
+    }
 }

@@ -2,13 +2,14 @@
 
 use assay_common::{
     id::RunId,
+    limits::MAX_RESTORES,
     pki::{Party, Role, issue},
     rpc_status::fault_from_status,
     tls::{ConnectOptions, TlsFiles, connect},
 };
 use assay_proto::v1::{
     AbandonRunRequest, CheckRunRequest, ContentRequest, ContentStart, FetchManifestRequest, Mark,
-    ReportReadingsRequest, SealRunRequest, SecondReading, TransferRequest,
+    OpenRestoreRequest, ReportReadingsRequest, SealRunRequest, SecondReading, TransferRequest,
     restore_service_client::RestoreServiceClient,
 };
 use integration_tests::evil::source::{Act, Tree, link};
@@ -138,52 +139,66 @@ fn manifests_are_sent_a_few_at_a_time() {
     ground.honest_run();
 }
 
-/// Nor do restores that nobody reads.
+/// Restores that are opened and not read do not take the target's threads, nor another one's turn for ever.
 #[test]
 fn restores_are_served_a_few_at_a_time() {
-    let mut ground = Ground::new("");
-    let day = std::time::Duration::from_secs(24 * 3600);
-    let party = Party { name: "keeper".to_owned(), hosts: Vec::new() };
-    issue(&ground.pair.path("pki"), Role::Restore, &party, day, jiff::Timestamp::now()).expect("issue");
-    // A second repository, in which it is not listed.
-    let path = ground.pair.path("target.toml");
-    let text = std::fs::read_to_string(&path).expect("read");
-    let section = &text[text.find("[[repository]]").expect("the first one")..];
-    let other = section.replace("name = \"repo\"", "name = \"other\"");
-    std::fs::write(&path, format!("{text}\n{other}")).expect("write");
-    ground.restart("name = \"repo\"\n", "name = \"repo\"\nrestore = [\"keeper\"]\n");
+    let ground = Ground::new("");
     ground.honest_run();
-    let file = |end: &str| ground.pair.path(&format!("pki/restore-keeper.{end}"));
-    let files = TlsFiles { ca: ground.pair.path("pki/ca.crt"), cert: file("crt"), key: file("key") };
-    let url = target_url(&ground.pair);
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let bob = Party { name: "bob".to_owned(), hosts: Vec::new() };
+    issue(&ground.pair.path("pki"), Role::Restore, &bob, day, jiff::Timestamp::now()).expect("issue");
+    ground.pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
+    let file = |name: &str| ground.pair.path(&format!("pki/{name}"));
+    let files = TlsFiles { ca: file("ca.crt"), cert: file("restore-bob.crt"), key: file("restore-bob.key") };
     let client = ground.runtime.block_on(async {
-        let options = ConnectOptions::default();
-        let (channel, _) =
-            connect(&url, Role::Target, &files, &[Role::Restore], &options).await.expect("let in");
-        let client = RestoreServiceClient::new(channel);
-        let open = async |repository: &str| {
-            let start = ContentStart { repository: repository.to_owned(), generation: 1 };
-            let first = ContentRequest { start: Some(start), ..Default::default() };
-            let (requests, queue) = tokio::sync::mpsc::channel(1);
-            requests.send(first).await.expect("room");
-            let answers = client.clone().fetch_content(ReceiverStream::new(queue)).await?;
-            Ok::<_, tonic::Status>((requests, answers))
-        };
-        let mut held = Vec::new();
-        for _ in 0..4 {
-            held.push(open("repo").await.expect("there is a slot"));
-        }
-        let (word, message) = reason(&open("repo").await.expect_err("there is none"));
-        assert!(word == "too-many-restores" && message.contains("4 restores"), "{word}: {message}");
-        // Listed for one repository is not listed for another.
-        let (word, message) = reason(&open("other").await.expect_err("it is not listed there"));
-        assert_eq!(word, "restore-not-allowed", "{message}");
-        drop(held);
-        client
+        let (channel, _) = connect(
+            &target_url(&ground.pair),
+            Role::Target,
+            &files,
+            &[Role::Restore],
+            &ConnectOptions::default(),
+        )
+        .await
+        .expect("it is let in");
+        RestoreServiceClient::new(channel)
     });
+    let opening = || OpenRestoreRequest { repository: "repo".to_owned(), generation: 1 };
+    let manifest = || FetchManifestRequest { repository: "repo".to_owned(), generation: 1 };
+    let reading = || async {
+        let (held, queue) = mpsc::channel(1);
+        let start = Some(ContentStart { repository: "repo".to_owned(), generation: 1 });
+        held.send(ContentRequest { start, ..Default::default() }).await.expect("room");
+        let answers = client.clone().fetch_content(ReceiverStream::new(queue)).await?;
+        Ok::<_, Status>((held, answers))
+    };
+    ground.runtime.block_on(async {
+        let mut held = Vec::new();
+        for _ in 0..MAX_RESTORES {
+            held.push(reading().await.expect("there is a slot"));
+        }
+        for refused in [
+            reading().await.map(drop).expect_err("there is none"),
+            client.clone().open_restore(opening()).await.map(drop).expect_err("there is none"),
+            client.clone().fetch_sealed_manifest(manifest()).await.map(drop).expect_err("there is none"),
+        ] {
+            let (word, message) = reason(&refused);
+            let told = format!("{MAX_RESTORES} restores are being served");
+            assert!(word == "too-many-restores" && message.contains(&told), "{word}: {message}");
+        }
+    });
+    // The slots come back when the streams are gone.
     ground.pair.eventually("a slot is free", || {
-        let request = FetchManifestRequest { repository: "repo".to_owned(), generation: 1 };
-        ground.runtime.block_on(client.clone().fetch_sealed_manifest(request)).is_ok()
+        ground.runtime.block_on(client.clone().open_restore(opening())).is_ok()
+    });
+    ground.pair.eventually("all slots are free", || {
+        ground.runtime.block_on(async {
+            let mut held = Vec::new();
+            for _ in 0..MAX_RESTORES {
+                let Ok(one) = reading().await else { return false };
+                held.push(one);
+            }
+            true
+        })
     });
 }
 

@@ -274,6 +274,23 @@ fn only_those_who_are_listed_restore() {
         let refused = call("pki/restore-bob", method);
         assert!(refused.code != 0 && refused.stderr.contains("this call needs the role"), "{refused:?}");
     }
+    // Being listed for one repository says nothing of the others.
+    let path = pair.path("target.toml");
+    let text = fs::read_to_string(&path).expect("read");
+    let other = "[[repository]]\nname = \"other\"\nsource = \"other\"\nsource_key = \"pki/source-signing.pub\"\n\
+                 profile = \"generic\"\nvars = { check = [\"ls\"] }\nrestore = [\"eve\"]\n";
+    fs::write(&path, text + other).expect("write");
+    pair.kill("target");
+    pair.start("target");
+    for (identity, repository, why) in [
+        ("restore-bob", "other", "restore 'bob' may not restore repository other"),
+        ("restore-eve", "repo", "restore 'eve' may not restore repository repo"),
+        ("restore-eve", "other", "no generation of other is verified"),
+    ] {
+        let done = restore_as(&pair, identity, &pair.path("back"), &[repository]);
+        assert!(done.code != 0 && done.stderr.contains(why), "{identity}, {repository}: {done:?}");
+        assert!(!pair.path("back").exists());
+    }
     let unknown = restore(&pair, &pair.path("back"), &["--generation", "9"]);
     assert!(unknown.code == 2 && unknown.stderr.contains("repo has no generation 9"), "{unknown:?}");
 }
@@ -364,6 +381,35 @@ fn a_full_disk_is_named_and_the_restore_goes_on_later() {
     let again = restored(&pair, &small.join("back"), &[]);
     assert!(again["fetchedBytes"].as_u64().is_some_and(|bytes| bytes < 3_000_000), "{again}");
     rsync_finds_no_difference(&pair.latest(), &small.join("back"));
+}
+
+/// A file system that takes nothing is named, with what to do, by both ways to restore.
+#[test]
+fn a_destination_that_cannot_be_written_to_is_named() {
+    let pair = pair();
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    pair.run(0);
+    let mounted = pair.path("read-only");
+    fs::create_dir(&mounted).expect("mkdir");
+    let mount = |options: &str| {
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&mounted).status();
+        assert!(status.is_ok_and(|status| status.success()));
+    };
+    mount("size=1m");
+    let _unmounted = Unmount(&mounted);
+    fs::create_dir(mounted.join("empty")).expect("mkdir");
+    mount("remount,ro,size=1m");
+    for name in ["new", "empty"] {
+        let to = mounted.join(name);
+        for done in [restore(&pair, &to, &[]), pair.target(&["restore", "--to", to.to_str().expect("text")])]
+        {
+            assert_eq!(done.code, 4, "{name}: {done:?}");
+            for part in [to.to_str().expect("text"), "Read-only file system", "HINT: ", "mounted read-only"] {
+                assert!(done.stderr.contains(part), "{name}: {part:?} is not in {done:?}");
+            }
+        }
+    }
 }
 
 struct Unmount<'a>(&'a Path);
