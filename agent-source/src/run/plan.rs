@@ -37,7 +37,7 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
     };
     if let Some(target) = target.as_ref().filter(|target| !target.busy_run_id.is_empty()) {
         let text = format!("the target is busy with run {}", target.busy_run_id);
-        add(&Fault::not_run("busy", text).hint("wait for it to end; assay-target status shows it"));
+        add(&Fault::not_run("target-busy", text).hint("wait for it to end; assay-target status shows it"));
     }
     let basis_known = knows(&context, target.as_ref());
     let (walked, missing) = {

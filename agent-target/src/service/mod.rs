@@ -52,18 +52,68 @@ pub(crate) fn invalid(message: impl Into<String>) -> RpcFault {
     RpcFault::invalid(message)
 }
 
-/// An error of ours: the peer hears little, the log everything.
-pub(crate) fn internal(doing: &str, error: &dyn std::error::Error) -> RpcFault {
-    let mut chain = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !chain.contains(&text) {
+/// The fault of an error that nobody expected; of a full disk, whatever met it, the one that says so.
+pub(crate) fn internal(doing: &str, error: &(dyn std::error::Error + 'static)) -> RpcFault {
+    let causes = || std::iter::successors(Some(error), |error| error.source());
+    let mut chain = String::new();
+    for text in causes().map(ToString::to_string) {
+        if chain.is_empty() {
+            chain = text;
+        } else if !chain.contains(&text) {
             chain = format!("{chain}: {text}");
         }
-        source = cause.source();
+    }
+    if causes().any(is_full) {
+        return full(&chain);
     }
     tracing::error!(doing, error = chain, "failed");
     RpcFault::new(Code::Internal, "target-failed", format!("{doing} failed on the target: {chain}"))
         .with_hint("the target agent's log has the details")
+}
+
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::{
+        Error,
+        ErrorKind::{QuotaExceeded, StorageFull},
+    };
+    error.downcast_ref::<Error>().is_some_and(|error| matches!(error.kind(), StorageFull | QuotaExceeded))
+}
+
+/// The fault of a target that has no room.
+pub(crate) fn full(said: &str) -> RpcFault {
+    RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {said}"))
+        .with_hint("free some space on the target; what has arrived is kept and not sent again")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use assay_common::{error::IoContext as _, manifest::ManifestError};
+
+    use super::*;
+    use crate::{receive::ReceiveError, seal::SealError, store::index::IndexError};
+
+    /// Whatever meets the end of the disk first: a file, the manifest or the index.
+    #[test]
+    fn a_full_disk_is_told_apart_wherever_it_is_met() {
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let error = || io::Error::from(kind);
+            let file = Err::<(), _>(error()).at("write", "file".as_ref()).expect_err("an error");
+            let index = IndexError::new("index", redb::Error::Io(error()));
+            let errors: [Box<dyn std::error::Error>; 3] = [
+                Box::new(ReceiveError::Io(file)),
+                Box::new(ReceiveError::Index(index)),
+                Box::new(SealError::Manifest(ManifestError::Io(error()))),
+            ];
+            for met in errors {
+                assert_eq!(&*internal("working", &*met).reason, "store-full", "{met:?}");
+            }
+        }
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        let fault =
+            internal("working", &ReceiveError::Index(IndexError::new("index", redb::Error::Io(other))));
+        assert_eq!(&*fault.reason, "target-failed");
+        assert!(fault.message.contains("permission denied"), "{}", fault.message);
+    }
 }

@@ -8,11 +8,11 @@ use std::{
 
 use assay_common::{
     digest::RootDigest,
-    error::PathError,
     id::{GenerationNumber, RunId},
     limits::{
         MAX_MANIFEST_STREAMS, MAX_MARK_BYTES, MAX_OVERRIDES, MAX_REASON_BYTES, MAX_REASON_MESSAGE_BYTES,
     },
+    manifest::ManifestError,
     pki::{PeerIdentity, Role},
     rpc_status::RpcFault,
     telemetry,
@@ -40,7 +40,7 @@ use crate::{
     receive::{Allowance, Base, PlaceReader, ReceiveError, Receiver},
     repository::{Active, CheckState, Repository, Stage, times_now},
     seal::{self, Draft, Provenance, SealError, seal},
-    store::{MANIFEST, MarkRecord, Record, Staging, StoreError},
+    store::{MANIFEST, MarkRecord, Record, Staging},
     verify,
 };
 
@@ -358,22 +358,6 @@ async fn blocking<T: Send + 'static>(
     Ok(done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }
 
-fn store_fault(error: StoreError) -> RpcFault {
-    match &error {
-        StoreError::Io(error) if is_full(error) => full(error),
-        error => internal("the store", error),
-    }
-}
-
-fn is_full(error: &PathError) -> bool {
-    matches!(error.source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-}
-
-fn full(error: &PathError) -> RpcFault {
-    RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
-        .with_hint("free some space on the target; what has arrived is kept and not sent again")
-}
-
 fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
     repository.give_way();
@@ -402,17 +386,17 @@ fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault>
     }
     let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
     recovered.map_err(|error| internal("opening the chunk index again", &error))?;
-    let (base, rotten) = repository.next_base().map_err(store_fault)?.unzip();
+    let (base, rotten) = repository.next_base().map_err(|error| internal("the store", &error))?.unzip();
     let rotten = rotten.unwrap_or_default();
     let (base_root, base_entries) = match base {
         None => (Vec::new(), 0),
         Some(base) => {
-            let record = repository.store.record(base).map_err(store_fault)?;
+            let record = repository.store.record(base).map_err(|error| internal("the store", &error))?;
             let root = RootDigest::from_hex(&record.root_digest);
             (root.map(|root| root.0.to_vec()).unwrap_or_default(), record.entries)
         }
     };
-    let staging = repository.store.open_staging().map_err(store_fault)?;
+    let staging = repository.store.open_staging().map_err(|error| internal("the store", &error))?;
     let allowance = allowance(repository, &staging)?;
     let response = OpenRunResponse {
         generation: staging.number().0,
@@ -446,7 +430,7 @@ fn allowance(repository: &Repository, staging: &Staging) -> Result<Allowance, Rp
     let is_over = quota.is_some_and(|quota| stored.saturating_add(staged) >= quota.0);
     let is_short = repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES);
     if staged > 0 && (is_over || is_short) {
-        staging.forget_earlier().map_err(store_fault)?;
+        staging.forget_earlier().map_err(|error| internal("the store", &error))?;
     }
     let held = stored.saturating_add(staging.staged_bytes());
     Ok(Allowance::new(quota, held, reserve, staging.path()))
@@ -559,7 +543,6 @@ fn receive_fault(error: ReceiveError) -> RpcFault {
             RpcFault::new(Code::DataLoss, "chunk-mismatch", error.to_string())
                 .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
         }
-        ReceiveError::Io(error) if is_full(error) => full(error),
         ReceiveError::Reserve { .. } => {
             RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
                 .with_hint("free some space on the target, or lower repository.reserve there; what has arrived is kept and not sent again")
@@ -765,6 +748,7 @@ fn provenance(
 
 fn seal_fault(error: SealError) -> RpcFault {
     match &error {
+        SealError::Manifest(ManifestError::Io(_)) => internal("writing the manifest", &error),
         SealError::Delta(_) | SealError::Manifest(_) | SealError::Packed { .. } => {
             RpcFault::new(Code::InvalidArgument, "manifest-refused", error.to_string())
         }
@@ -776,7 +760,6 @@ fn seal_fault(error: SealError) -> RpcFault {
         | SealError::LengthMismatch { .. }
         | SealError::ContentMissing { .. } => RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
             .with_hint("start the run again; nothing was sealed"),
-        SealError::Io(error) | SealError::Store(StoreError::Io(error)) if is_full(error) => full(error),
         SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
             RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
                 .with_hint("start the run again; nothing was sealed")

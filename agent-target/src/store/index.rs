@@ -92,7 +92,18 @@ impl Place {
 #[error("the chunk index {path}: {source}")]
 pub struct IndexError {
     path: String,
-    source: Box<redb::Error>,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl IndexError {
+    pub(crate) fn new(path: &str, error: redb::Error) -> Self {
+        let source = match error {
+            // What the file system said, for whoever asks whether the disk is full.
+            redb::Error::Io(error) => error.into(),
+            error => error.into(),
+        };
+        Self { path: path.to_owned(), source }
+    }
 }
 
 /// The index of one repository.
@@ -125,7 +136,7 @@ impl ChunkIndex {
         });
         let journal_path = journal_path(path);
         let path = path.display().to_string();
-        let failed = |source: redb::Error| IndexError { path: path.clone(), source: Box::new(source) };
+        let failed = |source: redb::Error| IndexError::new(&path, source);
         let database = database.map_err(|error| failed(error.into()))?;
         let mut journal = File::options()
             .create(true)
@@ -180,7 +191,7 @@ impl ChunkIndex {
     fn wrapped<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, IndexError> {
         work().map_err(|source| {
             self.broken.set(true);
-            IndexError { path: self.path.clone(), source: Box::new(source) }
+            IndexError::new(&self.path, source)
         })
     }
 

@@ -357,7 +357,11 @@ impl Store {
         told(self.usage().left(&names()?));
         let mut first = Ok(());
         for name in names()? {
-            let measure = || trash.open_folder(&name).map_or(0, |folder| usage::sole_bytes(&folder));
+            // Manifest and record are not content.
+            let measure = || {
+                let tree = trash.open_folder(&name).and_then(|folder| folder.open_folder(b"tree"));
+                tree.map_or(0, |tree| usage::sole_bytes(&tree))
+            };
             told(self.usage().leaving(&String::from_utf8_lossy(&name), measure));
             let removed = trash.remove_all(&name).at("delete", &path.join(OsStr::from_bytes(&name)));
             first = first.and(removed);
