@@ -14,7 +14,7 @@ use std::{
 };
 
 use rustix::{
-    fs::Advice,
+    fs::{Advice, OFlags},
     io::{Errno, ReadWriteFlags},
 };
 
@@ -82,6 +82,52 @@ pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// What direct I/O wants of an address, an offset and a length: to be a multiple of this, in bytes. File systems want 512 or 4096.
+pub const BLOCK_BYTES: usize = 4096;
+/// Shorter runs of blocks are not worth the calls.
+const DIRECT_BYTES: usize = 256 * 1024;
+
+/// Writes all of `bytes` at `offset`. Its whole blocks go from here to the disk without a copy, when `bytes` lies in memory as it will in
+/// the file: its address and `offset` leave the same remainder when divided by [`BLOCK_BYTES`]. Nobody else may write through this
+/// descriptor meanwhile: its flags change.
+///
+/// # Errors
+/// As the kernel says.
+pub fn write_blocks_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let head = (offset.next_multiple_of(BLOCK_BYTES as u64) - offset) as usize;
+    let blocks = bytes.len().saturating_sub(head) / BLOCK_BYTES * BLOCK_BYTES;
+    if blocks < DIRECT_BYTES || !bytes[head..].as_ptr().addr().is_multiple_of(BLOCK_BYTES) {
+        return write_all_at(file, bytes, offset);
+    }
+    write_all_at(file, &bytes[..head], offset)?;
+    let done = head + write_direct(file, &bytes[head..head + blocks], offset + head as u64)?;
+    write_all_at(file, &bytes[done..], offset + done as u64)
+}
+
+/// Writes as many blocks as this file system takes directly. Returns how many bytes.
+fn write_direct(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    if rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
+        return Ok(0);
+    }
+    let mut written = 0;
+    let result = loop {
+        if written == bytes.len() {
+            break Ok(written);
+        }
+        match rustix::io::pwrite(file, &bytes[written..], offset + written as u64) {
+            Ok(count) if count > 0 && count.is_multiple_of(BLOCK_BYTES) => written += count,
+            // The rest, from the last whole block on, is written as ever.
+            Ok(_) => break Ok(written),
+            Err(Errno::INTR) => {}
+            Err(error) if refused(error) => break Ok(written),
+            Err(error) => break Err(error.into()),
+        }
+    };
+    rustix::fs::fcntl_setfl(file, flags)?;
+    result
+}
+
 /// The next attempt goes without the flag; so do all when this kernel cannot know it.
 fn fall_back() -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -106,6 +152,34 @@ mod tests {
         assert_eq!(read_full_at(&file, &mut read, 10).expect("read"), bytes.len());
         assert_eq!(read[..bytes.len()], bytes);
         assert_eq!(read_full_at(&file, &mut read, 1 << 40).expect("beyond the end"), 0);
+    }
+
+    /// Wherever the bytes lie in memory and go in the file, and wherever their blocks are.
+    #[test]
+    fn blocks_are_written_beside_what_is_around_them() {
+        let folders = [Some(tempfile::tempdir().expect("temp")), tempfile::tempdir_in("/dev/shm").ok()];
+        for folder in folders.into_iter().flatten() {
+            let file = File::create_new(folder.path().join("file")).expect("create");
+            let size = DIRECT_BYTES + 3 * BLOCK_BYTES;
+            let memory: Vec<u8> = (0..size as u32 + 2 * 4096).map(|number| (number % 251) as u8).collect();
+            let aligned = memory.as_ptr().align_offset(BLOCK_BYTES);
+            let mut expected = Vec::new();
+            for (at, shift, length) in
+                [(0, 0, size), (100, 100, size), (5000, 904, size - 1), (7, 8, size), (3, 3, 10)]
+            {
+                let bytes = &memory[aligned + shift..][..length];
+                write_blocks_at(&file, bytes, at as u64).expect("write");
+                expected.resize(expected.len().max(at + length), 0);
+                expected[at..at + length].copy_from_slice(bytes);
+                assert_eq!(
+                    std::fs::read(folder.path().join("file")).expect("read"),
+                    expected,
+                    "{at} {shift} {length}"
+                );
+            }
+            let flags = rustix::fs::fcntl_getfl(&file).expect("flags");
+            assert!(!flags.contains(OFlags::DIRECT), "the descriptor is as it was");
+        }
     }
 
     /// Where the flag is refused, the bytes arrive all the same: memory files know no uncached writing.

@@ -79,7 +79,9 @@ impl Receiver {
         };
         let from = (file, base.pieces[position].0);
         let bytes = run.iter().map(|target| target.bytes).sum();
-        self.buffers.with(bytes, |bytes| self.reuse_through(bytes, writer, run, from, &mut here[start..]))
+        let offset = run[0].offset;
+        self.buffers
+            .with(bytes, offset, |bytes| self.reuse_through(bytes, writer, run, from, &mut here[start..]))
     }
 
     fn reuse_through(
@@ -297,7 +299,7 @@ impl<'a> ContentWriter<'a> {
         let file = self.file(content)?;
         fault::at(Point::StoreWrite).at("write", &path)?;
         let written = if bytes.len() >= UNCACHED_BYTES {
-            uncached::write_all_at(file, bytes, offset)
+            uncached::write_blocks_at(file, bytes, offset)
         } else {
             std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
         };

@@ -409,7 +409,8 @@ impl Receiver {
         if !pack.zstd {
             return self.keep_content(&pack.data, waiting);
         }
-        self.buffers.with(waiting.bytes as usize, |content| {
+        let offset = waiting.pieces.first().map_or(0, |piece| piece.offset);
+        self.buffers.with(waiting.bytes as usize, offset, |content| {
             // The buffer is the limit: a frame that unfolds to more is an error, not an allocation.
             let bytes = zstd::bulk::decompress_to_buffer(&pack.data, content)
                 .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
