@@ -13,6 +13,7 @@
 //! | a file, a chunk, the pieces of a file | [`MAX_FILE_BYTES`], [`MAX_CHUNK_BYTES`], [`MAX_PIECES`] | both |
 //! | a manifest: entries, one record, header, all bytes | [`MAX_ENTRIES`] ... [`MAX_MANIFEST_BYTES`] | both |
 //! | content under way: offers, packs, batches, contents | [`MAX_BATCH_BYTES`] ... [`MAX_CONTENT`] | target |
+//! | holes of a run | [`MAX_RUN_HOLE_BYTES`] | target |
 //! | content after decompression | [`MAX_BATCH_BYTES`], [`MAX_MESSAGE_BYTES`]: what was announced, and no more | target |
 //! | streams of a manifest at a time | [`MAX_MANIFEST_STREAMS`] | target |
 //! | restores at a time | [`MAX_RESTORES`] | target |
@@ -71,6 +72,8 @@ pub const MAX_XATTR_BYTES: usize = 1024 * 1024;
 /// Longest file, in bytes: 16 TiB, the most that ext4 holds. A digest goes over holes as well: one of 2^62 bytes, which costs a
 /// peer ten bytes to say, would be hashed for years.
 pub const MAX_FILE_BYTES: u64 = 16 << 40;
+/// Longest holes of all contents of a run together, in bytes. Ten bytes say a hole, and its zeros are hashed.
+pub const MAX_RUN_HOLE_BYTES: u64 = 32 << 40;
 /// No piece of data is larger than this, whatever the class: what one side must be ready to hold.
 pub const MAX_CHUNK_BYTES: usize = 1024 * 1024;
 /// Most pieces that a list that reuses others may unfold to.

@@ -86,6 +86,17 @@ fuzz_target!(|data: &[u8]| -> Corpus {
             Some(Kind::Offer(mut offer)) => {
                 let lengths = if help & 1 == 1 { put_right(&mut offer) } else { Vec::new() };
                 let Ok(accepted) = receiver.accept(&offer) else { break };
+                // Long ones take their time and are like short ones.
+                let holes =
+                    offer.parts.iter().flat_map(|part| &part.pieces).filter_map(
+                        |word| match Piece::from_wire(*word) {
+                            Some(Piece::Hole { bytes }) => Some(bytes),
+                            _ => None,
+                        },
+                    );
+                if holes.fold(0, u64::saturating_add) > 1 << 24 {
+                    break;
+                }
                 let Ok(answer) = receiver.settle(accepted) else { break };
                 if help & 1 == 1 && !answer.stored {
                     let wanted = |index: &usize| {

@@ -27,7 +27,7 @@ use assay_common::{
     error::PathError,
     limits::{
         MAX_BATCH_BYTES, MAX_CHUNK_BYTES, MAX_CONTENT, MAX_FILE_BYTES, MAX_OFFER_PIECES, MAX_OPEN_CONTENTS,
-        MAX_OUTSTANDING_BATCHES, MAX_OUTSTANDING_BYTES,
+        MAX_OUTSTANDING_BATCHES, MAX_OUTSTANDING_BYTES, MAX_RUN_HOLE_BYTES,
     },
     manifest::{
         ManifestError, Piece,
@@ -166,6 +166,8 @@ struct State {
     open: HashMap<u64, u64>,
     wanted: HashMap<u64, Outstanding>,
     outstanding_bytes: u64,
+    /// Of all contents so far.
+    hole_bytes: u64,
     stats: ReceiveStats,
 }
 
@@ -240,6 +242,14 @@ impl Receiver {
         });
         if data.sum::<u64>() > MAX_BATCH_BYTES {
             return protocol("an offer is of at most 8 MiB of content");
+        }
+        let holes = accepted.items.iter().map(|item| match item {
+            Item::Hole { bytes, .. } => *bytes,
+            Item::Data(_) | Item::Reused(..) => 0,
+        });
+        state.hole_bytes = holes.fold(state.hole_bytes, u64::saturating_add);
+        if state.hole_bytes > MAX_RUN_HOLE_BYTES {
+            return protocol("the holes of a run are of at most 32 TiB together");
         }
         state.last_batch = batch;
         Ok(accepted)

@@ -240,7 +240,7 @@ fn a_chunk_with_another_digest_is_not_kept() {
 #[test]
 fn messages_that_break_the_protocol_are_refused() {
     type Break = fn(&Receiver) -> Result<(), ReceiveError>;
-    let cases: [(&str, Break); 14] = [
+    let cases: [(&str, Break); 15] = [
         ("batch out of order", |r| r.offer(&offer(2, vec![])).map(drop)),
         ("content zero", |r| r.offer(&offer(1, vec![part(0, 0, &[b"a"], true)])).map(drop)),
         ("huge content number", |r| r.offer(&offer(1, vec![part(u64::MAX, 0, &[b"a"], true)])).map(drop)),
@@ -270,6 +270,14 @@ fn messages_that_break_the_protocol_are_refused() {
         }),
         ("too many pieces", |r| {
             r.offer(&offer(1, vec![part(1, 0, &vec![&b"a"[..]; 300_000], true)])).map(drop)
+        }),
+        ("holes of three longest files", |r| {
+            let hole = |content| {
+                let mut part = part(content, 0, &[], true);
+                part.pieces = vec![(MAX_FILE_BYTES - 1) << 1 | 1];
+                part
+            };
+            r.accept(&offer(1, vec![hole(1), hole(2), hole(3)])).map(drop)
         }),
         ("reuse without a base", |r| {
             let mut part = part(1, 0, &[], true);
