@@ -230,7 +230,7 @@ fn live_evidence(facts: &Facts) -> String {
     let mut parts = Vec::new();
     for (again, text) in [
         (Again::Same, "read again as sent"),
-        (Again::Grown, "only appended to since, with the same beginning"),
+        (Again::Grown, "read again as sent, with more appended meanwhile"),
         (Again::StillAbsent, "missing on the live side as well"),
         (Again::OfMark, "made by the engine itself for the mark, of one state"),
     ] {
