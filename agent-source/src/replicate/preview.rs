@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BTreeMap, BinaryHeap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -42,6 +42,10 @@ pub struct Look {
     pub basis: Option<BasisFolder>,
     /// Every file would be read.
     pub full_read: bool,
+    /// Files that the mark makes from live ones, and how long they become at most, in bytes.
+    pub made: BTreeMap<TreePath, u64>,
+    /// The mark makes files of its own, too, and says which when it is made.
+    pub makes_own: bool,
 }
 
 /// Walks the roots beside the basis. As with a run: what is held open, or read first, counts as what the walk finds.
@@ -54,7 +58,7 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
     let same_roots = basis.header().is_some_and(|header| *header == look.header);
     let mut scan = Scan::new(&look.header, &look.roots, None, Arc::clone(&look.rules));
     let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
-    let mut tally = Tally { full_read: look.full_read, ..Default::default() };
+    let mut tally = Tally { full_read: look.full_read, made: look.made.clone(), ..Default::default() };
     while let Some(found) = scan.next_entry()? {
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);
@@ -84,6 +88,9 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
     while basis.peek().is_some() {
         gone(&mut basis, look, &scan, &mut tally)?;
     }
+    for (path, size) in std::mem::take(&mut tally.made) {
+        tally.made(&path, size, false);
+    }
     Ok(tally.end())
 }
 
@@ -93,10 +100,20 @@ fn gone(basis: &mut BasisReader, look: &Look, scan: &Scan, tally: &mut Tally) ->
         return Ok(());
     };
     tally.work.base_entries += 1;
-    // As the safety stop counts: in the nature of some files is that most go away at once.
-    let is_held = look.rules.has_held()
-        && TreePath::parse(&old.path).is_ok_and(|path| look.rules.is_held(&scan.in_root(&path)));
-    tally.work.dropped_entries += u64::from(!is_held);
+    let path = TreePath::parse(&old.path).ok();
+    if let Some(path) = &path
+        && let Some(size) = tally.made.remove(path)
+    {
+        tally.made(path, size, true);
+        return Ok(());
+    }
+    // As the safety stop counts: in the nature of some files is that most go away at once. A mark's own files come with the mark.
+    let stays = path.is_some_and(|path| {
+        let in_root = scan.in_root(&path);
+        look.rules.has_held() && look.rules.is_held(&in_root)
+            || look.makes_own && look.rules.is_of_mark(&in_root)
+    });
+    tally.work.dropped_entries += u64::from(!stays);
     if let Some(seen) = seen
         && old.kind() == EntryKind::File
         && tally.gone.len() < MAX_REMEMBERED
@@ -110,6 +127,7 @@ fn gone(basis: &mut BasisReader, look: &Look, scan: &Scan, tally: &mut Tally) ->
 struct Tally {
     work: PlannedWork,
     full_read: bool,
+    made: BTreeMap<TreePath, u64>,
     gone: HashMap<(u64, u64), Seen>,
     came: Vec<Seen>,
     seen_came: HashSet<(u64, u64)>,
@@ -135,10 +153,28 @@ impl Tally {
             (work.read_files, work.read_bytes) = (work.read_files + 1, work.read_bytes + size);
         }
         if !holds {
-            self.largest.push(Reverse((size, found.path.as_bytes().to_vec())));
-            if self.largest.len() > LARGEST {
-                self.largest.pop();
-            }
+            self.name(&found.path, size);
+        }
+    }
+
+    /// A file that the mark makes.
+    fn made(&mut self, path: &TreePath, size: u64, is_known: bool) {
+        let work = &mut self.work;
+        work.entries += 1;
+        work.total_bytes += size;
+        (work.read_files, work.read_bytes) = (work.read_files + 1, work.read_bytes + size);
+        let (files, bytes) = match is_known {
+            true => (&mut work.changed_files, &mut work.changed_bytes),
+            false => (&mut work.new_files, &mut work.new_bytes),
+        };
+        (*files, *bytes) = (*files + 1, *bytes + size);
+        self.name(path, size);
+    }
+
+    fn name(&mut self, path: &TreePath, size: u64) {
+        self.largest.push(Reverse((size, path.as_bytes().to_vec())));
+        if self.largest.len() > LARGEST {
+            self.largest.pop();
         }
     }
 

@@ -1,9 +1,9 @@
 //! What a run would do: its beginning without the mark, and its comparison without reading. Whatever would end it before its check
 //! is told in the run's own words, and does not keep the rest from being found out.
 
-use std::sync::Arc;
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
 
-use assay_common::{digest::RootDigest, profile::MarkKind, verdict::timestamp_to_proto};
+use assay_common::{digest::RootDigest, path::TreePath, profile::MarkKind, verdict::timestamp_to_proto};
 use assay_proto::v1::{
     GetOutlookRequest, Outlook, PlannedStop, PlannedWork, RunPlan,
     replication_service_client::ReplicationServiceClient,
@@ -118,6 +118,15 @@ fn walk(
     stop: &CancellationToken,
 ) -> (Result<PlannedWork, Fault>, Option<Fault>) {
     let repository = &context.repository;
+    let first = Path::new(&repository.header.roots[0].live_path);
+    let wanted = repository.profile.mark.must_exist.iter().find(|wanted| !first.join(wanted).exists());
+    let unfit = wanted.map(|wanted| {
+        let text = format!("{} is not there", first.join(wanted).display());
+        Fault::not_run("mark-failed", text)
+            .hint(format!("this is nothing for the profile {:?}", repository.profile.name))
+    });
+    let (made, gone) = databases(context);
+    let missing = unfit.or(gone);
     let found = || {
         let known = context.state.roots()?;
         let (roots, _) = roots::open(&repository.header, known.as_deref(), false)?;
@@ -127,18 +136,48 @@ fn walk(
             rules: Arc::new(repository.rules()),
             basis: basis_known.then(|| context.state.basis()),
             full_read,
+            made: made.iter().cloned().collect(),
+            makes_own: repository.profile.mark.kind == MarkKind::Postgresql,
         };
         preview(&look, stop).map_err(|error| match error {
             ReplicateError::Cancelled => Fault::cancelled(),
             error => error.into(),
         })
     };
-    let first = std::path::Path::new(&repository.header.roots[0].live_path);
-    let missing = repository.profile.mark.must_exist.iter().find(|wanted| !first.join(wanted).exists());
-    let missing = missing.map(|wanted| {
-        let text = format!("{} is not there", first.join(wanted).display());
-        Fault::not_run("mark-failed", text)
-            .hint(format!("this is nothing for the profile {:?}", repository.profile.name))
-    });
     (found(), missing)
+}
+
+/// The databases that the mark copies, in the tree, with their lengths; with the first that is not there when there is one.
+fn databases(context: &Context) -> (Vec<(TreePath, u64)>, Option<Fault>) {
+    let repository = &context.repository;
+    let root = &repository.header.roots[0];
+    let paths = match repository.profile.databases(&repository.vars) {
+        Ok(paths) if repository.profile.mark.kind == MarkKind::Sqlite => paths,
+        Ok(_) => Vec::new(),
+        Err(error) => return (Vec::new(), Some(Fault::configuration(error))),
+    };
+    let (mut found, mut missing) = (Vec::new(), None);
+    for path in paths {
+        let live = Path::new(&root.live_path).join(OsStr::from_bytes(path.as_bytes()));
+        let length = match live.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(error) => {
+                missing.get_or_insert_with(|| {
+                    Fault::not_run("mark-failed", format!("{}: {error}", live.display()))
+                        .hint("correct vars.databases of the repository, or bring the database back")
+                });
+                continue;
+            }
+        };
+        // What is not in the database yet may come into it.
+        let mut log = live.clone().into_os_string();
+        log.push("-wal");
+        let log = Path::new(&log).metadata().map_or(0, |metadata| metadata.len());
+        let in_tree = [root.subdirectory.as_bytes(), path.as_bytes()];
+        let in_tree = in_tree.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(&b'/');
+        if let Ok(path) = TreePath::parse(&in_tree) {
+            found.push((path, length + log));
+        }
+    }
+    (found, missing)
 }

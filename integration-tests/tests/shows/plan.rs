@@ -101,6 +101,39 @@ fn a_plan_tells_what_the_run_then_does_and_changes_nothing() {
     assert_eq!(count(&full["work"]["readFiles"]), 4, "{full}");
 }
 
+/// What the mark makes is planned as well: it is neither nothing nor dropped.
+#[test]
+fn a_plan_counts_the_databases_that_the_mark_copies() {
+    let pair = Pair::engine("sqlite", "vars = { databases = [\"app.db\", \"more.db\"] }\n");
+    let root = pair.root(0);
+    let missing = plan(&pair, 4, &[]);
+    assert!(missing["stops"].to_string().contains("app.db"), "{missing}");
+    let sql = "CREATE TABLE t (x); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) INSERT INTO t SELECT hex(zeroblob(100)) FROM n";
+    for name in ["app.db", "more.db"] {
+        let made = std::process::Command::new("sqlite3").arg(root.join(name)).arg(sql).status();
+        assert!(made.expect("sqlite3").success());
+    }
+    let bytes = fs::metadata(root.join("app.db")).expect("stat").len();
+    let first = plan(&pair, 0, &[]);
+    assert_eq!(count(&first["work"]["newFiles"]), 2, "{first}");
+    assert_eq!(count(&first["work"]["sendBytes"]), 2 * bytes, "{first}");
+    let run = pair.run(0);
+    assert_eq!(count(&run["counts"]["bytesRead"]), 2 * bytes, "{run}");
+    let second = plan(&pair, 0, &[]);
+    let work = &second["work"];
+    for (key, value) in [
+        ("newFiles", 0),
+        ("changedFiles", 2),
+        ("droppedEntries", 0),
+        ("readBytes", 2 * bytes),
+        ("totalBytes", 2 * bytes),
+        ("baseEntries", count(&work["entries"])),
+    ] {
+        assert_eq!(count(&work[key]), value, "{key}: {second}");
+    }
+    assert_eq!(work["largest"][0]["path"], "more.db", "{second}");
+}
+
 /// A plan says NOT_RUN's reasons beforehand, in the run's own words.
 #[test]
 fn a_plan_tells_what_would_stop_the_run() {
