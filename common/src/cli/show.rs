@@ -193,23 +193,20 @@ pub fn short(digest: &str) -> &str {
 
 /// A table of runs.
 pub fn runs(runs: &[Run]) -> String {
-    let mut text = format!(
-        "{:<24} {:<13} {:<22} {:>5} {:>10}  {}\n",
-        "RUN", "OUTCOME", "REASON", "GEN", "SENT", "STARTED"
-    );
+    // A run's id begins with the time of its start.
+    let mut text = format!("{:<24} {:<12} {:<21} {:>6} {:>9}\n", "RUN", "OUTCOME", "REASON", "GEN", "SENT");
     for run in runs {
         let state = if run.phase() == Phase::Done { outcome(run.outcome()) } else { phase(run.phase()) };
         let sent = run.counts.as_ref().map_or(0, |counts| counts.bytes_sent);
         let generation = if run.generation > 0 { run.generation.to_string() } else { "-".to_owned() };
         let _ = writeln!(
             text,
-            "{:<24} {:<13} {:<22} {:>5} {:>10}  {}",
+            "{:<24} {:<12} {:<21} {:>6} {:>9}",
             run.id,
             state,
             run.reason,
             generation,
-            bytes(sent),
-            time(run.started.as_ref())
+            bytes(sent)
         );
     }
     text
@@ -218,7 +215,7 @@ pub fn runs(runs: &[Run]) -> String {
 /// A table of generations.
 pub fn generations(generations: &[Generation]) -> String {
     let mut text =
-        format!("{:>6}  {:<13} {:<20} {:>9} {:>9}  {}\n", "GEN", "OUTCOME", "REASON", "SIZE", "NEW", "MARK");
+        format!("{:>5}  {:<12} {:<20} {:>8} {:>8}  {}\n", "GEN", "OUTCOME", "REASON", "SIZE", "NEW", "MARK");
     for generation in generations {
         let state = match generation.outcome() {
             v1::Outcome::Unspecified => "not checked",
@@ -226,22 +223,23 @@ pub fn generations(generations: &[Generation]) -> String {
         };
         let _ = writeln!(
             text,
-            "{:>6}  {:<13} {:<20} {:>9} {:>9}  {}{}",
+            "{:>5}  {:<12} {:<20} {:>8} {:>8}  {}",
             generation.number,
             state,
             generation.reason,
             bytes(generation.total_bytes),
             bytes(generation.new_bytes),
-            time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref())),
-            if generation.verified { "  <- verified" } else { "" }
+            time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref()))
         );
+        if generation.verified {
+            text.push_str("       <- verified\n");
+        }
         if generation.pinned {
-            text.pop();
             let note = if generation.pin_note.is_empty() { "" } else { ": " };
-            let _ = writeln!(text, "  pinned{note}{}", generation.pin_note);
+            let _ = writeln!(text, "       pinned{note}{}", generation.pin_note);
         }
         for rotten in &generation.rot {
-            let _ = writeln!(text, "        ROTTEN {rotten}");
+            let _ = writeln!(text, "       ROTTEN {rotten}");
         }
     }
     text
@@ -335,7 +333,47 @@ pub fn verdict(verdict: &Verdict) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use assay_proto::v1::{Counts, Generation, Mark, Outcome, Run};
+
+    use super::*;
+
+    /// With the longest words and numbers that are to be expected.
+    #[test]
+    fn tables_fit_a_terminal() {
+        let time = Some(prost_types::Timestamp { seconds: 1_795_000_000, nanos: 0 });
+        let generation = Generation {
+            number: 99_999,
+            outcome: Outcome::Inconclusive.into(),
+            reason: "checker-not-isolated".to_owned(),
+            total_bytes: 999_900_000_000,
+            new_bytes: 999_900_000_000,
+            mark: Some(Mark { time, ..Default::default() }),
+            verified: true,
+            pinned: true,
+            pin_note: "before the upgrade".to_owned(),
+            ..Default::default()
+        };
+        let run = Run {
+            id: "20261123T170932Z-9860eb".to_owned(),
+            phase: Phase::Done.into(),
+            outcome: Outcome::Inconclusive.into(),
+            reason: "checker-contradiction".to_owned(),
+            generation: 999_999,
+            counts: Some(Counts { bytes_sent: 999_900_000_000, ..Default::default() }),
+            ..Default::default()
+        };
+        for table in [generations(&[generation.clone()]), runs(std::slice::from_ref(&run))] {
+            assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+            let widths: Vec<_> = table
+                .lines()
+                .take(2)
+                .map(|line| line.find("INCONCLUSIVE").or(line.find("OUTCOME")))
+                .collect();
+            assert_eq!(widths[0], widths[1], "{table}");
+        }
+        let shown = generations(&[generation]);
+        assert!(shown.contains("\n       <- verified\n       pinned: before the upgrade\n"), "{shown}");
+    }
 
     #[test]
     fn sizes_have_a_unit() {
