@@ -362,7 +362,7 @@ mod tests {
             counts: Some(Counts { bytes_sent: 999_900_000_000, ..Default::default() }),
             ..Default::default()
         };
-        for table in [generations(&[generation.clone()]), runs(std::slice::from_ref(&run))] {
+        for table in [generations(std::slice::from_ref(&generation)), runs(std::slice::from_ref(&run))] {
             assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
             let widths: Vec<_> = table
                 .lines()
