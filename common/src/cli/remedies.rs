@@ -7,7 +7,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("check-passed", "Nothing: the backup is good, and so was the live repository at the mark."),
     (
         "damage-found",
-        "Do not overwrite what you have: the last verified generation is untouched. See where the fault came in, below.",
+        "Do not overwrite what you have: the last verified generation is untouched. See where the fault came in.",
     ),
     (
         "not-restorable",
@@ -258,7 +258,7 @@ pub fn remedy(outcome: Outcome, reason: &str) -> &'static str {
     known_remedy(reason).unwrap_or(match outcome {
         Outcome::Pass => "Nothing.",
         Outcome::Fail => {
-            "Do not overwrite what you have: the last verified generation is untouched. See where the fault came in, below."
+            "Do not overwrite what you have: the last verified generation is untouched. See where the fault came in."
         }
         Outcome::Inconclusive => {
             "The reason is a word of the profile: look there for what it stands for. Put that right, then: assay-target verify."
