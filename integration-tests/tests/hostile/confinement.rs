@@ -137,7 +137,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/seal/draft.rs", "fixed names in staging and in a numbered generation"),
     ("agent-target/src/seal/ahead.rs", "fixed names beside the generations"),
     ("agent-target/src/seal/build.rs", "none: through Folder"),
-    ("agent-target/src/service/replication.rs", "the manifest of a numbered generation"),
+    ("agent-target/src/service/replication/mod.rs", "the manifest of a numbered generation"),
     ("agent-target/src/repository.rs", "folders of numbered generations"),
     ("agent-target/src/trust/control.rs", "the control's record, under a name of its own"),
     ("agent-target/src/trust/readback.rs", "manifest of a numbered generation; entries through Folder"),

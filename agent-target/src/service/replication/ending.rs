@@ -1,0 +1,129 @@
+//! A run ends: with the verdict of its check, or given up.
+
+use std::sync::Arc;
+
+use assay_common::{
+    id::RunId,
+    limits::{MAX_REASON_BYTES, MAX_REASON_MESSAGE_BYTES},
+    rpc_status::RpcFault,
+    verdict::{self, Outcome, Verdict},
+};
+use assay_proto::v1::{AbandonRunRequest, RunCheckProgress};
+use tokio::sync::watch;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::Code;
+
+use super::{
+    super::{internal, invalid},
+    busy, joined, no_such_run,
+    sealing::checked_mark,
+};
+use crate::{
+    repository::{Active, CheckState, Repository, Stage, times_now},
+    verify,
+};
+
+fn verdict_of_run(repository: &Repository, id: &RunId) -> Option<(String, String)> {
+    let (verdict_id, _) = repository
+        .verdicts()
+        .find(|(_, verdict)| verdict.run_id == *id && verdict.outcome != Outcome::NotRun)?;
+    let envelope = repository.envelope(&verdict_id).ok()?;
+    Some((verdict_id, envelope))
+}
+
+/// How the check of a run stands: the one that runs, one that starts now, or the end of the one that there was.
+pub(super) async fn check_states(
+    repository: &Arc<Repository>,
+    id: RunId,
+) -> Result<watch::Receiver<CheckState>, RpcFault> {
+    let known = tokio::task::spawn_blocking({
+        let (repository, id) = (Arc::clone(repository), id.clone());
+        move || verdict_of_run(&repository, &id)
+    });
+    match joined(known.await) {
+        Some(verdict) => {
+            let done = CheckState { done: Some(Ok(verdict)), ..Default::default() };
+            Ok(watch::Sender::new(done).subscribe())
+        }
+        None => start_check(repository, id),
+    }
+}
+
+/// What the source is told of a check. It is asked for a second reading once.
+pub(super) fn check_answers(
+    states: watch::Receiver<CheckState>,
+) -> impl Stream<Item = Result<RunCheckProgress, RpcFault>> + Send {
+    let mut asked = false;
+    verify::follow(states).map(move |state| match state.done {
+        None => {
+            let read_again = state.read_again.filter(|_| !asked);
+            asked |= read_again.is_some();
+            let read_again = read_again.map(|files| files.to_vec()).unwrap_or_default();
+            Ok(RunCheckProgress { step: state.step, read_again, ..Default::default() })
+        }
+        Some(Ok((verdict_id, envelope))) => {
+            Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })
+        }
+        Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message)),
+    })
+}
+
+/// Starts the check of a run's generation, or joins the one that runs.
+fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receiver<CheckState>, RpcFault> {
+    let mut active = repository.active();
+    match active.as_ref() {
+        Some(Active { run_id, stage: Stage::Checking(state) }) if *run_id == id => return Ok(state.clone()),
+        Some(Active { run_id, stage: Stage::Sealed }) if *run_id == id => {}
+        Some(other) => return Err(busy(other, "is under way")),
+        // The agent was restarted between seal and check.
+        None => {}
+    }
+    let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
+    let state = verify::start(Arc::clone(repository), id.clone(), record, verify::AskedBy::Source);
+    *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
+    Ok(state)
+}
+
+pub(super) fn abandon(
+    repository: &Repository,
+    id: RunId,
+    request: AbandonRunRequest,
+    opened: Option<jiff::Timestamp>,
+) -> Result<(String, String), RpcFault> {
+    let reason = request.reason;
+    let plain = !reason.is_empty()
+        && reason.len() <= MAX_REASON_BYTES
+        && reason.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    if !plain || request.message.len() > MAX_REASON_MESSAGE_BYTES {
+        return Err(invalid(
+            "reason: up to 64 small letters and '-' were expected; message: up to 4096 bytes",
+        ));
+    }
+    let mark = checked_mark(request.mark.as_ref())?;
+    tracing::warn!(reason, message = request.message, "the source gave the run up");
+    let recorded = repository.record_verdict(|sequence, previous| Verdict {
+        repository: repository.config.name.clone(),
+        run_id: id,
+        sequence,
+        previous,
+        outcome: Outcome::NotRun,
+        reason,
+        message: request.message,
+        generation: None,
+        root: None,
+        mark,
+        depth: None,
+        profile: None,
+        steps: Vec::new(),
+        patches: Vec::new(),
+        overlay_files: Vec::new(),
+        workspace: None,
+        attribution: None,
+        negative_control: repository.control(),
+        overrides: Vec::new(),
+        times: verdict::Times { opened, ..times_now() },
+        versions: verify::versions(None),
+        source_statement: None,
+    });
+    recorded.map_err(|error| internal("recording the verdict", &error))
+}

@@ -1,0 +1,96 @@
+//! A run begins: what it builds upon, and what it may write.
+
+use std::sync::{Arc, PoisonError};
+
+use assay_common::{digest::RootDigest, id::RunId, rpc_status::RpcFault};
+use assay_proto::v1::OpenRunResponse;
+use tonic::Code;
+
+use super::{super::internal, busy};
+use crate::{
+    config,
+    receive::{Allowance, Base, PlaceReader, Receiver},
+    repository::{Active, Repository, Stage},
+    store::Staging,
+};
+
+/// With less than this free there is no room for a run.
+const LITTLE_BYTES: u64 = 1024 * 1024;
+
+pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
+    let mut active = repository.active();
+    repository.give_way();
+    match active.as_ref() {
+        Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) => {
+            if let Some(attached) = attached {
+                if *run_id != id {
+                    return Err(busy(active.as_ref().expect("it is some"), "is under way"));
+                }
+                attached.cancel();
+            }
+        }
+        Some(other @ Active { stage: Stage::Sealed, run_id, .. }) if *run_id == id => {
+            return Err(busy(other, "is sealed already"));
+        }
+        // Its source went away between seal and check: the generation stays, without a verdict.
+        None | Some(Active { stage: Stage::Sealed, .. }) => {}
+        Some(active) => return Err(busy(active, "is being sealed or checked")),
+    }
+    // A run that has ended is not opened again: its verdict would stand for a tree that nobody checked.
+    let goes_on = active.as_ref().is_some_and(|active| active.run_id == id);
+    if !goes_on && (repository.has_verdict(&id) || repository.generation_of_run(&id).is_some()) {
+        let text = format!("run {id} has ended; a new run needs an id of its own");
+        return Err(RpcFault::new(Code::FailedPrecondition, "run-id-used", text)
+            .with_hint("check the source's clock: ids are made of the time"));
+    }
+    let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
+    recovered.map_err(|error| internal("opening the chunk index again", &error))?;
+    let (base, rotten) = repository.next_base().map_err(|error| internal("the store", &error))?.unzip();
+    let rotten = rotten.unwrap_or_default();
+    let (base_root, base_entries) = match base {
+        None => (Vec::new(), 0),
+        Some(base) => {
+            let record = repository.store.record(base).map_err(|error| internal("the store", &error))?;
+            let root = RootDigest::from_hex(&record.root_digest);
+            (root.map(|root| root.0.to_vec()).unwrap_or_default(), record.entries)
+        }
+    };
+    let staging = repository.store.open_staging().map_err(|error| internal("the store", &error))?;
+    let allowance = allowance(repository, &staging)?;
+    let response = OpenRunResponse {
+        generation: staging.number().0,
+        base_generation: base.map_or(0, |base| base.0),
+        base_root_digest: base_root,
+        staged_bytes: staging.staged_bytes(),
+        base_entries,
+        rotten: rotten.into_iter().collect(),
+    };
+    tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
+    let staging = Arc::new(staging);
+    let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
+    let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
+    let known = match base {
+        None => None,
+        Some(base) => {
+            Some(Base::open(&repository.store, base).map_err(|error| internal("the base", &error))?)
+        }
+    };
+    let receiver = Arc::new(Receiver::new(Arc::clone(&staging), places, known, allowance));
+    let (turn, opened) = (Arc::default(), jiff::Timestamp::now());
+    let stage = Stage::Receiving { staging, base, receiver, turn, attached: None, opened };
+    *active = Some(Active { run_id: id, stage });
+    Ok(response)
+}
+
+/// What the run may write. What earlier sessions left stays, to be found, as long as there is room beside it.
+fn allowance(repository: &Repository, staging: &Staging) -> Result<Allowance, RpcFault> {
+    let config::Repository { quota, reserve, .. } = repository.config;
+    let (stored, staged) = (repository.store.stored_bytes(), staging.staged_bytes());
+    let is_over = quota.is_some_and(|quota| stored.saturating_add(staged) >= quota.0);
+    let is_short = repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES);
+    if staged > 0 && (is_over || is_short) {
+        staging.forget_earlier().map_err(|error| internal("the store", &error))?;
+    }
+    let held = stored.saturating_add(staging.staged_bytes());
+    Ok(Allowance::new(quota, held, reserve, staging.path()))
+}

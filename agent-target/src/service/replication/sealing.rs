@@ -1,0 +1,247 @@
+//! A run becomes a generation: its mark, the source's statement and its manifest, held against each other.
+
+use std::{sync::Arc, time::Duration};
+
+use assay_common::{
+    digest::RootDigest,
+    id::{GenerationNumber, RunId},
+    limits::{MAX_MARK_BYTES, MAX_OVERRIDES, MAX_REASON_BYTES},
+    manifest::ManifestError,
+    rpc_status::RpcFault,
+    telemetry,
+    verdict::{self, verify_source_statement},
+};
+use assay_proto::v1::{SealFinish, SealRunRequest, SealRunResponse, SealStart, seal_run_request};
+use tokio::sync::mpsc;
+use tonic::{Code, Streaming};
+
+use super::{
+    super::{internal, invalid},
+    QUEUE, busy, joined, next_message, no_such_run,
+};
+use crate::{
+    receive::Receiver,
+    repository::{Active, Repository, Stage},
+    seal::{self, Draft, Provenance, SealError, seal},
+    store::{MarkRecord, Record, Staging},
+};
+
+/// A run that is being sealed, with what is needed to take it up again when it is not.
+pub(super) struct Sealing {
+    staging: Arc<Staging>,
+    base: Option<GenerationNumber>,
+    receiver: Arc<Receiver>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    opened: jiff::Timestamp,
+}
+
+/// The generation of a run whose source did not hear that it was sealed.
+pub(super) fn sealed_already(repository: &Repository, id: &RunId) -> Option<Record> {
+    match repository.active().as_ref() {
+        None => {}
+        Some(Active { run_id, stage: Stage::Sealed }) if run_id == id => {}
+        Some(_) => return None,
+    }
+    repository.generation_of_run(id)
+}
+
+pub(super) fn sealed_response(record: &Record) -> SealRunResponse {
+    let root = RootDigest::from_hex(&record.root_digest).map(|root| root.0.to_vec());
+    let root_digest = root.unwrap_or_default();
+    SealRunResponse { generation: record.generation, root_digest, check: None }
+}
+
+pub(super) fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing, RpcFault> {
+    let mut active = repository.active();
+    let parts = match active.as_ref() {
+        Some(Active {
+            run_id,
+            stage: Stage::Receiving { staging, base, receiver, turn, attached: None, opened },
+        }) if run_id == id => Sealing {
+            staging: Arc::clone(staging),
+            base: *base,
+            receiver: Arc::clone(receiver),
+            turn: Arc::clone(turn),
+            opened: *opened,
+        },
+        Some(other) if other.run_id == *id => return Err(busy(other, "is not ready to be sealed")),
+        _ => return Err(no_such_run(id)),
+    };
+    *active = Some(Active { run_id: id.clone(), stage: Stage::Sealing });
+    Ok(parts)
+}
+
+/// Seals a run from the rest of its stream. When it cannot be sealed, the run is open as it was before.
+pub(super) async fn seal_and_settle(
+    repository: &Arc<Repository>,
+    id: &RunId,
+    sealing: Sealing,
+    start: SealStart,
+    mut messages: Streaming<SealRunRequest>,
+    idle: Duration,
+) -> Result<Record, RpcFault> {
+    let Sealing { staging, base, receiver, turn, opened } = sealing;
+    let (steps, queue) = mpsc::channel(QUEUE);
+    let span = telemetry::of_run(id);
+    let working = tokio::task::spawn_blocking({
+        let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
+        let span = span.clone();
+        move || span.in_scope(|| seal_blocking(&repository, &id, &staging, base, &start, queue))
+    });
+    // A cut-off manifest has no finish: the thread notices. After the finish nothing is waited for: a source that leaves its
+    // stream open does not keep the generation from its check.
+    let ended = loop {
+        match next_message(&mut messages, idle, "limits.idle").await {
+            Ok(Some(SealRunRequest { kind: Some(kind) })) => {
+                let last = matches!(kind, seal_run_request::Kind::Finish(_));
+                if steps.send(kind).await.is_err() || last {
+                    break None;
+                }
+            }
+            Ok(Some(SealRunRequest { kind: None })) => break Some(invalid("a message of no known kind")),
+            Ok(None) => break None,
+            Err(fault) => break Some(fault),
+        }
+    };
+    drop(steps);
+    let sealed = joined(working.await);
+    // What ended the stream says more than that it ended.
+    let sealed = sealed.map_err(|fault| match ended {
+        Some(ended) if fault.reason == "cut-off" => ended,
+        _ => fault,
+    });
+    let stage = match &sealed {
+        Ok(record) => {
+            span.in_scope(|| {
+                tracing::info!(generation = record.generation, root = record.root_digest, "sealed")
+            });
+            Stage::Sealed
+        }
+        Err(fault) => {
+            span.in_scope(|| tracing::warn!(reason = %fault.reason, message = fault.message, "not sealed"));
+            Stage::Receiving { staging, base, receiver, turn, attached: None, opened }
+        }
+    };
+    *repository.active() = Some(Active { run_id: id.clone(), stage });
+    sealed
+}
+
+fn seal_blocking(
+    repository: &Repository,
+    id: &RunId,
+    staging: &Staging,
+    base: Option<GenerationNumber>,
+    start: &SealStart,
+    mut queue: mpsc::Receiver<seal_run_request::Kind>,
+) -> Result<Record, RpcFault> {
+    let named = (start.base_generation > 0).then_some(GenerationNumber(start.base_generation));
+    if start.generation != staging.number().0 || (named.is_some() && named != base) {
+        let error =
+            SealError::WrongBase { named: start.base_generation, base: base.map_or(0, |base| base.0) };
+        return Err(seal_fault(error));
+    }
+    let mut draft =
+        Draft::create(&repository.store, staging, named, &start.manifest_header).map_err(seal_fault)?;
+    draft.refuse(named.map(|base| repository.rot().paths(base)).unwrap_or_default());
+    while let Some(kind) = queue.blocking_recv() {
+        match kind {
+            seal_run_request::Kind::Start(_) => return Err(invalid("a seal starts once")),
+            seal_run_request::Kind::Delta(delta) => {
+                for step in seal::steps(staging, delta).map_err(seal_fault)? {
+                    draft.apply(step).map_err(seal_fault)?;
+                }
+            }
+            seal_run_request::Kind::Finish(finish) => {
+                let (root, provenance) = provenance(repository, id, finish)?;
+                let store = &repository.store;
+                return seal(store, staging, &repository.index, draft, root, provenance).map_err(seal_fault);
+            }
+        }
+    }
+    Err(RpcFault::new(Code::Aborted, "cut-off", "the manifest was cut off before its end"))
+}
+
+/// A mark, whose text is of a length that can stand in a verdict.
+pub(super) fn checked_mark(mark: Option<&assay_proto::v1::Mark>) -> Result<Option<verdict::Mark>, RpcFault> {
+    if mark.is_some_and(|mark| mark.id.len() > MAX_MARK_BYTES) {
+        return Err(invalid("mark.id: at most 4096 bytes were expected"));
+    }
+    Ok(mark.and_then(verdict::Mark::from_proto))
+}
+
+/// Checks what the source says of the generation: its statement must carry its signature and agree with the rest.
+fn provenance(
+    repository: &Repository,
+    id: &RunId,
+    finish: SealFinish,
+) -> Result<(RootDigest, Provenance), RpcFault> {
+    let root = RootDigest::from_slice(&finish.root_digest)
+        .ok_or_else(|| invalid("finish.root_digest: 32 bytes were expected"))?;
+    let mark = checked_mark(finish.mark.as_ref())?
+        .ok_or_else(|| invalid("finish.mark: an id and a time were expected"))?;
+    let plain = |word: &String| {
+        (1..=MAX_REASON_BYTES).contains(&word.len())
+            && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    if finish.overrides.len() > MAX_OVERRIDES || !finish.overrides.iter().all(plain) {
+        return Err(invalid(
+            "finish.overrides: at most 8 words of up to 64 small letters and '_' were expected",
+        ));
+    }
+    let refused = |text: String| {
+        RpcFault::new(Code::PermissionDenied, "statement-refused", format!("the source's statement: {text}"))
+            .with_hint(
+                "compare repository.source_key in the target's configuration with the source's public key",
+            )
+    };
+    let envelope = assay_common::dsse::Envelope::parse(finish.source_statement.as_bytes())
+        .map_err(|error| refused(error.to_string()))?;
+    let statement = verify_source_statement(&envelope, &repository.source_key)
+        .map_err(|error| refused(error.to_string()))?;
+    let agrees = statement.repository == repository.config.name
+        && statement.run_id == *id
+        && statement.root.is_some_and(|signed| signed.0 == root.0)
+        && statement.mark == mark
+        && statement.overrides == finish.overrides;
+    if !agrees {
+        return Err(refused("it is about another run, mark or tree than the one that was sent".to_owned()));
+    }
+    let counts = finish.counts.unwrap_or_default();
+    let provenance = Provenance {
+        repository: repository.config.name.clone(),
+        run_id: id.to_string(),
+        mark: MarkRecord { id: mark.id, time: mark.time },
+        overrides: finish.overrides,
+        counts: assay_common::json::to_json("Counts", &counts),
+        source_statement: serde_json::from_str(&finish.source_statement)
+            .map_err(|_| invalid("finish.source_statement: JSON was expected"))?,
+    };
+    Ok((root, provenance))
+}
+
+fn seal_fault(error: SealError) -> RpcFault {
+    match &error {
+        SealError::Manifest(ManifestError::Io(_)) => internal("writing the manifest", &error),
+        SealError::Delta(_) | SealError::Manifest(_) | SealError::Packed { .. } => {
+            RpcFault::new(Code::InvalidArgument, "manifest-refused", error.to_string())
+        }
+        SealError::Rotten { .. } => RpcFault::new(Code::FailedPrecondition, "base-rotten", error.to_string())
+            .with_hint("start the run again: it sends that file anew"),
+        SealError::WrongBase { .. } => RpcFault::new(Code::FailedPrecondition, "wrong-base", error.to_string()),
+        SealError::RootMismatch { .. }
+        | SealError::ContentMismatch { .. }
+        | SealError::LengthMismatch { .. }
+        | SealError::ContentMissing { .. } => RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
+            .with_hint("start the run again; nothing was sealed"),
+        SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+            RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
+                .with_hint("start the run again; nothing was sealed")
+        }
+        SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            RpcFault::new(Code::FailedPrecondition, "not-privileged", error.to_string()).with_hint(
+                "run assay-target as root, so that it can give files the owners and modes that they have at the source",
+            )
+        }
+        _ => internal("sealing the generation", &error),
+    }
+}

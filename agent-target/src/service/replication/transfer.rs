@@ -1,0 +1,134 @@
+//! Content comes in: one stream at a time is attached to a run.
+
+use std::{sync::Arc, time::Duration};
+
+use assay_common::{id::RunId, rpc_status::RpcFault};
+use assay_proto::v1::{TransferRequest, TransferResponse, transfer_request};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, Streaming};
+
+use super::{
+    super::{internal, invalid},
+    joined, no_such_run, stalled, unreadable,
+};
+use crate::{
+    receive::{ReceiveError, Receiver},
+    repository::{Active, Repository, Stage},
+};
+
+/// Messages that wait while as many as there are processors are worked on.
+const WAITING_MESSAGES: usize = 2;
+
+pub(super) struct Attached {
+    pub(super) receiver: Arc<Receiver>,
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(super) token: CancellationToken,
+}
+
+/// Attaches a stream to its run. A stream that is attached already is of a connection that the source has given up, whether
+/// or not that has been noticed here: it ends.
+pub(super) fn attach(repository: &Repository, id: &RunId) -> Result<Attached, RpcFault> {
+    let mut active = repository.active();
+    match active.as_mut() {
+        Some(Active { run_id, stage: Stage::Receiving { receiver, turn, attached, .. } }) if run_id == id => {
+            let token = CancellationToken::new();
+            if let Some(before) = attached.replace(token.clone()) {
+                before.cancel();
+            }
+            Ok(Attached { receiver: Arc::clone(receiver), turn: Arc::clone(turn), token })
+        }
+        _ => Err(no_such_run(id)),
+    }
+}
+
+pub(super) fn detach(repository: &Repository, id: &RunId, token: &CancellationToken) {
+    // A token that was cancelled belongs to a stream whose place has been taken.
+    if let Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) = repository.active().as_mut()
+        && run_id == id
+        && !token.is_cancelled()
+    {
+        *attached = None;
+    }
+}
+
+/// Works on a stream's messages, a few side by side. False when it was cut, or when another took its place. When this
+/// returns, everything that came is settled.
+pub(super) async fn receive(
+    receiver: &Arc<Receiver>,
+    mut messages: Streaming<TransferRequest>,
+    responses: &mpsc::Sender<Result<TransferResponse, Status>>,
+    taken_over: &CancellationToken,
+    idle: Duration,
+) -> Result<bool, ReceiveError> {
+    let slots = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) + WAITING_MESSAGES;
+    let mut work: JoinSet<Result<(), ReceiveError>> = JoinSet::new();
+    let mut next = async || {
+        loop {
+            // While all are busy nothing more is taken from the connection: its window fills, and the source waits.
+            let message = tokio::select! {
+                message = messages.message(), if work.len() < slots => message,
+                Some(done) = work.join_next() => {
+                    joined(done)?;
+                    continue;
+                }
+                () = taken_over.cancelled() => return Ok(false),
+                () = tokio::time::sleep(idle), if work.is_empty() => return Err(ReceiveError::Stream(stalled(idle, "limits.idle"))),
+            };
+            let kind = match message {
+                Ok(Some(TransferRequest { kind: Some(kind) })) => kind,
+                Ok(None) => return Ok(true),
+                Ok(Some(TransferRequest { kind: None })) => {
+                    return Err(ReceiveError::Protocol { rule: "a message of no known kind" });
+                }
+                Err(status) => match unreadable(&status) {
+                    fault if fault.reason == "cut-off" => return Ok(false),
+                    fault => return Err(ReceiveError::Stream(fault)),
+                },
+            };
+            let receiver = Arc::clone(receiver);
+            let job: Box<dyn FnOnce() -> Result<TransferResponse, ReceiveError> + Send> = match kind {
+                transfer_request::Kind::Start(_) => {
+                    return Err(ReceiveError::Protocol { rule: "a transfer starts once" });
+                }
+                transfer_request::Kind::Offer(offer) => {
+                    let accepted = tokio::task::block_in_place(|| receiver.accept(&offer))?;
+                    Box::new(move || receiver.settle(accepted))
+                }
+                transfer_request::Kind::Pack(pack) => Box::new(move || receiver.pack(&pack)),
+            };
+            let responses = responses.clone();
+            work.spawn(async move {
+                let response = joined(tokio::task::spawn_blocking(job).await)?;
+                // A source that is gone takes no answer; the end of its messages says so as well.
+                drop(responses.send(Ok(response)).await);
+                Ok(())
+            });
+        }
+    };
+    let mut ended = next().await;
+    while let Some(done) = work.join_next().await {
+        if let Err(error) = joined(done) {
+            ended = ended.and(Err(error));
+        }
+    }
+    ended
+}
+
+pub(super) fn receive_fault(error: ReceiveError) -> RpcFault {
+    match &error {
+        ReceiveError::Protocol { .. } => invalid(error.to_string()),
+        ReceiveError::Stream(fault) => fault.clone(),
+        ReceiveError::ChunkMismatch { .. } => {
+            RpcFault::new(Code::DataLoss, "chunk-mismatch", error.to_string())
+                .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
+        }
+        ReceiveError::Reserve { .. } => {
+            RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
+                .with_hint("free some space on the target, or lower repository.reserve there; what has arrived is kept and not sent again")
+        }
+        ReceiveError::Quota { .. } => RpcFault::new(Code::ResourceExhausted, "quota-exceeded", error.to_string())
+            .with_hint("raise repository.quota on the target, or let repository.retention remove generations there (assay-target prune)"),
+        _ => internal("receiving content", &error),
+    }
+}
