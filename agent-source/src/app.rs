@@ -8,6 +8,7 @@ use assay_common::{
     serve,
     signing::{SigningKey, VerifyingKey},
     tls::{Credentials, Role},
+    traces::{Speaker, Tracer},
 };
 use assay_proto::v1::source_service_server::SourceServiceServer;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -59,9 +60,12 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     }
     let agent = Arc::new(Agent::new(config.agent.name.clone(), contexts)?);
     let notifier = Notifier::start(config.notify);
+    let agent_name = config.agent.name.clone();
+    let speaker = Speaker { role: "source", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
+    let tracer = Tracer::start(config.traces, speaker);
     let fixed =
         observe::Fixed { started: jiff::Timestamp::now(), certificate_expiry: credentials.not_after() };
-    observe::start(&agent, &notifier, metrics, fixed);
+    observe::start(&agent, (&notifier, &tracer), metrics, fixed);
     for repository in agent.repositories() {
         // An engine may hold back its own cleaning for as long as a mark is held.
         let left_over = match repository.context.marker() {
@@ -88,7 +92,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     })
     .await?;
     agent.stop(STOP_PATIENCE).await;
-    notifier.drain(NOTICE_PATIENCE).await;
+    tokio::join!(notifier.drain(NOTICE_PATIENCE), tracer.drain(NOTICE_PATIENCE));
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use assay_common::{
     profile::{FileRules, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
+    traces::{Collector, TracesSection},
 };
 use serde::Deserialize;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub target: TargetSection,
     /// `[metrics]`.
     pub metrics: Option<MetricsSection>,
+    /// `[traces]`.
+    pub traces: Option<Collector>,
     /// `[[notify]]`.
     pub notify: Vec<Way>,
     /// The repositories.
@@ -116,6 +119,7 @@ struct File {
     operator: Option<OperatorSection>,
     target: TargetSection,
     metrics: Option<MetricsSection>,
+    traces: Option<TracesSection>,
     #[serde(default)]
     notify: Vec<NotifySection>,
     #[serde(rename = "repository")]
@@ -342,6 +346,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     }
     let names: Vec<_> = file.repositories.iter().map(|section| section.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
+    let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -356,7 +361,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     let signing_key = resolve(&agent.signing_key);
     let metrics = file.metrics;
     let path = path.to_owned();
-    Ok(Config { path, agent, tls, operator_tls, signing_key, target, metrics, notify, repositories })
+    Ok(Config { path, agent, tls, operator_tls, signing_key, target, metrics, traces, notify, repositories })
 }
 
 fn name_fault(key: &str, name: &str) -> String {

@@ -10,6 +10,7 @@ use assay_common::{
     metrics::{Facts, MetricsServer, Page, RepositoryFacts},
     notify::Notifier,
     service_manager,
+    traces::Tracer,
     verdict::Outcome,
     watch::{Ended, Watch, look_after},
 };
@@ -72,16 +73,21 @@ pub struct Fixed {
 }
 
 /// Starts all that makes the agent known.
-pub fn start(agent: &Arc<Agent>, notifier: &Notifier, metrics: Option<MetricsServer>, fixed: Fixed) {
+pub fn start(
+    agent: &Arc<Agent>,
+    (notifier, tracer): (&Notifier, &Tracer),
+    metrics: Option<MetricsServer>,
+    fixed: Fixed,
+) {
     for repository in agent.repositories() {
-        repository.watch.connect(&agent.name, notifier.clone());
+        repository.watch.connect(&agent.name, notifier.clone(), tracer.clone());
         tokio::spawn(look_after(Arc::clone(&repository.watch)));
     }
     if let Some(metrics) = metrics {
-        let (agent, notifier) = (Arc::clone(agent), notifier.clone());
+        let (agent, notifier, tracer) = (Arc::clone(agent), notifier.clone(), tracer.clone());
         tokio::spawn(metrics.serve(move || {
             let now = Timestamp::now();
-            Page::of(&facts(&agent, fixed), &notifier, now)
+            Page::of(&facts(&agent, fixed), &notifier, &tracer, now)
         }));
     }
     let agent = Arc::clone(agent);

@@ -10,6 +10,7 @@ use assay_common::{
     serve,
     signing::SigningKey,
     tls::{Credentials, Role},
+    traces::{Speaker, Tracer},
 };
 use assay_proto::v1::{
     replication_service_server::ReplicationServiceServer, restore_service_server::RestoreServiceServer,
@@ -56,12 +57,15 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     }
     let repositories = Arc::new(Repositories::new(repositories));
     let notifier = Notifier::start(config.notify);
+    let agent_name = config.agent.name.clone();
+    let speaker = Speaker { role: "target", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
+    let tracer = Tracer::start(config.traces, speaker);
     let fixed = observe::Fixed {
         agent: config.agent.name.clone(),
         started: jiff::Timestamp::now(),
         certificate_expiry: credentials.not_after(),
     };
-    observe::start(&repositories, &notifier, metrics, fixed);
+    observe::start(&repositories, (&notifier, &tracer), metrics, fixed);
     let replication =
         ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -78,6 +82,6 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         |router| router.add_service(replication).add_service(restore).add_service(operator),
     )
     .await?;
-    notifier.drain(NOTICE_PATIENCE).await;
+    tokio::join!(notifier.drain(NOTICE_PATIENCE), tracer.drain(NOTICE_PATIENCE));
     Ok(())
 }

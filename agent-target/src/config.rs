@@ -14,6 +14,7 @@ use assay_common::{
     profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::TlsFiles,
+    traces::{Collector, TracesSection},
 };
 use serde::Deserialize;
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub limits: PeerLimits,
     /// `[metrics]`.
     pub metrics: Option<MetricsSection>,
+    /// `[traces]`.
+    pub traces: Option<Collector>,
     /// `[[notify]]`.
     pub notify: Vec<Way>,
     /// The repositories.
@@ -146,6 +149,7 @@ struct File {
     #[serde(default)]
     limits: PeerLimitsSection,
     metrics: Option<MetricsSection>,
+    traces: Option<TracesSection>,
     #[serde(default)]
     notify: Vec<NotifySection>,
     #[serde(rename = "repository")]
@@ -367,6 +371,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let keys =
         [&file.tls.key, &file.agent.signing_key].into_iter().chain(file.operator.iter().map(|it| &it.key));
     let passwords = file.notify.iter().flat_map(NotifySection::secret_files);
+    let passwords = passwords.chain(file.traces.iter().filter_map(TracesSection::secret_file));
     let hidden = keys.map(PathBuf::as_path).chain(passwords).chain([file.agent.store.as_path()]).map(resolve);
     // The configuration itself may hold what a webhook's address or a profile's variable should not tell.
     let hidden: Vec<_> = hidden.chain([path.to_owned()]).collect();
@@ -430,6 +435,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     }
     let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
+    let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -444,7 +450,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, limits, metrics: file.metrics, notify, repositories })
+    Ok(Config { agent, tls, operator_tls, limits, metrics: file.metrics, traces, notify, repositories })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

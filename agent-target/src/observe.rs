@@ -9,6 +9,7 @@ use assay_common::{
     },
     notify::Notifier,
     service_manager,
+    traces::Tracer,
     watch::{Ended, Watch, look_after},
 };
 use jiff::Timestamp;
@@ -56,19 +57,19 @@ pub struct Fixed {
 /// Starts all that makes the agent known.
 pub fn start(
     repositories: &Arc<Repositories>,
-    notifier: &Notifier,
+    (notifier, tracer): (&Notifier, &Tracer),
     metrics: Option<MetricsServer>,
     fixed: Fixed,
 ) {
     for repository in repositories.iter() {
-        repository.watch.connect(&fixed.agent, notifier.clone());
+        repository.watch.connect(&fixed.agent, notifier.clone(), tracer.clone());
         tokio::spawn(look_after(Arc::clone(&repository.watch)));
     }
     if let Some(metrics) = metrics {
-        let (repositories, notifier) = (Arc::clone(repositories), notifier.clone());
+        let (repositories, notifier, tracer) = (Arc::clone(repositories), notifier.clone(), tracer.clone());
         tokio::spawn(metrics.serve(move || {
             let now = Timestamp::now();
-            Page::of(&facts(&repositories, &fixed), &notifier, now)
+            Page::of(&facts(&repositories, &fixed), &notifier, &tracer, now)
         }));
     }
     let repositories = Arc::clone(repositories);

@@ -286,7 +286,7 @@ fn keep(
         negative_control: negative_control.clone(),
         overrides: record.overrides.clone(),
         times: Times {
-            opened: None,
+            opened: record.opened,
             sealed: Some(record.sealed),
             check_started: Some(check_started),
             check_finished: Some(check_finished),

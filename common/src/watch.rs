@@ -14,8 +14,35 @@ use jiff::Timestamp;
 
 use crate::{
     notify::{Event, LastPass, Notice, Notifier},
+    traces::Tracer,
     verdict::{Outcome, Verdict, timestamp_from_proto},
 };
+
+/// A phase that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PhaseTaken {
+    /// What it is called.
+    pub name: &'static str,
+    /// When it began, by the clock of the agent that tells.
+    pub from: Timestamp,
+    /// How long it took.
+    pub took: Duration,
+    /// The steps of a check; of other phases there are none.
+    pub steps: Vec<StepTaken>,
+}
+
+/// A step of a check that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepTaken {
+    /// Its name in the profile.
+    pub name: String,
+    /// With which of the candidates for patched values it ran, from 0.
+    pub attempt: u32,
+    /// How long it took.
+    pub took: Duration,
+    /// What it means by the profile's rules.
+    pub outcome: Outcome,
+}
 
 /// How a run, or a check, ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,8 +65,8 @@ pub struct Ended {
     pub finished: Timestamp,
     /// The point in time that it stands for.
     pub mark: Option<Timestamp>,
-    /// How long each phase took, in their order.
-    pub phases: Vec<(&'static str, Duration)>,
+    /// Its phases, in their order.
+    pub phases: Vec<PhaseTaken>,
     /// What the source counted; the target does not know.
     pub counts: Option<v1::Counts>,
 }
@@ -49,10 +76,15 @@ impl Ended {
     pub fn of_run(run: &Run) -> Option<Self> {
         let outcome = Outcome::try_from(run.outcome()).ok()?;
         let time = |time: &Option<prost_types::Timestamp>| timestamp_from_proto(time.as_ref()?);
-        let phases = run
-            .phase_times
-            .iter()
-            .map(|time| (crate::cli::show::phase(time.phase()), Duration::from_millis(time.milliseconds)));
+        let (started, mut phases) = (time(&run.started), Vec::new());
+        let mut from = started;
+        // One begins when the one before it ends.
+        for taken in &run.phase_times {
+            let (name, took) =
+                (crate::cli::show::phase(taken.phase()), Duration::from_millis(taken.milliseconds));
+            phases.extend(from.map(|from| PhaseTaken { name, from, took, steps: Vec::new() }));
+            from = from.and_then(|from| from.checked_add(took).ok());
+        }
         Some(Self {
             run_id: run.id.clone(),
             outcome,
@@ -60,10 +92,10 @@ impl Ended {
             message: run.message.clone(),
             generation: (run.generation > 0).then_some(run.generation),
             verdict_id: run.verdict_id.clone(),
-            started: time(&run.started),
+            started,
             finished: time(&run.finished)?,
             mark: run.mark.as_ref().and_then(|mark| time(&mark.time)),
-            phases: phases.collect(),
+            phases,
             counts: run.counts,
         })
         .filter(|_| run.phase() == Phase::Done)
@@ -72,13 +104,20 @@ impl Ended {
     /// A verdict, as the target signed it.
     pub fn of_verdict(id: &str, verdict: &Verdict) -> Self {
         let times = &verdict.times;
-        let span = |from: Option<Timestamp>, to: Option<Timestamp>| {
-            let span = from?.duration_until(to?);
-            (!span.is_negative()).then(|| span.unsigned_abs())
+        let phase = |name, from: Option<Timestamp>, to: Option<Timestamp>, steps| {
+            let (from, to) = (from?, to?);
+            let took = from.duration_until(to);
+            (!took.is_negative()).then(|| PhaseTaken { name, from, took: took.unsigned_abs(), steps })
         };
+        let steps = verdict.steps.iter().map(|step| StepTaken {
+            name: step.name.clone(),
+            attempt: step.attempt,
+            took: Duration::from_millis(step.duration_ms),
+            outcome: step.outcome,
+        });
         let phases = [
-            ("receiving", span(times.opened, times.sealed)),
-            ("checking", span(times.check_started, times.check_finished)),
+            phase("receiving", times.opened, times.sealed, Vec::new()),
+            phase("checking", times.check_started, times.check_finished, steps.collect()),
         ];
         Self {
             run_id: verdict.run_id.to_string(),
@@ -90,7 +129,7 @@ impl Ended {
             started: None,
             finished: times.signed,
             mark: verdict.mark.as_ref().map(|mark| mark.time),
-            phases: phases.into_iter().filter_map(|(name, span)| Some((name, span?))).collect(),
+            phases: phases.into_iter().flatten().collect(),
             counts: None,
         }
     }
@@ -183,8 +222,15 @@ pub struct Watch {
     /// How old the newest proof may become before somebody is told.
     max_age: Option<Duration>,
     standing: Mutex<Standing>,
-    /// The agent's name, and the ways out.
-    connected: OnceLock<(String, Notifier)>,
+    connected: OnceLock<Connected>,
+}
+
+/// The agent's name, and the ways out.
+#[derive(Debug)]
+struct Connected {
+    agent: String,
+    notifier: Notifier,
+    tracer: Tracer,
 }
 
 impl Watch {
@@ -204,9 +250,9 @@ impl Watch {
     }
 
     /// From now on somebody is told, in the name of `agent`.
-    pub fn connect(&self, agent: &str, notifier: Notifier) {
+    pub fn connect(&self, agent: &str, notifier: Notifier, tracer: Tracer) {
         // It is connected once, when the agent starts.
-        drop(self.connected.set((agent.to_owned(), notifier)));
+        drop(self.connected.set(Connected { agent: agent.to_owned(), notifier, tracer }));
     }
 
     fn lock(&self) -> MutexGuard<'_, Standing> {
@@ -225,6 +271,9 @@ impl Watch {
 
     /// A run or a check has ended; `proven` is the newest PASS that holds now.
     pub fn ended(&self, ended: Ended, proven: Option<Ended>) {
+        if let Some(connected) = self.connected.get() {
+            connected.tracer.trace(&self.repository, &ended);
+        }
         let notice = {
             let mut standing = self.lock();
             let event = standing.ended(ended.clone(), proven, self.max_age);
@@ -258,8 +307,8 @@ impl Watch {
         if notice.event == Event::Overdue {
             tracing::warn!(repository = notice.repository, summary = notice.summary, "overdue");
         }
-        if let Some((_, notifier)) = self.connected.get() {
-            notifier.tell(notice);
+        if let Some(connected) = self.connected.get() {
+            connected.notifier.tell(notice);
         }
     }
 
@@ -270,7 +319,7 @@ impl Watch {
             mark: pass.mark,
             age_seconds: standing.age(now).map(|age| age.as_secs()),
         });
-        let agent = self.connected.get().map(|(agent, _)| agent.clone()).unwrap_or_default();
+        let agent = self.connected.get().map(|connected| connected.agent.clone()).unwrap_or_default();
         let about = About { role: self.role, agent, repository: self.repository.clone() };
         Notice::new(event, &about, ended, last_pass, now)
     }

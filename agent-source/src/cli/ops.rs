@@ -56,7 +56,13 @@ pub(super) fn run(
         OpsCommand::Doctor => Ok(runtime()?.block_on(doctor::examine(&load(config)?, config)).end(json)),
         OpsCommand::Notify(command) => {
             let config = load(config)?;
-            runtime()?.block_on(command.run(&config.notify, "source", &config.agent.name, json))
+            runtime()?.block_on(command.run(
+                &config.notify,
+                config.traces,
+                "source",
+                &config.agent.name,
+                json,
+            ))
         }
         OpsCommand::Completions { shell } => Ok(pages::completions(Cli::command(), shell)),
         OpsCommand::Man { out } => pages::man(Cli::command(), &out),

@@ -62,7 +62,13 @@ pub(super) fn run(
         OpsCommand::Doctor => Ok(doctor::examine(&load(config)?, config).end(json)),
         OpsCommand::Notify(command) => {
             let config = load(config)?;
-            runtime()?.block_on(command.run(&config.notify, "target", &config.agent.name, json))
+            runtime()?.block_on(command.run(
+                &config.notify,
+                config.traces,
+                "target",
+                &config.agent.name,
+                json,
+            ))
         }
         OpsCommand::Completions { shell } => Ok(pages::completions(Cli::command(), shell)),
         OpsCommand::Man { out } => pages::man(Cli::command(), &out),

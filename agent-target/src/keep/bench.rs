@@ -106,6 +106,7 @@ impl Bench {
         let provenance = Provenance {
             repository: "r".into(),
             run_id: format!("20261122T22{:04}Z-7f3a9c", staging.number().0),
+            opened: jiff::Timestamp::now(),
             mark: MarkRecord { id: "m".into(), time: jiff::Timestamp::now() },
             overrides: Vec::new(),
             counts: serde_json::Value::Null,

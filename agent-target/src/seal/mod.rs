@@ -139,13 +139,15 @@ pub enum SealError {
     Record(#[source] serde_json::Error),
 }
 
-/// What the source says of a generation, beside its manifest.
+/// Where a generation comes from, beside its manifest.
 #[derive(Debug, Clone)]
 pub struct Provenance {
     /// The repository.
     pub repository: String,
     /// The run.
     pub run_id: String,
+    /// When the source opened it, by the target's clock.
+    pub opened: jiff::Timestamp,
     /// The mark.
     pub mark: MarkRecord,
     /// Overridden safety stops.
@@ -192,6 +194,7 @@ pub fn seal(
         generation: staging.number().0,
         run_id: provenance.run_id,
         base_generation: base.map(|base| base.0),
+        opened: Some(provenance.opened),
         sealed: jiff::Timestamp::now(),
         mark: provenance.mark,
         root_digest: expected.to_string(),

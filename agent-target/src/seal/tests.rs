@@ -72,6 +72,7 @@ impl Bench {
         let provenance = Provenance {
             repository: "r".into(),
             run_id: "20261122T224501Z-7f3a9c".into(),
+            opened: jiff::Timestamp::now(),
             mark: MarkRecord { id: "m".into(), time: jiff::Timestamp::UNIX_EPOCH },
             overrides: Vec::new(),
             counts: serde_json::Value::Null,

@@ -419,6 +419,7 @@ pub(crate) mod tests {
             generation,
             run_id: format!("run-{generation}"),
             base_generation: base,
+            opened: None,
             sealed: mark.time,
             mark,
             root_digest: String::new(),

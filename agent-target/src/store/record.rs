@@ -17,6 +17,9 @@ pub struct Record {
     pub run_id: String,
     /// The generation that it was built upon.
     pub base_generation: Option<u64>,
+    /// When the source opened that run, by the target's clock. Records of before 2026-11-23 do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<jiff::Timestamp>,
     /// When it was sealed, by the target's clock.
     pub sealed: jiff::Timestamp,
     /// The point in time that it stands for.

@@ -1,14 +1,19 @@
-//! `notify test`: tells each way once that notices arrive, and says which do.
+//! `notify test`: tells each way once that notices arrive, and says which do; and whether traces do.
 
 use std::process::ExitCode;
 
 use super::{CommandError, print, print_json};
-use crate::notify::{Notice, Way};
+use crate::{
+    notify::{Notice, Way},
+    outbox::{DeliveryError, Way as _},
+    traces::Collector,
+};
 
 /// Try the ways out that the configuration names
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
 pub enum NotifyCommand {
-    /// Send a test notice on every way, whatever it is told of otherwise; the exit code is 0 when all arrive
+    /// Send a test notice on every way, whatever it is told of otherwise, and an empty trace to the collector; the exit code is 0
+    /// when all arrive
     Test,
 }
 
@@ -20,35 +25,39 @@ impl NotifyCommand {
     pub async fn run(
         self,
         ways: &[Way],
+        collector: Option<Collector>,
         role: &'static str,
         agent: &str,
         json: bool,
     ) -> Result<ExitCode, CommandError> {
-        if ways.is_empty() {
-            return Err(CommandError::usage("the configuration has no [[notify]]")
+        if ways.is_empty() && collector.is_none() {
+            return Err(CommandError::usage("the configuration has neither [[notify]] nor [traces]")
                 .hint("docs/MONITORING.md shows a command, a webhook and mail"));
         }
         let notice = Notice::test(role, agent);
         let mut lost = Vec::new();
-        for way in ways {
-            let told = way.tell(&notice).await;
+        let mut tell = |way: &str, told: Result<(), DeliveryError>| {
             let error = told.as_ref().err().map(ToString::to_string);
             if json {
-                print_json(&serde_json::json!({ "way": way.name, "arrived": told.is_ok(), "error": error }));
+                print_json(&serde_json::json!({ "way": way, "arrived": told.is_ok(), "error": error }));
             } else {
-                print(&format!("{}: {}\n", way.name, error.as_deref().unwrap_or("arrived")));
+                print(&format!("{way}: {}\n", error.as_deref().unwrap_or("arrived")));
             }
             if told.is_err() {
-                lost.push(way.name.as_str());
+                lost.push(way.to_owned());
             }
+        };
+        for way in ways {
+            tell(way.name(), way.send(&notice).await);
+        }
+        if let Some(collector) = collector {
+            tell("traces", collector.probe().await);
         }
         match lost.as_slice() {
             [] => Ok(ExitCode::SUCCESS),
-            lost => Err(CommandError::not_run(format!(
-                "a test notice did not arrive by: {}",
-                lost.join(", ")
-            ))
-            .hint("a run's notice is tried three times; its loss is in the log and in assay_notices_total")),
+            lost => Err(CommandError::not_run(format!("did not arrive by: {}", lost.join(", "))).hint(
+                "what a run sends is tried three times; its loss is in the log, in assay_notices_total and in assay_traces_total",
+            )),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What stands on the page. Every family is there at both ends, with or without values: alert rules and dashboards are checked
 //! against these names.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use jiff::Timestamp;
 use prometheus_client::{
@@ -12,6 +12,8 @@ use prometheus_client::{
 
 use crate::{
     notify::Notifier,
+    outbox::Counts,
+    traces::Tracer,
     verdict::{Outcome, Trust},
     watch::Standing,
 };
@@ -133,7 +135,7 @@ const OUTCOMES: [Outcome; 4] = [Outcome::Pass, Outcome::Fail, Outcome::Inconclus
 
 impl Page {
     /// The whole page, as OpenMetrics text.
-    pub fn of(facts: &Facts, notifier: &Notifier, now: Timestamp) -> String {
+    pub fn of(facts: &Facts, notifier: &Notifier, tracer: &Tracer, now: Timestamp) -> String {
         let mut page = Self { registry: Registry::with_prefix("assay"), now };
         page.agent(facts);
         page.proof(&facts.repositories);
@@ -142,6 +144,7 @@ impl Page {
         page.store(&facts.repositories);
         page.trust(&facts.repositories);
         page.notices(notifier);
+        page.traces(tracer);
         let mut text = String::new();
         match encode(&mut text, &page.registry) {
             Ok(()) => text,
@@ -243,8 +246,9 @@ impl Page {
                 let took = std::time::Duration::try_from(started.duration_until(last.finished));
                 duration.get_or_create(&labels).set(took.unwrap_or_default().as_secs_f64());
             }
-            for (phase, took) in &last.phases {
-                phases.get_or_create(&vec![name.clone(), label("phase", phase)]).set(took.as_secs_f64());
+            for phase in &last.phases {
+                let labels = vec![name.clone(), label("phase", phase.name)];
+                phases.get_or_create(&labels).set(phase.took.as_secs_f64());
             }
             if let Some(counts) = &last.counts {
                 for (family, value) in [
@@ -346,12 +350,17 @@ impl Page {
         let notices =
             self.counter("notices", "Notices since the agent started, by way and by what became of them");
         for (way, counts) in notifier.counts() {
-            for (result, count) in
-                [("sent", &counts.sent), ("failed", &counts.failed), ("dropped", &counts.dropped)]
-            {
+            for (result, count) in counts.by_result() {
                 let labels = vec![label("way", way), label("result", result)];
-                notices.get_or_create(&labels).inc_by(count.load(Ordering::Relaxed));
+                notices.get_or_create(&labels).inc_by(count);
             }
+        }
+    }
+
+    fn traces(&mut self, tracer: &Tracer) {
+        let traces = self.counter("traces", "Traces since the agent started, by what became of them");
+        for (result, count) in tracer.counts().into_iter().flat_map(Counts::by_result) {
+            traces.get_or_create(&vec![label("result", result)]).inc_by(count);
         }
     }
 }

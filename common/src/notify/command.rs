@@ -8,7 +8,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::NotifyError;
+use crate::outbox::DeliveryError;
 
 /// What is kept of the command's errors, in bytes.
 const ERRORS_BYTES: u64 = 2048;
@@ -26,8 +26,8 @@ impl Drop for Group {
 }
 
 /// Runs it to its end. When this is dropped half-way (its time is up), everything that it started is killed.
-pub(super) async fn tell(argv: &[String], json: &str) -> Result<(), NotifyError> {
-    let (program, arguments) = argv.split_first().ok_or_else(|| NotifyError::lasting("argv is empty"))?;
+pub(super) async fn tell(argv: &[String], json: &str) -> Result<(), DeliveryError> {
+    let (program, arguments) = argv.split_first().ok_or_else(|| DeliveryError::lasting("argv is empty"))?;
     let spawned = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -36,16 +36,17 @@ pub(super) async fn tell(argv: &[String], json: &str) -> Result<(), NotifyError>
         .process_group(0)
         .kill_on_drop(true)
         .spawn();
-    let mut child = spawned.map_err(|error| NotifyError::lasting(format!("{program}: {error}")))?;
+    let mut child = spawned.map_err(|error| DeliveryError::lasting(format!("{program}: {error}")))?;
     let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let errors = talk(&mut child, json).await;
-    let status = child.wait().await.map_err(|error| NotifyError::transient(format!("{program}: {error}")))?;
+    let status =
+        child.wait().await.map_err(|error| DeliveryError::transient(format!("{program}: {error}")))?;
     // Reaped: its number may be another's now.
     group.0 = None;
     if status.success() {
         return Ok(());
     }
-    Err(NotifyError::transient(format!("{program}: {status}{}", first_line(&errors))))
+    Err(DeliveryError::transient(format!("{program}: {status}{}", first_line(&errors))))
 }
 
 /// Writes the notice and reads what the command says of errors, side by side: neither may wait for the other.

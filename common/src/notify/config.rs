@@ -8,8 +8,12 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Event, Notice, NotifyError, command, mail, webhook};
-use crate::{config::Span, id::is_plain_name};
+use super::{Event, Notice, command, mail, webhook};
+use crate::{
+    config::Span,
+    id::is_plain_name,
+    outbox::{self, DeliveryError},
+};
 
 /// How long one try may take when the file does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -141,13 +145,18 @@ impl Way {
         let repository = self.repositories.as_ref().is_none_or(|wanted| wanted.contains(&notice.repository));
         event && repository
     }
+}
 
-    /// Tells it once, within its time limit.
-    ///
-    /// # Errors
-    /// Why it did not arrive.
-    pub async fn tell(&self, notice: &Notice) -> Result<(), NotifyError> {
-        let json = serde_json::to_string(notice).map_err(|error| NotifyError::lasting(error.to_string()))?;
+impl outbox::Way for Way {
+    type Message = Notice;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn send(&self, notice: &Notice) -> Result<(), DeliveryError> {
+        let json =
+            serde_json::to_string(notice).map_err(|error| DeliveryError::lasting(error.to_string()))?;
         let told = async {
             match &self.outlet {
                 Outlet::Command(argv) => command::tell(argv, &json).await,
@@ -158,7 +167,7 @@ impl Way {
         let limit = self.timeout;
         tokio::time::timeout(limit, told)
             .await
-            .unwrap_or_else(|_| Err(NotifyError::transient(format!("no answer within {limit:?}"))))
+            .unwrap_or_else(|_| Err(DeliveryError::transient(format!("no answer within {limit:?}"))))
     }
 }
 

@@ -8,8 +8,8 @@ use lettre::{
     transport::smtp::{AsyncSmtpTransportBuilder, authentication::Credentials},
 };
 
-use super::{Notice, NotifyError};
-use crate::signing::read_private;
+use super::Notice;
+use crate::{outbox::DeliveryError, signing::read_private};
 
 /// How mail is sent.
 pub(super) struct Mail {
@@ -48,8 +48,8 @@ impl Mail {
         Ok(Self { transport: transport.timeout(Some(timeout)), from: mailbox("from", from)?, to, login })
     }
 
-    pub(super) async fn tell(&self, notice: &Notice) -> Result<(), NotifyError> {
-        let lasting = |error: &dyn std::fmt::Display| NotifyError::lasting(error.to_string());
+    pub(super) async fn tell(&self, notice: &Notice) -> Result<(), DeliveryError> {
+        let lasting = |error: &dyn std::fmt::Display| DeliveryError::lasting(error.to_string());
         let mut message = Message::builder()
             .from(self.from.clone())
             .subject(format!("[assay] {}", notice.summary))
@@ -67,7 +67,7 @@ impl Mail {
         match transport.build().send(message).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_permanent() => Err(lasting(&chain(&error))),
-            Err(error) => Err(NotifyError::transient(chain(&error))),
+            Err(error) => Err(DeliveryError::transient(chain(&error))),
         }
     }
 }

@@ -1,39 +1,23 @@
-//! Tells people and programs what came out: a command, a webhook, or mail.
-//!
-//! A notice never holds anything up. Each way out has a bounded queue and one task of its own: a webhook that hangs keeps
-//! neither a run nor the other ways waiting, has a time limit, and is tried a bounded number of times. What does not fit in
-//! the queue is dropped, counted and logged.
+//! Tells people and programs what came out: a command, a webhook, or mail. Nothing here holds anything up ([`crate::outbox`]).
 
 mod command;
 mod config;
 mod mail;
 mod webhook;
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 
 use crate::{
     cli::show,
+    outbox::{self, Counts, Outbox},
     verdict::Outcome,
     watch::{About, Ended},
 };
 
 pub use config::{NotifySection, Way};
-
-/// Notices that wait on one way out: a day of hourly trouble of a few repositories.
-const QUEUE: usize = 64;
-/// Pauses before a notice is tried again: what restarts is back in seconds, what is broken is broken.
-const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// What a notice is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -211,134 +195,43 @@ impl Notice {
     }
 }
 
-/// Why a notice did not arrive.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct NotifyError {
-    /// What went wrong.
-    pub message: String,
-    /// True when trying again may help.
-    pub transient: bool,
-}
+impl outbox::Message for Notice {
+    const KIND: &'static str = "notice";
 
-impl NotifyError {
-    fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: true }
+    fn run_id(&self) -> &str {
+        &self.run_id
     }
-
-    fn lasting(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: false }
-    }
-}
-
-/// What has become of one way's notices since the agent started.
-#[derive(Debug, Default)]
-pub struct WayCounts {
-    /// Arrived.
-    pub sent: AtomicU64,
-    /// Tried, and given up.
-    pub failed: AtomicU64,
-    /// Never tried: the queue was full.
-    pub dropped: AtomicU64,
-}
-
-#[derive(Debug)]
-struct Outlet {
-    way: Arc<Way>,
-    queue: mpsc::Sender<Arc<Notice>>,
-    counts: Arc<WayCounts>,
 }
 
 /// Tells on all ways that are configured. Clones are of the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier {
-    outlets: Arc<Vec<Outlet>>,
-    pending: Arc<AtomicUsize>,
+    outlets: Arc<Vec<Outbox<Way>>>,
 }
 
 impl Notifier {
     /// Starts a task for each way. Needs a runtime.
     pub fn start(ways: Vec<Way>) -> Self {
-        let pending = Arc::new(AtomicUsize::new(0));
-        let outlets = ways.into_iter().map(|way| {
-            let (queue, notices) = mpsc::channel(QUEUE);
-            let (way, counts) = (Arc::new(way), Arc::<WayCounts>::default());
-            tokio::spawn(deliver(Arc::clone(&way), notices, Arc::clone(&counts), Arc::clone(&pending)));
-            Outlet { way, queue, counts }
-        });
-        let outlets = Arc::new(outlets.collect());
-        Self { outlets, pending }
+        Self { outlets: Arc::new(ways.into_iter().map(Outbox::start).collect()) }
     }
 
     /// Tells all who want to hear of it. Returns at once.
     pub fn tell(&self, notice: Notice) {
         let notice = Arc::new(notice);
-        for outlet in self.outlets.iter().filter(|outlet| outlet.way.wants(&notice)) {
-            self.pending.fetch_add(1, Ordering::SeqCst);
-            if outlet.queue.try_send(Arc::clone(&notice)).is_err() {
-                self.pending.fetch_sub(1, Ordering::SeqCst);
-                outlet.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(
-                    way = outlet.way.name,
-                    run_id = notice.run_id,
-                    "a notice is dropped: too many wait"
-                );
-            }
+        for outlet in self.outlets.iter().filter(|outlet| outlet.way().wants(&notice)) {
+            outlet.post(Arc::clone(&notice));
         }
     }
 
     /// Each way's name and counts.
-    pub fn counts(&self) -> impl Iterator<Item = (&str, &WayCounts)> {
-        self.outlets.iter().map(|outlet| (outlet.way.name.as_str(), &*outlet.counts))
+    pub fn counts(&self) -> impl Iterator<Item = (&str, &Counts)> {
+        self.outlets.iter().map(|outlet| (outbox::Way::name(outlet.way()), outlet.counts()))
     }
 
     /// Waits until nothing waits to be told, for `patience` at most.
     pub async fn drain(&self, patience: Duration) {
-        let empty = async {
-            while self.pending.load(Ordering::SeqCst) > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        if tokio::time::timeout(patience, empty).await.is_err() {
-            let left = self.pending.load(Ordering::SeqCst);
-            tracing::warn!(left, "the agent ends before all notices were told");
-        }
+        futures::future::join_all(self.outlets.iter().map(|outlet| outlet.drain(patience))).await;
     }
-}
-
-async fn deliver(
-    way: Arc<Way>,
-    mut notices: mpsc::Receiver<Arc<Notice>>,
-    counts: Arc<WayCounts>,
-    pending: Arc<AtomicUsize>,
-) {
-    while let Some(notice) = notices.recv().await {
-        let count = match try_again(&way, &notice).await {
-            Ok(()) => {
-                tracing::info!(way = way.name, run_id = notice.run_id, event = %notice.event, "told");
-                &counts.sent
-            }
-            Err(error) => {
-                tracing::error!(way = way.name, run_id = notice.run_id, event = %notice.event, %error, "not told");
-                &counts.failed
-            }
-        };
-        count.fetch_add(1, Ordering::Relaxed);
-        pending.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-async fn try_again(way: &Way, notice: &Notice) -> Result<(), NotifyError> {
-    for pause in PAUSES {
-        match way.tell(notice).await {
-            Err(error) if error.transient => {
-                tracing::warn!(way = way.name, run_id = notice.run_id, %error, "a notice is tried again");
-                tokio::time::sleep(pause).await;
-            }
-            told => return told,
-        }
-    }
-    way.tell(notice).await
 }
 
 #[cfg(test)]

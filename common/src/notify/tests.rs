@@ -1,7 +1,10 @@
-use std::path::Path;
+use std::{path::Path, sync::atomic::Ordering};
 
 use super::*;
-use crate::config;
+use crate::{
+    config,
+    outbox::{QUEUE, Way as _},
+};
 
 #[derive(Debug, Deserialize)]
 struct File {
@@ -96,10 +99,10 @@ async fn a_command_that_hangs_is_ended_with_what_it_started() {
     let path = Path::new("/etc/assay/source.toml");
     let file: File = config::parse(path, &text).expect("the right shape");
     let ways = Way::all(path, &file.notify, &[], &mut Vec::new());
-    let mut told = ways[0].tell(&Notice::test("source", "a")).await;
+    let mut told = ways[0].send(&Notice::test("source", "a")).await;
     // On a busy machine the shell may not have come as far as that.
     while !pid.exists() {
-        told = ways[0].tell(&Notice::test("source", "a")).await;
+        told = ways[0].send(&Notice::test("source", "a")).await;
     }
     assert!(told.expect_err("it hangs").message.contains("no answer within 300ms"));
     let text = std::fs::read_to_string(&pid).expect("read");

@@ -28,6 +28,7 @@ mod restore;
 mod resume;
 mod room;
 mod scrub;
+mod traces;
 mod trouble;
 mod trust;
 

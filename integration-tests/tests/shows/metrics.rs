@@ -14,8 +14,9 @@ use std::{
 use assay_common::{
     metrics::{ControlFacts, Facts, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts},
     notify::Notifier,
+    traces::Tracer,
     verdict::{Outcome, Trust},
-    watch::{Ended, Watch},
+    watch::{Ended, PhaseTaken, Watch},
 };
 use assay_proto::v1::Counts;
 
@@ -139,7 +140,12 @@ fn whole_page() -> String {
         started: Some(now),
         finished: now,
         mark: Some(now),
-        phases: vec![("checking", Duration::from_secs(1))],
+        phases: vec![PhaseTaken {
+            name: "checking",
+            from: now,
+            took: Duration::from_secs(1),
+            steps: Vec::new(),
+        }],
         counts: Some(Counts::default()),
     };
     let watch = Watch::new("source", "repo", None, Some(ended.clone()), Some(ended), now);
@@ -162,7 +168,7 @@ fn whole_page() -> String {
         restore: Some(RestoreFacts { time: now, seconds: 1.0 }),
     };
     let facts = Facts { repositories: vec![facts], ..Facts::default() };
-    Page::of(&facts, &Notifier::default(), now)
+    Page::of(&facts, &Notifier::default(), &Tracer::default(), now)
 }
 
 /// Rules and dashboard use metrics that exist, and what was really served is what is known to exist.

@@ -13,6 +13,7 @@ const END: &str = "<!-- end of reference -->";
 const SOURCE: &str = "agent-source/src/config.rs";
 const TARGET: &str = "agent-target/src/config.rs";
 const METRICS: &str = "common/src/metrics/serve.rs";
+const TRACES: &str = "common/src/traces/config.rs";
 const NOTIFY: &str = "common/src/notify/config.rs";
 
 /// A file, its struct, and how the section begins.
@@ -45,7 +46,14 @@ const SECTIONS: [(&str, &[Section]); 3] = [
             (TARGET, "RetentionSection", "[repository.retention]"),
         ],
     ),
-    ("Both agents", &[(METRICS, "MetricsSection", "[metrics]"), (NOTIFY, "NotifySection", "[[notify]]")]),
+    (
+        "Both agents",
+        &[
+            (METRICS, "MetricsSection", "[metrics]"),
+            (TRACES, "TracesSection", "[traces]"),
+            (NOTIFY, "NotifySection", "[[notify]]"),
+        ],
+    ),
 ];
 
 /// What a type of the code is in TOML; types that are not here are enums, whose words are listed.

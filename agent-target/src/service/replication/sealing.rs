@@ -86,7 +86,7 @@ pub(super) async fn seal_and_settle(
     let working = tokio::task::spawn_blocking({
         let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
         let span = span.clone();
-        move || span.in_scope(|| seal_blocking(&repository, &id, &staging, base, &start, queue))
+        move || span.in_scope(|| seal_blocking(&repository, (&id, opened), &staging, base, &start, queue))
     });
     // A cut-off manifest has no finish: the thread notices. After the finish nothing is waited for: a source that leaves its
     // stream open does not keep the generation from its check.
@@ -128,7 +128,7 @@ pub(super) async fn seal_and_settle(
 
 fn seal_blocking(
     repository: &Repository,
-    id: &RunId,
+    (id, opened): (&RunId, jiff::Timestamp),
     staging: &Staging,
     base: Option<GenerationNumber>,
     start: &SealStart,
@@ -152,7 +152,7 @@ fn seal_blocking(
                 }
             }
             seal_run_request::Kind::Finish(finish) => {
-                let (root, provenance) = provenance(repository, id, finish)?;
+                let (root, provenance) = provenance(repository, (id, opened), finish)?;
                 let store = &repository.store;
                 return seal(store, staging, &repository.index, draft, root, provenance).map_err(seal_fault);
             }
@@ -172,7 +172,7 @@ pub(super) fn checked_mark(mark: Option<&assay_proto::v1::Mark>) -> Result<Optio
 /// Checks what the source says of the generation: its statement must carry its signature and agree with the rest.
 fn provenance(
     repository: &Repository,
-    id: &RunId,
+    (id, opened): (&RunId, jiff::Timestamp),
     finish: SealFinish,
 ) -> Result<(RootDigest, Provenance), RpcFault> {
     let root = RootDigest::from_slice(&finish.root_digest)
@@ -210,6 +210,7 @@ fn provenance(
     let provenance = Provenance {
         repository: repository.config.name.clone(),
         run_id: id.to_string(),
+        opened,
         mark: MarkRecord { id: mark.id, time: mark.time },
         overrides: finish.overrides,
         counts: assay_common::json::to_json("Counts", &counts),

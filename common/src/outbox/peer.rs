@@ -1,0 +1,113 @@
+//! Somebody at a URL: who that is, how to be sure of it, and what to show to it.
+
+use std::path::{Path, PathBuf};
+
+use http::{HeaderValue, Uri};
+use rustls::RootCertStore;
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+
+use super::DeliveryError;
+use crate::signing::read_private;
+
+/// Where, and as whom. The files are read for each message, so that renewed ones are taken up.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its address. May hold a secret in its path.
+    pub uri: Uri,
+    /// Name or address, an IPv6 address without its brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Whether TLS is spoken.
+    pub is_tls: bool,
+    token_file: Option<PathBuf>,
+    ca: Option<PathBuf>,
+}
+
+impl Peer {
+    /// The peer at `url`, which stands at `key` of the configuration; `form` says what is expected there, and `ports` are those of http and
+    /// https.
+    ///
+    /// # Errors
+    /// What is wrong, beginning with the key. The URL itself may hold a secret, and is not shown.
+    pub fn new(
+        (key, url): (&str, &str),
+        form: &str,
+        ports: (u16, u16),
+        token_file: Option<PathBuf>,
+        ca: Option<PathBuf>,
+    ) -> Result<Self, String> {
+        let fault = || format!("{key}: {form} was expected");
+        let uri: Uri = url.parse().map_err(|_| fault())?;
+        let is_tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(fault()),
+        };
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(fault)?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            return Err(format!("{key}: a password belongs in token_file, not in the URL"));
+        }
+        let port = uri.port_u16().unwrap_or(if is_tls { ports.1 } else { ports.0 });
+        if ca.is_some() && !is_tls {
+            return Err("ca: of use with https only".to_owned());
+        }
+        Ok(Self { uri, host, port, is_tls, token_file, ca })
+    }
+
+    /// Host and port, for messages: the path may hold a secret.
+    pub fn label(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// What to show it as `Authorization`, when it wants to see anything.
+    ///
+    /// # Errors
+    /// When the token's file cannot be read, or others can read it too.
+    pub fn bearer(&self) -> Result<Option<HeaderValue>, DeliveryError> {
+        let Some(file) = &self.token_file else {
+            return Ok(None);
+        };
+        let bytes = read_private(file).map_err(|error| DeliveryError::lasting(error.to_string()))?;
+        let token = String::from_utf8_lossy(&bytes);
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim()))
+            .map_err(|_| DeliveryError::lasting(format!("{}: not a token", file.display())))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    /// The certificate authorities that may vouch for it.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn roots(&self) -> Result<RootCertStore, DeliveryError> {
+        let roots = match &self.ca {
+            Some(file) => authorities(file)?,
+            None => {
+                let found = rustls_native_certs::load_native_certs();
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(found.certs);
+                roots
+            }
+        };
+        if roots.is_empty() {
+            return Err(DeliveryError::lasting(
+                "this system has no certificate authorities: install ca-certificates, or set ca",
+            ));
+        }
+        Ok(roots)
+    }
+}
+
+fn authorities(file: &Path) -> Result<RootCertStore, DeliveryError> {
+    let fault =
+        |error: &dyn std::fmt::Display| DeliveryError::lasting(format!("{}: {error}", file.display()));
+    let bytes = std::fs::read(file).map_err(|error| fault(&error))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
+        let certificate = certificate.map_err(|_| fault(&"not a certificate in PEM"))?;
+        roots.add(certificate).map_err(|error| fault(&error))?;
+    }
+    Ok(roots)
+}
