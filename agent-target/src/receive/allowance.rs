@@ -1,43 +1,42 @@
 //! How much a run may write: within the repository's quota, and not into the room that the store's file system is to keep.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
 };
 
 use assay_common::config::Size;
 
 use super::ReceiveError;
-use crate::store::free_bytes;
+use crate::store::{Staging, free_bytes};
 
 /// Free space is looked at again when half of it has been written, but for so many bytes at least, and at most: others write, too.
 const LOOK_AGAIN_BYTES: [u64; 2] = [1024 * 1024, 64 * 1024 * 1024];
 
-/// What one session may write.
+/// What one session may write. What earlier sessions left is there to be found as long as there is room beside it: when there is
+/// none left, it goes, and what comes now counts.
 #[derive(Debug)]
 pub struct Allowance {
     quota: Option<Size>,
-    /// Bytes of content that the repository's store holds without this session.
-    held: u64,
+    /// Bytes of content that the repository's generations hold.
+    stored: u64,
     reserve: Size,
-    folder: PathBuf,
+    staging: Arc<Staging>,
+    /// Bytes that earlier sessions left.
+    earlier: AtomicU64,
     written: AtomicU64,
     /// When so much has been written, free space is looked at again.
     look_at: AtomicU64,
+    turn: Mutex<()>,
 }
 
 impl Allowance {
-    /// At most what is missing to `quota` beside the `held` bytes, and with at least `reserve` free on the file system of
-    /// `folder`.
-    pub fn new(quota: Option<Size>, held: u64, reserve: Size, folder: &Path) -> Self {
-        Self {
-            quota,
-            held,
-            reserve,
-            folder: folder.to_owned(),
-            written: AtomicU64::new(0),
-            look_at: AtomicU64::new(0),
-        }
+    /// At most what is missing to `quota` beside the `stored` bytes, and with at least `reserve` free on the file system of
+    /// `staging`.
+    pub fn new(quota: Option<Size>, stored: u64, reserve: Size, staging: Arc<Staging>) -> Self {
+        let earlier = AtomicU64::new(staging.staged_bytes());
+        let (written, look_at, turn) = Default::default();
+        Self { quota, stored, reserve, staging, earlier, written, look_at, turn }
     }
 
     /// Takes bytes that are about to be written.
@@ -46,12 +45,31 @@ impl Allowance {
     /// When there is no room for them.
     pub fn claim(&self, bytes: u64) -> Result<(), ReceiveError> {
         let before = self.written.fetch_add(bytes, Ordering::Relaxed);
-        let held = self.held.saturating_add(before).saturating_add(bytes);
+        self.is_room(before, bytes).or_else(|_| {
+            // Others may find the same; one of them makes room.
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_room = self.is_room(before, bytes);
+            if is_room.is_err() && self.forget_earlier()? { self.is_room(before, bytes) } else { is_room }
+        })
+    }
+
+    /// Makes room on a disk that was found to be full. False when there is nothing to be removed.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn make_room(&self) -> Result<bool, ReceiveError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_earlier()
+    }
+
+    fn is_room(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
+        let held = [self.earlier.load(Ordering::Relaxed), before, bytes];
+        let held = held.into_iter().fold(self.stored, u64::saturating_add);
         if let Some(quota) = self.quota.filter(|quota| held > quota.0) {
             return Err(ReceiveError::Quota { quota });
         }
         if self.reserve.0 > 0 && before >= self.look_at.load(Ordering::Relaxed) {
-            let free = free_bytes(&self.folder).unwrap_or(u64::MAX);
+            let free = free_bytes(self.staging.path()).unwrap_or(u64::MAX);
             let Some(rest) = free.checked_sub(self.reserve.0).filter(|rest| *rest >= bytes) else {
                 return Err(ReceiveError::Reserve { reserve: self.reserve, free: Size(free) });
             };
@@ -60,36 +78,77 @@ impl Allowance {
         }
         Ok(())
     }
+
+    fn forget_earlier(&self) -> Result<bool, ReceiveError> {
+        if self.earlier.load(Ordering::Relaxed) == 0 {
+            return Ok(false);
+        }
+        tracing::info!("there is no room beside what earlier attempts left: it is removed");
+        self.staging.forget_earlier()?;
+        self.earlier.store(0, Ordering::Relaxed);
+        // Files that this session had taken over are still there, and are not among what it wrote.
+        let kept = self.staging.staged_bytes().saturating_sub(self.written.load(Ordering::Relaxed));
+        self.written.fetch_add(kept, Ordering::Relaxed);
+        Ok(true)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
+
+    /// A staging area in which an earlier session left so many bytes.
+    fn staging(left: usize) -> (tempfile::TempDir, Arc<Staging>) {
+        let folder = tempfile::tempdir().expect("temp");
+        let store = Store::open_or_create(folder.path()).expect("store");
+        let earlier = store.open_staging().expect("staging");
+        let mut file = earlier.open_content(1).expect("create");
+        std::io::Write::write_all(&mut file, &vec![1; left]).expect("write");
+        file.sync_all().expect("blocks are counted when they are on disk");
+        (folder, Arc::new(store.open_staging().expect("staging")))
+    }
 
     #[test]
     fn a_quota_counts_what_is_held_and_what_is_written() {
-        let folder = Path::new("/");
-        let allowance = Allowance::new(Some(Size(100)), 70, Size(0), folder);
+        let (_folder, staging) = staging(0);
+        let allowance = Allowance::new(Some(Size(100)), 70, Size(0), Arc::clone(&staging));
         allowance.claim(20).expect("90");
         allowance.claim(10).expect("100");
         let refused = allowance.claim(1).expect_err("101");
         assert!(matches!(refused, ReceiveError::Quota { quota: Size(100) }), "{refused}");
-        Allowance::new(None, u64::MAX, Size(0), folder).claim(u64::MAX).expect("no quota");
+        Allowance::new(None, u64::MAX, Size(0), staging).claim(u64::MAX).expect("no quota");
     }
 
     #[test]
     fn the_reserve_is_looked_at_with_the_first_byte_and_then_now_and_again() {
-        let folder = Path::new("/");
-        let none = Allowance::new(None, 0, Size(u64::MAX), folder);
+        let (_folder, staging) = staging(0);
+        let none = Allowance::new(None, 0, Size(u64::MAX), Arc::clone(&staging));
         for _ in 0..2 {
             let refused = none.claim(1).expect_err("no disk has so much");
             assert!(matches!(refused, ReceiveError::Reserve { .. }), "{refused}");
         }
-        let some = Allowance::new(None, 0, Size(1), folder);
+        let some = Allowance::new(None, 0, Size(1), staging);
         some.claim(1).expect("there is more than two bytes");
         let next = some.look_at.load(Ordering::Relaxed);
         assert!((LOOK_AGAIN_BYTES[0]..=LOOK_AGAIN_BYTES[1]).contains(&next), "{next}");
         some.claim(u64::MAX / 2).expect("not looked at again so soon");
         some.claim(u64::MAX / 4).expect_err("no disk has so much");
+    }
+
+    /// A run that failed for want of room must not be what the next one fails for.
+    #[test]
+    fn what_earlier_sessions_left_goes_when_there_is_no_room_beside_it() {
+        let (_folder, staging) = staging(100_000);
+        let left = staging.staged_bytes();
+        assert!(left >= 100_000);
+        let allowance = Allowance::new(Some(Size(left + 50_000)), 0, Size(0), Arc::clone(&staging));
+        allowance.claim(50_000).expect("beside it");
+        assert_eq!(staging.staged_bytes(), left);
+        allowance.claim(60_000).expect("in its place");
+        assert_eq!(staging.staged_bytes(), 0);
+        let refused = allowance.claim(100_000).expect_err("now there is nothing to be removed");
+        assert!(matches!(refused, ReceiveError::Quota { .. }), "{refused}");
+        assert!(!allowance.make_room().expect("nothing to do"));
     }
 }

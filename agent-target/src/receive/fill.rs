@@ -294,15 +294,24 @@ impl<'a> ContentWriter<'a> {
     }
 
     fn write(&mut self, content: u64, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
-        let path = self.receiver.staging.content_path(content);
-        self.receiver.allowance.claim(bytes.len() as u64)?;
+        let receiver = self.receiver;
+        let path = receiver.staging.content_path(content);
+        receiver.allowance.claim(bytes.len() as u64)?;
         let file = self.file(content)?;
         fault::at(Point::StoreWrite).at("write", &path)?;
-        let written = if bytes.len() >= UNCACHED_BYTES {
-            uncached::write_blocks_at(file, bytes, offset)
-        } else {
-            std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+        let write = || {
+            if bytes.len() >= UNCACHED_BYTES {
+                uncached::write_blocks_at(file, bytes, offset)
+            } else {
+                std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+            }
         };
+        let mut written = write();
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
+            && receiver.allowance.make_room()?
+        {
+            written = write();
+        }
         Ok(written.at("write", &path)?)
     }
 

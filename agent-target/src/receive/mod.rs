@@ -38,7 +38,7 @@ use assay_common::{
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
 use rayon::prelude::*;
 
-use crate::store::{Staging, index::IndexError};
+use crate::store::{Staging, StoreError, index::IndexError};
 
 pub use allowance::Allowance;
 pub use base::Base;
@@ -87,6 +87,9 @@ pub enum ReceiveError {
     /// A file of the store.
     #[error(transparent)]
     Io(#[from] PathError),
+    /// What earlier sessions left.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The chunk index.
     #[error(transparent)]
     Index(#[from] IndexError),

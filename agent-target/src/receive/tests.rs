@@ -28,7 +28,7 @@ impl Bench {
 
     fn receiver(store: &Arc<Store>, staging: &Arc<Staging>, index: &Arc<Mutex<ChunkIndex>>) -> Receiver {
         let places = PlaceReader::new(Arc::clone(store), Arc::clone(staging), Arc::clone(index), None);
-        let allowance = Allowance::new(None, 0, Size(0), staging.path());
+        let allowance = Allowance::new(None, 0, Size(0), Arc::clone(staging));
         Receiver::new(Arc::clone(staging), places, None, allowance)
     }
 

@@ -113,6 +113,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-source/src/run/fetch.rs", "the basis' manifest, under a name of its own"),
     ("agent-source/src/run/roots.rs", "live roots that the configuration names"),
     ("agent-source/src/replicate/basis.rs", "the basis' files, under names of its own"),
+    (
+        "agent-source/src/replicate/block_memory.rs",
+        "what is remembered of blocks, in the basis' folder and beside the steps",
+    ),
     ("agent-source/src/replicate/spool.rs", "spooled steps, under names of its own"),
     ("agent-source/src/replicate/scan.rs", "none that it makes up: a held folder's entries, through Folder"),
     ("agent-source/src/replicate/compare.rs", "the walk's work files, under names of its own"),
@@ -166,7 +170,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/keep/heal.rs", "a folder of its own in the store; entries through Folder"),
     ("agent-target/src/keep/bench.rs", "a test's own"),
     // Commands and the host's own files.
-    ("common/src/notify/webhook.rs", "a file that the configuration names"),
+    ("common/src/outbox/peer.rs", "a file that the configuration names"),
     ("common/src/cli/join.rs", "a file that the operator names"),
     ("common/src/cli/doctor.rs", "files that the configuration names"),
     ("common/src/cli/pages.rs", "a folder that the operator names"),

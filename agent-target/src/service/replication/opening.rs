@@ -11,11 +11,7 @@ use crate::{
     config,
     receive::{Allowance, Base, PlaceReader, Receiver},
     repository::{Active, Repository, Stage},
-    store::Staging,
 };
-
-/// With less than this free there is no room for a run.
-const LITTLE_BYTES: u64 = 1024 * 1024;
 
 pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
@@ -56,7 +52,6 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
         }
     };
     let staging = repository.store.open_staging().map_err(|error| internal("the store", &error))?;
-    let allowance = allowance(repository, &staging)?;
     let response = OpenRunResponse {
         generation: staging.number().0,
         base_generation: base.map_or(0, |base| base.0),
@@ -67,6 +62,9 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
+    let config::Repository { quota, reserve, .. } = repository.config;
+    let stored = repository.store.stored_bytes();
+    let allowance = Allowance::new(quota, stored, reserve, Arc::clone(&staging));
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
     let known = match base {
@@ -80,17 +78,4 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     let stage = Stage::Receiving { staging, base, receiver, turn, attached: None, opened };
     *active = Some(Active { run_id: id, stage });
     Ok(response)
-}
-
-/// What the run may write. What earlier sessions left stays, to be found, as long as there is room beside it.
-fn allowance(repository: &Repository, staging: &Staging) -> Result<Allowance, RpcFault> {
-    let config::Repository { quota, reserve, .. } = repository.config;
-    let (stored, staged) = (repository.store.stored_bytes(), staging.staged_bytes());
-    let is_over = quota.is_some_and(|quota| stored.saturating_add(staged) >= quota.0);
-    let is_short = repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES);
-    if staged > 0 && (is_over || is_short) {
-        staging.forget_earlier().map_err(|error| internal("the store", &error))?;
-    }
-    let held = stored.saturating_add(staging.staged_bytes());
-    Ok(Allowance::new(quota, held, reserve, staging.path()))
 }
