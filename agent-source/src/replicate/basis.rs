@@ -112,7 +112,7 @@ impl Seen {
     }
 }
 
-/// The folder that holds the basis: `manifest`, `seen`, and `root` with the digest of the manifest they belong to.
+/// The folder that holds the basis: `manifest`, `seen`, `blocks`, and `root` with the digest of the manifest they belong to.
 #[derive(Debug, Clone)]
 pub struct BasisFolder(PathBuf);
 
@@ -130,6 +130,11 @@ impl BasisFolder {
     /// The file of [`Seen`] records.
     pub fn seen(&self) -> PathBuf {
         self.0.join("seen")
+    }
+
+    /// What is remembered of the blocks of large files.
+    pub fn blocks(&self) -> PathBuf {
+        self.0.join("blocks")
     }
 
     /// What the manifest adds up to: the part of the counts that says what a tree holds.
@@ -155,6 +160,8 @@ impl BasisFolder {
         {
             fs::hard_link(from, to).ok()?;
         }
+        // It can be had again by reading.
+        fs::hard_link(other.blocks(), self.blocks()).ok();
         Some((root, held))
     }
 
@@ -196,7 +203,7 @@ impl BasisFolder {
     /// # Errors
     /// When a file cannot be removed.
     pub fn forget(&self) -> Result<(), PathError> {
-        for path in [self.root(), self.held(), self.seen(), self.manifest()] {
+        for path in [self.root(), self.held(), self.blocks(), self.seen(), self.manifest()] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error).at("remove", &path);

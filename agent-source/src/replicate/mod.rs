@@ -11,6 +11,7 @@
 
 pub mod basis;
 mod batch;
+mod block_memory;
 mod compare;
 mod early;
 pub mod preview;
@@ -36,9 +37,10 @@ use tonic::transport::Channel;
 
 use basis::BasisFolder;
 use batch::{Batch, Batcher, Blocks, Budget};
+use block_memory::BlockMemory;
 use compare::Compared;
 use reader::{ReadError, Reader};
-use spool::{LateOutcomes, SpoolError, SpoolWriter, Step};
+use spool::{LateOutcomes, STEPS_BLOCKS, SpoolError, SpoolWriter, Step};
 use transfer::{TransferError, TransferOptions};
 
 /// Batches that wait for the transfer.
@@ -238,9 +240,12 @@ fn run_threads(
     stop: &CancellationToken,
 ) -> Result<Replicated, ReplicateError> {
     let (contents, blocks) = (Arc::<AtomicU64>::default(), Blocks::default());
+    let before = plan.basis.as_ref().map(BasisFolder::blocks);
+    let memory = BlockMemory::new(before.as_deref(), &plan.work.join(STEPS_BLOCKS));
     let reader = || {
         let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
-        Reader::new(batcher, blocks.clone(), Arc::clone(&contents), Arc::clone(counters), stop.clone())
+        let shared = (blocks.clone(), memory.clone());
+        Reader::new(batcher, shared, Arc::clone(&contents), Arc::clone(counters), stop.clone())
     };
     let mut own_reader = reader();
     let early = early::take(plan, &mut own_reader, stop)?;
@@ -286,6 +291,7 @@ fn run_threads(
         late.insert(number, if is_there { own_reader.read(&job)? } else { reader::Outcome::Vanished });
     }
     own_reader.flush()?;
+    memory.finish();
     Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })
 }
 

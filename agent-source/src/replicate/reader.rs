@@ -17,7 +17,7 @@ use std::{
 use assay_common::{
     chunking::Cut,
     confined::Folder,
-    digest::ContentDigest,
+    digest::{BLOCK_BYTES as FILE_BLOCK_BYTES, BlockHasher, BlockList, ContentDigest},
     fault::{Point, at},
     manifest::{
         Entry, Piece,
@@ -37,6 +37,7 @@ use super::{
     Counters, Plan,
     basis::{Seen, file_clock},
     batch::{BLOCK_BYTES, Batcher, Blocks, Closed},
+    block_memory::BlockMemory,
     scan::describe_stat,
 };
 
@@ -135,6 +136,7 @@ pub enum ReadError {
 pub struct Reader {
     batcher: Batcher,
     blocks: Blocks,
+    memory: BlockMemory,
     contents: Arc<AtomicU64>,
     counters: Arc<Counters>,
     cancel: CancellationToken,
@@ -144,12 +146,12 @@ impl Reader {
     /// A reader that puts what it reads into `batcher` and numbers contents by `contents`, which all readers share.
     pub fn new(
         batcher: Batcher,
-        blocks: Blocks,
+        (blocks, memory): (Blocks, BlockMemory),
         contents: Arc<AtomicU64>,
         counters: Arc<Counters>,
         cancel: CancellationToken,
     ) -> Self {
-        Self { batcher, blocks, contents, counters, cancel }
+        Self { batcher, blocks, memory, contents, counters, cancel }
     }
 
     /// Reads one file.
@@ -186,7 +188,7 @@ impl Reader {
             let mut entry = Entry { path: job.path.as_bytes().to_vec(), ..Default::default() };
             describe_stat(&mut entry, &before);
             let content = self.contents.fetch_add(1, Ordering::Relaxed) + 1;
-            let mut progress = Progress::new(content, job.base.as_ref());
+            let mut progress = Progress::new(content, job.base.as_ref(), &self.memory);
             self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
             at(Point::ReadChanged).map_err(fault)?;
             entry.xattrs = match job.folder.xattrs(&job.name) {
@@ -211,7 +213,7 @@ impl Reader {
                 if entry.unstable {
                     self.counters.unstable.add(1);
                 }
-                let put = progress.describe(entry);
+                let put = progress.describe(entry, &self.memory);
                 let seen = if held_still && unchanged { seen } else { seen.distrusted() };
                 return Ok(Outcome::Read(Box::new((put, seen))));
             }
@@ -280,6 +282,9 @@ impl Reader {
             let filled = carried.len() + got;
             let block =
                 if small { Bytes::from(block).slice(..filled) } else { self.blocks.share(block, filled) };
+            if progress.known_blocks.is_some() {
+                progress.note_block(&block[carried.len()..], position);
+            }
             position += got as u64;
             self.counters.bytes_read.add(got as u64);
             let ended = got < want || position == end;
@@ -356,7 +361,11 @@ struct Progress {
     reuser: Option<Reuser>,
     /// Length of the base's first piece of data: pages keep the size that they had.
     base_piece_bytes: Option<u64>,
-    whole: blake3::Hasher,
+    whole: BlockHasher,
+    /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once, else when it has been cut.
+    known_blocks: Option<BlockList>,
+    /// The newest run of blocks that are as they were.
+    unmoved: Range<u64>,
     /// The only piece so far, whose digest may be the file's own.
     only: Option<DigestedPiece>,
     pieces: u64,
@@ -369,7 +378,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(content: u64, base: Option<&BaseFile>) -> Self {
+    fn new(content: u64, base: Option<&BaseFile>, memory: &BlockMemory) -> Self {
         Self {
             content,
             base_entry: base.map_or(0, |base| base.position),
@@ -380,7 +389,9 @@ impl Progress {
                     Piece::Hole { .. } => None,
                 })
             }),
-            whole: blake3::Hasher::new(),
+            whole: BlockHasher::default(),
+            known_blocks: base.and_then(|base| memory.find(&base.entry.digest, base.entry.size)),
+            unmoved: 0..0,
             only: None,
             pieces: 0,
             list: PieceList::default(),
@@ -398,17 +409,35 @@ impl Progress {
         Cut::choose(head, length, job.page_bytes, self.base_piece_bytes)
     }
 
+    /// Takes what was read at `position` into the digest of the whole, and sees whether the block that ends with it is as it was.
+    fn note_block(&mut self, read: &[u8], position: u64) {
+        self.whole.update(read);
+        let end = position + read.len() as u64;
+        let (Some(known), Some((number, value))) = (&self.known_blocks, self.whole.whole_block()) else {
+            return;
+        };
+        if end != (number + 1) * FILE_BLOCK_BYTES || !known.has(number, &value) {
+            return;
+        }
+        let start = number * FILE_BLOCK_BYTES;
+        self.unmoved = if self.unmoved.end == start { self.unmoved.start..end } else { start..end };
+    }
+
     /// The pieces at the start of `block` that are as they were in the base: cut where they were cut then, without looking for
-    /// the places again. That is where they would be found: a cut point depends on what comes before it in its piece.
+    /// the places again. That is where they would be found: a cut point depends on what comes before it in its piece. What lies
+    /// in blocks that are as they were needs no digest of its own.
     fn as_before(&self, block: &[u8]) -> (Vec<Range<usize>>, Vec<ContentDigest>) {
         let (mut ranges, mut digests, mut start) = (Vec::new(), Vec::new(), 0usize);
-        for (bytes, digest) in self.reuser.iter().flat_map(Reuser::follows) {
+        for (offset, bytes, digest) in self.reuser.iter().flat_map(Reuser::follows) {
             let Some(range) =
                 start.checked_add(bytes).filter(|end| *end <= block.len()).map(|end| start..end)
             else {
                 break;
             };
-            if ContentDigest::of(&block[range.clone()]) != digest {
+            let place = self.offset + start as u64..self.offset + range.end as u64;
+            let unmoved =
+                offset == place.start && self.unmoved.start <= place.start && place.end <= self.unmoved.end;
+            if !unmoved && ContentDigest::of(&block[range.clone()]) != digest {
                 break;
             }
             start = range.end;
@@ -430,6 +459,13 @@ impl Progress {
         if self.pieces == 0 && known.is_empty() && ranges.len() == 1 && to_the_end {
             // The piece is the file, and its digest that of the file: see `describe`.
             return vec![of(&ranges[0])];
+        }
+        if self.known_blocks.is_some() {
+            return if ranges.len() <= 4 {
+                ranges.iter().map(of).collect()
+            } else {
+                ranges.par_iter().map(of).collect()
+            };
         }
         if ranges.len() <= 4 {
             self.whole.update(data);
@@ -486,9 +522,13 @@ impl Progress {
     }
 
     /// Fills in size, digest and pieces.
-    fn describe(self, mut entry: Entry) -> PutEntry {
+    fn describe(self, mut entry: Entry, memory: &BlockMemory) -> PutEntry {
         entry.size = self.offset;
-        entry.digest = self.whole.finalize().as_bytes().to_vec();
+        let (digest, blocks) = self.whole.finish();
+        entry.digest = digest.0.to_vec();
+        if let Some(blocks) = blocks {
+            memory.keep(digest, entry.size, &blocks);
+        }
         if let Some((Piece::Data { .. }, Some(digest))) = self.only {
             // A file that is one chunk, as most are, says so by its size and digest alone.
             entry.digest = digest.0.to_vec();

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use super::{
     basis::{BasisFolder, BasisReader, SEEN_BYTES, Seen},
+    block_memory::{self, Remembered},
     reader::Outcome,
 };
 
@@ -27,6 +28,9 @@ use super::{
 const DELTA_BYTES: usize = 256 * 1024;
 /// It is little, and every byte of it stands between the last content and the seal.
 const DELTA_LEVEL: i32 = 3;
+
+/// What the readers of a run remember of the blocks of large files, beside the steps.
+pub const STEPS_BLOCKS: &str = "steps-blocks";
 
 /// One step, as the walk gives it.
 pub enum Step {
@@ -247,12 +251,15 @@ pub fn tell(
     }
     next.forget()?;
     let mut spool = SpoolReader::open(folder)?;
+    let basis_folder = basis;
     let mut basis = basis.map_or_else(|| Ok(BasisReader::empty()), BasisReader::open)?;
     let path = next.manifest();
     let file = BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?);
     let mut manifest = ManifestWriter::create(file, header)?;
     let seen_path = next.seen();
     let mut seen_file = BufWriter::new(File::create(&seen_path).at("create", &seen_path)?);
+    let known = basis_folder.and_then(|basis| Remembered::open(&basis.blocks()));
+    let mut blocks = block_memory::Writer::create(&next.blocks());
     let (mut delta, mut delta_bytes) = (ManifestDelta::default(), 0);
     let mut dropped: Option<Entry> = None;
     while let Some(mut kind) = spool.next_step()? {
@@ -273,6 +280,9 @@ pub fn tell(
                 for _ in 0..*count {
                     let (entry, seen) = basis.take()?.ok_or(ManifestError::CutOff)?;
                     write(&entry, &seen.unwrap_or_default())?;
+                    if let Some(known) = &known {
+                        blocks.keep(known, &entry);
+                    }
                 }
             }
             Kind::Drop(count) => {
@@ -315,6 +325,8 @@ pub fn tell(
     if !delta.steps.is_empty() {
         send(packed(delta)).ok_or(SpoolError::Stopped)?;
     }
+    blocks.append(&folder.join(STEPS_BLOCKS));
+    blocks.finish();
     let (file, root, _) = manifest.finish()?;
     file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &path)?;
     seen_file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &seen_path)?;

@@ -17,6 +17,8 @@ pub type DigestedPiece = (Piece, Option<ContentDigest>);
 #[derive(Debug)]
 pub struct Reuser {
     pieces: Vec<DigestedPiece>,
+    /// Where each of them begins, in bytes.
+    offsets: Vec<u64>,
     positions: HashMap<ContentDigest, usize>,
     /// Where the last piece that was found stands: what follows it most often follows here too.
     next: usize,
@@ -25,11 +27,12 @@ pub struct Reuser {
 impl Reuser {
     /// For a file of the base. The entry is valid.
     pub fn new(base: &Entry) -> Self {
-        let pieces: Vec<_> = content_pieces(base).map(|(_, piece, digest)| (piece, digest)).collect();
+        let (offsets, pieces): (Vec<_>, Vec<DigestedPiece>) =
+            content_pieces(base).map(|(offset, piece, digest)| (offset, (piece, digest))).unzip();
         let digests =
             pieces.iter().enumerate().filter_map(|(position, (_, digest))| Some(((*digest)?, position)));
         let positions = digests.collect();
-        Self { pieces, positions, next: 0 }
+        Self { pieces, offsets, positions, next: 0 }
     }
 
     /// The position in the base's entry of a piece that is the same, if there is one.
@@ -47,13 +50,14 @@ impl Reuser {
 }
 
 impl Reuser {
-    /// Lengths and digests of the pieces of data that follow the last one that was found, up to a hole or the end. The
+    /// Offsets, lengths and digests of the pieces of data that follow the last one that was found, up to a hole or the end. The
     /// pieces right before those end where they end for other reasons than their content, and are left out.
-    pub fn follows(&self) -> impl Iterator<Item = (usize, ContentDigest)> + '_ {
+    pub fn follows(&self) -> impl Iterator<Item = (u64, usize, ContentDigest)> + '_ {
         let rest = self.pieces.get(self.next..).unwrap_or_default();
-        rest.windows(2).map_while(|pair| match pair {
+        let offsets = self.offsets.get(self.next..).unwrap_or_default();
+        rest.windows(2).zip(offsets).map_while(|(pair, offset)| match pair {
             [(Piece::Data { bytes }, Some(digest)), (Piece::Data { .. }, _)] => {
-                Some((*bytes as usize, *digest))
+                Some((*offset, *bytes as usize, *digest))
             }
             _ => None,
         })

@@ -7,12 +7,14 @@ use tokio::sync::mpsc;
 struct Bench {
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
+    memory: BlockMemory,
 }
 
 impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
-        Self { folder: tempfile::tempdir().expect("temp"), runtime: runtime.expect("runtime") }
+        let (folder, runtime) = (tempfile::tempdir().expect("temp"), runtime.expect("runtime"));
+        Self { folder, runtime, memory: BlockMemory::default() }
     }
 
     /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
@@ -32,8 +34,8 @@ impl Bench {
         let runtime = self.runtime.handle().clone();
         let counters = Arc::<Counters>::default();
         let batcher = Batcher::new(sender, Budget::new(0), runtime, Arc::clone(&counters));
-        let mut reader =
-            Reader::new(batcher, Blocks::default(), Arc::default(), counters, CancellationToken::new());
+        let shared = (Blocks::default(), self.memory.clone());
+        let mut reader = Reader::new(batcher, shared, Arc::default(), counters, CancellationToken::new());
         let job = Job {
             path: TreePath::parse(name.as_bytes()).expect("valid"),
             folder: Arc::new(Folder::open(self.folder.path()).expect("open")),
@@ -169,4 +171,80 @@ fn a_changed_file_is_told_by_what_changed() {
     let digest = blake3::hash(&content);
     assert_eq!((whole.size, whole.digest.as_slice()), (content.len() as u64, &digest.as_bytes()[..]));
     assert!(assay_common::manifest::validate_entry(&whole).is_ok());
+}
+
+/// What happens to a file, and to its base, before it is read again.
+type Change = Box<dyn FnOnce(&mut Vec<u8>, &mut Entry)>;
+
+/// A file, its base with its blocks remembered, and what is reused of it: in pieces, and in bytes.
+fn read_again(change: Change) -> (Entry, Entry, Vec<u8>, Vec<FilePart>) {
+    let mut bench = Bench::new();
+    let mut content = vec![0; 6_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    let path = bench.folder.path().join("file");
+    std::fs::write(&path, &content).expect("write");
+    let kept = bench.folder.path().join("blocks");
+    bench.memory = BlockMemory::new(None, &kept);
+    let mut base = entry(bench.read("file", false).0);
+    bench.memory.finish();
+    bench.memory = BlockMemory::new(Some(&kept), &bench.folder.path().join("next"));
+    change(&mut content, &mut base);
+    std::fs::write(&path, &content).expect("write");
+    let base_file = BaseFile { position: 7, entry: base.clone() };
+    let (outcome, parts, bytes) = bench.read_beside("file", false, Some(base_file), || {});
+    assert_eq!(bytes, content);
+    let Outcome::Read(read) = outcome else { panic!("it is there") };
+    let put = read.0;
+    let mut whole = put.entry.expect("an entry");
+    assay_common::manifest::reuse::expand(&mut whole, &put.reuse, &base).expect("it fits");
+    assert_eq!(
+        (whole.size, whole.digest.as_slice()),
+        (content.len() as u64, &blake3::hash(&content).as_bytes()[..])
+    );
+    assert!(assay_common::manifest::validate_entry(&whole).is_ok());
+    (base, whole, content, parts)
+}
+
+fn new_pieces(parts: &[FilePart]) -> usize {
+    parts.iter().map(|part| part.pieces.len()).sum()
+}
+
+/// What is said of the pieces is right, wherever the change is: each has the digest of its bytes.
+#[test]
+fn blocks_that_are_as_they_were_are_told_by_the_base() {
+    let at = |place: usize| move |content: &mut Vec<u8>, _: &mut Entry| content[place] ^= 1;
+    let changes: [(&str, Change); 9] = [
+        ("nothing", Box::new(|_, _| {})),
+        ("appended", Box::new(|content, _| content.extend_from_slice(&[7; 3_000_000]))),
+        ("cut off", Box::new(|content, _| content.truncate(4_500_000))),
+        ("cut off at a block", Box::new(|content, _| content.truncate(4 * 1024 * 1024))),
+        ("first byte", Box::new(at(0))),
+        ("last byte of a block", Box::new(at(2 * 1024 * 1024 - 1))),
+        ("first byte of a block", Box::new(at(2 * 1024 * 1024))),
+        ("last byte", Box::new(at(5_999_999))),
+        ("inserted", Box::new(|content, _| drop(content.splice(3_000_000..3_000_000, *b"a line")))),
+    ];
+    for (name, change) in changes {
+        let (base, whole, content, parts) = read_again(change);
+        for (offset, piece, digest) in assay_common::manifest::content_pieces(&whole) {
+            let bytes = &content[offset as usize..(offset + piece.bytes()) as usize];
+            assert_eq!(digest, Some(ContentDigest::of(bytes)), "{name}: {offset}");
+        }
+        let new = new_pieces(&parts);
+        let most = if name == "appended" { 3_000_000 / 8192 } else { 5 };
+        assert!(new <= most && new < base.pieces.len(), "{name}: {new} of {} are new", base.pieces.len());
+    }
+}
+
+/// Counted work: what lies in a block that is as it was gets no digest of its own. A base that is wrong about its pieces shows it: the
+/// reader takes its word for them, and finds all that lie elsewhere to be new.
+#[test]
+fn a_block_that_is_as_it_was_is_hashed_once() {
+    let (base, _, _, parts) = read_again(Box::new(|content, base| {
+        content[5_500_000] ^= 1;
+        base.piece_digests.chunks_mut(32).for_each(|digest| digest[0] ^= 1);
+    }));
+    let new = new_pieces(&parts);
+    let in_last_block = base.pieces.len() * (6_000_000 - 5 * 1024 * 1024) / 6_000_000;
+    assert!(new > 5 && new < 2 * in_last_block + 10, "{new} of {} are new", base.pieces.len());
 }

@@ -1,7 +1,11 @@
 //! Digests. Content (chunks and whole files) is named by plain BLAKE3, so that `b3sum` can check it; everything that
 //! says more than "these bytes" has a context of its own, so that a digest of one kind never stands in for another.
 
+mod blocks;
+
 use std::fmt;
+
+pub use blocks::{BLOCK_BYTES, BlockHasher, BlockList};
 
 /// Context of a manifest's root digest; `b3sum --derive-key` with this text computes it from the manifest file.
 pub const MANIFEST_CONTEXT: &str = "assay v1 manifest root";
