@@ -100,6 +100,8 @@ pub const MAX_OFFER_PIECES: usize = 256 * 1024;
 /// Content that was wanted and has not come yet, in bytes: bounds what a source can make us remember. More than a source
 /// that follows the protocol keeps in flight.
 pub const MAX_OUTSTANDING_BYTES: u64 = 512 * 1024 * 1024;
+/// Pieces of that content.
+pub const MAX_OUTSTANDING_PIECES: usize = 4 * 1024 * 1024;
 /// Batches of which something is wanted.
 pub const MAX_OUTSTANDING_BATCHES: usize = 64 * 1024;
 /// Contents whose end has not come yet: a source reads a few files at a time.

@@ -76,7 +76,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         Some(number),
     );
     let base = Base::open(&site.store, number).expect("the base");
-    let allowance = Allowance::new(None, 0, Size(0), staging.path());
+    let allowance = Allowance::new(None, 0, Size(0), Arc::clone(&staging));
     let receiver = Receiver::new(Arc::clone(&staging), places, Some(base), allowance);
     let mut messages = 0;
     while let Ok(request) = TransferRequest::decode_length_delimited(&mut rest) {

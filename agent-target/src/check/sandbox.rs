@@ -19,6 +19,31 @@ use std::{
 /// What is shown of the host without being asked for.
 const BASES: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store"];
+/// Where programs and what they load are looked for, there or not: no root of a source can be here.
+const PROGRAMS: [&str; 22] = [
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/nix/store",
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libx32",
+    "/usr/libexec",
+    "/usr/share",
+    "/usr/games",
+    "/usr/local/bin",
+    "/usr/local/sbin",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+    "/usr/local/libexec",
+    "/usr/local/share",
+];
 /// What is covered of [`BASES`] in any case: a step that runs as root could read them.
 const SECRETS: [&str; 5] = ["/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/ssh"];
 /// What the sandbox makes itself: no root can be there.
@@ -168,6 +193,12 @@ fn check_live_paths(live: &[&Path]) -> Result<(), PlanError> {
         if BASES.iter().any(|base| Path::new(base).starts_with(path)) {
             return refused("the check's programs are there");
         }
+        if PROGRAMS.iter().any(|programs| path.starts_with(programs)) {
+            return refused("programs are looked for there, and the source's would take their place");
+        }
+        if BASES.iter().any(|base| path.starts_with(base)) && fs::symlink_metadata(path).is_ok() {
+            return refused("this host has something there, and the source's would take its place");
+        }
         if OWN.iter().any(|own| path.starts_with(own) || Path::new(own).starts_with(path)) {
             return refused("the sandbox itself uses it");
         }
@@ -283,6 +314,22 @@ mod tests {
         for path in refused {
             assert!(matches!(plan(&[path]), Err(PlanError::LivePath { .. })), "{path}");
         }
+        // Where programs and what they load come from: a source names its own roots.
+        for path in [
+            "/usr/bin",
+            "/usr/lib/x86_64-linux-gnu",
+            "/usr/lib/nowhere",
+            "/bin/nowhere",
+            "/usr/local/bin",
+            "/usr/local",
+            "/lib64",
+            "/etc/ssl",
+            "/etc/alternatives",
+            "/nix/store/x",
+        ] {
+            assert!(matches!(plan(&[path]), Err(PlanError::LivePath { .. })), "{path}");
+        }
+        assert!(plan(&["/usr/local/nowhere", "/etc/nowhere"]).is_ok());
         assert!(plan(&["/opt/x", "/opt/x"]).is_err());
         assert!(plan(&["/opt/accurev", "/tmp/a/b", "/srv/x y", "/home/u", "/var/lib/x"]).is_ok());
     }

@@ -268,10 +268,14 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
     if let Some(profile) = &arguments.profile {
         acceptance.profile.clone_from(profile);
     }
-    refuse_commands(&acceptance, arguments)?;
     started(config)?;
     // A link stays one: what it points to is replaced.
     let config = &fs::canonicalize(config).map_err(failed(config))?;
+    refuse_commands(&acceptance, arguments, config)?;
+    // One at a time: what the other has added is read. Held until the end.
+    let folder = fs::File::open(folder_of(config)).map_err(failed(config))?;
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|error| failed(config)(error.into()))?;
     let text = fs::read_to_string(config).map_err(failed(config))?;
     let mode = fs::metadata(config).map_err(failed(config))?.permissions().mode() & 0o777;
     let Acceptance { source, source_key, .. } = &acceptance;
@@ -320,7 +324,11 @@ fn section(acceptance: &Acceptance, key: &str) -> String {
 }
 
 /// A variable that is a whole word of the check's command line may be a program, or a folder of programs.
-fn refuse_commands(acceptance: &Acceptance, arguments: &AcceptArgs) -> Result<(), CommandError> {
+fn refuse_commands(
+    acceptance: &Acceptance,
+    arguments: &AcceptArgs,
+    config: &Path,
+) -> Result<(), CommandError> {
     let profile = &acceptance.profile;
     let is_builtin = Profile::builtin_names().any(|name| name == profile);
     if !is_builtin && arguments.profile.is_none() {
@@ -329,10 +337,10 @@ fn refuse_commands(acceptance: &Acceptance, arguments: &AcceptArgs) -> Result<()
         ))
         .hint("bring the profile to this host, and name it there: --profile FILE"));
     }
-    if !is_builtin || arguments.allow_commands {
+    if arguments.allow_commands {
         return Ok(());
     }
-    let profile = Profile::builtin(profile)
+    let profile = assay_common::profile::named(config, profile)
         .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
     let is_word = |name: &str| {
         let word = format!("{{var.{name}}}");

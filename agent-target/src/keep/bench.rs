@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::unix::fs::FileExt as _, sync::Arc};
 use assay_common::{
     digest::{ContentDigest, RootDigest},
     id::GenerationNumber,
-    manifest::{Entry, EntryKind, Header, ManifestWriter, Piece, Root},
+    manifest::{Entry, EntryKind, Header, ManifestWriter, Piece, Root, content_pieces},
     signing::SigningKey,
 };
 use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
@@ -13,6 +13,7 @@ use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
 use super::retention::Retention;
 use crate::{
     config,
+    receive::piece_list_digest,
     repository::Repository,
     seal::{Draft, Provenance, open_manifest, seal},
     store::{MarkRecord, Record, TREE},
@@ -94,6 +95,8 @@ impl Bench {
                 content += 1;
                 let bytes = tree[std::str::from_utf8(&entry.path).expect("UTF-8")];
                 staging.open_content(content).expect("content").write_all_at(bytes, 0).expect("write");
+                let pieces = content_pieces(entry).map(|(_, piece, digest)| (piece, digest));
+                staging.whole().note_list(content, piece_list_digest(pieces)).expect("write");
                 content
             } else {
                 0

@@ -133,8 +133,7 @@ impl Receiver {
     ) -> Result<bool, ReceiveError> {
         let Target { content, offset, digest, .. } = target;
         let own = self.staging.key(content);
-        let fresh = offset == 0 && place.offset == 0 && place.key.generation == own.generation;
-        if fresh && place.key.session != own.session {
+        if target.in_one_message && self.is_fresh(&target, place) {
             self.adopt(content, place.key)?;
         }
         let mut place = place;
@@ -153,6 +152,25 @@ impl Receiver {
             noted.push((digest, Place { key: own, offset, bytes: place.bytes }));
         }
         Ok(true)
+    }
+
+    /// Takes over the file of an earlier session for a content that comes in several messages. They are settled in any order, and a file
+    /// that is taken over must be there before any of them: its holes are punched, and its end is cut.
+    pub(super) fn adopt_first(&self, first: &Target) -> Result<(), ReceiveError> {
+        match self.places.find(&[first.digest])?.first() {
+            Some(Some(place)) if self.is_fresh(first, *place) => self.adopt(first.content, place.key),
+            _ => Ok(()),
+        }
+    }
+
+    /// True for the start of a content whose start is in a file of an earlier session.
+    fn is_fresh(&self, target: &Target, place: Place) -> bool {
+        let own = self.staging.key(target.content);
+        target.offset == 0
+            && place.offset == 0
+            && place.bytes as usize == target.bytes
+            && place.key.generation == own.generation
+            && place.key.session != own.session
     }
 
     /// Takes over a file of an earlier session, so that what it holds is not written a second time.

@@ -15,6 +15,7 @@ mod base;
 mod buffers;
 mod fill;
 mod places;
+mod seen;
 
 use std::{
     collections::HashMap,
@@ -24,10 +25,10 @@ use std::{
 use assay_common::{
     config::Size,
     digest::{ContentDigest, DIGEST_BYTES},
-    error::PathError,
+    error::{IoContext as _, PathError},
     limits::{
         MAX_BATCH_BYTES, MAX_CHUNK_BYTES, MAX_CONTENT, MAX_FILE_BYTES, MAX_OFFER_PIECES, MAX_OPEN_CONTENTS,
-        MAX_OUTSTANDING_BATCHES, MAX_OUTSTANDING_BYTES, MAX_RUN_HOLE_BYTES,
+        MAX_OUTSTANDING_BATCHES, MAX_OUTSTANDING_BYTES, MAX_OUTSTANDING_PIECES, MAX_RUN_HOLE_BYTES,
     },
     manifest::{
         ManifestError, Piece,
@@ -45,6 +46,7 @@ pub use base::Base;
 use base::BaseFile;
 use buffers::Buffers;
 pub use places::PlaceReader;
+use seen::{Refused, Seen};
 
 /// Why the stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +97,20 @@ pub enum ReceiveError {
     Index(#[from] IndexError),
 }
 
+/// The digest of a file's list of pieces, in order: what a manifest says of them is held against what was received.
+pub(crate) fn piece_list_digest(pieces: impl Iterator<Item = (Piece, Option<ContentDigest>)>) -> [u8; 32] {
+    let mut list = blake3::Hasher::new();
+    pieces.for_each(|(piece, digest)| add_to_list(&mut list, piece, digest));
+    *list.finalize().as_bytes()
+}
+
+fn add_to_list(list: &mut blake3::Hasher, piece: Piece, digest: Option<ContentDigest>) {
+    list.update(&piece.to_wire().to_le_bytes());
+    if let Some(digest) = digest {
+        list.update(&digest.0);
+    }
+}
+
 fn protocol<T>(rule: &'static str) -> Result<T, ReceiveError> {
     Err(ReceiveError::Protocol { rule })
 }
@@ -108,6 +124,8 @@ struct Target {
     digest: ContentDigest,
     /// It is all that its content has.
     alone: bool,
+    /// All of its content is in one message: nothing else of it is settled meanwhile.
+    in_one_message: bool,
 }
 
 /// What an offer says of one piece.
@@ -162,13 +180,25 @@ pub struct ReceiveStats {
     pub received_bytes: u64,
 }
 
+/// A content whose end has not been offered.
+#[derive(Default)]
+struct Open {
+    /// Offset of the next part.
+    next: u64,
+    /// The digest of its list of pieces so far: [`piece_list_digest`].
+    list: Box<blake3::Hasher>,
+}
+
 #[derive(Default)]
 struct State {
     last_batch: u64,
-    /// Contents whose end has not been offered, with the offset of the next part.
-    open: HashMap<u64, u64>,
+    /// Contents whose end has not been offered.
+    open: HashMap<u64, Open>,
+    /// Contents whose start has been offered.
+    seen: Seen,
     wanted: HashMap<u64, Outstanding>,
     outstanding_bytes: u64,
+    outstanding_pieces: usize,
     /// Of all contents so far.
     hole_bytes: u64,
     stats: ReceiveStats,
@@ -272,15 +302,23 @@ impl Receiver {
         if part.digests.len() != data * DIGEST_BYTES {
             return protocol("a part has one digest of 32 bytes for each data piece");
         }
-        match state.open.get(&content) {
+        let mut open = match state.open.remove(&content) {
             None if part.offset == 0 => {
                 if state.open.len() >= MAX_OPEN_CONTENTS {
                     return protocol("at most 1024 contents are open at a time");
                 }
+                match state.seen.insert(content) {
+                    Ok(()) => {}
+                    Err(Refused::Twice) => return protocol("a content is offered once"),
+                    Err(Refused::Scattered) => {
+                        return protocol("contents are numbered one after the other");
+                    }
+                }
+                Open::default()
             }
-            Some(next) if *next == part.offset => {}
+            Some(open) if open.next == part.offset => open,
             _ => return protocol("a content's parts come without gaps, from its start"),
-        }
+        };
         let base = match (&self.base, part.reuse.is_empty()) {
             (_, true) => None,
             (Some(base), false) => Some(base.file(part.base_entry)?),
@@ -288,7 +326,8 @@ impl Receiver {
         };
         let count =
             part.reuse.iter().fold(part.pieces.len() as u64, |count, run| count.saturating_add(run.count));
-        let alone = part.offset == 0 && part.last && count == 1;
+        let in_one_message = part.offset == 0 && part.last;
+        let (alone, first_item) = (in_one_message && count == 1, accepted.items.len());
         let digests = part.digests.as_chunks::<DIGEST_BYTES>().0;
         let (mut offset, mut digest, mut fault, mut ends_in_data) = (part.offset, 0, None, false);
         let base_count = base.as_ref().map_or(0, |base| base.pieces.len());
@@ -307,10 +346,12 @@ impl Receiver {
             };
             let bytes = piece.bytes();
             ends_in_data = known.is_some();
+            add_to_list(&mut open.list, piece, known);
             accepted.items.push(match (known, place, &base) {
                 (None, ..) => Item::Hole { content, offset, bytes },
                 (Some(digest), place, base) => {
-                    let target = Target { content, offset, bytes: bytes as usize, digest, alone };
+                    let bytes = bytes as usize;
+                    let target = Target { content, offset, bytes, digest, alone, in_one_message };
                     match (place, base) {
                         (reuse::Place::Reused(position), Some(base)) => {
                             Item::Reused(target, Arc::clone(base), position)
@@ -330,8 +371,18 @@ impl Receiver {
         if walked.is_err() {
             return protocol("what is reused stands in the base, in order");
         }
+        if part.offset == 0
+            && !part.last
+            && let Some(Item::Data(first)) = accepted.items.get(first_item)
+        {
+            self.adopt_first(first)?;
+        }
         if part.last {
-            state.open.remove(&content);
+            // Of a content that is one piece of data its digest says all.
+            if !(alone && ends_in_data) {
+                let noted = self.staging.whole().note_list(content, *open.list.finalize().as_bytes());
+                noted.at("write", self.staging.path())?;
+            }
             if !part.abandoned {
                 accepted.ends.push(End {
                     content,
@@ -343,9 +394,14 @@ impl Receiver {
                 accepted.abandoned.push(content);
             }
         } else {
-            state.open.insert(content, offset);
+            state.open.insert(content, Open { next: offset, ..open });
         }
         Ok(())
+    }
+
+    /// Stops what goes on for a run that is given up.
+    pub fn stop(&self) {
+        self.staging.whole().stop();
     }
 
     #[cfg(test)]
@@ -389,6 +445,10 @@ impl Receiver {
         if state.outstanding_bytes > MAX_OUTSTANDING_BYTES {
             return protocol("at most 512 MiB of wanted content are on their way");
         }
+        state.outstanding_pieces += pieces.len();
+        if state.outstanding_pieces > MAX_OUTSTANDING_PIECES {
+            return protocol("at most 4194304 pieces of wanted content are on their way");
+        }
         state.wanted.insert(batch, Outstanding { pieces, bitmap: bitmap.clone(), bytes });
         Ok(TransferResponse { batch, wanted: bitmap, stored: false })
     }
@@ -410,6 +470,7 @@ impl Receiver {
             return Err(error);
         }
         state.outstanding_bytes -= waiting.bytes;
+        state.outstanding_pieces -= waiting.pieces.len();
         state.stats.received += waiting.pieces.len() as u64;
         state.stats.received_bytes += waiting.bytes;
         Ok(TransferResponse { batch: pack.batch, wanted: Vec::new(), stored: true })

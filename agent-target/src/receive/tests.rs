@@ -123,6 +123,26 @@ fn a_file_that_is_taken_over_keeps_nothing_of_its_old_content() {
     assert_eq!(bench.content(1), b"aaa\0\0\0\0");
 }
 
+/// The messages of one content are settled in any order: nothing of the old file may come back after its end was cut and its holes
+/// were made.
+#[test]
+fn a_file_is_taken_over_before_anything_of_its_content_is_settled() {
+    let mut bench = Bench::new();
+    bench.receiver.offer(&offer(1, vec![part(1, 0, &[b"aaa", b"secret-tail"], true)])).expect("offer");
+    bench.receiver.pack(&pack(1, b"aaasecret-tail")).expect("pack");
+    bench.reconnect();
+    let mut end = part(1, 3, &[], true);
+    end.pieces.push(4 << 1 | 1);
+    let first = bench.receiver.accept(&offer(1, vec![part(1, 0, &[b"aaa"], false)])).expect("first");
+    let last = bench.receiver.accept(&offer(2, vec![end])).expect("last");
+    assert!(bench.receiver.settle(last).expect("settled first").wanted.is_empty());
+    assert!(bench.receiver.settle(first).expect("settled last").wanted.is_empty());
+    bench.receiver.finish().expect("whole");
+    assert_eq!(bench.content(1), b"aaa\0\0\0\0");
+    let digest = bench.staging.whole().digest(1, 7);
+    assert_eq!(digest, Some(ContentDigest::of(b"aaa\0\0\0\0")));
+}
+
 #[test]
 fn a_file_that_changed_while_it_was_read_starts_anew() {
     let bench = Bench::new();
@@ -187,8 +207,14 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
     let (mut items, mut offset) = (Vec::new(), 0);
     let new = b"new".to_vec();
     for (position, chunk) in std::iter::once(&new).chain(&chunks[1..]).enumerate() {
-        let target =
-            Target { content: 1, offset, bytes: chunk.len(), digest: ContentDigest::of(chunk), alone: false };
+        let target = Target {
+            content: 1,
+            offset,
+            bytes: chunk.len(),
+            digest: ContentDigest::of(chunk),
+            alone: false,
+            in_one_message: false,
+        };
         items.push(match position {
             0 => Item::Data(target),
             position => Item::Reused(target, Arc::clone(&base), position),
@@ -240,7 +266,11 @@ fn a_chunk_with_another_digest_is_not_kept() {
 #[test]
 fn messages_that_break_the_protocol_are_refused() {
     type Break = fn(&Receiver) -> Result<(), ReceiveError>;
-    let cases: [(&str, Break); 15] = [
+    let cases: [(&str, Break); 16] = [
+        ("a content twice", |r| {
+            r.offer(&offer(1, vec![part(1, 0, &[b"a"], true)]))?;
+            r.offer(&offer(2, vec![part(1, 0, &[b"b"], true)])).map(drop)
+        }),
         ("batch out of order", |r| r.offer(&offer(2, vec![])).map(drop)),
         ("content zero", |r| r.offer(&offer(1, vec![part(0, 0, &[b"a"], true)])).map(drop)),
         ("huge content number", |r| r.offer(&offer(1, vec![part(u64::MAX, 0, &[b"a"], true)])).map(drop)),

@@ -166,9 +166,8 @@ impl Walk<'_> {
         let places =
             Places { staging: Some(self.staging), root: &self.root, new: &new, base: level.base.as_ref() };
         places.put(path.name(), &entry, source).map_err(|source: io::Error| named(&path, source))?;
-        if entry.kind() == EntryKind::File {
-            self.replaced.insert(entry.path);
-        }
+        // Whatever it is: a further name of it is a name of this.
+        self.replaced.insert(entry.path);
         Ok(())
     }
 }

@@ -30,12 +30,13 @@ use assay_common::{
     error::{IoContext as _, PathError},
     fault::{self, Point},
     id::GenerationNumber,
-    manifest::{DeltaFault, Entry, EntryKind, Header, ManifestError, ManifestReader},
+    manifest::{DeltaFault, Entry, EntryKind, Header, ManifestError, ManifestReader, content_pieces},
     path::{TreePath, display_bytes},
     uncached,
 };
 use rayon::prelude::*;
 
+use crate::receive::piece_list_digest;
 use crate::store::{
     MANIFEST, MANIFEST_B3, MarkRecord, RECORD, Record, Staging, Store, StoreError, TREE,
     index::{ChunkIndex, IndexError},
@@ -89,6 +90,12 @@ pub enum SealError {
         expected: ContentDigest,
         /// As read back.
         actual: ContentDigest,
+    },
+    /// A file's list of pieces is not the one that it was received in.
+    #[error("{path}: its pieces in the manifest are not those that were received")]
+    PiecesMismatch {
+        /// The entry.
+        path: String,
     },
     /// Steps that cannot be unpacked.
     #[error("the manifest's steps break the protocol: {rule}")]
@@ -274,10 +281,29 @@ fn verify_contents(staging: &Staging) -> Result<(), SealError> {
 
 fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), SealError> {
     let expected = ContentDigest::from_slice(&entry.digest).expect("the entry was validated");
+    let path = display_bytes(&entry.path);
+    if !entry.pieces.is_empty() {
+        // What the manifest says of the pieces is what scrubs, restores and later runs go by.
+        let pieces = content_pieces(entry).map(|(_, piece, digest)| (piece, digest));
+        if !staging.whole().has_list(content, piece_list_digest(pieces)) {
+            return Err(SealError::PiecesMismatch { path });
+        }
+        // The digest is of the bytes that were written. What was there before them, and is behind them, it knows nothing of.
+        let (folder, name) = staging.locate(staging.session(), content)?;
+        let length = match folder.stat(&name) {
+            Ok(stat) => stat.st_size as u64,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(SealError::ContentMissing { path, content });
+            }
+            Err(error) => return Err(error).at("look at", &staging.content_path(content))?,
+        };
+        if length != entry.size {
+            return Err(SealError::LengthMismatch { path, expected: entry.size, actual: length });
+        }
+    }
     if staging.whole().digest(content, entry.size) == Some(expected) {
         return Ok(());
     }
-    let path = display_bytes(&entry.path);
     let (total, actual) = read_back(staging, &path, entry.size, content)?;
     if total != entry.size || actual != expected {
         return Err(SealError::ContentMismatch { path, expected, actual });

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 use std::collections::BTreeMap;
 
 use super::*;
-use assay_common::manifest::{ManifestWriter, Root};
+use assay_common::manifest::{ManifestWriter, Piece, Root};
 use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
 use proptest::prelude::*;
 
@@ -61,9 +61,23 @@ impl Bench {
         contents: &[&[u8]],
         root: RootDigest,
     ) -> Result<Record, SealError> {
+        self.seal_received(base, steps, contents, root, &[])
+    }
+
+    /// The same, with contents that were received in these pieces.
+    fn seal_received(
+        &self,
+        base: Option<GenerationNumber>,
+        steps: Vec<Kind>,
+        contents: &[&[u8]],
+        root: RootDigest,
+        pieces: &[(Piece, Option<ContentDigest>)],
+    ) -> Result<Record, SealError> {
         let staging = self.store.open_staging()?;
         for (number, content) in (1..).zip(contents) {
             staging.open_content(number)?.write_all_at(content, 0).expect("write");
+            let list = piece_list_digest(pieces.iter().copied());
+            staging.whole().note_list(number, list).expect("write");
         }
         let mut draft = Draft::create(&self.store, &staging, base, &header().to_json())?;
         for kind in steps {
@@ -113,6 +127,72 @@ fn a_sealed_tree_is_what_its_manifest_says_and_shares_with_its_base() {
     assert_eq!(std::fs::read(first.join("tree/b")).expect("read"), b"bbb");
     let inode = |path: std::path::PathBuf| std::fs::symlink_metadata(path).expect("stat").ino();
     assert_eq!(inode(first.join("tree/c")), inode(second.join("tree/c")));
+}
+
+/// A first name that has become a link, or anything else, is what its further names are of.
+#[test]
+fn a_further_name_is_of_what_its_first_name_is_now() {
+    use std::os::unix::fs::MetadataExt as _;
+    let bench = Bench::new();
+    let (root, a) = (own(EntryKind::Directory, ""), file("a", b"aaa"));
+    let (path, link_target) = (b"b".to_vec(), b"a".to_vec());
+    let b = Entry { path, link_target, kind: EntryKind::Hardlink.into(), ..Default::default() };
+    let link = Entry { link_target: b"elsewhere".to_vec(), mode: 0o777, ..own(EntryKind::Symlink, "a") };
+    let entries = [root.clone(), a.clone(), b.clone()];
+    let steps = vec![put(&root, 0), put(&a, 1), put(&b, 0)];
+    bench.seal(None, steps, &[b"aaa"], root_of(&entries)).expect("seal");
+    for number in [2, 3] {
+        // Built from nothing, then by changing the tree that was laid out.
+        let (from, to) = if number == 2 { (1, &link) } else { (2, &a) };
+        if number == 3 {
+            ahead::prepare(&bench.store, GenerationNumber(from)).expect("prepare");
+        }
+        let steps = vec![Kind::Keep(1), Kind::Drop(1), put(to, u64::from(number == 3)), Kind::Keep(1)];
+        let contents: &[&[u8]] = if number == 3 { &[b"aaa"] } else { &[] };
+        let entries = [root.clone(), to.clone(), b.clone()];
+        bench.seal(Some(GenerationNumber(from)), steps, contents, root_of(&entries)).expect("seal");
+    }
+    // And the other way round: a file that becomes a link, in a tree that was laid out.
+    ahead::prepare(&bench.store, GenerationNumber(3)).expect("prepare");
+    let steps = vec![Kind::Keep(1), Kind::Drop(1), put(&link, 0), Kind::Keep(1)];
+    let entries = [root, link, b];
+    bench.seal(Some(GenerationNumber(3)), steps, &[], root_of(&entries)).expect("seal");
+    for number in 2..=4 {
+        let tree = bench.store.generation_path(GenerationNumber(number)).join(TREE);
+        let [a, b] = ["a", "b"].map(|name| std::fs::symlink_metadata(tree.join(name)).expect("stat"));
+        assert_eq!((a.ino(), a.is_symlink()), (b.ino(), number != 3), "generation {number}");
+    }
+}
+
+/// The right bytes under another list of pieces: a restore by that list would bring something else.
+#[test]
+fn pieces_that_were_not_received_are_not_sealed() {
+    let piece = |bytes: &[u8]| (Piece::Data { bytes: bytes.len() as u64 }, Some(ContentDigest::of(bytes)));
+    let received = [piece(b"aa"), piece(b"a"), (Piece::Hole { bytes: 2 }, None)];
+    let with = |pieces: &[(Piece, Option<ContentDigest>)]| Entry {
+        pieces: pieces.iter().map(|(piece, _)| piece.to_wire()).collect(),
+        piece_digests: pieces.iter().filter_map(|(_, digest)| *digest).flat_map(|digest| digest.0).collect(),
+        ..file("a", b"aaa\0\0")
+    };
+    let bench = Bench::new();
+    let try_seal = |entry: &Entry, content: &[u8]| {
+        let root = own(EntryKind::Directory, "");
+        let steps = vec![put(&root, 0), put(entry, 1)];
+        let digest = root_of(&[root, entry.clone()]);
+        bench.seal_received(None, steps, &[content], digest, &received)
+    };
+    for other in [
+        vec![(Piece::Hole { bytes: 3 }, None), received[2]],
+        vec![(received[0].0, Some(ContentDigest::of(b"xx"))), received[1], received[2]],
+        vec![piece(b"aaa"), received[2]],
+        vec![received[0], received[1], piece(b"\0\0")],
+    ] {
+        let error = try_seal(&with(&other), b"aaa\0\0").expect_err("another list");
+        assert!(matches!(error, SealError::PiecesMismatch { .. }), "{other:?}: {error}");
+    }
+    let error = try_seal(&with(&received), b"aaa\0\0 and more").expect_err("a longer file");
+    assert!(matches!(error, SealError::LengthMismatch { .. }), "{error}");
+    try_seal(&with(&received), b"aaa\0\0").expect("as received");
 }
 
 #[test]

@@ -67,10 +67,11 @@ impl Restore {
     /// The repository, if the caller may take generations of it back.
     fn allow<T>(&self, request: &Request<T>, name: &str) -> Result<(Arc<Repository>, String), Status> {
         let peer = require_role(request, &[Role::Restore])?;
-        let repository = Arc::clone(self.repositories.get(name)?);
-        if !repository.config.restore.contains(&peer.name) {
-            tracing::warn!(peer = %peer, repository = repository.config.name, "restore refused: not listed");
-            let text = format!("{peer} may not restore repository {}", repository.config.name);
+        // Whoever may restore some repositories does not learn the names of others.
+        let repository = self.repositories.get(name).ok().map(Arc::clone);
+        let Some(repository) = repository.filter(|it| it.config.restore.contains(&peer.name)) else {
+            tracing::warn!(peer = %peer, repository = name, "restore refused: not listed, or not there");
+            let text = format!("there is no repository {name:?} on this target that {peer} may restore");
             let hint = format!(
                 "add \"{}\" to `restore` of this repository in the target's configuration",
                 peer.name
@@ -78,7 +79,7 @@ impl Restore {
             return Err(RpcFault::new(Code::PermissionDenied, "restore-not-allowed", text)
                 .with_hint(hint)
                 .into());
-        }
+        };
         Ok((repository, peer.name))
     }
 }

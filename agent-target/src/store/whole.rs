@@ -6,13 +6,13 @@
 //! that cannot be read, gets no digest here; the seal reads it back then.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     fs::File,
     io,
     os::unix::fs::FileExt as _,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -22,8 +22,12 @@ use assay_common::digest::{ContentDigest, DIGEST_BYTES};
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes that are read at a time of what waits in its file.
 const READ_BYTES: usize = 1024 * 1024;
-/// Length and digest.
-const RECORD_BYTES: u64 = 8 + DIGEST_BYTES as u64;
+/// Length and digest, and the digest of the list of pieces.
+const RECORD_BYTES: u64 = 8 + 2 * DIGEST_BYTES as u64;
+/// Of these, length and digest.
+const KNOWN_BYTES: usize = 8 + DIGEST_BYTES;
+/// In place of a length: the content belongs to no file.
+const FORGOTTEN: u64 = u64::MAX;
 
 /// What is known of the contents of one session.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub struct Whole {
     records: File,
     tracks: Mutex<HashMap<u64, Arc<Mutex<Track>>>>,
     waiting_bytes: AtomicUsize,
+    /// Nobody waits for the digests any more.
+    stopped: AtomicBool,
 }
 
 /// How far the digest of one content has come.
@@ -77,13 +83,24 @@ impl Segment {
     }
 
     /// Hashes what stands at `offset`.
-    fn hash(&self, hasher: &mut blake3::Hasher, offset: u64, read: ReadContent<'_>) -> io::Result<()> {
+    fn hash(
+        &self,
+        hasher: &mut blake3::Hasher,
+        offset: u64,
+        read: ReadContent<'_>,
+        stopped: &AtomicBool,
+    ) -> io::Result<()> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+        let go_on = || match stopped.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("the run was given up")),
+            false => Ok(()),
+        };
         match self {
             Self::Bytes(bytes) => drop(hasher.update(bytes)),
             Self::Hole(bytes) => {
                 let mut rest = *bytes;
                 while rest > 0 {
+                    go_on()?;
                     let step = rest.min(ZEROS.len() as u64);
                     hasher.update(&ZEROS[..step as usize]);
                     rest -= step;
@@ -93,6 +110,7 @@ impl Segment {
                 let mut buffer = vec![0; READ_BYTES.min(*bytes as usize)];
                 let mut done = 0;
                 while done < *bytes {
+                    go_on()?;
                     let step = (bytes - done).min(buffer.len() as u64) as usize;
                     read(&mut buffer[..step], offset + done)?;
                     hasher.update(&buffer[..step]);
@@ -110,12 +128,13 @@ type ReadContent<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<()>;
 impl Whole {
     /// Nothing is known yet. `records` is an empty file.
     pub fn new(records: File) -> Self {
-        Self { records, tracks: Mutex::default(), waiting_bytes: AtomicUsize::new(0) }
+        let (tracks, waiting_bytes, stopped) = Default::default();
+        Self { records, tracks, waiting_bytes, stopped }
     }
 
     /// The digest of a content of `length` bytes, if it is known.
     pub fn digest(&self, content: u64, length: u64) -> Option<ContentDigest> {
-        let mut record = [0; RECORD_BYTES as usize];
+        let mut record = [0; KNOWN_BYTES];
         self.records.read_exact_at(&mut record, content.checked_mul(RECORD_BYTES)?).ok()?;
         let (known, digest) = record.split_at(8);
         // One more than the length, so that an empty content is told from a record that was never written.
@@ -125,10 +144,27 @@ impl Whole {
 
     /// Notes the digest of a content.
     pub fn note(&self, content: u64, length: u64, digest: ContentDigest) -> io::Result<()> {
-        let mut record = [0; RECORD_BYTES as usize];
+        let mut record = [0; KNOWN_BYTES];
         record[..8].copy_from_slice(&(length + 1).to_le_bytes());
         record[8..].copy_from_slice(&digest.0);
         self.records.write_all_at(&record, content * RECORD_BYTES)
+    }
+
+    /// Notes the digest of a content's list of pieces.
+    pub fn note_list(&self, content: u64, digest: [u8; DIGEST_BYTES]) -> io::Result<()> {
+        self.records.write_all_at(&digest, content * RECORD_BYTES + KNOWN_BYTES as u64)
+    }
+
+    /// True when a content was received in pieces with this digest of their list.
+    pub fn has_list(&self, content: u64, digest: [u8; DIGEST_BYTES]) -> bool {
+        let mut known = [0; DIGEST_BYTES];
+        let at = content.checked_mul(RECORD_BYTES).map(|at| at + KNOWN_BYTES as u64);
+        at.is_some_and(|at| self.records.read_exact_at(&mut known, at).is_ok()) && known == digest
+    }
+
+    /// The run is given up: what is being hashed stops.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Takes verified bytes of a content, which stand in its file. `read` reads there.
@@ -172,10 +208,18 @@ impl Whole {
 
     /// The content belongs to no file.
     pub fn forget(&self, content: u64) {
+        // What is left of it may still come. When that cannot be noted it costs memory, and nothing else.
+        self.records.write_all_at(&FORGOTTEN.to_le_bytes(), content * RECORD_BYTES).ok();
         let track = self.tracks.lock().unwrap_or_else(PoisonError::into_inner).remove(&content);
         if let Some(track) = track {
             self.give_up(&mut track.lock().unwrap_or_else(PoisonError::into_inner));
         }
+    }
+
+    fn is_forgotten(&self, content: u64) -> bool {
+        let mut length = [0; 8];
+        let known = self.records.read_exact_at(&mut length, content * RECORD_BYTES);
+        known.is_ok() && u64::from_le_bytes(length) == FORGOTTEN
     }
 
     fn put(&self, track: &mut Track, offset: u64, segment: Segment) {
@@ -201,7 +245,11 @@ impl Whole {
     ) -> io::Result<()> {
         let shared = {
             let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(tracks.entry(content).or_default())
+            match tracks.entry(content) {
+                Entry::Occupied(track) => Arc::clone(track.get()),
+                Entry::Vacant(_) if self.is_forgotten(content) => return Ok(()),
+                Entry::Vacant(place) => Arc::clone(place.insert(Arc::default())),
+            }
         };
         let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
         let mut track = lock();
@@ -226,7 +274,7 @@ impl Whole {
                 continue;
             }
             drop(track);
-            let hashed = segment.hash(&mut hasher, offset, read);
+            let hashed = segment.hash(&mut hasher, offset, read, &self.stopped);
             self.waiting_bytes.fetch_sub(segment.waiting_bytes(), Ordering::Relaxed);
             track = lock();
             if let Err(error) = hashed {
@@ -311,6 +359,31 @@ mod tests {
         whole.wrote(2, 10, b"of a reading that was given up", &unread).expect("early");
         whole.forget(2);
         assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    /// What comes late of a content that was given up is not kept in memory for ever.
+    #[test]
+    fn what_was_forgotten_leaves_nothing_behind() {
+        let whole = whole();
+        whole.wrote(3, 100, b"early", &unread).expect("wrote");
+        whole.forget(3);
+        whole.forget(4);
+        for content in [3, 4] {
+            whole.wrote(content, 0, b"late", &unread).expect("wrote");
+            whole.ended(content, 4, &unread).expect("ended");
+            assert_eq!(whole.digest(content, 4), None);
+        }
+        assert!(whole.tracks.lock().expect("no panic").is_empty());
+    }
+
+    /// A hole of terabytes is not hashed to its end for nobody.
+    #[test]
+    fn what_is_given_up_is_not_hashed_to_its_end() {
+        let whole = whole();
+        whole.stop();
+        whole.hole(1, 0, 1 << 43, &unread).expect("it gives up");
+        whole.ended(1, 1 << 43, &unread).expect("ended");
+        assert_eq!(whole.digest(1, 1 << 43), None);
     }
 
     /// Whoever comes first hashes for all.

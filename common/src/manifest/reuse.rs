@@ -8,7 +8,11 @@ use std::collections::HashMap;
 use assay_proto::v1::Reuse;
 
 use super::{Entry, EntryFault, Piece, content_pieces};
-use crate::{digest::ContentDigest, limits::MAX_PIECES, path::display_short};
+use crate::{
+    digest::{ContentDigest, DIGEST_BYTES},
+    limits::{MAX_PIECES, MAX_RECORD_BYTES},
+    path::display_short,
+};
 
 /// A piece and, for data, its digest.
 pub type DigestedPiece = (Piece, Option<ContentDigest>);
@@ -141,6 +145,9 @@ pub enum Place {
     Reused(usize),
 }
 
+/// Pieces that a record can have, each with a length of one byte and a digest: what does not fit a record is not unfolded either.
+const LARGEST_LIST: u64 = MAX_RECORD_BYTES as u64 / (1 + DIGEST_BYTES as u64);
+
 /// Fills the pieces that `entry` shares with `base` into it. The result is not validated here.
 ///
 /// # Errors
@@ -155,7 +162,7 @@ pub fn expand(entry: &mut Entry, reuse: &[Reuse], base: &Entry) -> Result<(), En
     let new: Vec<DigestedPiece> = content_pieces(&own).map(|(_, piece, digest)| (piece, digest)).collect();
     // A run may be named many times: what it unfolds to is bounded before it is made.
     let total = reuse.iter().try_fold(new.len() as u64, |total, run| total.checked_add(run.count));
-    if new.len() != entry.pieces.len() || total.is_none_or(|total| total > MAX_PIECES) {
+    if new.len() != entry.pieces.len() || total.is_none_or(|total| total > MAX_PIECES.min(LARGEST_LIST)) {
         return Err(fault("reuses more pieces than a file can have, or lists pieces without digests"));
     }
     let mut list = PieceList::default();
@@ -241,7 +248,7 @@ mod tests {
     fn runs_that_make_no_sense_are_refused() {
         let base = file(&[piece(1), piece(2), piece(3)]);
         let run = |after, first, count| Reuse { after, first, count };
-        let bombs = vec![run(0, 0, 3); 30_000_000];
+        let bombs = vec![run(0, 0, 3); LARGEST_LIST as usize / 3 + 1];
         let cases: [(&str, &[Reuse]); 6] = [
             ("empty", &[run(0, 0, 0)]),
             ("beyond the base", &[run(0, 2, 2)]),

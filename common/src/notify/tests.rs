@@ -32,6 +32,7 @@ fn each_kind_needs_its_keys_and_takes_no_others() {
         ("[[notify]]\nkind = 'webhook'\nurl = 'ftp://a/'", "https://HOST/PATH"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'https://me:secret@a/'", "token_file"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nca = 'ca.crt'", "https only"),
+        ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\ntoken_file = 't'", "url: https was expected"),
         (
             "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a@b.example'\nto = []",
             "to was expected",

@@ -50,6 +50,13 @@ impl Peer {
             return Err(format!("{key}: a password belongs in token_file, not in the URL"));
         }
         let port = uri.port_u16().unwrap_or(if is_tls { ports.1 } else { ports.0 });
+        let is_here = host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        if token_file.is_some() && !is_tls && !is_here {
+            return Err(format!(
+                "{key}: https was expected: token_file would be sent where others can read it"
+            ));
+        }
         if ca.is_some() && !is_tls {
             return Err("ca: of use with https only".to_owned());
         }

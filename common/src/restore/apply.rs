@@ -83,6 +83,9 @@ impl Apply<'_> {
         while self.levels.last().is_some_and(|level| Some(level.path.as_bytes()) != parent) {
             self.leave()?;
         }
+        if parent.is_some_and(<[u8]>::is_empty) && job.path.name() == SCRATCH.as_bytes() {
+            return Err(RestoreError::Scratch);
+        }
         if let Some(Level { names: Some(names), .. }) = self.levels.last_mut() {
             names.push(job.path.name().to_vec());
         }

@@ -33,6 +33,7 @@ use crate::{
     path::TreePath,
 };
 
+use destination::SCRATCH;
 pub use destination::{Allowed, Destination};
 pub use manifest::{Checked, Entries, Selection};
 pub use supply::{MAX_PART_BYTES, Part, Pieces, SupplyError, Want};
@@ -105,6 +106,11 @@ pub enum RestoreError {
         /// The name that the content has in the manifest.
         first: TreePath,
     },
+    /// The tree has an entry where files are put together.
+    #[error(
+        "the generation has a {SCRATCH} of its own, where this restore puts files together: nothing of it was written"
+    )]
+    Scratch,
     /// The destination must not be written to.
     #[error("{}: {why}", path.display())]
     Refused {
@@ -140,6 +146,9 @@ impl crate::error::Hint for RestoreError {
             Self::NoSuchPath { .. } => {
                 "paths are relative to the tree: the manifest.b3 beside it on the target lists its files".to_owned()
             }
+            Self::Scratch => "an interrupted restore into the live folder has left it: copy the generation's tree with rsync -aHAX, or \
+                              restore what you need with --path"
+                .to_owned(),
             Self::LinkWithoutFirst { first, .. } => format!("say --path {first} too"),
             Self::Entry { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
                 "make room and run the same command again: what is there already is not fetched again".to_owned()

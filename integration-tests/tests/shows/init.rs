@@ -149,6 +149,34 @@ fn from_nothing_to_a_first_verified_backup() {
     assert!(hosts.good("target", &["status"]).contains("proven good"));
 }
 
+/// Operators who accept at the same time lose nothing of each other's.
+#[test]
+fn acceptances_at_the_same_time_are_all_kept() {
+    let hosts = Hosts::new();
+    let store = hosts.path("store");
+    let store = store.to_str().expect("utf-8");
+    hosts.good("target", &["init", "--host", "127.0.0.1", "--listen", "127.0.0.1:1", "--store", store]);
+    let names: Vec<String> = (0..8).map(|number| format!("code{number}")).collect();
+    std::thread::scope(|scope| {
+        for name in &names {
+            let line = Acceptance {
+                source: format!("db-{name}"),
+                source_key: SigningKey::generate().verifying_key().to_pem(),
+                repository: name.clone(),
+                profile: "sqlite".to_owned(),
+                vars: [("databases".to_owned(), toml::Value::from(vec!["*.db"]))].into_iter().collect(),
+            }
+            .to_line();
+            let hosts = &hosts;
+            scope.spawn(move || hosts.good("target", &["accept", &line]));
+        }
+    });
+    let text = fs::read_to_string(hosts.path("target/target.toml")).expect("read");
+    for name in names {
+        assert!(text.contains(&format!("name = \"{name}\"\n")), "{name} is lost:\n{text}");
+    }
+}
+
 /// A source that was taken over sends a line of its own: it pins a key and adds a repository, and no more than that.
 #[test]
 fn an_acceptance_names_no_command_and_no_file_of_the_target() {
@@ -181,6 +209,13 @@ fn an_acceptance_names_no_command_and_no_file_of_the_target() {
         assert!(!hosts.path("target/pki/db1-signing.pub").exists());
         assert_eq!(fs::read(&config).expect("read"), before);
     }
+    // A profile of the target's own does not make the source's words any better.
+    let mine = hosts.path("target/mine.toml");
+    fs::copy(crate::metrics::repository().join("profiles/generic.toml"), &mine).expect("copy");
+    let mine = mine.to_str().expect("utf-8");
+    let refused = hosts.run("target", &["accept", "--profile", mine, &evil]);
+    assert!(refused.code == 2 && refused.stderr.contains("--allow-commands"), "{refused:?}");
+    assert_eq!(fs::read(&config).expect("read"), before);
     // Text that would be TOML stays text.
     let quoted = line("sqlite", &[("databases", &["a\"]\n[agent]\nname = \"b"])]);
     hosts.good("target", &["accept", &quoted]);

@@ -255,7 +255,7 @@ fn only_those_who_are_listed_restore() {
     fs::write(pair.root(0).join("secret"), "secret").expect("write");
     pair.run(0);
     for (identity, why) in [
-        ("restore-eve", "restore 'eve' may not restore repository repo"),
+        ("restore-eve", "there is no repository \"repo\" on this target that restore 'eve' may restore"),
         ("source", "role"),
         ("operator", "role"),
     ] {
@@ -283,8 +283,16 @@ fn only_those_who_are_listed_restore() {
     pair.kill("target");
     pair.start("target");
     for (identity, repository, why) in [
-        ("restore-bob", "other", "restore 'bob' may not restore repository other"),
-        ("restore-eve", "repo", "restore 'eve' may not restore repository repo"),
+        (
+            "restore-bob",
+            "other",
+            "there is no repository \"other\" on this target that restore 'bob' may restore",
+        ),
+        (
+            "restore-eve",
+            "repo",
+            "there is no repository \"repo\" on this target that restore 'eve' may restore",
+        ),
         ("restore-eve", "other", "no generation of other is verified"),
     ] {
         let done = restore_as(&pair, identity, &pair.path("back"), &[repository]);

@@ -313,9 +313,10 @@ impl ReplicationService for Replication {
         let opened = {
             let mut active = repository.active();
             match active.as_ref() {
-                Some(Active { run_id, stage: Stage::Receiving { attached, opened, .. } })
+                Some(Active { run_id, stage: Stage::Receiving { attached, opened, receiver, .. } })
                     if *run_id == id =>
                 {
+                    receiver.stop();
                     if let Some(attached) = attached {
                         attached.cancel();
                     }

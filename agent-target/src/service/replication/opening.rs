@@ -17,13 +17,14 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     let mut active = repository.active();
     repository.give_way();
     match active.as_ref() {
-        Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) => {
+        Some(Active { run_id, stage: Stage::Receiving { attached, receiver, .. } }) => {
             if let Some(attached) = attached {
                 if *run_id != id {
                     return Err(busy(active.as_ref().expect("it is some"), "is under way"));
                 }
                 attached.cancel();
             }
+            receiver.stop();
         }
         Some(other @ Active { stage: Stage::Sealed, run_id, .. }) if *run_id == id => {
             return Err(busy(other, "is sealed already"));

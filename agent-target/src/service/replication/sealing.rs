@@ -231,6 +231,7 @@ fn seal_fault(error: SealError) -> RpcFault {
         SealError::WrongBase { .. } => RpcFault::new(Code::FailedPrecondition, "wrong-base", error.to_string()),
         SealError::RootMismatch { .. }
         | SealError::ContentMismatch { .. }
+        | SealError::PiecesMismatch { .. }
         | SealError::LengthMismatch { .. }
         | SealError::ContentMissing { .. } => RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
             .with_hint("start the run again; nothing was sealed"),
