@@ -278,6 +278,18 @@ impl Store {
         Staging::open(&staging.join(number.folder()), number)
     }
 
+    /// Removes the content that unfinished runs left.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn forget_staged(&self) -> Result<(), StoreError> {
+        let staging = self.path.join("staging");
+        for number in numbers(&staging)? {
+            staging::remove_sessions(&staging.join(number.folder()), |_| true)?;
+        }
+        Ok(())
+    }
+
     /// Makes a complete staging area the newest generation:
     ///
     /// 1. everything in staging is on disk (`syncfs`) — a crash before step 2 leaves staging, which the next run clears or

@@ -175,11 +175,7 @@ impl Staging {
     /// When a folder cannot be removed.
     pub fn forget_earlier(&self) -> Result<(), StoreError> {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        for session in sessions(&self.path)?.into_iter().filter(|session| *session != self.session) {
-            let path = self.path.join(format!("content-{session}"));
-            fs::remove_dir_all(&path).at("remove", &path)?;
-        }
-        Ok(())
+        remove_sessions(&self.path, |session| session != self.session)
     }
 
     /// Removes all content that did not go into the tree.
@@ -188,11 +184,7 @@ impl Staging {
     /// When a folder cannot be removed.
     pub fn remove_content(&self) -> Result<(), StoreError> {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        for session in sessions(&self.path)? {
-            let path = self.path.join(format!("content-{session}"));
-            fs::remove_dir_all(&path).at("remove", &path)?;
-        }
-        Ok(())
+        remove_sessions(&self.path, |_| true)
     }
 }
 
@@ -205,6 +197,15 @@ fn can_share_blocks(folder: &Path) -> bool {
             .is_ok();
     fs::remove_file(&from).and_then(|()| fs::remove_file(&to)).ok();
     shared
+}
+
+/// Removes the content of some sessions of the staging area at `path`.
+pub(super) fn remove_sessions(path: &Path, which: impl Fn(u16) -> bool) -> Result<(), StoreError> {
+    for session in sessions(path)?.into_iter().filter(|session| which(*session)) {
+        let path = path.join(format!("content-{session}"));
+        fs::remove_dir_all(&path).at("remove", &path)?;
+    }
+    Ok(())
 }
 
 fn sessions(path: &Path) -> Result<Vec<u16>, StoreError> {

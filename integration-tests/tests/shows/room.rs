@@ -77,7 +77,8 @@ fn a_full_disk_is_told_in_the_ledger_and_the_next_run_has_room() {
         assert!(refused["message"].to_string().contains(said), "{refused}");
         pair.assert_ledger(&[Pass, NotRun]);
         let was_given_up = !store.join("repo/ledger.reserve").exists();
-        assert_eq!(was_given_up, reserve.is_empty(), "the last block was written where nothing is kept free");
+        // Where nothing is kept free, the write that met the end may have left a block, or not.
+        assert!(reserve.is_empty() || !was_given_up, "with room kept free the ledger has its own");
         // There is no room for this beside what the run before it left.
         replace(&pair, 3, 12);
         pair.run(0);

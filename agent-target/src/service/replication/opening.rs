@@ -13,6 +13,9 @@ use crate::{
     repository::{Active, Repository, Stage},
 };
 
+/// With less than this free there is no room for a run beside what an earlier one left.
+const LITTLE_BYTES: u64 = 1024 * 1024;
+
 pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
     repository.give_way();
@@ -40,6 +43,11 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
         return Err(RpcFault::new(Code::FailedPrecondition, "run-id-used", text)
             .with_hint("check the source's clock: ids are made of the time"));
     }
+    let config::Repository { quota, reserve, .. } = repository.config;
+    // The index and the new session want some room themselves.
+    if repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES) {
+        repository.store.forget_staged().map_err(|error| internal("the store", &error))?;
+    }
     let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
     recovered.map_err(|error| internal("opening the chunk index again", &error))?;
     let (base, rotten) = repository.next_base().map_err(|error| internal("the store", &error))?.unzip();
@@ -63,7 +71,6 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
-    let config::Repository { quota, reserve, .. } = repository.config;
     let stored = repository.store.stored_bytes();
     let allowance = Allowance::new(quota, stored, reserve, Arc::clone(&staging));
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
