@@ -19,13 +19,13 @@ use assay_proto::v1::{
 use tonic::service::interceptor::InterceptedService;
 
 use crate::{
+    ahead,
     config::Config,
     keep::prune,
     observe,
     repository::Repository,
     service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
     trust::schedule,
-    verify,
 };
 
 /// How long notices may take to be told when the agent is told to stop.
@@ -49,8 +49,9 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         let opened = Arc::new(opened.with_context(|| format!("repository {name}"))?);
         let repository = Arc::clone(&opened);
         std::thread::Builder::new().name("ahead".to_owned()).spawn(move || {
-            verify::lay_out_ahead(&repository);
+            ahead::lay_out_tree(&repository);
             prune::clear_trash(&repository);
+            ahead::copy_files(&repository);
         })?;
         tokio::spawn(schedule::run(Arc::clone(&opened)));
         repositories.push(opened);

@@ -56,6 +56,9 @@ impl Default for PeerLimits {
     }
 }
 
+/// What copies of large files may take when nothing is said.
+const COPY_AHEAD: Size = Size(16 * 1024 * 1024 * 1024);
+
 /// `[limits]`: how long a source may be silent.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +113,8 @@ pub struct Repository {
     pub quota: Option<Size>,
     /// What a run leaves free on the store's file system.
     pub reserve: Size,
+    /// What copies of large files that change often may take between the runs.
+    pub copy_ahead: Size,
 }
 
 /// How a workspace is made.
@@ -246,6 +251,9 @@ struct RepositorySection {
     quota: Option<Size>,
     /// What a run leaves free on the store's file system. Default: nothing.
     reserve: Option<Size>,
+    /// What copies of large files that change often may take, made between the runs so that the next run only writes what is
+    /// new in them. Never more than a quarter of what is free. `"0B"` makes none. Default: 16 GiB.
+    copy_ahead: Option<Size>,
     /// What is kept. Default: all of it, for ever.
     retention: Option<RetentionSection>,
 }
@@ -431,6 +439,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             retention,
             quota: section.quota,
             reserve: section.reserve.unwrap_or(Size(0)),
+            copy_ahead: section.copy_ahead.unwrap_or(COPY_AHEAD),
         });
     }
     let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();

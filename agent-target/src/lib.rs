@@ -5,6 +5,7 @@
 //! signed verdict), `trust` (where a fault came in, whether the checker finds damage, which generation was the first bad one),
 //! `keep` (what is kept for how long, and whether it is still what it was).
 
+pub mod ahead;
 pub mod app;
 pub mod check;
 pub mod cli;

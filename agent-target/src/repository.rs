@@ -42,6 +42,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    ahead::copies::Copies,
     config,
     keep::{
         holds::Holds,
@@ -146,6 +147,8 @@ pub struct Repository {
     pub watch: Arc<Watch>,
     /// Generations that are being used.
     pub holds: Holds,
+    /// Large files that were copied ahead.
+    pub copies: Arc<Copies>,
     pins: Mutex<Result<Pins, PinError>>,
     rot: Mutex<Rot>,
     ledger: Ledger,
@@ -187,6 +190,7 @@ impl Repository {
         crate::check::sweep_groups();
         crate::workspace::sweep(&store.path().join("workspaces"))?;
         store.remove_unfinished()?;
+        let copies = Copies::open(&store.path().join("copies")).map_err(StoreError::from)?;
         if let Some(latest) = store.latest()? {
             store.set_latest(latest)?;
         }
@@ -207,6 +211,7 @@ impl Repository {
             desk: Desk::default(),
             watch: Arc::default(),
             holds: Holds::default(),
+            copies: Arc::new(copies),
             pins: Mutex::new(pins),
             rot: Mutex::new(rot),
             ledger,
@@ -258,6 +263,7 @@ impl Repository {
     /// Ends what is done by the clock, because a run or an operator wants something. It shares nothing with it but the
     /// machine, so nobody waits for its end.
     pub fn give_way(&self) {
+        self.copies.stop();
         if let Some(background) = self.background.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             background.cancel();
         }

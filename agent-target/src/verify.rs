@@ -19,11 +19,11 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    ahead,
     check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
     config::{IsolationPolicy, WorkspacePreference},
     keep::prune,
     repository::{CheckState, Repository},
-    seal::ahead,
     store::{Record, TREE},
     workspace::{Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
 };
@@ -83,31 +83,14 @@ pub fn start(
             tracing::error!(error, "the check has no verdict");
         }
         sender.send_modify(|state| state.done = Some(done));
-        lay_out_ahead(&repository);
+        ahead::lay_out_tree(&repository);
         prune::after_verdict(&repository);
+        ahead::copy_files(&repository);
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
         tracing::error!(%error, "no thread for the check");
     }
     receiver
-}
-
-/// Lays out the tree of the newest generation for the next run, behind everything else that this host does. On a thread that
-/// has nothing else to do: it keeps the niceness.
-pub fn lay_out_ahead(repository: &Repository) {
-    rustix::process::setpriority_process(None, 10).ok();
-    let prepared = match repository.store.latest() {
-        Ok(None) => return,
-        Ok(Some(latest)) => {
-            let _held = repository.holds.hold(latest);
-            ahead::prepare(&repository.store, latest)
-        }
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = prepared {
-        let repository = &repository.config.name;
-        tracing::warn!(repository, %error, "the next tree is not laid out; the next seal takes longer");
-    }
 }
 
 /// The states of a check as they come, up to the one that is its end.
@@ -336,6 +319,12 @@ pub(crate) fn check_after(
             WorkspacePreference::Copy => Preference::Copy,
         },
     };
+    // A check may write as much as there is, and what was copied ahead is only ever in its way.
+    let wanted =
+        record.total_bytes.saturating_add(check::disk_reserve(&config.limits.or(config.profile.limits)));
+    if repository.store.free_bytes() < wanted {
+        repository.copies.forget().map_err(|error| error.to_string())?;
+    }
     let mut workspace = Workspace::create(&options).map_err(|error| error.to_string())?;
     prepare(&workspace)?;
     let context = CheckContext {

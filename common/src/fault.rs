@@ -140,7 +140,7 @@ points! {
     /// The link has its name, and its folder is not synced.
     LinkRenamed = "link.2-renamed", Target;
 
-    // The next tree, laid out ahead: the steps of seal/ahead.rs.
+    // The next tree, laid out ahead: the steps of ahead/tree.rs.
     /// 1: before what was laid out is removed.
     AheadForget = "ahead.1-forget", Target;
     /// 2: before the tree is built.
@@ -153,6 +153,12 @@ points! {
     AheadTake = "ahead.take", Target;
     /// `of` is removed, and the tree is not moved.
     AheadTaken = "ahead.taken", Target;
+    /// Before a large file is copied ahead.
+    CopyMake = "copy.make", Target;
+    /// It is copied and flushed, and nobody knows of it.
+    CopyMade = "copy.made", Target;
+    /// Before a copy becomes a content of the run.
+    CopyTake = "copy.take", Target;
 
     // The check and its verdict.
     /// Before a workspace is made.

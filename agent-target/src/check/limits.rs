@@ -102,10 +102,15 @@ impl Bounds {
             memory: limits.memory.map_or(memory.max(Limits::MIN_MEMORY.0), |it| it.0),
             processes: limits.processes.unwrap_or(DEFAULT_PROCESSES),
             disk: limits.disk.map(|it| it.0),
-            disk_reserve: limits.disk_reserve.map_or(DEFAULT_DISK_RESERVE, |it| it.0),
+            disk_reserve: disk_reserve(limits),
             output: limits.output.map_or(DEFAULT_OUTPUT, |it| it.0),
         }
     }
+}
+
+/// Bytes that a check leaves free.
+pub fn disk_reserve(limits: &Limits) -> u64 {
+    limits.disk_reserve.map_or(DEFAULT_DISK_RESERVE, |it| it.0)
 }
 
 /// Keeps an eye on a step.

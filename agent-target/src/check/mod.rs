@@ -75,6 +75,7 @@ pub use report::{
 use crate::{patch, workspace::Workspace};
 use cgroup::Group;
 use judge::{Judgement, judge};
+pub use limits::disk_reserve;
 use limits::{Bounds, Watch};
 use output::Patterns;
 use process::{End, Launch};

@@ -20,18 +20,18 @@ use crate::{
 };
 
 /// Bytes of a piece in these trees.
-pub(super) const PIECE_BYTES: usize = 4096;
+pub(crate) const PIECE_BYTES: usize = 4096;
 
 /// Names and contents.
-pub(super) type Tree<'a> = BTreeMap<&'a str, &'a [u8]>;
+pub(crate) type Tree<'a> = BTreeMap<&'a str, &'a [u8]>;
 
-pub(super) struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
-    pub(super) repository: Arc<Repository>,
+    pub(crate) repository: Arc<Repository>,
 }
 
 impl Bench {
-    pub(super) fn new(retention: Option<Retention>) -> Self {
+    pub(crate) fn new(retention: Option<Retention>) -> Self {
         let folder = tempfile::tempdir().expect("temp");
         let source_key = folder.path().join("source.pub");
         SigningKey::generate().verifying_key().save(&source_key).expect("key");
@@ -52,7 +52,7 @@ impl Bench {
     }
 
     /// As after a crash: nothing is told to the one that was open.
-    pub(super) fn reopen(self) -> Self {
+    pub(crate) fn reopen(self) -> Self {
         let Self { folder, repository } = self;
         let retention = repository.config.retention.clone();
         drop(Arc::into_inner(repository).expect("nobody else has it"));
@@ -60,8 +60,13 @@ impl Bench {
         Self { folder, repository }
     }
 
-    /// Seals the next generation upon the newest: what is the same is kept.
-    pub(super) fn seal(&self, tree: &Tree<'_>) -> Record {
+    /// Seals the next generation upon the newest: what is the same is kept. Its files are old.
+    pub(crate) fn seal(&self, tree: &Tree<'_>) -> Record {
+        self.seal_written(tree, 1_000_000)
+    }
+
+    /// The same with files that were written at this time, in seconds.
+    pub(crate) fn seal_written(&self, tree: &Tree<'_>, written: i64) -> Record {
         let store = &self.repository.store;
         let base = store.latest().expect("latest");
         let mut old = Vec::new();
@@ -71,7 +76,7 @@ impl Bench {
                 old.push(entry);
             }
         }
-        let entries = entries(tree);
+        let entries = entries(tree, written);
         let staging = store.open_staging().expect("staging");
         let header = header();
         let mut draft = Draft::create(store, &staging, base, &header.to_json()).expect("draft");
@@ -120,12 +125,12 @@ impl Bench {
     }
 
     /// A path in the tree of a generation.
-    pub(super) fn path(&self, generation: u64, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, generation: u64, name: &str) -> std::path::PathBuf {
         self.repository.store.generation_path(GenerationNumber(generation)).join(TREE).join(name)
     }
 
     /// The generations that are there.
-    pub(super) fn numbers(&self) -> Vec<u64> {
+    pub(crate) fn numbers(&self) -> Vec<u64> {
         let numbers = self.repository.store.generations().expect("list");
         numbers.into_iter().map(|number| number.0).collect()
     }
@@ -137,14 +142,14 @@ fn header() -> Header {
     }
 }
 
-fn entries(tree: &Tree<'_>) -> Vec<Entry> {
+fn entries(tree: &Tree<'_>, written: i64) -> Vec<Entry> {
     let own = |kind: EntryKind, path: &str| Entry {
         path: path.as_bytes().to_vec(),
         kind: kind.into(),
         mode: if kind == EntryKind::File { 0o640 } else { 0o755 },
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
-        mtime_seconds: 1_000_000,
+        mtime_seconds: written,
         mtime_nanos: 7,
         ..Default::default()
     };

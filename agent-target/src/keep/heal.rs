@@ -32,11 +32,7 @@ use assay_common::{
 };
 
 use super::scrub::{Shared, is};
-use crate::{
-    repository::Repository,
-    seal::{ahead, open_manifest},
-    store::TREE,
-};
+use crate::{ahead::tree, repository::Repository, seal::open_manifest, store::TREE};
 
 /// The new file, and a further name of it, in the folder `heal`.
 const FILE: &[u8] = b"file";
@@ -144,7 +140,7 @@ fn replace(
     let path = TreePath::parse(&rotten.entry.path).map_err(io::Error::other)?;
     // Held until the end, so that nobody lays the rotten file out again meanwhile.
     let _turn = store.ahead().lock().unwrap_or_else(PoisonError::into_inner);
-    ahead::forget(store).map_err(io::Error::other)?;
+    tree::forget(store).map_err(io::Error::other)?;
     let mut healed = BTreeSet::new();
     for number in &rotten.generations {
         // The scrub itself holds it once; whoever else does reads what is rotten, and it is healed the next time.

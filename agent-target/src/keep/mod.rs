@@ -13,4 +13,4 @@ pub mod rot;
 pub mod scrub;
 
 #[cfg(test)]
-mod bench;
+pub(crate) mod bench;

@@ -8,7 +8,10 @@ use std::sync::{
 use assay_common::config::Size;
 
 use super::ReceiveError;
-use crate::store::{Staging, free_bytes};
+use crate::{
+    ahead::copies::Copies,
+    store::{Staging, free_bytes},
+};
 
 /// Free space is looked at again when half of it has been written, but for so many bytes at least, and at most: others write, too.
 const LOOK_AGAIN_BYTES: [u64; 2] = [1024 * 1024, 64 * 1024 * 1024];
@@ -22,9 +25,11 @@ pub struct Allowance {
     stored: u64,
     reserve: Size,
     staging: Arc<Staging>,
+    copies: Arc<Copies>,
     /// Bytes that earlier sessions left.
     earlier: AtomicU64,
     written: AtomicU64,
+    made_room: AtomicU64,
     /// When so much has been written, free space is looked at again.
     look_at: AtomicU64,
     turn: Mutex<()>,
@@ -33,10 +38,15 @@ pub struct Allowance {
 impl Allowance {
     /// At most what is missing to `quota` beside the `stored` bytes, and with at least `reserve` free on the file system of
     /// `staging`.
-    pub fn new(quota: Option<Size>, stored: u64, reserve: Size, staging: Arc<Staging>) -> Self {
+    pub fn new(
+        quota: Option<Size>,
+        stored: u64,
+        reserve: Size,
+        (staging, copies): (Arc<Staging>, Arc<Copies>),
+    ) -> Self {
         let earlier = AtomicU64::new(staging.staged_bytes());
-        let (written, look_at, turn) = Default::default();
-        Self { quota, stored, reserve, staging, earlier, written, look_at, turn }
+        let (written, made_room, look_at, turn) = Default::default();
+        Self { quota, stored, reserve, staging, copies, earlier, written, made_room, look_at, turn }
     }
 
     /// Takes bytes that are about to be written.
@@ -53,21 +63,42 @@ impl Allowance {
         })
     }
 
-    /// Makes room on a disk that was found to be full. False when there is nothing to be removed.
+    /// Takes bytes that are on the disk already, if the quota has room for them.
+    pub fn claim_copied(&self, bytes: u64) -> bool {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        let has_room = self.is_within_quota(before, bytes).is_ok();
+        if !has_room {
+            self.written.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        has_room
+    }
+
+    /// How often room has been made.
+    pub fn made_room(&self) -> u64 {
+        self.made_room.load(Ordering::Relaxed)
+    }
+
+    /// Makes room on a disk that was found to be full, by somebody who began when room had been made `before` times. False when
+    /// there is nothing to be removed, and nobody has removed anything since.
     ///
     /// # Errors
     /// When it cannot be removed.
-    pub fn make_room(&self) -> Result<bool, ReceiveError> {
+    pub fn make_room(&self, before: u64) -> Result<bool, ReceiveError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.forget_earlier()
+        Ok(self.made_room() > before || self.forget_earlier()?)
     }
 
-    fn is_room(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
+    fn is_within_quota(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
         let held = [self.earlier.load(Ordering::Relaxed), before, bytes];
         let held = held.into_iter().fold(self.stored, u64::saturating_add);
         if let Some(quota) = self.quota.filter(|quota| held > quota.0) {
             return Err(ReceiveError::Quota { quota });
         }
+        Ok(())
+    }
+
+    fn is_room(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
+        self.is_within_quota(before, bytes)?;
         if self.reserve.0 > 0 && before >= self.look_at.load(Ordering::Relaxed) {
             let free = free_bytes(self.staging.path()).unwrap_or(u64::MAX);
             let Some(rest) = free.checked_sub(self.reserve.0).filter(|rest| *rest >= bytes) else {
@@ -80,8 +111,10 @@ impl Allowance {
     }
 
     fn forget_earlier(&self) -> Result<bool, ReceiveError> {
+        let forgotten = self.copies.forget()?;
         if self.earlier.load(Ordering::Relaxed) == 0 {
-            return Ok(false);
+            self.made_room.fetch_add(u64::from(forgotten), Ordering::Relaxed);
+            return Ok(forgotten);
         }
         tracing::info!("there is no room beside what earlier attempts left: it is removed");
         self.staging.forget_earlier()?;
@@ -89,6 +122,7 @@ impl Allowance {
         // Files that this session had taken over are still there, and are not among what it wrote.
         let kept = self.staging.staged_bytes().saturating_sub(self.written.load(Ordering::Relaxed));
         self.written.fetch_add(kept, Ordering::Relaxed);
+        self.made_room.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
 }
@@ -99,20 +133,21 @@ mod tests {
     use crate::store::Store;
 
     /// A staging area in which an earlier session left so many bytes.
-    fn staging(left: usize) -> (tempfile::TempDir, Arc<Staging>) {
+    fn staging(left: usize) -> (tempfile::TempDir, (Arc<Staging>, Arc<Copies>)) {
         let folder = tempfile::tempdir().expect("temp");
         let store = Store::open_or_create(folder.path()).expect("store");
         let earlier = store.open_staging().expect("staging");
         let mut file = earlier.open_content(1).expect("create");
         std::io::Write::write_all(&mut file, &vec![1; left]).expect("write");
         file.sync_all().expect("blocks are counted when they are on disk");
-        (folder, Arc::new(store.open_staging().expect("staging")))
+        let copies = Copies::open(&store.path().join("copies")).expect("copies");
+        (folder, (Arc::new(store.open_staging().expect("staging")), Arc::new(copies)))
     }
 
     #[test]
     fn a_quota_counts_what_is_held_and_what_is_written() {
         let (_folder, staging) = staging(0);
-        let allowance = Allowance::new(Some(Size(100)), 70, Size(0), Arc::clone(&staging));
+        let allowance = Allowance::new(Some(Size(100)), 70, Size(0), staging.clone());
         allowance.claim(20).expect("90");
         allowance.claim(10).expect("100");
         let refused = allowance.claim(1).expect_err("101");
@@ -123,7 +158,7 @@ mod tests {
     #[test]
     fn the_reserve_is_looked_at_with_the_first_byte_and_then_now_and_again() {
         let (_folder, staging) = staging(0);
-        let none = Allowance::new(None, 0, Size(u64::MAX), Arc::clone(&staging));
+        let none = Allowance::new(None, 0, Size(u64::MAX), staging.clone());
         for _ in 0..2 {
             let refused = none.claim(1).expect_err("no disk has so much");
             assert!(matches!(refused, ReceiveError::Reserve { .. }), "{refused}");
@@ -140,15 +175,19 @@ mod tests {
     #[test]
     fn what_earlier_sessions_left_goes_when_there_is_no_room_beside_it() {
         let (_folder, staging) = staging(100_000);
-        let left = staging.staged_bytes();
+        let left = staging.0.staged_bytes();
         assert!(left >= 100_000);
-        let allowance = Allowance::new(Some(Size(left + 50_000)), 0, Size(0), Arc::clone(&staging));
+        let allowance = Allowance::new(Some(Size(left + 50_000)), 0, Size(0), staging.clone());
         allowance.claim(50_000).expect("beside it");
-        assert_eq!(staging.staged_bytes(), left);
+        assert_eq!(staging.0.staged_bytes(), left);
         allowance.claim(60_000).expect("in its place");
-        assert_eq!(staging.staged_bytes(), 0);
+        assert_eq!(staging.0.staged_bytes(), 0);
         let refused = allowance.claim(100_000).expect_err("now there is nothing to be removed");
         assert!(matches!(refused, ReceiveError::Quota { .. }), "{refused}");
-        assert!(!allowance.make_room().expect("nothing to do"));
+        assert!(!allowance.make_room(allowance.made_room()).expect("nothing to do"));
+        assert!(
+            allowance.make_room(0).expect("nothing to do"),
+            "who was there before the room was made tries again"
+        );
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use assay_common::{
     confined::Folder,
+    digest::ContentDigest,
     error::{IoContext as _, PathError},
     id::GenerationNumber,
     manifest::{EntryKind, content_pieces, entry_at, reuse::DigestedPiece, validate_entry},
@@ -31,6 +32,9 @@ pub struct Base {
 /// A file of the base.
 pub(super) struct BaseFile {
     pub(super) position: u64,
+    pub(super) path: Vec<u8>,
+    pub(super) digest: ContentDigest,
+    pub(super) size: u64,
     /// Its pieces in order, with their offsets.
     pub(super) pieces: Vec<(u64, DigestedPiece)>,
     /// `None` when it is not there or no file: damage, which the check of every piece would find as well.
@@ -82,6 +86,7 @@ impl Base {
             content_pieces(&entry).map(|(offset, piece, digest)| (offset, (piece, digest))).collect();
         let file = self.tree.open_file_below(&path).ok();
         let file = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
-        Ok(BaseFile { position, pieces, file })
+        let digest = ContentDigest::from_slice(&entry.digest).expect("the entry was validated");
+        Ok(BaseFile { position, digest, size: entry.size, path: entry.path, pieces, file })
     }
 }

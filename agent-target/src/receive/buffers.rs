@@ -8,12 +8,12 @@ use assay_common::uncached::BLOCK_BYTES;
 
 /// As many buffers as messages were ever worked on side by side, each as large as the largest of them.
 #[derive(Default)]
-pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
 
 impl Buffers {
     /// Does `work` with `bytes` bytes that nobody else uses, and that can be written directly when they begin at `offset` of their file
     /// ([`uncached::write_blocks_at`]). What is in them is left from others.
-    pub(super) fn with<T>(&self, bytes: usize, offset: u64, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    pub(crate) fn with<T>(&self, bytes: usize, offset: u64, work: impl FnOnce(&mut [u8]) -> T) -> T {
         let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = free().pop().unwrap_or_default();
         if buffer.len() < bytes + 2 * BLOCK_BYTES {

@@ -1,6 +1,6 @@
 //! Where pieces come from when they need not be sent, and how they get into their contents.
 
-use std::{fs::File, io};
+use std::{fs::File, io, sync::PoisonError};
 
 use assay_common::{
     digest::ContentDigest,
@@ -11,7 +11,13 @@ use assay_common::{
 use rayon::prelude::*;
 
 use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile};
-use crate::store::index::{ContentKey, Place};
+use crate::{
+    ahead::copies,
+    store::{
+        Original,
+        index::{ContentKey, Place},
+    },
+};
 
 /// From here on a piece of a file is written around the page cache, in bytes: below, a write of its own for each small file
 /// costs the disk more than the memory is worth (measured: docs/PERFORMANCE.md).
@@ -49,6 +55,17 @@ impl Receiver {
                         Some(place) => self.fill_from(&mut writer, *target, place, &mut noted)?,
                         None => false,
                     });
+                }
+                Item::Kept(first) => {
+                    let run = kept_run(rest, first);
+                    let bytes = rest[..run].iter().map(Item::bytes).sum();
+                    here.resize(here.len() + run, true);
+                    self.staging
+                        .whole()
+                        .kept(first.content, first.offset, bytes, &self.reader(first.content))
+                        .at("write", self.staging.path())?;
+                    rest = &rest[run..];
+                    continue;
                 }
                 Item::Reused(first, base, position) => {
                     let run = reused_run(rest, first, base, *position);
@@ -187,7 +204,35 @@ impl Receiver {
         Ok(())
     }
 
-    /// A hole is where nothing was written, but in a file that was taken over.
+    /// Lets a content begin as the copy of a file of the base, if one was made ahead. Returns the file's position then.
+    pub(super) fn begin_as_copy(&self, content: u64, base: &BaseFile) -> Result<Option<u64>, ReceiveError> {
+        let Some((_, copies)) = self.base.as_ref().filter(|_| base.size >= copies::LEAST_BYTES) else {
+            return Ok(None);
+        };
+        let Some(file) = base.file.as_ref().and_then(|file| file.try_clone().ok()) else {
+            return Ok(None);
+        };
+        let (folder, name) = self.staging.locate(self.staging.session(), content)?;
+        let Some(blocks) = copies.take(&base.path, base.digest, &folder, &name) else {
+            return Ok(None);
+        };
+        if !self.allowance.claim_copied(base.size) {
+            // What is sent may be much shorter, and fit.
+            folder.remove_file(&name).at("remove", &self.staging.content_path(content))?;
+            return Ok(None);
+        }
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner).insert(content);
+        self.staging.whole().began_as(content, Original { file, blocks });
+        Ok(Some(base.position))
+    }
+
+    /// True for a content whose file was there before it: that of an earlier session, or a copy.
+    fn has_old_bytes(&self, content: u64) -> bool {
+        self.places.adopted(content).is_some()
+            || self.copied.lock().unwrap_or_else(PoisonError::into_inner).contains(&content)
+    }
+
+    /// A hole is where nothing was written, but in a file that was there before.
     fn make_hole(
         &self,
         writer: &mut ContentWriter<'_>,
@@ -199,7 +244,7 @@ impl Receiver {
             .whole()
             .hole(content, offset, bytes, &self.reader(content))
             .at("write", self.staging.path())?;
-        if self.places.adopted(content).is_none() {
+        if !self.has_old_bytes(content) {
             return Ok(());
         }
         let path = self.staging.content_path(content);
@@ -210,8 +255,8 @@ impl Receiver {
         Ok(())
     }
 
-    /// Gives contents their length where their data does not: a hole at the end, nothing at all, or a file that was taken
-    /// over and was longer.
+    /// Gives contents their length where their data does not: a hole at the end, nothing at all, or a file that was there
+    /// before and was longer.
     pub(super) fn end(&self, ends: &[End]) -> Result<(), ReceiveError> {
         let mut writer = ContentWriter::new(self);
         for End { content, length, ends_in_data, alone } in ends {
@@ -221,7 +266,7 @@ impl Receiver {
                     .ended(*content, *length, &self.reader(*content))
                     .at("write", self.staging.path())?;
             }
-            if !ends_in_data || self.places.adopted(*content).is_some() {
+            if !ends_in_data || self.has_old_bytes(*content) {
                 let path = self.staging.content_path(*content);
                 writer.file(*content)?.set_len(*length).at("set the length of", &path)?;
             }
@@ -275,6 +320,19 @@ impl Receiver {
     }
 }
 
+/// How many items at the start of `items` are one run of what a content has kept.
+fn kept_run(items: &[Item], first: &Target) -> usize {
+    let mut next = first.offset;
+    let follows = |item: &&Item| match item {
+        Item::Kept(target) if target.content == first.content && target.offset == next => {
+            next += target.bytes as u64;
+            true
+        }
+        _ => false,
+    };
+    items.iter().take_while(follows).count()
+}
+
 /// The pieces at the start of `items` that stand one after the other in the base's file as well.
 fn reused_run(items: &[Item], first: &Target, base: &BaseFile, position: usize) -> Vec<Target> {
     let mut run: Vec<Target> = Vec::new();
@@ -324,9 +382,10 @@ impl<'a> ContentWriter<'a> {
                 std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
             }
         };
+        let before = receiver.allowance.made_room();
         let mut written = write();
         if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
-            && receiver.allowance.make_room()?
+            && receiver.allowance.make_room(before)?
         {
             written = write();
         }

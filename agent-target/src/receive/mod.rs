@@ -18,7 +18,7 @@ mod places;
 mod seen;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -39,12 +39,15 @@ use assay_common::{
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
 use rayon::prelude::*;
 
-use crate::store::{Staging, StoreError, index::IndexError};
+use crate::{
+    ahead::copies::Copies,
+    store::{Staging, StoreError, index::IndexError},
+};
 
 pub use allowance::Allowance;
 pub use base::Base;
 use base::BaseFile;
-use buffers::Buffers;
+pub(crate) use buffers::Buffers;
 pub use places::PlaceReader;
 use seen::{Refused, Seen};
 
@@ -138,6 +141,17 @@ enum Item {
     Data(Target),
     /// Data that the base's file has at this position of its pieces.
     Reused(Target, Arc<BaseFile>, usize),
+    /// Data that the content has had since it began.
+    Kept(Target),
+}
+
+impl Item {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Hole { bytes, .. } => *bytes,
+            Self::Data(target) | Self::Reused(target, ..) | Self::Kept(target) => target.bytes as u64,
+        }
+    }
 }
 
 /// The end of a content.
@@ -187,6 +201,8 @@ struct Open {
     next: u64,
     /// The digest of its list of pieces so far: [`piece_list_digest`].
     list: Box<blake3::Hasher>,
+    /// Position of the base's file that it began as a copy of.
+    copy_of: Option<u64>,
 }
 
 #[derive(Default)]
@@ -208,17 +224,25 @@ struct State {
 pub struct Receiver {
     staging: Arc<Staging>,
     places: PlaceReader,
-    base: Option<Base>,
+    base: Option<(Base, Arc<Copies>)>,
     allowance: Allowance,
     buffers: Buffers,
+    /// Contents that began as a copy: they hold bytes where there should be a hole, and may be too long.
+    copied: Mutex<HashSet<u64>>,
     state: Mutex<State>,
 }
 
 impl Receiver {
-    /// A receiver into `staging` that finds known chunks through `places`, and what is reused in `base`. It writes what the
-    /// allowance has room for.
-    pub fn new(staging: Arc<Staging>, places: PlaceReader, base: Option<Base>, allowance: Allowance) -> Self {
-        Self { staging, places, base, allowance, buffers: Buffers::default(), state: Mutex::default() }
+    /// A receiver into `staging` that finds known chunks through `places`, and what is reused in a base, of whose files there may be
+    /// copies. It writes what the allowance has room for.
+    pub fn new(
+        staging: Arc<Staging>,
+        places: PlaceReader,
+        base: Option<(Base, Arc<Copies>)>,
+        allowance: Allowance,
+    ) -> Self {
+        let (buffers, copied, state) = Default::default();
+        Self { staging, places, base, allowance, buffers, copied, state }
     }
 
     /// What was received so far.
@@ -270,7 +294,7 @@ impl Receiver {
             self.accept_part(&mut state, part, &mut accepted)?;
         }
         let data = accepted.items.iter().map(|item| match item {
-            Item::Data(target) | Item::Reused(target, ..) => target.bytes as u64,
+            Item::Data(target) | Item::Reused(target, ..) | Item::Kept(target) => target.bytes as u64,
             Item::Hole { .. } => 0,
         });
         if data.sum::<u64>() > MAX_BATCH_BYTES {
@@ -278,7 +302,7 @@ impl Receiver {
         }
         let holes = accepted.items.iter().map(|item| match item {
             Item::Hole { bytes, .. } => *bytes,
-            Item::Data(_) | Item::Reused(..) => 0,
+            Item::Data(_) | Item::Reused(..) | Item::Kept(_) => 0,
         });
         state.hole_bytes = holes.fold(state.hole_bytes, u64::saturating_add);
         if state.hole_bytes > MAX_RUN_HOLE_BYTES {
@@ -321,9 +345,14 @@ impl Receiver {
         };
         let base = match (&self.base, part.reuse.is_empty()) {
             (_, true) => None,
-            (Some(base), false) => Some(base.file(part.base_entry)?),
+            (Some((base, _)), false) => Some(base.file(part.base_entry)?),
             (None, false) => return protocol("nothing is reused where there is no base"),
         };
+        if part.offset == 0
+            && let Some(base) = &base
+        {
+            open.copy_of = self.begin_as_copy(content, base)?;
+        }
         let count =
             part.reuse.iter().fold(part.pieces.len() as u64, |count, run| count.saturating_add(run.count));
         let in_one_message = part.offset == 0 && part.last;
@@ -353,6 +382,13 @@ impl Receiver {
                     let bytes = bytes as usize;
                     let target = Target { content, offset, bytes, digest, alone, in_one_message };
                     match (place, base) {
+                        (reuse::Place::Reused(position), Some(base))
+                            if open.copy_of == Some(base.position)
+                                && base.pieces[position].0 == offset
+                                && !alone =>
+                        {
+                            Item::Kept(target)
+                        }
                         (reuse::Place::Reused(position), Some(base)) => {
                             Item::Reused(target, Arc::clone(base), position)
                         }
@@ -420,7 +456,7 @@ impl Receiver {
         }
         let here = self.fill(&items)?;
         let data = items.iter().filter_map(|item| match item {
-            Item::Data(target) | Item::Reused(target, ..) => Some(*target),
+            Item::Data(target) | Item::Reused(target, ..) | Item::Kept(target) => Some(*target),
             Item::Hole { .. } => None,
         });
         let (mut bitmap, mut pieces, mut count) = (Vec::new(), Vec::new(), 0);

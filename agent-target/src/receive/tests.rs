@@ -1,5 +1,7 @@
 //! The receiver against sources that follow the protocol, and against sources that do not.
 
+mod copied;
+
 use std::sync::{Arc, Mutex};
 
 use assay_proto::v1::Reuse;
@@ -28,7 +30,8 @@ impl Bench {
 
     fn receiver(store: &Arc<Store>, staging: &Arc<Staging>, index: &Arc<Mutex<ChunkIndex>>) -> Receiver {
         let places = PlaceReader::new(Arc::clone(store), Arc::clone(staging), Arc::clone(index), None);
-        let allowance = Allowance::new(None, 0, Size(0), Arc::clone(staging));
+        let copies = Arc::new(Copies::open(&store.path().join("copies")).expect("copies"));
+        let allowance = Allowance::new(None, 0, Size(0), (Arc::clone(staging), copies));
         Receiver::new(Arc::clone(staging), places, None, allowance)
     }
 
@@ -198,7 +201,14 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
             (offset - chunk.len() as u64, (piece, Some(ContentDigest::of(chunk))))
         })
         .collect();
-    let base = Arc::new(BaseFile { position: 3, pieces, file: std::fs::File::open(&file).ok() });
+    let base = Arc::new(BaseFile {
+        position: 3,
+        path: b"file".to_vec(),
+        digest: ContentDigest::of(b""),
+        size: 0,
+        pieces,
+        file: std::fs::File::open(&file).ok(),
+    });
     // The fifth chunk is damaged.
     let damaged = std::fs::OpenOptions::new().write(true).open(&file).expect("open");
     std::os::unix::fs::FileExt::write_all_at(&damaged, b"x", 170_000).expect("damage");

@@ -28,7 +28,7 @@ struct Level {
 ///
 /// # Errors
 /// Names the entry that cannot be made.
-pub(super) fn build_tree(
+pub(crate) fn build_tree(
     parent: &Path,
     base: Option<Folder>,
     staging: Option<&Staging>,

@@ -4,14 +4,13 @@
 //!    a plan that says where each entry comes from. Its root digest must be the one that the source signed.
 //! 2. `verify_contents`: the digest and length of every new content, computed from the verified bytes as they were written
 //!    or from the file itself, are compared with the manifest.
-//! 3. `make_tree`: the base's tree, which was laid out a second time between the runs ([`ahead`]), is changed into the new
+//! 3. `make_tree`: the base's tree, which was laid out a second time between the runs ([`crate::ahead`]), is changed into the new
 //!    one; where there is none, folders are made and kept files linked from the base. New files are moved in.
 //! 4. `manifest.b3` and `record.json` are written beside the tree.
 //! 5. [`Store::publish`]: flush, rename, flush.
 //!
 //! A crash before the rename in 5 leaves staging, from which the next run starts again at 1 with all content at hand.
 
-pub mod ahead;
 mod build;
 mod change;
 mod delta;
@@ -36,13 +35,13 @@ use assay_common::{
 };
 use rayon::prelude::*;
 
-use crate::receive::piece_list_digest;
 use crate::store::{
     MANIFEST, MANIFEST_B3, MarkRecord, RECORD, Record, Staging, Store, StoreError, TREE,
     index::{ChunkIndex, IndexError},
 };
+use crate::{ahead::tree, receive::piece_list_digest};
 
-use build::build_tree;
+pub(crate) use build::build_tree;
 use change::change_tree;
 pub use delta::steps;
 pub use draft::{Draft, PlannedEntries, Source};
@@ -233,11 +232,11 @@ pub fn seal(
 fn make_same_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -> Result<(), SealError> {
     let base = base.expect("what has not changed has a base");
     if let Some(root) = RootDigest::from_hex(&store.record(base)?.root_digest)
-        && ahead::take(store, staging, root)?
+        && tree::take(store, staging, root)?
     {
         return Ok(());
     }
-    ahead::link_tree(store, base, staging.path())
+    tree::link_tree(store, base, staging.path())
 }
 
 /// Makes `staging/N/tree`: from the base's tree that was laid out ahead, or from nothing.
@@ -250,7 +249,7 @@ fn make_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -
     let tree = Folder::open(&path).at("open", &path)?;
     let root = RootDigest::from_hex(&store.record(base)?.root_digest);
     if let Some(root) = root
-        && ahead::take(store, staging, root)?
+        && tree::take(store, staging, root)?
     {
         let mut before = open_manifest(store, base)?;
         return change_tree(staging, tree, || before.next_entry());

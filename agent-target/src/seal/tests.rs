@@ -145,7 +145,7 @@ fn a_further_name_is_of_what_its_first_name_is_now() {
         // Built from nothing, then by changing the tree that was laid out.
         let (from, to) = if number == 2 { (1, &link) } else { (2, &a) };
         if number == 3 {
-            ahead::prepare(&bench.store, GenerationNumber(from)).expect("prepare");
+            tree::prepare(&bench.store, GenerationNumber(from)).expect("prepare");
         }
         let steps = vec![Kind::Keep(1), Kind::Drop(1), put(to, u64::from(number == 3)), Kind::Keep(1)];
         let contents: &[&[u8]] = if number == 3 { &[b"aaa"] } else { &[] };
@@ -153,7 +153,7 @@ fn a_further_name_is_of_what_its_first_name_is_now() {
         bench.seal(Some(GenerationNumber(from)), steps, contents, root_of(&entries)).expect("seal");
     }
     // And the other way round: a file that becomes a link, in a tree that was laid out.
-    ahead::prepare(&bench.store, GenerationNumber(3)).expect("prepare");
+    tree::prepare(&bench.store, GenerationNumber(3)).expect("prepare");
     let steps = vec![Kind::Keep(1), Kind::Drop(1), put(&link, 0), Kind::Keep(1)];
     let entries = [root, link, b];
     bench.seal(Some(GenerationNumber(3)), steps, &[], root_of(&entries)).expect("seal");
@@ -374,7 +374,7 @@ proptest! {
             let trees = [(&ahead_bench, sealed[0]), (&plain, sealed[1])]
                 .map(|(bench, number)| listing(&bench.store.generation_path(number).join(TREE)));
             prop_assert_eq!(&trees[0], &trees[1]);
-            ahead::prepare(&ahead_bench.store, sealed[0]).expect("prepare");
+            tree::prepare(&ahead_bench.store, sealed[0]).expect("prepare");
             prop_assert!(!ahead_bench.store.path().join("ahead/tree").join("ahead").exists());
             (before, base) = (after, Some(sealed[0]));
         }
@@ -398,7 +398,7 @@ fn a_seal_without_changes_shares_what_the_base_has_and_leaves_it_alone() {
     for (number, ahead) in [(2, false), (3, true)] {
         let base = GenerationNumber(number - 1);
         if ahead {
-            ahead::prepare(&bench.store, base).expect("prepare");
+            tree::prepare(&bench.store, base).expect("prepare");
         }
         let record = bench.seal(Some(base), keep(), &[], root).expect("nothing has changed");
         assert_eq!((record.generation, record.entries, record.new_bytes), (number, first.len() as u64, 0));
@@ -433,13 +433,13 @@ fn only_a_whole_tree_of_the_base_is_taken() {
     let staging = bench.store.open_staging().expect("staging");
     let root = root_of(&trees[0]);
     std::fs::create_dir(ahead.join("tree")).expect("half a tree");
-    assert!(!ahead::take(&bench.store, &staging, root).expect("nothing to take"));
-    ahead::prepare(&bench.store, GenerationNumber(1)).expect("prepare");
+    assert!(!tree::take(&bench.store, &staging, root).expect("nothing to take"));
+    tree::prepare(&bench.store, GenerationNumber(1)).expect("prepare");
     assert_eq!(
         listing(&ahead.join("tree")),
         listing(&bench.store.generation_path(GenerationNumber(1)).join(TREE))
     );
-    assert!(!ahead::take(&bench.store, &staging, root_of(&trees[1])).expect("another's"));
-    assert!(ahead::take(&bench.store, &staging, root).expect("take"));
+    assert!(!tree::take(&bench.store, &staging, root_of(&trees[1])).expect("another's"));
+    assert!(tree::take(&bench.store, &staging, root).expect("take"));
     assert!(!ahead.join("of").exists() && !ahead.join("tree").exists());
 }

@@ -7,6 +7,7 @@
 //! latest   -> generations/000042
 //! staging/000043/                    the generation being received
 //! ahead/                             the next tree, laid out between the runs
+//! copies/                            large files that change often, copied between the runs
 //! ledger/                            verdicts, chained
 //! control.json                       the newest negative control, signed
 //! workspaces/                        throw-away views for checks
@@ -52,6 +53,7 @@ pub use record::{MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
 use usage::Usage;
 pub use usage::free_bytes;
+pub use whole::Original;
 
 /// Version of the form of all this: [`assay_common::format`].
 const FORMAT: u32 = 1;

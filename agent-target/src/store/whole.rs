@@ -4,6 +4,9 @@
 //! Pieces are written in any order, and a digest is computed in one: what comes early waits, in memory up to a bound, and
 //! beyond it in its file, from which it is read when its turn has come. A content that was begun by an earlier session, or
 //! that cannot be read, gets no digest here; the seal reads it back then.
+//!
+//! Of a content that began as a copy of the base's file ([`Whole::began_as`]) what is still as it was is neither written nor
+//! read: the values of its blocks are known, and only blocks that are partly new are read from the base.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -16,7 +19,10 @@ use std::{
     },
 };
 
-use assay_common::digest::{ContentDigest, DIGEST_BYTES};
+use assay_common::{
+    digest::{BLOCK_BYTES, BlockHasher, BlockList, ContentDigest, DIGEST_BYTES},
+    uncached,
+};
 
 /// Bytes that may wait for those before them, of all contents.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
@@ -46,16 +52,51 @@ pub struct Whole {
 struct Track {
     next: u64,
     /// `None`: somebody is hashing what comes next, and will go on with what waits by then.
-    hasher: Option<Box<blake3::Hasher>>,
+    hasher: Option<BlockHasher>,
     waiting: BTreeMap<u64, Segment>,
     length: Option<u64>,
     given_up: bool,
+    original: Option<Arc<Original>>,
+}
+
+impl Track {
+    /// What has its turn now, with its offset. Of what is as it was, whole blocks, if more of it may come: a block is known as a
+    /// whole only.
+    fn next_segment(&mut self) -> Option<(u64, Segment)> {
+        let (&offset, segment) =
+            self.waiting.first_key_value().filter(|(offset, _)| **offset == self.next)?;
+        let Segment::Kept(bytes) = *segment else {
+            return self.waiting.pop_first();
+        };
+        let mut end = offset + bytes;
+        self.waiting.remove(&offset);
+        while let Some(Segment::Kept(more)) = self.waiting.get(&end) {
+            let more = *more;
+            self.waiting.remove(&end);
+            end += more;
+        }
+        let is_all = self.length == Some(end) || self.waiting.contains_key(&end);
+        let now = if is_all { end } else { end / BLOCK_BYTES * BLOCK_BYTES };
+        if now < end {
+            self.waiting.insert(now.max(offset), Segment::Kept(end - now.max(offset)));
+        }
+        (now > offset).then_some((offset, Segment::Kept(now.saturating_sub(offset))))
+    }
+}
+
+/// The file that a content is a copy of, until something is written to it.
+#[derive(Debug)]
+pub struct Original {
+    /// The sealed file.
+    pub file: File,
+    /// Its blocks: they add up to its digest.
+    pub blocks: BlockList,
 }
 
 impl Default for Track {
     fn default() -> Self {
-        let hasher = Some(Box::default());
-        Self { next: 0, hasher, waiting: BTreeMap::new(), length: None, given_up: false }
+        let hasher = Some(BlockHasher::default());
+        Self { next: 0, hasher, waiting: BTreeMap::new(), length: None, given_up: false, original: None }
     }
 }
 
@@ -65,29 +106,31 @@ enum Segment {
     Hole(u64),
     /// So many bytes that stand in the file.
     Written(u64),
+    /// So many bytes that are as they are in the original.
+    Kept(u64),
 }
 
 impl Segment {
     fn waiting_bytes(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Hole(_) | Self::Written(_) => 0,
+            Self::Hole(_) | Self::Written(_) | Self::Kept(_) => 0,
         }
     }
 
     fn bytes(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Hole(bytes) | Self::Written(bytes) => *bytes,
+            Self::Hole(bytes) | Self::Written(bytes) | Self::Kept(bytes) => *bytes,
         }
     }
 
     /// Hashes what stands at `offset`.
     fn hash(
         &self,
-        hasher: &mut blake3::Hasher,
+        hasher: &mut BlockHasher,
         offset: u64,
-        read: ReadContent<'_>,
+        (read, original): (ReadContent<'_>, Option<&Original>),
         stopped: &AtomicBool,
     ) -> io::Result<()> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -96,7 +139,7 @@ impl Segment {
             false => Ok(()),
         };
         match self {
-            Self::Bytes(bytes) => drop(hasher.update(bytes)),
+            Self::Bytes(bytes) => hasher.update(bytes),
             Self::Hole(bytes) => {
                 let mut rest = *bytes;
                 while rest > 0 {
@@ -115,6 +158,24 @@ impl Segment {
                     read(&mut buffer[..step], offset + done)?;
                     hasher.update(&buffer[..step]);
                     done += step as u64;
+                }
+            }
+            Self::Kept(bytes) => {
+                let original =
+                    original.ok_or_else(|| io::Error::other("nothing is known of the original"))?;
+                let (mut at, end, mut buffer) = (offset, offset + bytes, Vec::new());
+                while at < end {
+                    go_on()?;
+                    let step = (BLOCK_BYTES - at % BLOCK_BYTES).min(end - at);
+                    let known = original.blocks.value(at / BLOCK_BYTES).filter(|_| step == BLOCK_BYTES);
+                    if !known.is_some_and(|value| hasher.update_block(value)) {
+                        buffer.resize(step as usize, 0);
+                        if uncached::read_full_at(&original.file, &mut buffer, at)? != buffer.len() {
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                        hasher.update(&buffer);
+                    }
+                    at += step;
                 }
             }
         }
@@ -198,6 +259,21 @@ impl Whole {
         })
     }
 
+    /// The content is a copy of `original`, before anything of it is told here.
+    pub fn began_as(&self, content: u64, original: Original) {
+        let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
+        let track = Track { original: Some(Arc::new(original)), ..Track::default() };
+        tracks.insert(content, Arc::new(Mutex::new(track)));
+    }
+
+    /// Takes bytes of a content that are as they are in its original.
+    pub fn kept(&self, content: u64, offset: u64, bytes: u64, read: ReadContent<'_>) -> io::Result<()> {
+        self.advance(content, read, |track| {
+            self.put(track, offset, Segment::Kept(bytes));
+            None
+        })
+    }
+
     /// Takes the length of a content.
     pub fn ended(&self, content: u64, length: u64, read: ReadContent<'_>) -> io::Result<()> {
         self.advance(content, read, |track| {
@@ -228,6 +304,13 @@ impl Whole {
         }
     }
 
+    /// What came twice has had its turn.
+    fn drop_doubles(&self, track: &mut Track) {
+        while let Some(first) = track.waiting.first_entry().filter(|first| *first.key() < track.next) {
+            self.waiting_bytes.fetch_sub(first.remove().waiting_bytes(), Ordering::Relaxed);
+        }
+    }
+
     fn give_up(&self, track: &mut Track) {
         let waiting: usize = track.waiting.values().map(Segment::waiting_bytes).sum();
         self.waiting_bytes.fetch_sub(waiting, Ordering::Relaxed);
@@ -241,7 +324,7 @@ impl Whole {
         &self,
         content: u64,
         read: ReadContent<'_>,
-        step: impl FnOnce(&mut Track) -> Option<Box<dyn FnOnce() -> (Box<blake3::Hasher>, u64) + 'b>>,
+        step: impl FnOnce(&mut Track) -> Option<Box<dyn FnOnce() -> (BlockHasher, u64) + 'b>>,
     ) -> io::Result<()> {
         let shared = {
             let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -263,18 +346,16 @@ impl Whole {
             (track.hasher, track.next) = (Some(hasher), track.next + bytes);
         }
         while !track.given_up
-            && track.waiting.first_key_value().is_some_and(|(offset, _)| *offset <= track.next)
             && let Some(mut hasher) = track.hasher.take()
-            && let Some((offset, segment)) = track.waiting.pop_first()
         {
-            if offset < track.next {
-                // It came twice.
-                self.waiting_bytes.fetch_sub(segment.waiting_bytes(), Ordering::Relaxed);
+            self.drop_doubles(&mut track);
+            let Some((offset, segment)) = track.next_segment() else {
                 track.hasher = Some(hasher);
-                continue;
-            }
+                break;
+            };
+            let original = track.original.clone();
             drop(track);
-            let hashed = segment.hash(&mut hasher, offset, read, &self.stopped);
+            let hashed = segment.hash(&mut hasher, offset, (read, original.as_deref()), &self.stopped);
             self.waiting_bytes.fetch_sub(segment.waiting_bytes(), Ordering::Relaxed);
             track = lock();
             if let Err(error) = hashed {
@@ -285,9 +366,9 @@ impl Whole {
         }
         if !track.given_up
             && track.length == Some(track.next)
-            && let Some(hasher) = &track.hasher
+            && let Some(hasher) = track.hasher.take()
         {
-            let (digest, length) = (ContentDigest(*hasher.finalize().as_bytes()), track.next);
+            let (digest, length) = (hasher.finish().0, track.next);
             self.tracks.lock().unwrap_or_else(PoisonError::into_inner).remove(&content);
             return self.note(content, length, digest);
         }
@@ -359,6 +440,57 @@ mod tests {
         whole.wrote(2, 10, b"of a reading that was given up", &unread).expect("early");
         whole.forget(2);
         assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    /// A copy of the base's file in which a few places are new: whole blocks that are as they were are not even read.
+    #[test]
+    fn what_is_as_it_was_is_known_by_its_blocks() {
+        let block = BLOCK_BYTES as usize;
+        let old: Vec<u8> = (0..5 * block as u32 + 77).map(|number| (number >> 9) as u8).collect();
+        let mut hasher = BlockHasher::default();
+        hasher.update(&old);
+        let blocks = hasher.finish().1.expect("six");
+        let mut new = [&old[..], &[3; 1000]].concat();
+        new[3 * block + 500..3 * block + 600].fill(9);
+        // The original's second and last whole blocks cannot be read any more: nobody needs them.
+        let (file, mut damaged) = (tempfile::tempfile().expect("temp"), old.clone());
+        damaged[block..3 * block].fill(0);
+        damaged[4 * block..5 * block].fill(0);
+        file.write_all_at(&damaged, 0).expect("write");
+        // Kept and new parts in pieces whose ends are nobody's blocks.
+        let place = 3 * block + 500;
+        let kept = [(0, 700_000), (700_000, place), (place + 100, 4 * block + 9), (4 * block + 9, old.len())];
+        let parts: Vec<(usize, usize, bool)> = kept
+            .into_iter()
+            .map(|(from, to)| (from, to, true))
+            .chain([(place, place + 100, false), (old.len(), new.len(), false)])
+            .collect();
+        for turn in 0..parts.len() {
+            let whole = whole();
+            let original = Original { file: file.try_clone().expect("a handle"), blocks: blocks.clone() };
+            whole.began_as(1, original);
+            if turn == 2 {
+                whole.ended(1, new.len() as u64, &unread).expect("end");
+            }
+            for index in 0..parts.len() {
+                let (from, to, is_kept) = parts[(index * 5 + turn) % parts.len()];
+                if is_kept {
+                    whole.kept(1, from as u64, (to - from) as u64, &unread).expect("kept");
+                } else {
+                    whole.wrote(1, from as u64, &new[from..to], &unread).expect("wrote");
+                }
+            }
+            if turn != 2 {
+                whole.ended(1, new.len() as u64, &unread).expect("end");
+            }
+            assert_eq!(whole.digest(1, new.len() as u64), Some(ContentDigest::of(&new)), "{turn}");
+            assert!(whole.tracks.lock().expect("no panic").is_empty());
+        }
+        // Nothing is kept of what is no copy, and what cannot be read has no digest here.
+        let whole = whole();
+        whole.kept(2, 0, 10, &unread).expect("kept");
+        whole.ended(2, 10, &unread).expect("end");
+        assert_eq!(whole.digest(2, 10), None);
     }
 
     /// What comes late of a content that was given up is not kept in memory for ever.

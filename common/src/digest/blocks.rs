@@ -29,6 +29,11 @@ impl BlockList {
         &self.0
     }
 
+    /// The value of the whole block at `number`: of one that is not whole it must not be asked.
+    pub fn value(&self, number: u64) -> Option<&ChainingValue> {
+        self.0.get(usize::try_from(number).ok()?)
+    }
+
     /// True when the whole block at `number` has this value. (That of a last block that is not whole is of fewer bytes, and so never equal.)
     pub fn has(&self, number: u64, value: &ChainingValue) -> bool {
         usize::try_from(number).is_ok_and(|number| self.0.get(number) == Some(value))
@@ -72,9 +77,7 @@ impl BlockHasher {
         while !bytes.is_empty() {
             if self.filled == BLOCK_BYTES {
                 self.done.push(self.block.finalize_non_root());
-                *self.block = blake3::Hasher::new();
-                self.block.set_input_offset(self.done.len() as u64 * BLOCK_BYTES);
-                self.filled = 0;
+                self.begin_block();
             }
             let room = usize::try_from(BLOCK_BYTES - self.filled).expect("a block fits in memory");
             let (now, later) = bytes.split_at(bytes.len().min(room));
@@ -82,6 +85,25 @@ impl BlockHasher {
             self.filled += now.len() as u64;
             bytes = later;
         }
+    }
+
+    fn begin_block(&mut self) {
+        *self.block = blake3::Hasher::new();
+        self.block.set_input_offset(self.done.len() as u64 * BLOCK_BYTES);
+        self.filled = 0;
+    }
+
+    /// Takes a whole block by its value instead of its bytes. False, and nothing is taken, when the block before is not whole, or there is
+    /// none: the digest of a file of one block cannot be told from its value.
+    pub fn update_block(&mut self, value: &ChainingValue) -> bool {
+        match self.filled {
+            BLOCK_BYTES => self.done.push(self.block.finalize_non_root()),
+            0 if !self.done.is_empty() => {}
+            _ => return false,
+        }
+        self.done.push(*value);
+        self.begin_block();
+        true
     }
 
     /// Number and value of the block that is whole right now.
@@ -94,7 +116,10 @@ impl BlockHasher {
         if self.done.is_empty() {
             return (ContentDigest(*self.block.finalize().as_bytes()), None);
         }
-        self.done.push(self.block.finalize_non_root());
+        // Nothing has come behind a block that was taken by its value.
+        if self.filled > 0 {
+            self.done.push(self.block.finalize_non_root());
+        }
         (root(&self.done), Some(BlockList(self.done)))
     }
 }
@@ -141,6 +166,36 @@ mod tests {
             let bytes = noise(length);
             prop_assert_eq!(hashed(&bytes, step).0, ContentDigest::of(&bytes));
         }
+    }
+
+    #[test]
+    fn a_block_is_taken_by_its_value() {
+        let block = BLOCK_BYTES as usize;
+        for length in [2 * block, 3 * block + 7, 6 * block] {
+            let bytes = noise(length);
+            let (digest, blocks) = hashed(&bytes, block);
+            let blocks = blocks.expect("more than one");
+            // Every second block, and every one that can be.
+            for every in [1, 2] {
+                let (mut hasher, mut taken) = (BlockHasher::default(), 0);
+                for (number, part) in bytes.chunks(block).enumerate() {
+                    let value =
+                        blocks.value(number as u64).filter(|_| part.len() == block && number % every == 0);
+                    match value {
+                        Some(value) if hasher.update_block(value) => taken += 1,
+                        _ => hasher.update(part),
+                    }
+                }
+                let (found, list) = hasher.finish();
+                assert_eq!((found, list.as_ref()), (digest, Some(&blocks)), "{length}, {every}");
+                assert_eq!(taken, (1..length / block).filter(|number| number % every == 0).count());
+            }
+        }
+        let mut hasher = BlockHasher::default();
+        assert!(!hasher.update_block(&[0; 32]), "the first");
+        hasher.update(&[1; 7]);
+        assert!(!hasher.update_block(&[0; 32]), "in the middle of one");
+        assert_eq!(hasher.finish().0, ContentDigest::of(&[1; 7]));
     }
 
     #[test]

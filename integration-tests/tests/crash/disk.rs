@@ -30,9 +30,9 @@ impl Kind {
     /// Bytes of its image, which is mostly holes: as few as the kind takes.
     fn bytes(self) -> u64 {
         match self {
-            Self::Ext4 => 96 << 20,
-            Self::Xfs => 320 << 20,
-            Self::Btrfs => 160 << 20,
+            Self::Ext4 => 640 << 20,
+            Self::Xfs => 480 << 20,
+            Self::Btrfs => 400 << 20,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
-    os::unix::fs::symlink,
+    os::unix::fs::{FileExt as _, symlink},
     path::PathBuf,
     process::Child,
     sync::{
@@ -28,6 +28,11 @@ use crate::{
 /// Patience for a busy machine, not a measurement.
 const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// What begins the names of the places that are passed before a run, while it is prepared.
+const PREPARING: [&str; 3] = ["ahead", "copy.make", "copy.made"];
+/// The large file, and a little more than the least that is copied ahead.
+const PAGE_BYTES: usize = 8192;
+const PAGES: usize = 4 * 1024 * 1024 / PAGE_BYTES + 3;
 
 /// Which agent dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +161,7 @@ impl Rig {
         fs::hard_link(at("folder/still1"), at("second name")).expect("link");
         symlink("folder/still2", at("link")).expect("symlink");
         fs::write(at("folder/large"), noise(99, 200_000)).expect("write");
+        fs::write(at("folder/pages"), noise(98, PAGES * PAGE_BYTES)).expect("write");
         let fifo = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(rustix::fs::CWD, at("fifo"), fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
             .expect("mkfifo");
@@ -163,7 +169,8 @@ impl Rig {
             .expect("xattr");
     }
 
-    /// A change that passes every step of a run: new content, content of which a part is as it was, a file that goes, a folder.
+    /// A change that passes every step of a run: new content, content of which a part is as it was, a page of a file that is large
+    /// enough to be copied ahead, a file that goes, a folder.
     fn edit(&mut self) {
         let round = self.round;
         self.round += 1;
@@ -172,6 +179,10 @@ impl Rig {
         let offset = self.random.random_range(0..large.len() - 3000);
         large[offset..offset + 2000].copy_from_slice(&noise(self.random.random(), 2000));
         fs::write(at("folder/large"), large).expect("write");
+        let pages = fs::File::options().write(true).open(at("folder/pages")).expect("open");
+        let page = noise(self.random.random(), PAGE_BYTES);
+        let place = self.random.random_range(0..PAGES) * PAGE_BYTES;
+        pages.write_all_at(&page, place as u64).expect("write");
         fs::write(at(&format!("new{}", round % 5)), noise(self.random.random(), 20_000)).expect("write");
         drop(fs::remove_file(at(&format!("new{}", (round + 2) % 5))));
         let (old, new) = (at(&format!("moves{}", round % 2)), at(&format!("moves{}", (round + 1) % 2)));
@@ -213,25 +224,27 @@ impl Rig {
         self.pair.start_doomed(victim.role())
     }
 
-    /// Waits until the tree of the newest generation is laid out, as it is when nothing hurries, or until the target is dead: so
-    /// every run takes the same way.
-    fn wait_until_laid_out(&self) {
+    /// Waits until the tree of the newest generation is laid out and its large file is copied, as they are when nothing hurries,
+    /// or until the target is dead: so every run takes the same way.
+    fn wait_until_prepared(&self) {
         let start = Instant::now();
-        while !self.is_laid_out() && self.pair.is_alive("target") {
-            assert!(start.elapsed() < PATIENCE, "the next tree is not laid out\n{}", self.pair.logs());
+        while !self.is_prepared() && self.pair.is_alive("target") {
+            assert!(start.elapsed() < PATIENCE, "the next run is not prepared\n{}", self.pair.logs());
             std::thread::park_timeout(LOOK_AGAIN);
         }
     }
 
-    fn is_laid_out(&self) -> bool {
+    fn is_prepared(&self) -> bool {
         let generations = fs::read_dir(self.store().join("generations")).into_iter().flatten().flatten();
         let Some(newest) = generations.map(|entry| entry.path()).max() else {
             return true;
         };
         let record = fs::read(newest.join("record.json")).unwrap_or_default();
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
-        let of = fs::read_to_string(self.store().join("ahead/of")).unwrap_or_default();
-        record["root_digest"] == of.trim()
+        ["ahead/of", "copies/of"].into_iter().all(|of| {
+            let of = fs::read_to_string(self.store().join(of)).unwrap_or_default();
+            record["root_digest"] == of.trim()
+        })
     }
 
     fn follow(&self) -> Following {
@@ -283,14 +296,14 @@ impl Rig {
             [("ASSAY_FAULTS", plan.to_owned()), ("ASSAY_FAULTS_TRACE", trace.to_string_lossy().into_owned())];
         let started = self.start(victim, &variables) && self.start(victim.other(), &[]);
         if started {
-            if !plan.starts_with("ahead") {
-                self.wait_until_laid_out();
+            if !PREPARING.iter().any(|place| plan.starts_with(place)) {
+                self.wait_until_prepared();
             }
             let mut following = self.follow();
             let died = self.wait(&mut following, |_| !self.pair.is_alive(victim.role()));
             // What is done behind the run's back may still come to the place.
             if !died && victim == Victim::Target {
-                self.wait_until_laid_out();
+                self.wait_until_prepared();
             }
             self.end(following);
         }
@@ -395,9 +408,9 @@ impl Rig {
         assert_eq!(done.code, 0, "{when}: {done:?}\n{}", self.pair.logs());
         rsync_finds_no_difference(&self.pair.root(0), &self.store().join("latest/tree"));
         assert!(!self.pair.path("held").exists(), "{when}: the mark is still held");
-        // The next tree is laid out behind the run; then the agents are at rest.
+        // The next run is prepared behind this one; then the agents are at rest.
         self.judge(when);
-        self.wait_until_laid_out();
+        self.wait_until_prepared();
         let faults = judge_settled(&self.store(), &self.state());
         assert!(faults.is_empty(), "{when}: {faults:#?}\n{}", self.pair.logs());
         self.pair.kill("source");
@@ -411,11 +424,11 @@ impl Rig {
         self.edit();
         self.start(victim, &[("ASSAY_FAULTS_TRACE", path.to_string_lossy().into_owned())]);
         self.start(victim.other(), &[]);
-        self.wait_until_laid_out();
+        self.wait_until_prepared();
         let done = self.pair.source(&["--json", "run", "--follow"]);
         assert_eq!(done.code, 0, "{done:?}\n{}", self.pair.logs());
         self.judge("a traced run");
-        self.wait_until_laid_out();
+        self.wait_until_prepared();
         self.pair.kill("source");
         self.pair.kill("target");
         let mut passed = BTreeMap::new();
@@ -482,7 +495,7 @@ impl Rig {
         let done = self.pair.source(&["--json", "run", "--follow"]);
         assert!(self.pair.is_alive(victim.role()), "it has ended: {done:?}\n{}", self.pair.logs());
         assert!(matches!(done.code, 0 | 3 | 4), "{done:?}\n{}", self.pair.logs());
-        self.wait_for_ahead();
+        self.wait_for_preparation();
         let (target, source) = self.keys();
         let found = judge(&self.store(), (&target, &source), &self.promises);
         assert!(found.faults.is_empty(), "{done:?}: {:#?}\n{}", found.faults, self.pair.logs());
@@ -497,13 +510,16 @@ impl Rig {
         }
     }
 
-    /// The next tree is laid out, or could not be.
-    fn wait_for_ahead(&self) {
+    /// The next run is prepared, or could not be.
+    fn wait_for_preparation(&self) {
         let start = Instant::now();
         let log = self.pair.path("target.log");
-        let failed = |text: &str| text.matches("the next tree is not laid out").count();
+        let failed = |text: &str| {
+            let said = ["the next tree is not laid out", "large files are not copied ahead"];
+            said.iter().map(|said| text.matches(said).count()).sum::<usize>()
+        };
         let before = failed(&fs::read_to_string(&log).unwrap_or_default());
-        while !self.is_laid_out() && start.elapsed() < Duration::from_secs(1) {
+        while !self.is_prepared() && start.elapsed() < Duration::from_secs(1) {
             if failed(&fs::read_to_string(&log).unwrap_or_default()) > before {
                 return;
             }
@@ -522,7 +538,7 @@ impl Rig {
     /// One run with so many bytes free on the store's disk, and its exit code.
     pub(crate) fn run_with_room(&mut self, bytes: u64) -> i32 {
         self.start_both();
-        self.wait_until_laid_out();
+        self.wait_until_prepared();
         self.edit();
         let disk = self.disk.as_ref().expect("a disk");
         let filler = self.pair.path("disk/filler");

@@ -139,7 +139,11 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/receive/whole.rs", "none: a file without a name"),
     ("agent-target/src/seal/mod.rs", "fixed names in staging and in a numbered generation"),
     ("agent-target/src/seal/draft.rs", "fixed names in staging and in a numbered generation"),
-    ("agent-target/src/seal/ahead.rs", "fixed names beside the generations"),
+    ("agent-target/src/ahead/tree.rs", "fixed names beside the generations"),
+    (
+        "agent-target/src/ahead/copies.rs",
+        "numbers and a fixed name beside the generations; entries through Folder",
+    ),
     ("agent-target/src/seal/build.rs", "none: through Folder"),
     ("agent-target/src/service/replication/mod.rs", "the manifest of a numbered generation"),
     ("agent-target/src/repository.rs", "folders of numbered generations"),

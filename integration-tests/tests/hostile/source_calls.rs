@@ -314,7 +314,7 @@ fn generations_are_closed_to_other_users() {
     });
     let mode = |name: &str| std::fs::metadata(ground.pair.path(name)).expect("it is there").mode() & 0o7777;
     assert_eq!(mode("store/repo/generations/000001/tree/zz"), 0o4755);
-    for folder in ["generations", "staging", "ledger", "ahead"] {
+    for folder in ["generations", "staging", "ledger", "ahead", "copies"] {
         assert_eq!(mode(&format!("store/repo/{folder}")), 0o700, "{folder}");
     }
 }

@@ -4,6 +4,7 @@
 mod alerts;
 mod bad_checks;
 mod bad_input;
+mod copies;
 mod doctor;
 mod engines;
 mod identities;

@@ -46,6 +46,7 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     let config::Repository { quota, reserve, .. } = repository.config;
     // The index and the new session want some room themselves.
     if repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES) {
+        repository.copies.forget().map_err(|error| internal("the store", &error))?;
         repository.store.forget_staged().map_err(|error| internal("the store", &error))?;
     }
     let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
@@ -72,7 +73,8 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
     let stored = repository.store.stored_bytes();
-    let allowance = Allowance::new(quota, stored, reserve, Arc::clone(&staging));
+    let copies = Arc::clone(&repository.copies);
+    let allowance = Allowance::new(quota, stored, reserve, (Arc::clone(&staging), Arc::clone(&copies)));
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
     let known = match base {
@@ -81,7 +83,8 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
             Some(Base::open(&repository.store, base).map_err(|error| internal("the base", &error))?)
         }
     };
-    let receiver = Arc::new(Receiver::new(Arc::clone(&staging), places, known, allowance));
+    let receiver =
+        Arc::new(Receiver::new(Arc::clone(&staging), places, known.map(|base| (base, copies)), allowance));
     let (turn, opened) = (Arc::default(), jiff::Timestamp::now());
     let stage = Stage::Receiving { staging, base, receiver, turn, attached: None, opened };
     *active = Some(Active { run_id: id, stage });

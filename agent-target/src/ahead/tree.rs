@@ -26,8 +26,10 @@ use assay_common::{
     manifest::EntryKind,
 };
 
-use super::{SealError, Source, build::build_tree, open_manifest};
-use crate::store::{Staging, Store, TREE};
+use crate::{
+    seal::{SealError, Source, build_tree, open_manifest},
+    store::{Staging, Store, TREE},
+};
 
 fn folder(store: &Store) -> PathBuf {
     store.path().join("ahead")
@@ -68,7 +70,7 @@ pub fn prepare(store: &Store, number: GenerationNumber) -> Result<(), SealError>
 }
 
 /// Makes `tree` in the folder `parent` the same as a sealed generation's, file by file.
-pub(super) fn link_tree(store: &Store, number: GenerationNumber, parent: &Path) -> Result<(), SealError> {
+pub(crate) fn link_tree(store: &Store, number: GenerationNumber, parent: &Path) -> Result<(), SealError> {
     let tree = store.generation_path(number).join(TREE);
     let base = Folder::open(&tree).at("open", &tree)?;
     let mut manifest = open_manifest(store, number)?;

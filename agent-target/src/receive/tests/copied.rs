@@ -1,0 +1,235 @@
+//! Contents that begin as a copy of the base's file come out as those that begin as nothing.
+
+use assay_common::id::GenerationNumber;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    ahead::copies::Room,
+    keep::bench::{Bench as Store, PIECE_BYTES, Tree},
+    repository::Repository,
+};
+
+/// Pieces of the base's file.
+const PIECES: usize = 1100;
+
+/// What is done to the file next.
+#[derive(Debug, Clone)]
+enum Edit {
+    Keep(usize),
+    Drop(usize),
+    Insert(usize),
+    Replace(usize),
+    Hole(usize),
+}
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    let edit = prop_oneof![
+        4 => (1usize..600).prop_map(Edit::Keep),
+        1 => (1usize..300).prop_map(Edit::Drop),
+        1 => (1usize..9000).prop_map(Edit::Insert),
+        3 => (1usize..3).prop_map(Edit::Replace),
+        1 => (1usize..5).prop_map(Edit::Hole),
+    ];
+    prop::collection::vec(edit, 1..14)
+}
+
+fn base_content() -> Vec<u8> {
+    let mut bytes = vec![0; PIECES * PIECE_BYTES];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// The edited file, and the messages that tell of it: parts of several edits.
+fn told(old: &[u8], edits: &[Edit], parts_of: usize) -> (Vec<u8>, Vec<FilePart>) {
+    let (mut new, mut at, mut parts) = (Vec::new(), 0, Vec::new());
+    for (index, group) in edits.chunks(parts_of).enumerate() {
+        let mut part = FilePart { content: 1, offset: new.len() as u64, base_entry: 1, ..Default::default() };
+        for edit in group {
+            let mut keep = 0;
+            let mut put = |part: &mut FilePart, bytes: &[u8]| {
+                part.pieces.push((bytes.len() as u64) << 1);
+                part.digests = [&part.digests[..], &ContentDigest::of(bytes).0].concat().into();
+                new.extend_from_slice(bytes);
+            };
+            match *edit {
+                Edit::Keep(count) => keep = count.min(PIECES - at),
+                Edit::Drop(count) => at = (at + count).min(PIECES),
+                Edit::Insert(bytes) => put(&mut part, &noise(index as u8, bytes)),
+                Edit::Replace(count) => {
+                    for number in 0..count.min(PIECES - at) {
+                        put(&mut part, &noise(number as u8 + 7, PIECE_BYTES));
+                        at += 1;
+                    }
+                }
+                Edit::Hole(count) => {
+                    let bytes = count.min(PIECES - at) * PIECE_BYTES;
+                    if bytes > 0 {
+                        part.pieces.push((bytes as u64) << 1 | 1);
+                        new.resize(new.len() + bytes, 0);
+                        at += bytes / PIECE_BYTES;
+                    }
+                }
+            }
+            if keep > 0 {
+                part.reuse.push(Reuse {
+                    after: part.pieces.len() as u32,
+                    first: at as u64,
+                    count: keep as u64,
+                });
+                new.extend_from_slice(&old[at * PIECE_BYTES..(at + keep) * PIECE_BYTES]);
+                at += keep;
+            }
+        }
+        parts.push(part);
+    }
+    if let Some(last) = parts.last_mut() {
+        last.last = true;
+    }
+    (new, parts)
+}
+
+fn noise(seed: u8, bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut noise);
+    noise
+}
+
+/// Makes copies of all that has been sealed.
+fn copy_ahead(repository: &Repository) {
+    let turn = repository.copies.begin();
+    let room = Room { most: u64::MAX, reserve: 0 };
+    repository.copies.prepare(&repository.store, GenerationNumber(1), room, &turn).expect("prepare");
+}
+
+/// A receiver upon the first generation.
+fn receiver(repository: &Repository, quota: Option<Size>) -> (Arc<Staging>, Receiver) {
+    let (number, copies) = (GenerationNumber(1), Arc::clone(&repository.copies));
+    let staging = Arc::new(repository.store.open_staging().expect("staging"));
+    let index = Arc::clone(&repository.index);
+    let places = PlaceReader::new(Arc::clone(&repository.store), Arc::clone(&staging), index, Some(number));
+    let allowance = Allowance::new(quota, 0, Size(0), (Arc::clone(&staging), Arc::clone(&copies)));
+    let base = Base::open(&repository.store, number).expect("base");
+    (Arc::clone(&staging), Receiver::new(staging, places, Some((base, copies)), allowance))
+}
+
+/// Receives the parts in the order that `turn` makes of them. The content, and whether its digest is known and right.
+fn receive(
+    store: &Store,
+    copies: bool,
+    (new, parts): &(Vec<u8>, Vec<FilePart>),
+    turn: usize,
+) -> (Vec<u8>, bool) {
+    let repository = &store.repository;
+    if copies {
+        copy_ahead(repository);
+    }
+    let (staging, receiver) = receiver(repository, None);
+    let mut accepted: Vec<Accepted> = parts
+        .iter()
+        .enumerate()
+        .map(|(index, part)| receiver.accept(&offer(index as u64 + 1, vec![part.clone()])).expect("accept"))
+        .collect();
+    let begun = receiver.copied.lock().expect("no panic").contains(&1);
+    // What comes first may be nothing at all.
+    let reuses_first = parts.iter().any(|part| part.offset == 0 && !part.reuse.is_empty());
+    assert_eq!(begun, copies && reuses_first);
+    let mut offset = 0;
+    let mut wanted = Vec::new();
+    for (part, accepted) in parts.iter().zip(&accepted) {
+        assert_eq!(part.offset, offset);
+        offset += accepted.items.iter().map(Item::bytes).sum::<u64>();
+        wanted.push(
+            accepted
+                .items
+                .iter()
+                .filter_map(|item| match item {
+                    Item::Data(target) => Some(new[target.offset as usize..][..target.bytes].to_vec()),
+                    _ => None,
+                })
+                .collect::<Vec<_>>(),
+        );
+    }
+    let turn = turn % accepted.len();
+    accepted.rotate_left(turn);
+    for accepted in accepted {
+        let batch = accepted.batch;
+        let answer = receiver.settle(accepted).expect("settle");
+        let data: Vec<&Vec<u8>> = wanted[batch as usize - 1].iter().collect();
+        if !answer.stored {
+            // What is wanted among the data is what was new and not found.
+            let waiting = receiver.state().wanted[&batch].pieces.clone();
+            let content: Vec<u8> = waiting
+                .iter()
+                .flat_map(|piece| new[piece.offset as usize..][..piece.bytes].to_vec())
+                .collect();
+            assert!(waiting.len() <= data.len());
+            receiver.pack(&pack(batch, &content)).expect("pack");
+        }
+    }
+    receiver.finish().expect("whole");
+    let content = std::fs::read(staging.content_path(1)).unwrap_or_default();
+    let known = staging.whole().digest(1, new.len() as u64) == Some(ContentDigest::of(new));
+    staging.remove_content().expect("clear");
+    (content, known)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn a_content_that_began_as_a_copy_is_the_content_that_was_sent(edits in edits(), parts_of in 1usize..6, turn in 0usize..9) {
+        let old = base_content();
+        let store = Store::new(None);
+        store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+        let told = told(&old, &edits, parts_of);
+        prop_assume!(!told.0.is_empty());
+        for copies in [true, false] {
+            let (content, known) = receive(&store, copies, &told, turn);
+            prop_assert!(content == told.0, "copies: {}, {} bytes came, {} were sent", copies, content.len(), told.0.len());
+            // Of a content that is one piece the digest is told another way.
+            prop_assert!(known, "copies: {}", copies);
+        }
+    }
+}
+
+/// Of what is as it was nothing is written, whatever the size of the file.
+#[test]
+fn what_is_kept_is_neither_read_nor_written() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    let told = told(&old, &[Edit::Keep(1024), Edit::Insert(10)], 2);
+    let repository = &store.repository;
+    copy_ahead(repository);
+    // Room for the copy, and for what is new, and not for one byte more.
+    let (staging, receiver) = receiver(repository, Some(Size(old.len() as u64 + 10)));
+    // The base's file is gone from under its name, beyond its first block: nobody looks there.
+    let file = std::fs::OpenOptions::new().write(true).open(store.path(1, "file")).expect("open");
+    let accepted = receiver.accept(&offer(1, told.1)).expect("accept");
+    file.set_len(1 << 20).expect("shorten");
+    assert_eq!(
+        receiver.settle(accepted).expect("settle").wanted.iter().map(|byte| byte.count_ones()).sum::<u32>(),
+        1
+    );
+    receiver.pack(&pack(1, &told.0[told.0.len() - 10..])).expect("pack");
+    assert_eq!(std::fs::read(staging.content_path(1)).expect("content"), told.0);
+    let digest = staging.whole().digest(1, told.0.len() as u64);
+    assert_eq!(digest, Some(ContentDigest::of(&told.0)));
+}
+
+/// A quota that has no room for the copy may have room for what is sent.
+#[test]
+fn a_copy_that_the_quota_has_no_room_for_is_not_used() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    let told = told(&old, &[Edit::Keep(5), Edit::Insert(10)], 2);
+    let repository = &store.repository;
+    copy_ahead(repository);
+    let (staging, receiver) = receiver(repository, Some(Size(told.0.len() as u64)));
+    let accepted = receiver.accept(&offer(1, told.1)).expect("accept");
+    assert!(!staging.content_path(1).exists(), "the copy is gone");
+    receiver.settle(accepted).expect("settle");
+    receiver.pack(&pack(1, &told.0[told.0.len() - 10..])).expect("pack");
+    assert_eq!(std::fs::read(staging.content_path(1)).expect("content"), told.0);
+}
