@@ -8,7 +8,6 @@ use assay_common::{
     fault::{self, Point},
     uncached,
 };
-use rayon::prelude::*;
 
 use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile};
 use crate::{
@@ -112,11 +111,11 @@ impl Receiver {
         let got = fault::at(Point::StoreRead).and_then(|()| uncached::read_full_at(file, bytes, from));
         let got = got.unwrap_or(0);
         let (bytes, first) = (&bytes[..got], run[0].offset);
-        run.par_iter().zip(here.par_iter_mut()).for_each(|(target, here)| {
+        for (target, here) in run.iter().zip(here.iter_mut()) {
             let at = (target.offset - first) as usize;
             let piece = bytes.get(at..at + target.bytes);
             *here = piece.is_some_and(|piece| ContentDigest::of(piece) == target.digest);
-        });
+        }
         let bad = here.iter().filter(|sound| !**sound).count();
         if bad > 0 {
             let content = run[0].content;
@@ -377,6 +376,8 @@ impl<'a> ContentWriter<'a> {
         fault::at(Point::StoreWrite).at("write", &path)?;
         let write = || {
             if bytes.len() >= UNCACHED_BYTES {
+                let is_there = file.metadata()?.len() >= offset + bytes.len() as u64;
+                let _turn = (!is_there).then(|| receiver.turns.of(content));
                 uncached::write_blocks_at(file, bytes, offset)
             } else {
                 std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)

@@ -16,6 +16,7 @@ mod buffers;
 mod fill;
 mod places;
 mod seen;
+mod turns;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,7 +38,6 @@ use assay_common::{
     rpc_status::RpcFault,
 };
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
-use rayon::prelude::*;
 
 use crate::{
     ahead::copies::Copies,
@@ -50,6 +50,7 @@ use base::BaseFile;
 pub(crate) use buffers::Buffers;
 pub use places::PlaceReader;
 use seen::{Refused, Seen};
+use turns::Turns;
 
 /// Why the stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -227,6 +228,7 @@ pub struct Receiver {
     base: Option<(Base, Arc<Copies>)>,
     allowance: Allowance,
     buffers: Buffers,
+    turns: Turns,
     /// Contents that began as a copy: they hold bytes where there should be a hole, and may be too long.
     copied: Mutex<HashSet<u64>>,
     state: Mutex<State>,
@@ -241,8 +243,8 @@ impl Receiver {
         base: Option<(Base, Arc<Copies>)>,
         allowance: Allowance,
     ) -> Self {
-        let (buffers, copied, state) = Default::default();
-        Self { staging, places, base, allowance, buffers, copied, state }
+        let (buffers, turns, copied, state) = Default::default();
+        Self { staging, places, base, allowance, buffers, turns, copied, state }
     }
 
     /// What was received so far.
@@ -542,7 +544,8 @@ impl Receiver {
                 (*piece, bytes)
             })
             .collect();
-        pieces.par_iter().try_for_each(|(piece, bytes)| {
+        // Packs come side by side, as many as there are processors: one does not take those of the others.
+        pieces.iter().try_for_each(|(piece, bytes)| {
             debug_assert!(bytes.len() <= MAX_CHUNK_BYTES);
             let actual = ContentDigest::of(bytes);
             if actual == piece.digest {

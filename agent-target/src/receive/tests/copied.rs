@@ -49,7 +49,7 @@ fn told(old: &[u8], edits: &[Edit], parts_of: usize) -> (Vec<u8>, Vec<FilePart>)
             let mut keep = 0;
             let mut put = |part: &mut FilePart, bytes: &[u8]| {
                 part.pieces.push((bytes.len() as u64) << 1);
-                part.digests = [&part.digests[..], &ContentDigest::of(bytes).0].concat().into();
+                part.digests = [&part.digests[..], &ContentDigest::of(bytes).0].concat();
                 new.extend_from_slice(bytes);
             };
             match *edit {
