@@ -239,13 +239,14 @@ fn run_threads(
     counters: &Arc<Counters>,
     stop: &CancellationToken,
 ) -> Result<Replicated, ReplicateError> {
-    let (contents, blocks) = (Arc::<AtomicU64>::default(), Blocks::default());
     let before = plan.basis.as_ref().map(BasisFolder::blocks);
     let memory = BlockMemory::new(before.as_deref(), &plan.work.join(STEPS_BLOCKS));
+    let (blocks, contents, at_work, threads) =
+        (Blocks::default(), Arc::default(), Arc::default(), plan.threads);
+    let shared = reader::Shared { blocks, memory: memory.clone(), contents, at_work, threads };
     let reader = || {
         let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
-        let shared = (blocks.clone(), memory.clone());
-        Reader::new(batcher, shared, Arc::clone(&contents), Arc::clone(counters), stop.clone())
+        Reader::new(batcher, shared.clone(), Arc::clone(counters), stop.clone())
     };
     let mut own_reader = reader();
     let early = early::take(plan, &mut own_reader, stop)?;

@@ -10,7 +10,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -45,6 +45,9 @@ use super::{
 const READ_ATTEMPTS: usize = 3;
 /// Files up to here are read into memory of their own size: a shared block would be held for them alone.
 const SMALL_BYTES: usize = 256 * 1024;
+/// What is read of a long file goes into its digest in steps of so many bytes, while it is still in the core's own cache: in steps of a
+/// block, reading and hashing took a fifth longer (docs/PERFORMANCE.md).
+const HASHED_STEP_BYTES: usize = 128 * 1024;
 
 /// A file that is to be read.
 #[derive(Debug)]
@@ -132,26 +135,41 @@ pub enum ReadError {
     Stopped,
 }
 
+/// What all readers of a run share.
+#[derive(Clone, Default)]
+pub struct Shared {
+    /// Memory that is read into.
+    pub blocks: Blocks,
+    /// Blocks of large files.
+    pub memory: BlockMemory,
+    /// The number of the newest content.
+    pub contents: Arc<AtomicU64>,
+    /// How many read a file at the moment.
+    pub at_work: Arc<AtomicUsize>,
+    /// How many processors may be used.
+    pub threads: usize,
+}
+
+impl Shared {
+    /// True while there are processors that no reader uses: then the pieces of one file are hashed side by side. When every
+    /// reader has a file at hand, handing parts of it to others costs and gains nothing.
+    fn has_idle_processors(&self) -> bool {
+        self.at_work.load(Ordering::Relaxed) < self.threads
+    }
+}
+
 /// One reader: a thread's worth of state.
 pub struct Reader {
     batcher: Batcher,
-    blocks: Blocks,
-    memory: BlockMemory,
-    contents: Arc<AtomicU64>,
+    shared: Shared,
     counters: Arc<Counters>,
     cancel: CancellationToken,
 }
 
 impl Reader {
-    /// A reader that puts what it reads into `batcher` and numbers contents by `contents`, which all readers share.
-    pub fn new(
-        batcher: Batcher,
-        (blocks, memory): (Blocks, BlockMemory),
-        contents: Arc<AtomicU64>,
-        counters: Arc<Counters>,
-        cancel: CancellationToken,
-    ) -> Self {
-        Self { batcher, blocks, memory, contents, counters, cancel }
+    /// A reader that puts what it reads into `batcher`.
+    pub fn new(batcher: Batcher, shared: Shared, counters: Arc<Counters>, cancel: CancellationToken) -> Self {
+        Self { batcher, shared, counters, cancel }
     }
 
     /// Reads one file.
@@ -159,6 +177,14 @@ impl Reader {
     /// # Errors
     /// When it is there and cannot be read, or when the run was stopped.
     pub fn read(&mut self, job: &Job) -> Result<Outcome, ReadError> {
+        self.shared.at_work.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.read_until_still(job);
+        self.shared.at_work.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+
+    /// Reads it again while it changes, so often.
+    fn read_until_still(&mut self, job: &Job) -> Result<Outcome, ReadError> {
         let fault = |source| ReadError::File { path: job.path.to_string(), source };
         let stop = |error| match error {
             ReadFault::Io(source) => fault(source),
@@ -187,8 +213,10 @@ impl Reader {
             let seen = Seen::new(&before, file_clock());
             let mut entry = Entry { path: job.path.as_bytes().to_vec(), ..Default::default() };
             describe_stat(&mut entry, &before);
-            let content = self.contents.fetch_add(1, Ordering::Relaxed) + 1;
-            let mut progress = Progress::new(content, job.base.as_ref(), &self.memory);
+            let content = self.shared.contents.fetch_add(1, Ordering::Relaxed) + 1;
+            let mut progress = Progress::new(content, job.base.as_ref(), &self.shared);
+            progress.hashes_what_is_read |=
+                before.st_size as u64 > BLOCK_BYTES as u64 && !self.shared.has_idle_processors();
             self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
             at(Point::ReadChanged).map_err(fault)?;
             entry.xattrs = match job.folder.xattrs(&job.name) {
@@ -213,7 +241,7 @@ impl Reader {
                 if entry.unstable {
                     self.counters.unstable.add(1);
                 }
-                let put = progress.describe(entry, &self.memory);
+                let put = progress.describe(entry, &self.shared.memory);
                 let seen = if held_still && unchanged { seen } else { seen.distrusted() };
                 return Ok(Outcome::Read(Box::new((put, seen))));
             }
@@ -274,17 +302,20 @@ impl Reader {
             let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(BLOCK_BYTES);
             let size = carried.len() + want;
             let claim = self.claim(size, progress)?;
-            let (mut block, small) =
-                if size <= SMALL_BYTES { (vec![0; size], true) } else { (self.blocks.take(size), false) };
+            let (mut block, small) = if size <= SMALL_BYTES {
+                (vec![0; size], true)
+            } else {
+                (self.shared.blocks.take(size), false)
+            };
             block[..carried.len()].copy_from_slice(&carried);
             at(Point::ReadBlock)?;
-            let got = uncached::read_full_at(file, &mut block[carried.len()..size], position)?;
+            let got = progress.read(file, &mut block[carried.len()..size], position)?;
             let filled = carried.len() + got;
-            let block =
-                if small { Bytes::from(block).slice(..filled) } else { self.blocks.share(block, filled) };
-            if progress.known_blocks.is_some() {
-                progress.note_block(&block[carried.len()..], position);
-            }
+            let block = if small {
+                Bytes::from(block).slice(..filled)
+            } else {
+                self.shared.blocks.share(block, filled)
+            };
             position += got as u64;
             self.counters.bytes_read.add(got as u64);
             let ended = got < want || position == end;
@@ -295,7 +326,7 @@ impl Reader {
             let rest: Vec<_> = rest.map(|range| known + range.start..known + range.end).collect();
             let used = rest.last().map_or(known, |range| range.end);
             let to_the_end = ended && (position == length || got < want);
-            digests.extend(progress.digests(&block[..used], &ranges, &rest, to_the_end));
+            digests.extend(progress.digests(&block[..used], &ranges, &rest, to_the_end, &self.shared));
             ranges.extend(rest);
             for (range, digest) in ranges.iter().zip(digests) {
                 progress.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
@@ -362,7 +393,9 @@ struct Progress {
     /// Length of the base's first piece of data: pages keep the size that they had.
     base_piece_bytes: Option<u64>,
     whole: BlockHasher,
-    /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once, else when it has been cut.
+    /// `whole` gets what is read at once, else when it has been cut.
+    hashes_what_is_read: bool,
+    /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once.
     known_blocks: Option<BlockList>,
     /// The newest run of blocks that are as they were.
     unmoved: Range<u64>,
@@ -378,7 +411,8 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(content: u64, base: Option<&BaseFile>, memory: &BlockMemory) -> Self {
+    fn new(content: u64, base: Option<&BaseFile>, shared: &Shared) -> Self {
+        let known_blocks = base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size));
         Self {
             content,
             base_entry: base.map_or(0, |base| base.position),
@@ -390,7 +424,8 @@ impl Progress {
                 })
             }),
             whole: BlockHasher::default(),
-            known_blocks: base.and_then(|base| memory.find(&base.entry.digest, base.entry.size)),
+            hashes_what_is_read: known_blocks.is_some(),
+            known_blocks,
             unmoved: 0..0,
             only: None,
             pieces: 0,
@@ -409,8 +444,25 @@ impl Progress {
         Cut::choose(head, length, job.page_bytes, self.base_piece_bytes)
     }
 
+    /// Fills `buffer` from `position` on. Returns how much there was.
+    fn read(&mut self, file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        if !self.hashes_what_is_read {
+            return uncached::read_full_at(file, buffer, position);
+        }
+        let mut filled = 0;
+        for step in buffer.chunks_mut(HASHED_STEP_BYTES) {
+            let got = uncached::read_full_at(file, step, position + filled as u64)?;
+            self.note_read(&step[..got], position + filled as u64);
+            filled += got;
+            if got < step.len() {
+                break;
+            }
+        }
+        Ok(filled)
+    }
+
     /// Takes what was read at `position` into the digest of the whole, and sees whether the block that ends with it is as it was.
-    fn note_block(&mut self, read: &[u8], position: u64) {
+    fn note_read(&mut self, read: &[u8], position: u64) {
         self.whole.update(read);
         let end = position + read.len() as u64;
         let (Some(known), Some((number, value))) = (&self.known_blocks, self.whole.whole_block()) else {
@@ -454,25 +506,25 @@ impl Progress {
         known: &[Range<usize>],
         ranges: &[Range<usize>],
         to_the_end: bool,
+        shared: &Shared,
     ) -> Vec<ContentDigest> {
         let of = |range: &Range<usize>| ContentDigest::of(&data[range.clone()]);
         if self.pieces == 0 && known.is_empty() && ranges.len() == 1 && to_the_end {
             // The piece is the file, and its digest that of the file: see `describe`.
             return vec![of(&ranges[0])];
         }
-        if self.known_blocks.is_some() {
-            return if ranges.len() <= 4 {
+        let side_by_side = ranges.len() > 4 && shared.has_idle_processors();
+        match (self.hashes_what_is_read, side_by_side) {
+            (true, true) => ranges.par_iter().map(of).collect(),
+            (true, false) => ranges.iter().map(of).collect(),
+            (false, true) => {
+                rayon::join(|| ranges.par_iter().map(of).collect(), || self.whole.update(data)).0
+            }
+            (false, false) => {
+                self.whole.update(data);
                 ranges.iter().map(of).collect()
-            } else {
-                ranges.par_iter().map(of).collect()
-            };
+            }
         }
-        if ranges.len() <= 4 {
-            self.whole.update(data);
-            return ranges.iter().map(of).collect();
-        }
-        let (digests, _) = rayon::join(|| ranges.par_iter().map(of).collect(), || self.whole.update(data));
-        digests
     }
 
     fn push(&mut self, piece: DigestedPiece) {

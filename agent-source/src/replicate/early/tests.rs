@@ -89,7 +89,7 @@ impl Tree {
         let counters = Arc::<Counters>::default();
         let batcher =
             Batcher::new(sender, Budget::new(0), self.runtime.handle().clone(), Arc::clone(&counters));
-        Reader::new(batcher, Default::default(), Arc::default(), counters, CancellationToken::new())
+        Reader::new(batcher, Default::default(), counters, CancellationToken::new())
     }
 }
 

@@ -8,13 +8,15 @@ struct Bench {
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     memory: BlockMemory,
+    /// With some, pieces are hashed side by side.
+    threads: usize,
 }
 
 impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
         let (folder, runtime) = (tempfile::tempdir().expect("temp"), runtime.expect("runtime"));
-        Self { folder, runtime, memory: BlockMemory::default() }
+        Self { folder, runtime, memory: BlockMemory::default(), threads: 0 }
     }
 
     /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
@@ -34,8 +36,8 @@ impl Bench {
         let runtime = self.runtime.handle().clone();
         let counters = Arc::<Counters>::default();
         let batcher = Batcher::new(sender, Budget::new(0), runtime, Arc::clone(&counters));
-        let shared = (Blocks::default(), self.memory.clone());
-        let mut reader = Reader::new(batcher, shared, Arc::default(), counters, CancellationToken::new());
+        let shared = Shared { memory: self.memory.clone(), threads: self.threads, ..Shared::default() };
+        let mut reader = Reader::new(batcher, shared, counters, CancellationToken::new());
         let job = Job {
             path: TreePath::parse(name.as_bytes()).expect("valid"),
             folder: Arc::new(Folder::open(self.folder.path()).expect("open")),
