@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     discard::discard,
+    hosts::{self, Host},
     measure::{Sample, TIME_FORMAT, cpu_seconds, loopback_bytes, peak_bytes, read_time_file, reset_peak},
     process::{Background, free_port, succeed},
     proxy::Proxy,
@@ -48,6 +49,8 @@ pub struct Assay {
     folder: PathBuf,
     root: PathBuf,
     delay: Option<Duration>,
+    /// The disk of the target agent's host, when it has one of its own.
+    pub apart: Option<PathBuf>,
     agents: Option<Agents>,
 }
 
@@ -62,7 +65,8 @@ struct Agents {
 impl Assay {
     /// Agents that copy `root` and have their all in `folder`. With a delay they talk through a proxy.
     pub fn new(bin: &Path, folder: &Path, root: &Path, delay: Option<Duration>) -> Self {
-        Self { bin: bin.to_owned(), folder: folder.to_owned(), root: root.to_owned(), delay, agents: None }
+        let (bin, folder, root) = (bin.to_owned(), folder.to_owned(), root.to_owned());
+        Self { bin, folder, root, delay, apart: None, agents: None }
     }
 
     /// Ends the agents, forgets everything, and starts anew with an empty store.
@@ -98,9 +102,10 @@ impl Assay {
             self.root
         );
         let target = format!(
-            "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = \"store\"\n\
+            "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = {:?}\n\
              signing_key = \"pki/target-signing.key\"\n{}[[repository]]\nname = \"repo\"\nsource = \"source\"\n\
              source_key = \"pki/source-signing.pub\"\n{profile}",
+            self.store(),
             tls("target")
         );
         fs::write(self.folder.join("source.toml"), source).context("source.toml")?;
@@ -109,6 +114,10 @@ impl Assay {
         let source = self.serve("source")?;
         self.agents = Some(Agents { source, target, _link: link });
         Ok(())
+    }
+
+    fn store(&self) -> PathBuf {
+        self.apart.as_ref().unwrap_or(&self.folder).join("store")
     }
 
     fn command(&self, role: &str) -> Command {
@@ -120,7 +129,9 @@ impl Assay {
     fn serve(&self, role: &str) -> Result<Background> {
         let name = format!("assay-{role}");
         let log = self.folder.join(format!("{role}.log"));
-        let mut agent = Background::start(self.command(role).arg("serve"), &name, &log)?;
+        let start = || Background::start(self.command(role).arg("serve"), &name, &log);
+        let mut agent =
+            if self.apart.is_some() && role == "target" { hosts::on(Host::Backup, start)? } else { start() }?;
         agent
             .wait_until(|| succeed(self.command(role).arg("status")).is_ok())
             .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
@@ -139,7 +150,7 @@ impl Assay {
 
     /// The tree of the newest generation.
     pub fn latest(&self) -> PathBuf {
-        self.folder.join("store/repo/latest/tree")
+        self.store().join("repo/latest/tree")
     }
 
     /// One measured run, to its verdict.
@@ -203,17 +214,19 @@ impl Assay {
 }
 
 impl Assay {
-    /// Waits until the target has laid out the tree of the run's generation for the next one: that is work that the run left
-    /// behind. It counts as the target's, and it does not disturb what is measured next.
+    /// Waits until the target has laid out the tree of the run's generation for the next one, and copied what is likely to
+    /// change: that is work that the run left behind. It counts as the target's, and it does not disturb what is measured next.
     #[allow(clippy::disallowed_methods, reason = "a short poll, outside of what is measured")]
     fn wait_for_the_next_tree(&self, run: &str) -> Result<()> {
         let run: serde_json::Value = serde_json::from_str(run).context("the run's last line")?;
         let root = run["rootDigest"].as_str().context("the run has no rootDigest")?.to_owned();
-        let of = self.folder.join("store/repo/ahead/of");
         let start = Instant::now();
-        while fs::read_to_string(&of).unwrap_or_default().trim() != root {
-            ensure!(start.elapsed() < AHEAD_PATIENCE, "the target did not lay out its next tree: {root}");
-            std::thread::sleep(Duration::from_millis(10));
+        for of in ["ahead/of", "copies/of"] {
+            let of = self.store().join("repo").join(of);
+            while fs::read_to_string(&of).unwrap_or_default().trim() != root {
+                ensure!(start.elapsed() < AHEAD_PATIENCE, "the target did not prepare its next run: {root}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         Ok(())
     }

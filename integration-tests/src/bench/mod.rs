@@ -10,6 +10,7 @@
 pub mod assay;
 pub mod data;
 pub mod discard;
+pub mod hosts;
 pub mod isolate;
 pub mod measure;
 pub mod postgres;

@@ -132,6 +132,7 @@ fn demand(workload: &str, metric: &str) -> Option<Demand> {
         ("no-change", "wall") => Demand::Ratio(PLAIN, 0.3),
         ("hour" | "large-file", "wall") => Demand::Ratio(PLAIN, 0.33),
         ("hour", "cpu, source") => Demand::Ratio(PLAIN, 0.5),
+        ("live", "transactions lost" | "lost by a copy") => Demand::Ratio(PLAIN, 0.5),
         ("postgres", "wire") => Demand::Ratio(CHANGED_PAGES, 1.3),
         // Five round trips are what a run may wait for, whatever it copies.
         (_, WALL_AT_80_MS) => Demand::RatioAnd(WITHOUT_DELAY, 1.3, 0.4),
@@ -201,6 +202,7 @@ pub fn amount(value: f64, unit: &str) -> String {
         "B" if value >= 1024.0 * 1024.0 * 1024.0 => format!("{:.2} GiB", value / 1024.0 / 1024.0 / 1024.0),
         "B" if value >= 1024.0 * 1024.0 => format!("{:.1} MiB", value / 1024.0 / 1024.0),
         "B" => format!("{:.1} KiB", value / 1024.0),
+        "" => format!("{value:.0}"),
         _ => format!("{value:.2} {unit}"),
     }
 }
@@ -348,6 +350,7 @@ mod tests {
             (1_572_864.0, "B", "1.5 MiB"),
             (3_221_225_472.0, "B", "3.00 GiB"),
             (0.125, "s", "0.12 s"),
+            (1234.4, "", "1234"),
         ] {
             assert_eq!(amount(value, unit), text);
         }

@@ -13,6 +13,7 @@ use super::{
     assay::Assay,
     data::{self, Plan},
     discard::{discard, make_room},
+    hosts::{self, Disk, Host},
     measure::Sample,
     postgres::{Changed, Cluster, changed_pages},
     process::succeed,
@@ -125,10 +126,11 @@ impl Tool {
         }
     }
 
-    /// The source lives: that a file has vanished is no failure.
-    fn let_files_vanish(&mut self) {
-        if let Program::Rsync(rsync) = &mut self.program {
-            rsync.live = true;
+    /// The source lives: that a file has vanished is no failure, and what the target does happens on another host.
+    fn copy_from_a_live_host(&mut self, disk: &Disk) {
+        match &mut self.program {
+            Program::Assay(assay) => assay.apart = Some(disk.path().to_owned()),
+            Program::Rsync(rsync) => rsync.live = true,
         }
     }
 
@@ -327,26 +329,43 @@ impl Bench {
     }
 
     fn live(&mut self) -> Result<()> {
+        let folder = self.options.folder.clone();
+        // Where the destinations of rsync are looked for.
+        let disk = Disk::mount(&folder.join("rsync/backup-host"))?;
+        let servers = || Servers::start(&folder.join("live-servers"), &folder.join("rsync"));
+        let mut servers = hosts::on(Host::Backup, servers)??;
+        hosts::on(Host::Live, || self.live_with(&mut servers, &disk))?
+    }
+
+    /// With servers that are on the backup host, from the live one.
+    fn live_with(&mut self, servers: &mut Servers, disk: &Disk) -> Result<()> {
         let name = Workload::Live.name();
         let mut cluster = Cluster::create(&self.options.folder.join("live"), self.options.pgbench_scale)?;
         let root = cluster.data();
-        let mut field = self.field(&root, &[PLAIN])?;
+        let tools = vec![
+            self.assay("Assay", "assay", &root, None),
+            self.rsync(PLAIN.name, "backup-host/copy", PLAIN, &root, None)?,
+        ];
+        let mut field = Field { root: root.clone(), tools };
         for tool in &mut field.tools {
-            tool.let_files_vanish();
+            tool.copy_from_a_live_host(disk);
+            tool.reset()?;
+            tool.run(servers)?;
         }
-        self.copy_once(&mut field)?;
         // The last place is a window in which nothing is copied.
         let idle = field.tools.len();
         let mut rates: Vec<Vec<f64>> = vec![Vec::new(); idle + 1];
+        let mut copied: Vec<Vec<f64>> = vec![Vec::new(); idle + 1];
+        let mut worked: Vec<Vec<f64>> = vec![Vec::new(); idle + 1];
         for repetition in 0..self.options.repetitions {
             for place in 0..=idle {
                 let number = (repetition + place) % (idle + 1);
                 rustix::fs::sync();
                 let seed = self.options.plan.seed + repetition as u64;
-                let mut copies = 0;
+                let (mut copies, mut cpu) = (0, 0.0);
                 let rate = cluster.window(WINDOW_SECONDS, seed, || {
                     let Some(tool) = field.tools.get_mut(number) else { return Ok(false) };
-                    tool.run(&mut self.servers)?;
+                    cpu += tool.run(servers)?.source_cpu;
                     copies += 1;
                     Ok(true)
                 })?;
@@ -356,6 +375,8 @@ impl Bench {
                     repetition + 1
                 ));
                 rates[number].push(rate);
+                copied[number].push(f64::from(copies));
+                worked[number].push(cpu / f64::from(copies));
             }
         }
         cluster.stop()?;
@@ -372,6 +393,22 @@ impl Bench {
             "%",
             &lost(0),
             &[(PLAIN.name.to_owned(), lost(1))],
+        ));
+        let (of_assay, of_rsync) = (worked[0].clone(), worked[1].clone());
+        self.rows.push(Row::new(name, "cpu, source", "s", &of_assay, &[(PLAIN.name.to_owned(), of_rsync)]));
+        // Whoever is done sooner copies more often in a window.
+        let lost_by_each = |number: usize| -> Vec<f64> {
+            let windows = rates[number].iter().zip(&rates[idle]).zip(&copied[number]);
+            windows
+                .map(|((rate, alone), copies)| (alone - rate) * f64::from(WINDOW_SECONDS) / copies)
+                .collect()
+        };
+        self.rows.push(Row::new(
+            name,
+            "lost by a copy",
+            "",
+            &lost_by_each(0),
+            &[(PLAIN.name.to_owned(), lost_by_each(1))],
         ));
         finish(field)
     }
