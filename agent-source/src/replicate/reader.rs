@@ -45,9 +45,6 @@ use super::{
 const READ_ATTEMPTS: usize = 3;
 /// Files up to here are read into memory of their own size: a shared block would be held for them alone.
 const SMALL_BYTES: usize = 256 * 1024;
-/// What is read of a long file goes into its digest in steps of so many bytes, while it is still in the core's own cache: in steps of a
-/// block, reading and hashing took a fifth longer (docs/PERFORMANCE.md).
-const HASHED_STEP_BYTES: usize = 128 * 1024;
 
 /// A file that is to be read.
 #[derive(Debug)]
@@ -215,8 +212,6 @@ impl Reader {
             describe_stat(&mut entry, &before);
             let content = self.shared.contents.fetch_add(1, Ordering::Relaxed) + 1;
             let mut progress = Progress::new(content, job.base.as_ref(), &self.shared);
-            progress.hashes_what_is_read |=
-                before.st_size as u64 > BLOCK_BYTES as u64 && !self.shared.has_idle_processors();
             self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
             at(Point::ReadChanged).map_err(fault)?;
             entry.xattrs = match job.folder.xattrs(&job.name) {
@@ -309,13 +304,16 @@ impl Reader {
             };
             block[..carried.len()].copy_from_slice(&carried);
             at(Point::ReadBlock)?;
-            let got = progress.read(file, &mut block[carried.len()..size], position)?;
+            let got = uncached::read_full_at(file, &mut block[carried.len()..size], position)?;
             let filled = carried.len() + got;
             let block = if small {
                 Bytes::from(block).slice(..filled)
             } else {
                 self.shared.blocks.share(block, filled)
             };
+            if progress.known_blocks.is_some() {
+                progress.note_block(&block[carried.len()..], position);
+            }
             position += got as u64;
             self.counters.bytes_read.add(got as u64);
             let ended = got < want || position == end;
@@ -393,9 +391,7 @@ struct Progress {
     /// Length of the base's first piece of data: pages keep the size that they had.
     base_piece_bytes: Option<u64>,
     whole: BlockHasher,
-    /// `whole` gets what is read at once, else when it has been cut.
-    hashes_what_is_read: bool,
-    /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once.
+    /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once, else when it has been cut.
     known_blocks: Option<BlockList>,
     /// The newest run of blocks that are as they were.
     unmoved: Range<u64>,
@@ -412,7 +408,6 @@ struct Progress {
 
 impl Progress {
     fn new(content: u64, base: Option<&BaseFile>, shared: &Shared) -> Self {
-        let known_blocks = base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size));
         Self {
             content,
             base_entry: base.map_or(0, |base| base.position),
@@ -424,8 +419,7 @@ impl Progress {
                 })
             }),
             whole: BlockHasher::default(),
-            hashes_what_is_read: known_blocks.is_some(),
-            known_blocks,
+            known_blocks: base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size)),
             unmoved: 0..0,
             only: None,
             pieces: 0,
@@ -444,25 +438,8 @@ impl Progress {
         Cut::choose(head, length, job.page_bytes, self.base_piece_bytes)
     }
 
-    /// Fills `buffer` from `position` on. Returns how much there was.
-    fn read(&mut self, file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        if !self.hashes_what_is_read {
-            return uncached::read_full_at(file, buffer, position);
-        }
-        let mut filled = 0;
-        for step in buffer.chunks_mut(HASHED_STEP_BYTES) {
-            let got = uncached::read_full_at(file, step, position + filled as u64)?;
-            self.note_read(&step[..got], position + filled as u64);
-            filled += got;
-            if got < step.len() {
-                break;
-            }
-        }
-        Ok(filled)
-    }
-
     /// Takes what was read at `position` into the digest of the whole, and sees whether the block that ends with it is as it was.
-    fn note_read(&mut self, read: &[u8], position: u64) {
+    fn note_block(&mut self, read: &[u8], position: u64) {
         self.whole.update(read);
         let end = position + read.len() as u64;
         let (Some(known), Some((number, value))) = (&self.known_blocks, self.whole.whole_block()) else {
@@ -514,7 +491,7 @@ impl Progress {
             return vec![of(&ranges[0])];
         }
         let side_by_side = ranges.len() > 4 && shared.has_idle_processors();
-        match (self.hashes_what_is_read, side_by_side) {
+        match (self.known_blocks.is_some(), side_by_side) {
             (true, true) => ranges.par_iter().map(of).collect(),
             (true, false) => ranges.iter().map(of).collect(),
             (false, true) => {

@@ -76,8 +76,12 @@ fn entry(outcome: Outcome) -> Entry {
 /// A zero budget still makes progress, and what is sent is the file, its pieces gap-free and its digest right.
 #[test]
 fn pieces_add_up_to_the_file() {
-    let bench = Bench::new();
-    for length in [0usize, 1, 8191, 32 * 1024, 1024 * 1024, 1024 * 1024 + 1, 3_333_333] {
+    let mut bench = Bench::new();
+    for (length, threads) in [0usize, 1, 8191, 32 * 1024, 1024 * 1024, 1024 * 1024 + 1, 3_333_333]
+        .into_iter()
+        .flat_map(|length| [(length, 0), (length, 2)])
+    {
+        bench.threads = threads;
         let mut content = vec![0; length];
         blake3::Hasher::new().finalize_xof().fill(&mut content);
         std::fs::write(bench.folder.path().join("file"), &content).expect("write");
