@@ -327,18 +327,16 @@ fn copy(
             return Ok(None);
         }
         let bytes = (size - offset).min(STEP_BYTES as u64) as usize;
-        buffers.with(bytes, offset, |bytes| {
-            if warm {
-                from.read_exact_at(bytes, offset)?;
-            } else if uncached::read_full_at(&from, bytes, offset)? != bytes.len() {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-            }
-            hasher.update(bytes);
-            if !shared && bytes.iter().any(|byte| *byte != 0) {
-                uncached::write_blocks_at(&to, bytes, offset)?;
-            }
-            Ok::<_, io::Error>(())
-        })?;
+        let mut read = buffers.take(bytes, offset);
+        if warm {
+            from.read_exact_at(&mut read, offset)?;
+        } else if uncached::read_full_at(&from, &mut read, offset)? != bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        hasher.update(&read);
+        if !shared && read.iter().any(|byte| *byte != 0) {
+            uncached::write_blocks_at(&to, &read, offset)?;
+        }
         offset += bytes as u64;
     }
     to.sync_data()?;

@@ -1,29 +1,81 @@
 //! Memory that is used for one message after the other: fresh pages are slow to come by, and clearing them is work.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    ops::{Deref, DerefMut, Range},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 #[cfg(doc)]
 use assay_common::uncached;
 use assay_common::uncached::BLOCK_BYTES;
+use bytes::Bytes;
 
-/// As many buffers as messages were ever worked on side by side, each as large as the largest of them.
-#[derive(Default)]
-pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
+/// Buffers that are kept for the next message.
+const SPARE: usize = 8;
+
+/// As many buffers as messages are worked on side by side, each as large as the largest of them.
+#[derive(Clone, Default)]
+pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
-    /// Does `work` with `bytes` bytes that nobody else uses, and that can be written directly when they begin at `offset` of their file
+    /// `bytes` bytes that nobody else uses, and that can be written directly when they begin at `offset` of their file
     /// ([`uncached::write_blocks_at`]). What is in them is left from others.
-    pub(crate) fn with<T>(&self, bytes: usize, offset: u64, work: impl FnOnce(&mut [u8]) -> T) -> T {
-        let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffer = free().pop().unwrap_or_default();
-        if buffer.len() < bytes + 2 * BLOCK_BYTES {
-            buffer.resize(bytes + 2 * BLOCK_BYTES, 0);
+    pub(crate) fn take(&self, bytes: usize, offset: u64) -> Buffer {
+        let mut memory = self.spare().pop().unwrap_or_default();
+        if memory.len() < bytes + 2 * BLOCK_BYTES {
+            memory.resize(bytes + 2 * BLOCK_BYTES, 0);
         }
-        let aligned = buffer.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+        let aligned = memory.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
         let start = aligned + (offset % BLOCK_BYTES as u64) as usize;
-        let done = work(&mut buffer[start..start + bytes]);
-        free().push(buffer);
-        done
+        Buffer { memory, range: start..start + bytes, home: self.clone() }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes that go back when nobody holds them any longer.
+pub(crate) struct Buffer {
+    memory: Vec<u8>,
+    range: Range<usize>,
+    home: Buffers,
+}
+
+impl Buffer {
+    /// The first `filled` bytes, for several who only read them.
+    pub(crate) fn share(mut self, filled: usize) -> Bytes {
+        self.range.end = self.range.end.min(self.range.start + filled);
+        Bytes::from_owner(self)
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.range.clone()]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.range.clone()]
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut spare = self.home.spare();
+        if spare.len() < SPARE {
+            spare.push(std::mem::take(&mut self.memory));
+        }
     }
 }
 
@@ -34,17 +86,25 @@ mod tests {
     #[test]
     fn a_buffer_is_used_again_and_never_by_two() {
         let buffers = Buffers::default();
-        buffers.with(10, 0, |outer| {
-            outer.fill(1);
-            buffers.with(20, 7, |inner| assert_eq!((inner.len(), inner[0]), (20, 0)));
-            assert_eq!(outer, [1; 10]);
-        });
+        let mut first = buffers.take(10, 0);
+        first.fill(1);
+        let second = buffers.take(20, 7);
+        assert_eq!((second.len(), second[0]), (20, 0));
+        drop(second);
+        let shared = first.share(9);
+        let slice = shared.slice(3..5);
+        drop(shared);
+        assert_eq!((&slice[..], buffers.spare().len()), (&[1, 1][..], 1), "it is held");
+        drop(slice);
+        assert_eq!(buffers.spare().len(), 2);
         for offset in [0, 1, 4095, 4096, 10_000] {
-            buffers.with(5, offset, |bytes| {
-                assert_eq!(bytes.len(), 5);
-                assert_eq!((bytes.as_ptr().addr() as u64 ^ offset) % BLOCK_BYTES as u64, 0);
-            });
+            let bytes = buffers.take(5, offset);
+            assert_eq!(bytes.len(), 5);
+            assert_eq!((bytes.as_ptr().addr() as u64 ^ offset) % BLOCK_BYTES as u64, 0);
         }
-        assert_eq!(buffers.0.lock().expect("no panic").len(), 2);
+        assert_eq!(buffers.spare().len(), 2);
+        let many: Vec<_> = (0..2 * SPARE).map(|_| buffers.take(1, 0)).collect();
+        drop(many);
+        assert_eq!(buffers.spare().len(), SPARE);
     }
 }

@@ -9,7 +9,9 @@ use assay_common::{
     uncached,
 };
 
-use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile};
+use bytes::Bytes;
+
+use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile, buffers::Buffer};
 use crate::{
     ahead::copies,
     store::{
@@ -95,22 +97,20 @@ impl Receiver {
         };
         let from = (file, base.pieces[position].0);
         let bytes = run.iter().map(|target| target.bytes).sum();
-        let offset = run[0].offset;
-        self.buffers
-            .with(bytes, offset, |bytes| self.reuse_through(bytes, writer, run, from, &mut here[start..]))
+        let buffer = self.buffers.take(bytes, run[0].offset);
+        self.reuse_through(buffer, writer, run, from, &mut here[start..])
     }
 
     fn reuse_through(
         &self,
-        bytes: &mut [u8],
+        mut buffer: Buffer,
         writer: &mut ContentWriter<'_>,
         run: &[Target],
         (file, from): (&File, u64),
         here: &mut [bool],
     ) -> Result<(), ReceiveError> {
-        let got = fault::at(Point::StoreRead).and_then(|()| uncached::read_full_at(file, bytes, from));
-        let got = got.unwrap_or(0);
-        let (bytes, first) = (&bytes[..got], run[0].offset);
+        let got = fault::at(Point::StoreRead).and_then(|()| uncached::read_full_at(file, &mut buffer, from));
+        let (bytes, first) = (buffer.share(got.unwrap_or(0)), run[0].offset);
         for (target, here) in run.iter().zip(here.iter_mut()) {
             let at = (target.offset - first) as usize;
             let piece = bytes.get(at..at + target.bytes);
@@ -132,9 +132,9 @@ impl Receiver {
             }
             let (offset, last) = (sound[0].0.offset, sound[sound.len() - 1].0);
             let at = (offset - first) as usize..(last.offset - first) as usize + last.bytes;
-            let sound = &bytes[at.clone()];
-            writer.write_shared(run[0].content, (file, from + at.start as u64), offset, sound)?;
-            self.hash(&run[0], offset, sound)?;
+            let sound = bytes.slice(at.clone());
+            writer.write_shared(run[0].content, (file, from + at.start as u64), offset, &sound)?;
+            self.hash(&run[0], offset, &sound, bytes.len())?;
         }
         Ok(())
     }
@@ -156,13 +156,13 @@ impl Receiver {
         if self.places.adopted(content) == Some(place.key) {
             place.key = own;
         }
-        let Some(bytes) = self.places.read(place, digest) else {
+        let Some(bytes) = self.places.read(place, digest).map(Bytes::from) else {
             return Ok(false);
         };
         if place.key != own || place.offset != offset {
             writer.write(content, offset, &bytes)?;
         }
-        self.hash(&target, offset, &bytes)?;
+        self.hash(&target, offset, &bytes, bytes.len())?;
         if place.key.generation == own.generation && place.key.session != own.session || place.key == own {
             // The earlier session's file goes away with the seal: the place to remember is this one.
             noted.push((digest, Place { key: own, offset, bytes: place.bytes }));
@@ -286,26 +286,33 @@ impl Receiver {
     }
 
     /// Counts verified bytes into the digest of their content. Of a piece that is alone the digest is known.
-    fn hash(&self, target: &Target, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
+    fn hash(
+        &self,
+        target: &Target,
+        offset: u64,
+        bytes: &Bytes,
+        buffer_bytes: usize,
+    ) -> Result<(), ReceiveError> {
         let whole = self.staging.whole();
         let noted = if target.alone {
             whole.note(target.content, target.bytes as u64, target.digest)
         } else {
-            whole.wrote(target.content, offset, bytes, &self.reader(target.content))
+            whole.wrote(target.content, offset, (bytes, buffer_bytes), &self.reader(target.content))
         };
         Ok(noted.at("write", self.staging.path())?)
     }
 
     /// Writes verified pieces, whose bytes stand one after the other in `bytes`, and remembers where they are.
-    pub(super) fn write(&self, targets: &[Target], bytes: &[u8]) -> Result<(), ReceiveError> {
+    pub(super) fn write(&self, targets: &[Target], bytes: &Bytes) -> Result<(), ReceiveError> {
         let mut writer = ContentWriter::new(self);
         let mut at = 0;
         for run in targets.chunk_by(|left, right| {
             left.content == right.content && left.offset + left.bytes as u64 == right.offset
         }) {
             let length: usize = run.iter().map(|target| target.bytes).sum();
-            writer.write(run[0].content, run[0].offset, &bytes[at..at + length])?;
-            self.hash(&run[0], run[0].offset, &bytes[at..at + length])?;
+            let of_run = bytes.slice(at..at + length);
+            writer.write(run[0].content, run[0].offset, &of_run)?;
+            self.hash(&run[0], run[0].offset, &of_run, bytes.len())?;
             at += length;
         }
         let places: Vec<_> = targets

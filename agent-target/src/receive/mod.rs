@@ -38,6 +38,7 @@ use assay_common::{
     rpc_status::RpcFault,
 };
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
+use bytes::Bytes;
 
 use crate::{
     ahead::copies::Copies,
@@ -522,19 +523,18 @@ impl Receiver {
             return self.keep_content(&pack.data, waiting);
         }
         let offset = waiting.pieces.first().map_or(0, |piece| piece.offset);
-        self.buffers.with(waiting.bytes as usize, offset, |content| {
-            // The buffer is the limit: a frame that unfolds to more is an error, not an allocation.
-            let bytes = zstd::bulk::decompress_to_buffer(&pack.data, content)
-                .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
-            self.keep_content(&content[..bytes], waiting)
-        })
+        let mut content = self.buffers.take(waiting.bytes as usize, offset);
+        // The buffer is the limit: a frame that unfolds to more is an error, not an allocation.
+        let bytes = zstd::bulk::decompress_to_buffer(&pack.data, &mut *content)
+            .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
+        self.keep_content(&content.share(bytes), waiting)
     }
 
-    fn keep_content(&self, content: &[u8], waiting: &Outstanding) -> Result<(), ReceiveError> {
+    fn keep_content(&self, content: &Bytes, waiting: &Outstanding) -> Result<(), ReceiveError> {
         if content.len() as u64 != waiting.bytes {
             return protocol("a pack's content has the length of its raw_bytes");
         }
-        let mut rest = content;
+        let mut rest = &content[..];
         let pieces: Vec<(Target, &[u8])> = waiting
             .pieces
             .iter()

@@ -23,6 +23,7 @@ use assay_common::{
     digest::{BLOCK_BYTES, BlockHasher, BlockList, ContentDigest, DIGEST_BYTES},
     uncached,
 };
+use bytes::Bytes;
 
 /// Bytes that may wait for those before them, of all contents.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
@@ -102,7 +103,7 @@ impl Default for Track {
 
 #[derive(Debug)]
 enum Segment {
-    Bytes(Vec<u8>),
+    Bytes(Bytes),
     Hole(u64),
     /// So many bytes that stand in the file.
     Written(u64),
@@ -228,8 +229,14 @@ impl Whole {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Takes verified bytes of a content, which stand in its file. `read` reads there.
-    pub fn wrote(&self, content: u64, offset: u64, bytes: &[u8], read: ReadContent<'_>) -> io::Result<()> {
+    /// Takes verified bytes of a content, which stand in its file, and in a buffer of so many bytes. `read` reads from the file.
+    pub fn wrote(
+        &self,
+        content: u64,
+        offset: u64,
+        (bytes, buffer_bytes): (&Bytes, usize),
+        read: ReadContent<'_>,
+    ) -> io::Result<()> {
         self.advance(content, read, |track| {
             if track.next == offset
                 && let Some(mut hasher) = track.hasher.take()
@@ -241,7 +248,9 @@ impl Whole {
             }
             let waiting = self.waiting_bytes.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
             let segment = if waiting <= MAX_WAITING_BYTES {
-                Segment::Bytes(bytes.to_vec())
+                // Whoever waits holds the buffer, unless most of that is others'.
+                let is_most = bytes.len() >= buffer_bytes / 2;
+                Segment::Bytes(if is_most { bytes.clone() } else { Bytes::copy_from_slice(bytes) })
             } else {
                 self.waiting_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
                 Segment::Written(bytes.len() as u64)
@@ -384,6 +393,16 @@ mod tests {
         Whole::new(tempfile::tempfile().expect("temp"))
     }
 
+    fn wrote(
+        whole: &Whole,
+        content: u64,
+        offset: u64,
+        bytes: &[u8],
+        read: ReadContent<'_>,
+    ) -> io::Result<()> {
+        whole.wrote(content, offset, (&Bytes::copy_from_slice(bytes), bytes.len()), read)
+    }
+
     fn unread(_: &mut [u8], _: u64) -> io::Result<()> {
         panic!("it fits in memory")
     }
@@ -393,13 +412,13 @@ mod tests {
         let whole = whole();
         let content: Vec<u8> = (0..100_000u32).map(|number| number as u8).collect();
         let expected = [&content[..], &vec![0; 5000], b"end"].concat();
-        whole.wrote(7, 50_000, &content[50_000..], &unread).expect("second");
-        whole.wrote(7, 50_000, &content[50_000..], &unread).expect("the second again");
+        wrote(&whole, 7, 50_000, &content[50_000..], &unread).expect("second");
+        wrote(&whole, 7, 50_000, &content[50_000..], &unread).expect("the second again");
         whole.ended(7, 105_003, &unread).expect("end");
-        whole.wrote(7, 105_000, b"end", &unread).expect("last");
+        wrote(&whole, 7, 105_000, b"end", &unread).expect("last");
         whole.hole(7, 100_000, 5000, &unread).expect("hole");
         assert_eq!(whole.digest(7, 105_003), None, "the first is missing");
-        whole.wrote(7, 0, &content[..50_000], &unread).expect("first");
+        wrote(&whole, 7, 0, &content[..50_000], &unread).expect("first");
         assert_eq!(whole.digest(7, 105_003), Some(ContentDigest::of(&expected)));
         assert_eq!(whole.digest(7, 105_002), None);
         assert_eq!((whole.digest(6, 0), whole.digest(8, 0)), (None, None), "never heard of");
@@ -407,6 +426,18 @@ mod tests {
         assert_eq!(whole.digest(8, 0), Some(ContentDigest::of(b"")));
         assert!(whole.tracks.lock().expect("no panic").is_empty());
         assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    /// A short piece of a long buffer would keep all of it.
+    #[test]
+    fn what_waits_holds_its_buffer_when_that_is_most_of_it() {
+        for (bytes, is_held) in [(49, false), (50, true), (100, true)] {
+            let (whole, buffer) = (whole(), Bytes::from(vec![1; 100]));
+            whole.wrote(1, 7, (&buffer.slice(..bytes), 100), &unread).expect("early");
+            assert_eq!(buffer.is_unique(), !is_held, "{bytes}");
+            wrote(&whole, 1, 0, &[2; 7], &unread).expect("what it waited for");
+            assert!(buffer.is_unique(), "{bytes}");
+        }
     }
 
     /// What waits in memory is bounded: beyond, it is read from the file, and when that cannot be the seal does it.
@@ -426,18 +457,18 @@ mod tests {
         for (read, known) in ways {
             let whole = whole();
             for (number, bytes) in content.chunks(block).enumerate().skip(1) {
-                whole.wrote(1, (number * block) as u64, bytes, read).expect("early");
+                wrote(&whole, 1, (number * block) as u64, bytes, read).expect("early");
             }
             assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), MAX_WAITING_BYTES);
             whole.ended(1, content.len() as u64, read).expect("end");
-            whole.wrote(1, 0, &content[..block], read).expect("what they waited for");
+            wrote(&whole, 1, 0, &content[..block], read).expect("what they waited for");
             let digest = whole.digest(1, content.len() as u64);
             assert_eq!(digest, known.then(|| ContentDigest::of(&content)));
             assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
         }
         assert_eq!(reads.get(), block, "no more than what had no room");
         let whole = whole();
-        whole.wrote(2, 10, b"of a reading that was given up", &unread).expect("early");
+        wrote(&whole, 2, 10, b"of a reading that was given up", &unread).expect("early");
         whole.forget(2);
         assert_eq!(whole.waiting_bytes.load(Ordering::Relaxed), 0);
     }
@@ -477,7 +508,7 @@ mod tests {
                 if is_kept {
                     whole.kept(1, from as u64, (to - from) as u64, &unread).expect("kept");
                 } else {
-                    whole.wrote(1, from as u64, &new[from..to], &unread).expect("wrote");
+                    wrote(&whole, 1, from as u64, &new[from..to], &unread).expect("wrote");
                 }
             }
             if turn != 2 {
@@ -497,11 +528,11 @@ mod tests {
     #[test]
     fn what_was_forgotten_leaves_nothing_behind() {
         let whole = whole();
-        whole.wrote(3, 100, b"early", &unread).expect("wrote");
+        wrote(&whole, 3, 100, b"early", &unread).expect("wrote");
         whole.forget(3);
         whole.forget(4);
         for content in [3, 4] {
-            whole.wrote(content, 0, b"late", &unread).expect("wrote");
+            wrote(&whole, content, 0, b"late", &unread).expect("wrote");
             whole.ended(content, 4, &unread).expect("ended");
             assert_eq!(whole.digest(content, 4), None);
         }
@@ -531,7 +562,7 @@ mod tests {
                         for (number, bytes) in
                             content.chunks(10_007).enumerate().filter(|(it, _)| it % 4 == thread)
                         {
-                            whole.wrote(3, number as u64 * 10_007, bytes, &unread).expect("piece");
+                            wrote(&whole, 3, number as u64 * 10_007, bytes, &unread).expect("piece");
                         }
                         if thread == 0 {
                             whole.ended(3, content.len() as u64, &unread).expect("end");
