@@ -13,8 +13,8 @@ use assay_common::{
     id::GenerationNumber,
     limits::{MAX_CONTENT, MAX_ENTRIES},
     manifest::{
-        DeltaFault, DeltaMerger, Entry, EntryFault, EntryKind, Header, ManifestError, ManifestReader,
-        ManifestWriter, Origin, Piece, content_pieces,
+        DeltaFault, DeltaMerger, Entry, EntryFault, EntryKind, EntryPicker, Header, ManifestError,
+        ManifestReader, ManifestWriter, Origin, Piece, content_pieces,
     },
     path::display_bytes,
 };
@@ -352,6 +352,50 @@ impl PlannedEntries {
             content => Source::Content(content),
         };
         Ok(Some((entry, source)))
+    }
+}
+
+/// The entries with new content of a finished draft, in order. Costs as much as there are of them, not as there are entries.
+pub(super) struct PlannedContents {
+    manifest: EntryPicker,
+    plan: BufReader<File>,
+    positions: BufReader<File>,
+    /// Entries that are left.
+    rest: u64,
+    plan_path: PathBuf,
+}
+
+impl PlannedContents {
+    /// Opens manifest, plan and positions of a staging area.
+    ///
+    /// # Errors
+    /// When they are not there.
+    pub(super) fn open(staging: &Staging) -> Result<Self, SealError> {
+        let plan_path = plan_path(staging);
+        let open = |path: &Path| File::open(path).at("open", path);
+        let plan = open(&plan_path)?;
+        let rest = plan.metadata().at("look at", &plan_path)?.len() / 8;
+        let manifest = EntryPicker::new(open(&staging.path().join(MANIFEST))?);
+        let positions = BufReader::new(open(&staging.path().join(POSITIONS))?);
+        Ok(Self { manifest, plan: BufReader::new(plan), positions, rest, plan_path })
+    }
+
+    /// The next entry with the number of its content.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub(super) fn next_content(&mut self) -> Result<Option<(Entry, u64)>, SealError> {
+        while self.rest > 0 {
+            self.rest -= 1;
+            let (mut content, mut position) = ([0; 8], [0; 8]);
+            self.plan.read_exact(&mut content).at("read", &self.plan_path)?;
+            self.positions.read_exact(&mut position).at("read", &self.plan_path)?;
+            let content = u64::from_le_bytes(content);
+            if content != FROM_BASE && content > 0 {
+                return Ok(Some((self.manifest.entry_at(u64::from_le_bytes(position))?, content)));
+            }
+        }
+        Ok(None)
     }
 }
 

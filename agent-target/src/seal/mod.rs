@@ -44,6 +44,7 @@ use crate::{ahead::tree, receive::piece_list_digest};
 pub(crate) use build::build_tree;
 use change::change_tree;
 pub use delta::steps;
+use draft::PlannedContents;
 pub use draft::{Draft, PlannedEntries, Source};
 
 /// Contents that are read back side by side.
@@ -185,14 +186,20 @@ pub fn seal(
         make_same_tree(store, staging, base)?;
         finished.not_in_manifest_b3
     } else {
-        step(Point::SealContents)?;
-        verify_contents(staging)?;
-        step(Point::SealTree)?;
-        make_tree(store, staging, base)?;
-        step(Point::SealNames)?;
-        name_contents(staging, index)?;
-        step(Point::SealSums)?;
-        write_manifest_b3(staging)?
+        // The list of digests needs nothing but the manifest: it is written beside the rest.
+        std::thread::scope(|scope| {
+            let sums = scope.spawn(|| {
+                step(Point::SealSums)?;
+                write_manifest_b3(staging)
+            });
+            step(Point::SealContents)?;
+            verify_contents(staging)?;
+            step(Point::SealTree)?;
+            make_tree(store, staging, base)?;
+            step(Point::SealNames)?;
+            name_contents(staging, index)?;
+            sums.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?
     };
     let record = Record {
         version: 1,
@@ -261,15 +268,13 @@ fn make_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -
 /// Compares every content that the plan names with the manifest: by the digest of the bytes that were written, where they
 /// came in one session, else by reading the file back.
 fn verify_contents(staging: &Staging) -> Result<(), SealError> {
-    let mut planned = PlannedEntries::open(staging)?;
+    let mut planned = PlannedContents::open(staging)?;
     loop {
         let mut batch = Vec::with_capacity(VERIFY_BATCH);
-        while batch.len() < VERIFY_BATCH {
-            match planned.next_entry()? {
-                Some((entry, Source::Content(content))) => batch.push((entry, content)),
-                Some(_) => {}
-                None => break,
-            }
+        while batch.len() < VERIFY_BATCH
+            && let Some(next) = planned.next_content()?
+        {
+            batch.push(next);
         }
         if batch.is_empty() {
             return Ok(());
@@ -380,15 +385,13 @@ fn b3sum_line(entry: &Entry) -> Option<String> {
 
 /// Tells the chunk index under which names the contents went into the tree.
 fn name_contents(staging: &Staging, index: &Arc<Mutex<ChunkIndex>>) -> Result<(), SealError> {
-    let mut planned = PlannedEntries::open(staging)?;
+    let mut planned = PlannedContents::open(staging)?;
     loop {
         let mut batch = Vec::new();
-        while batch.len() < 64 * 1024 {
-            match planned.next_entry()? {
-                Some((entry, Source::Content(content))) => batch.push((staging.key(content), entry.path)),
-                Some(_) => {}
-                None => break,
-            }
+        while batch.len() < 64 * 1024
+            && let Some((entry, content)) = planned.next_content()?
+        {
+            batch.push((staging.key(content), entry.path));
         }
         if batch.is_empty() {
             return Ok(());

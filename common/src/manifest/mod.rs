@@ -16,7 +16,7 @@ mod stream;
 
 pub use entry::{EntryFault, content_pieces, validate_entry};
 pub use merge::{DeltaFault, DeltaMerger, OrderValidator, Origin};
-pub use stream::{Header, MAGIC, ManifestError, ManifestReader, ManifestWriter, Root, entry_at};
+pub use stream::{EntryPicker, Header, MAGIC, ManifestError, ManifestReader, ManifestWriter, Root, entry_at};
 
 pub use assay_proto::v1::{Entry, EntryKind, ExtendedAttribute};
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufReader, Read, Write},
     os::unix::fs::FileExt as _,
 };
 
@@ -103,10 +103,38 @@ impl Header {
     }
 }
 
+/// Bytes that are hashed at a time: single records are much shorter, and hashed at a fifth of the pace.
+const HASHED_BYTES: usize = 64 * 1024;
+
+/// The root digest of what has been read or written.
+struct Digesting {
+    hasher: blake3::Hasher,
+    /// What is not hashed yet.
+    waiting: Vec<u8>,
+}
+
+impl Digesting {
+    fn new() -> Self {
+        Self { hasher: blake3::Hasher::new_derive_key(MANIFEST_CONTEXT), waiting: Vec::new() }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.waiting.extend_from_slice(bytes);
+        if self.waiting.len() >= HASHED_BYTES {
+            self.hasher.update(&self.waiting);
+            self.waiting.clear();
+        }
+    }
+
+    fn digest(&self) -> RootDigest {
+        RootDigest(*self.hasher.clone().update(&self.waiting).finalize().as_bytes())
+    }
+}
+
 /// Writes a manifest and computes its root digest on the way.
 pub struct ManifestWriter<W> {
     output: W,
-    root: blake3::Hasher,
+    root: Digesting,
     record: Vec<u8>,
     entries: u64,
     position: u64,
@@ -118,7 +146,7 @@ impl<W: Write> ManifestWriter<W> {
     /// # Errors
     /// When `output` cannot be written to.
     pub fn create(output: W, header: &Header) -> Result<Self, ManifestError> {
-        let root = blake3::Hasher::new_derive_key(MANIFEST_CONTEXT);
+        let root = Digesting::new();
         let mut writer = Self { output, root, record: Vec::new(), entries: 0, position: 0 };
         writer.write_all(MAGIC)?;
         let header = header.to_json();
@@ -160,14 +188,14 @@ impl<W: Write> ManifestWriter<W> {
     /// When the output cannot be flushed.
     pub fn finish(mut self) -> Result<(W, RootDigest, u64), ManifestError> {
         self.output.flush()?;
-        Ok((self.output, RootDigest(*self.root.finalize().as_bytes()), self.entries))
+        Ok((self.output, self.root.digest(), self.entries))
     }
 }
 
 /// Reads a manifest, entry by entry, and computes its root digest on the way. Entries are decoded, not validated.
 pub struct ManifestReader<R> {
     input: R,
-    root: blake3::Hasher,
+    root: Digesting,
     header: Header,
     record: Vec<u8>,
 }
@@ -178,14 +206,15 @@ impl<R: Read> ManifestReader<R> {
     /// # Errors
     /// When this is not a manifest of a version that we know.
     pub fn open(mut input: R) -> Result<Self, ManifestError> {
-        let mut root = blake3::Hasher::new_derive_key(MANIFEST_CONTEXT);
+        let mut root = Digesting::new();
         let mut magic = [0; MAGIC.len()];
         read_whole(&mut input, &mut magic)?;
         if magic != MAGIC {
             return Err(ManifestError::Magic);
         }
         root.update(&magic);
-        let length = read_length(&mut input, &mut root, MAX_HEADER_BYTES)?.ok_or(ManifestError::CutOff)?;
+        let length = read_length(&mut input, MAX_HEADER_BYTES, &mut |byte| root.update(byte))?
+            .ok_or(ManifestError::CutOff)?;
         let mut record = vec![0; length];
         read_whole(&mut input, &mut record)?;
         root.update(&record);
@@ -205,22 +234,13 @@ impl<R: Read> ManifestReader<R> {
     /// # Errors
     /// When the file is cut off or a record is not an entry.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, ManifestError> {
-        let Some(length) = read_length(&mut self.input, &mut self.root, MAX_RECORD_BYTES)? else {
-            return Ok(None);
-        };
-        // Grown as bytes arrive: a false length costs no memory.
-        self.record.clear();
-        let got = (&mut self.input).take(length as u64).read_to_end(&mut self.record)?;
-        if got != length {
-            return Err(ManifestError::CutOff);
-        }
-        self.root.update(&self.record);
-        Ok(Some(Entry::decode(self.record.as_slice())?))
+        let Self { input, root, record, .. } = self;
+        read_entry(input, record, &mut |bytes| root.update(bytes))
     }
 
     /// The root digest of what was read: of the whole manifest once [`ManifestReader::next_entry`] has given `None`.
     pub fn root_digest(&self) -> RootDigest {
-        RootDigest(*self.root.finalize().as_bytes())
+        self.root.digest()
     }
 }
 
@@ -229,15 +249,34 @@ impl<R: Read> ManifestReader<R> {
 /// # Errors
 /// When there is no record of an entry at that place.
 pub fn entry_at(manifest: &File, position: u64) -> Result<Entry, ManifestError> {
-    let mut input = io::BufReader::with_capacity(4096, At { file: manifest, position });
-    // Of one record there is no root digest: nobody asks this hasher.
-    let length = read_length(&mut input, &mut blake3::Hasher::new(), MAX_RECORD_BYTES)?;
-    let length = length.ok_or(ManifestError::CutOff)?;
-    let mut record = Vec::new();
-    if input.take(length as u64).read_to_end(&mut record)? != length {
-        return Err(ManifestError::CutOff);
+    let mut input = BufReader::with_capacity(4096, At { file: manifest, position });
+    read_entry(&mut input, &mut Vec::new(), &mut |_| {})?.ok_or(ManifestError::CutOff)
+}
+
+/// Reads some entries of a manifest, in order: what is near each other is read at once.
+pub struct EntryPicker {
+    input: BufReader<File>,
+    at: u64,
+    record: Vec<u8>,
+}
+
+impl EntryPicker {
+    /// Of the manifest in `file`, which stands at its start.
+    pub fn new(file: File) -> Self {
+        Self { input: BufReader::with_capacity(256 * 1024, file), at: 0, record: Vec::new() }
     }
-    Ok(Entry::decode(record.as_slice())?)
+
+    /// The entry whose record starts at `position`, behind those that were read before. It is decoded, not validated.
+    ///
+    /// # Errors
+    /// When there is no record of an entry at that place.
+    pub fn entry_at(&mut self, position: u64) -> Result<Entry, ManifestError> {
+        let forward = position.checked_sub(self.at).and_then(|forward| i64::try_from(forward).ok());
+        self.input.seek_relative(forward.ok_or(ManifestError::CutOff)?)?;
+        self.at = position;
+        let Self { input, at, record } = self;
+        read_entry(input, record, &mut |bytes| *at += bytes.len() as u64)?.ok_or(ManifestError::CutOff)
+    }
 }
 
 /// A file, read from a position of its own.
@@ -261,11 +300,29 @@ fn read_whole(input: &mut impl Read, buffer: &mut [u8]) -> Result<(), ManifestEr
     })
 }
 
-/// Reads a varint; `None` at a clean end of the input.
+/// Reads a record and its entry; `None` at a clean end of the input. `seen` is shown all bytes of it.
+fn read_entry(
+    input: &mut impl Read,
+    record: &mut Vec<u8>,
+    seen: &mut impl FnMut(&[u8]),
+) -> Result<Option<Entry>, ManifestError> {
+    let Some(length) = read_length(input, MAX_RECORD_BYTES, seen)? else {
+        return Ok(None);
+    };
+    // Grown as bytes arrive: a false length costs no memory.
+    record.clear();
+    if input.take(length as u64).read_to_end(record)? != length {
+        return Err(ManifestError::CutOff);
+    }
+    seen(record);
+    Ok(Some(Entry::decode(record.as_slice())?))
+}
+
+/// Reads a varint; `None` at a clean end of the input. `seen` is shown its bytes.
 fn read_length(
     input: &mut impl Read,
-    root: &mut blake3::Hasher,
     limit: usize,
+    seen: &mut impl FnMut(&[u8]),
 ) -> Result<Option<usize>, ManifestError> {
     let mut value = 0u64;
     // Five groups of seven bits say more than any record may be long.
@@ -278,7 +335,7 @@ fn read_length(
             }
             Err(error) => return Err(error.into()),
         }
-        root.update(&byte);
+        seen(&byte);
         value |= u64::from(byte[0] & 0x7f) << (7 * group);
         if byte[0] & 0x80 == 0 {
             return match usize::try_from(value) {
@@ -346,6 +403,35 @@ mod tests {
         let paths: Vec<_> = positions.iter().map(|at| entry_at(&file, *at).expect("there").path).collect();
         assert_eq!(paths, [&b""[..], b"a", b"b"]);
         assert!(entry_at(&file, 1 << 30).is_err() && entry_at(&file, 3).is_err());
+    }
+
+    /// However the records lie in what is hashed and read at a time.
+    #[test]
+    fn some_entries_are_picked_and_the_root_digest_is_of_all_bytes() {
+        let mut writer = ManifestWriter::create(Vec::new(), &header()).expect("new");
+        let mut positions = Vec::new();
+        for number in 0..20_000u32 {
+            let path = format!("{number:06}").repeat(1 + number as usize % 7).into_bytes();
+            positions.push((writer.position(), path.clone()));
+            writer.push(&Entry { path, ..Default::default() }).expect("push");
+        }
+        let (bytes, root, _) = writer.finish().expect("finish");
+        let expected = blake3::derive_key(MANIFEST_CONTEXT, &bytes);
+        assert!(bytes.len() > 2 * HASHED_BYTES && root == RootDigest(expected));
+        let mut reader = ManifestReader::open(bytes.as_slice()).expect("sound");
+        while reader.next_entry().expect("sound").is_some() {}
+        assert_eq!(reader.root_digest(), root);
+        for step in [1, 7, 9_000] {
+            let mut file = tempfile::tempfile().expect("temp");
+            file.write_all(&bytes).expect("write");
+            io::Seek::rewind(&mut file).expect("rewind");
+            let mut picker = EntryPicker::new(file);
+            for (position, path) in positions.iter().step_by(step) {
+                assert_eq!(picker.entry_at(*position).expect("there").path, *path);
+            }
+            assert!(picker.entry_at(positions[0].0).is_err(), "only forward");
+            assert!(picker.entry_at(bytes.len() as u64).is_err(), "the end");
+        }
     }
 
     /// A cut-off or edited manifest never has the root digest of the whole one.
