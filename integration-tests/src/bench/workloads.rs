@@ -25,8 +25,10 @@ use super::{
 const ONE_WAY: Duration = Duration::from_millis(40);
 /// Of each of pgbench's clients, so that a few per cent of the pages change.
 const TRANSACTIONS_PER_SCALE: u32 = 50;
-/// Long enough for some copies, short enough that both meet the same machine.
-const WINDOW_SECONDS: u32 = 8;
+/// Long enough for some copies, short enough that all meet the same machine ...
+const WINDOW_SECONDS: u32 = 6;
+/// ... and so many in turn for each repetition: what is lost is the difference of two rates, and a machine's own rate drifts by as much.
+const WINDOWS: usize = 3;
 
 /// One thing that backups have to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -142,6 +144,20 @@ impl Tool {
         sample.with_context(|| self.name.clone())
     }
 }
+
+/// What happened while pgbench worked.
+#[derive(Clone, Debug, Default)]
+struct Window {
+    /// pgbench's transactions.
+    transactions: f64,
+    /// Whole copies that were made meanwhile.
+    copies: f64,
+    /// Processor seconds of the source's side for them.
+    cpu: f64,
+}
+
+/// A figure of windows with copies, and of those without that they had turns with.
+type Figure = fn(&Window, &Window) -> f64;
 
 /// The tools of a workload, Assay first, and the tree that they copy.
 #[derive(Debug)]
@@ -354,29 +370,32 @@ impl Bench {
         }
         // The last place is a window in which nothing is copied.
         let idle = field.tools.len();
-        let mut rates: Vec<Vec<f64>> = vec![Vec::new(); idle + 1];
-        let mut copied: Vec<Vec<f64>> = vec![Vec::new(); idle + 1];
-        let mut worked: Vec<Vec<f64>> = vec![Vec::new(); idle + 1];
+        let mut windows: Vec<Vec<Window>> = vec![Vec::new(); idle + 1];
         for repetition in 0..self.options.repetitions {
-            for place in 0..=idle {
-                let number = (repetition + place) % (idle + 1);
+            let mut seen = vec![Window::default(); idle + 1];
+            for turn in 0..WINDOWS * (idle + 1) {
+                let number = (repetition + turn + turn / (idle + 1)) % (idle + 1);
+                let window = &mut seen[number];
                 rustix::fs::sync();
-                let seed = self.options.plan.seed + repetition as u64;
-                let (mut copies, mut cpu) = (0, 0.0);
-                let rate = cluster.window(WINDOW_SECONDS, seed, || {
-                    let Some(tool) = field.tools.get_mut(number) else { return Ok(false) };
-                    cpu += tool.run(servers)?.source_cpu;
-                    copies += 1;
-                    Ok(true)
-                })?;
+                let seed = self.options.plan.seed + (repetition * WINDOWS + turn) as u64;
+                window.transactions += f64::from(WINDOW_SECONDS)
+                    * cluster.window(WINDOW_SECONDS, seed, || {
+                        let Some(tool) = field.tools.get_mut(number) else { return Ok(false) };
+                        window.cpu += tool.run(servers)?.source_cpu;
+                        window.copies += 1.0;
+                        Ok(true)
+                    })?;
+            }
+            for (number, window) in seen.into_iter().enumerate() {
                 let what = field.tools.get(number).map_or("nothing", |tool| &tool.name);
+                let seconds = WINDOWS as f64 * f64::from(WINDOW_SECONDS);
                 say(&format!(
-                    "{name} {}: {what} copied {copies} times: {rate:.0} transactions a second",
-                    repetition + 1
+                    "{name} {}: {what} copied {} times in {seconds} s: {:.0} transactions a second",
+                    repetition + 1,
+                    window.copies,
+                    window.transactions / seconds
                 ));
-                rates[number].push(rate);
-                copied[number].push(f64::from(copies));
-                worked[number].push(cpu / f64::from(copies));
+                windows[number].push(window);
             }
         }
         cluster.stop()?;
@@ -384,32 +403,26 @@ impl Bench {
             assay.run()?;
             assert_equal(&root, &assay.latest())?;
         }
-        let lost = |number: usize| -> Vec<f64> {
-            rates[number].iter().zip(&rates[idle]).map(|(rate, alone)| (1.0 - rate / alone) * 100.0).collect()
+        let figures = |of: Figure| {
+            let of_tool = |number: usize| -> Vec<f64> {
+                windows[number].iter().zip(&windows[idle]).map(|(window, alone)| of(window, alone)).collect()
+            };
+            (of_tool(0), [(PLAIN.name.to_owned(), of_tool(1))])
         };
-        self.rows.push(Row::new(
-            name,
-            "transactions lost",
-            "%",
-            &lost(0),
-            &[(PLAIN.name.to_owned(), lost(1))],
-        ));
-        let (of_assay, of_rsync) = (worked[0].clone(), worked[1].clone());
-        self.rows.push(Row::new(name, "cpu, source", "s", &of_assay, &[(PLAIN.name.to_owned(), of_rsync)]));
-        // Whoever is done sooner copies more often in a window.
-        let lost_by_each = |number: usize| -> Vec<f64> {
-            let windows = rates[number].iter().zip(&rates[idle]).zip(&copied[number]);
-            windows
-                .map(|((rate, alone), copies)| (alone - rate) * f64::from(WINDOW_SECONDS) / copies)
-                .collect()
-        };
-        self.rows.push(Row::new(
-            name,
-            "lost by a copy",
-            "",
-            &lost_by_each(0),
-            &[(PLAIN.name.to_owned(), lost_by_each(1))],
-        ));
+        let rows: [(_, _, Figure); 3] = [
+            ("transactions lost", "%", |window, alone| {
+                (1.0 - window.transactions / alone.transactions) * 100.0
+            }),
+            ("cpu, source", "s", |window, _| window.cpu / window.copies),
+            // Whoever is done sooner copies more often in a window.
+            ("lost by a copy", "", |window, alone| {
+                (alone.transactions - window.transactions) / window.copies
+            }),
+        ];
+        for (metric, unit, of) in rows {
+            let (assay, peers) = figures(of);
+            self.rows.push(Row::new(name, metric, unit, &assay, &peers));
+        }
         finish(field)
     }
 
