@@ -525,7 +525,7 @@ impl Receiver {
         let offset = waiting.pieces.first().map_or(0, |piece| piece.offset);
         let mut content = self.buffers.take(waiting.bytes as usize, offset);
         // The buffer is the limit: a frame that unfolds to more is an error, not an allocation.
-        let bytes = zstd::bulk::decompress_to_buffer(&pack.data, &mut *content)
+        let bytes = zstd::bulk::decompress_to_buffer(&pack.data, &mut content[..])
             .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
         self.keep_content(&content.share(bytes), waiting)
     }
