@@ -562,7 +562,7 @@ mod tests {
                         for (number, bytes) in
                             content.chunks(10_007).enumerate().filter(|(it, _)| it % 4 == thread)
                         {
-                            wrote(&whole, 3, number as u64 * 10_007, bytes, &unread).expect("piece");
+                            wrote(whole, 3, number as u64 * 10_007, bytes, &unread).expect("piece");
                         }
                         if thread == 0 {
                             whole.ended(3, content.len() as u64, &unread).expect("end");
