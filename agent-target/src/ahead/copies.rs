@@ -187,6 +187,10 @@ impl Copies {
         }
         let since = record.mark.time.as_second().saturating_sub(CHANGED_SECONDS);
         let mut candidates = candidates(store, number, since, turn)?;
+        if turn.is_cancelled() {
+            // They are not all: what has been made stays.
+            return Ok(());
+        }
         candidates.sort_by_key(|candidate| std::cmp::Reverse(candidate.written));
         let held: u64 = self.state().held.values().map(|held| held.bytes).sum();
         let free = free_bytes(&self.folder).unwrap_or(0).saturating_add(held).saturating_sub(room.reserve);

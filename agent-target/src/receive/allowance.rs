@@ -65,12 +65,8 @@ impl Allowance {
 
     /// Takes bytes that are on the disk already, if the quota has room for them.
     pub fn claim_copied(&self, bytes: u64) -> bool {
-        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
-        let has_room = self.is_within_quota(before, bytes).is_ok();
-        if !has_room {
-            self.written.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        has_room
+        let more = |before| self.is_within_quota(before, bytes).is_ok().then(|| before.saturating_add(bytes));
+        self.written.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     /// How often room has been made.

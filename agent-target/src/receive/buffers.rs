@@ -43,6 +43,11 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    /// What is held with it, in bytes: it may have been a larger one before.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.memory.len()
+    }
+
     /// The first `filled` bytes, for several who only read them.
     pub(crate) fn share(mut self, filled: usize) -> Bytes {
         self.range.end = self.range.end.min(self.range.start + filled);
@@ -103,6 +108,8 @@ mod tests {
             assert_eq!((bytes.as_ptr().addr() as u64 ^ offset) % BLOCK_BYTES as u64, 0);
         }
         assert_eq!(buffers.spare().len(), 2);
+        drop(buffers.take(100_000, 0));
+        assert!(buffers.take(1, 0).memory_bytes() >= 100_000, "it was a larger one before");
         let many: Vec<_> = (0..2 * SPARE).map(|_| buffers.take(1, 0)).collect();
         drop(many);
         assert_eq!(buffers.spare().len(), SPARE);

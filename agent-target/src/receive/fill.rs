@@ -110,6 +110,7 @@ impl Receiver {
         here: &mut [bool],
     ) -> Result<(), ReceiveError> {
         let got = fault::at(Point::StoreRead).and_then(|()| uncached::read_full_at(file, &mut buffer, from));
+        let memory_bytes = buffer.memory_bytes();
         let (bytes, first) = (buffer.share(got.unwrap_or(0)), run[0].offset);
         for (target, here) in run.iter().zip(here.iter_mut()) {
             let at = (target.offset - first) as usize;
@@ -134,7 +135,7 @@ impl Receiver {
             let at = (offset - first) as usize..(last.offset - first) as usize + last.bytes;
             let sound = bytes.slice(at.clone());
             writer.write_shared(run[0].content, (file, from + at.start as u64), offset, &sound)?;
-            self.hash(&run[0], offset, &sound, bytes.len())?;
+            self.hash(&run[0], offset, &sound, memory_bytes)?;
         }
         Ok(())
     }
@@ -220,15 +221,20 @@ impl Receiver {
             folder.remove_file(&name).at("remove", &self.staging.content_path(content))?;
             return Ok(None);
         }
-        self.copied.lock().unwrap_or_else(PoisonError::into_inner).insert(content);
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner).insert(content, base.size);
         self.staging.whole().began_as(content, Original { file, blocks });
         Ok(Some(base.position))
     }
 
+    /// Length of the copy that a content began as, in bytes; 0 for none.
+    fn copied_bytes(&self, content: u64) -> u64 {
+        let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        copied.get(&content).copied().unwrap_or(0)
+    }
+
     /// True for a content whose file was there before it: that of an earlier session, or a copy.
     fn has_old_bytes(&self, content: u64) -> bool {
-        self.places.adopted(content).is_some()
-            || self.copied.lock().unwrap_or_else(PoisonError::into_inner).contains(&content)
+        self.places.adopted(content).is_some() || self.copied_bytes(content) > 0
     }
 
     /// A hole is where nothing was written, but in a file that was there before.
@@ -239,19 +245,16 @@ impl Receiver {
         offset: u64,
         bytes: u64,
     ) -> Result<(), ReceiveError> {
-        self.staging
-            .whole()
-            .hole(content, offset, bytes, &self.reader(content))
-            .at("write", self.staging.path())?;
-        if !self.has_old_bytes(content) {
-            return Ok(());
+        // Before it is told: what is hashed as zeros stands there as zeros.
+        if self.has_old_bytes(content) {
+            let path = self.staging.content_path(content);
+            let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(writer.file(content)?, flags, offset, bytes)
+                .map_err(io::Error::from)
+                .at("punch a hole in", &path)?;
         }
-        let path = self.staging.content_path(content);
-        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(writer.file(content)?, flags, offset, bytes)
-            .map_err(io::Error::from)
-            .at("punch a hole in", &path)?;
-        Ok(())
+        let told = self.staging.whole().hole(content, offset, bytes, &self.reader(content));
+        Ok(told.at("write", self.staging.path())?)
     }
 
     /// Gives contents their length where their data does not: a hole at the end, nothing at all, or a file that was there
@@ -291,19 +294,23 @@ impl Receiver {
         target: &Target,
         offset: u64,
         bytes: &Bytes,
-        buffer_bytes: usize,
+        memory_bytes: usize,
     ) -> Result<(), ReceiveError> {
         let whole = self.staging.whole();
         let noted = if target.alone {
             whole.note(target.content, target.bytes as u64, target.digest)
         } else {
-            whole.wrote(target.content, offset, (bytes, buffer_bytes), &self.reader(target.content))
+            whole.wrote(target.content, offset, (bytes, memory_bytes), &self.reader(target.content))
         };
         Ok(noted.at("write", self.staging.path())?)
     }
 
     /// Writes verified pieces, whose bytes stand one after the other in `bytes`, and remembers where they are.
-    pub(super) fn write(&self, targets: &[Target], bytes: &Bytes) -> Result<(), ReceiveError> {
+    pub(super) fn write(
+        &self,
+        targets: &[Target],
+        (bytes, memory_bytes): (&Bytes, usize),
+    ) -> Result<(), ReceiveError> {
         let mut writer = ContentWriter::new(self);
         let mut at = 0;
         for run in targets.chunk_by(|left, right| {
@@ -312,7 +319,7 @@ impl Receiver {
             let length: usize = run.iter().map(|target| target.bytes).sum();
             let of_run = bytes.slice(at..at + length);
             writer.write(run[0].content, run[0].offset, &of_run)?;
-            self.hash(&run[0], run[0].offset, &of_run, bytes.len())?;
+            self.hash(&run[0], run[0].offset, &of_run, memory_bytes)?;
             at += length;
         }
         let places: Vec<_> = targets
@@ -378,12 +385,14 @@ impl<'a> ContentWriter<'a> {
     fn write(&mut self, content: u64, offset: u64, bytes: &[u8]) -> Result<(), ReceiveError> {
         let receiver = self.receiver;
         let path = receiver.staging.content_path(content);
-        receiver.allowance.claim(bytes.len() as u64)?;
+        // What a copy has already was claimed with it.
+        let end = offset + bytes.len() as u64;
+        receiver.allowance.claim(end.saturating_sub(receiver.copied_bytes(content).max(offset)))?;
         let file = self.file(content)?;
         fault::at(Point::StoreWrite).at("write", &path)?;
         let write = || {
             if bytes.len() >= UNCACHED_BYTES {
-                let is_there = file.metadata()?.len() >= offset + bytes.len() as u64;
+                let is_there = file.metadata()?.len() >= end;
                 let _turn = (!is_there).then(|| receiver.turns.of(content));
                 uncached::write_blocks_at(file, bytes, offset)
             } else {

@@ -19,7 +19,7 @@ mod seen;
 mod turns;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -230,8 +230,8 @@ pub struct Receiver {
     allowance: Allowance,
     buffers: Buffers,
     turns: Turns,
-    /// Contents that began as a copy: they hold bytes where there should be a hole, and may be too long.
-    copied: Mutex<HashSet<u64>>,
+    /// Contents that began as a copy of so many bytes: they hold bytes where there should be a hole, and may be too long.
+    copied: Mutex<HashMap<u64, u64>>,
     state: Mutex<State>,
 }
 
@@ -351,15 +351,16 @@ impl Receiver {
             (Some((base, _)), false) => Some(base.file(part.base_entry)?),
             (None, false) => return protocol("nothing is reused where there is no base"),
         };
-        if part.offset == 0
-            && let Some(base) = &base
-        {
-            open.copy_of = self.begin_as_copy(content, base)?;
-        }
         let count =
             part.reuse.iter().fold(part.pieces.len() as u64, |count, run| count.saturating_add(run.count));
         let in_one_message = part.offset == 0 && part.last;
         let (alone, first_item) = (in_one_message && count == 1, accepted.items.len());
+        if part.offset == 0
+            && !alone
+            && let Some(base) = &base
+        {
+            open.copy_of = self.begin_as_copy(content, base)?;
+        }
         let digests = part.digests.as_chunks::<DIGEST_BYTES>().0;
         let (mut offset, mut digest, mut fault, mut ends_in_data) = (part.offset, 0, None, false);
         let base_count = base.as_ref().map_or(0, |base| base.pieces.len());
@@ -386,9 +387,7 @@ impl Receiver {
                     let target = Target { content, offset, bytes, digest, alone, in_one_message };
                     match (place, base) {
                         (reuse::Place::Reused(position), Some(base))
-                            if open.copy_of == Some(base.position)
-                                && base.pieces[position].0 == offset
-                                && !alone =>
+                            if open.copy_of == Some(base.position) && base.pieces[position].0 == offset =>
                         {
                             Item::Kept(target)
                         }
@@ -520,17 +519,24 @@ impl Receiver {
             return protocol("a pack holds what was wanted of its batch, at most 8 MiB");
         }
         if !pack.zstd {
-            return self.keep_content(&pack.data, waiting);
+            // It lies in the connection's memory, of which nobody knows how much that is: it is not held.
+            return self.keep_content((&pack.data, usize::MAX), waiting);
         }
         let offset = waiting.pieces.first().map_or(0, |piece| piece.offset);
         let mut content = self.buffers.take(waiting.bytes as usize, offset);
         // The buffer is the limit: a frame that unfolds to more is an error, not an allocation.
         let bytes = zstd::bulk::decompress_to_buffer(&pack.data, &mut content[..])
             .or_else(|_| protocol("a pack's data is one zstd frame of its raw_bytes"))?;
-        self.keep_content(&content.share(bytes), waiting)
+        let memory_bytes = content.memory_bytes();
+        self.keep_content((&content.share(bytes), memory_bytes), waiting)
     }
 
-    fn keep_content(&self, content: &Bytes, waiting: &Outstanding) -> Result<(), ReceiveError> {
+    /// Keeps content that lies in so many bytes of memory.
+    fn keep_content(
+        &self,
+        (content, memory_bytes): (&Bytes, usize),
+        waiting: &Outstanding,
+    ) -> Result<(), ReceiveError> {
         if content.len() as u64 != waiting.bytes {
             return protocol("a pack's content has the length of its raw_bytes");
         }
@@ -555,7 +561,7 @@ impl Receiver {
             }
         })?;
         let targets: Vec<Target> = pieces.iter().map(|(target, _)| *target).collect();
-        self.write(&targets, content)
+        self.write(&targets, (content, memory_bytes))
     }
 
     /// Ends the content: everything that was wanted has come and every content has its end.

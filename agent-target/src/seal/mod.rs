@@ -292,18 +292,18 @@ fn verify_content(staging: &Staging, entry: &Entry, content: u64) -> Result<(), 
         if !staging.whole().has_list(content, piece_list_digest(pieces)) {
             return Err(SealError::PiecesMismatch { path });
         }
-        // The digest is of the bytes that were written. What was there before them, and is behind them, it knows nothing of.
-        let (folder, name) = staging.locate(staging.session(), content)?;
-        let length = match folder.stat(&name) {
-            Ok(stat) => stat.st_size as u64,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(SealError::ContentMissing { path, content });
-            }
-            Err(error) => return Err(error).at("look at", &staging.content_path(content))?,
-        };
-        if length != entry.size {
-            return Err(SealError::LengthMismatch { path, expected: entry.size, actual: length });
+    }
+    // The digest is of the bytes that were written. What was there before them, and is behind them, it knows nothing of.
+    let (folder, name) = staging.locate(staging.session(), content)?;
+    let length = match folder.stat(&name) {
+        Ok(stat) => stat.st_size as u64,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(SealError::ContentMissing { path, content });
         }
+        Err(error) => return Err(error).at("look at", &staging.content_path(content))?,
+    };
+    if length != entry.size {
+        return Err(SealError::LengthMismatch { path, expected: entry.size, actual: length });
     }
     if staging.whole().digest(content, entry.size) == Some(expected) {
         return Ok(());

@@ -43,6 +43,8 @@ struct Bench {
     _folder: tempfile::TempDir,
     store: Store,
     index: Arc<Mutex<ChunkIndex>>,
+    /// What is known of the first content: its length and digest.
+    noted: Option<(u64, ContentDigest)>,
 }
 
 impl Bench {
@@ -50,7 +52,7 @@ impl Bench {
         let folder = tempfile::tempdir().expect("temp");
         let store = Store::open_or_create(folder.path()).expect("store");
         let index = ChunkIndex::open_or_create(&folder.path().join("index.redb")).expect("index");
-        Self { _folder: folder, store, index: Arc::new(Mutex::new(index)) }
+        Self { _folder: folder, store, index: Arc::new(Mutex::new(index)), noted: None }
     }
 
     /// Seals a tree of `entries` whose contents, numbered from 1 in order of the files, are `contents`.
@@ -78,6 +80,9 @@ impl Bench {
             staging.open_content(number)?.write_all_at(content, 0).expect("write");
             let list = piece_list_digest(pieces.iter().copied());
             staging.whole().note_list(number, list).expect("write");
+        }
+        if let Some((length, digest)) = self.noted {
+            staging.whole().note(1, length, digest).expect("write");
         }
         let mut draft = Draft::create(&self.store, &staging, base, &header().to_json())?;
         for kind in steps {
@@ -195,6 +200,19 @@ fn pieces_that_were_not_received_are_not_sealed() {
     try_seal(&with(&received), b"aaa\0\0").expect("as received");
 }
 
+/// The digest of a content of one piece is that of the piece. What its file, which was there before, has behind that is seen all the same.
+#[test]
+fn a_file_of_one_piece_that_kept_an_old_tail_is_not_sealed() {
+    let mut bench = Bench::new();
+    bench.noted = Some((3, ContentDigest::of(b"aaa")));
+    let (root, a) = (own(EntryKind::Directory, ""), file("a", b"aaa"));
+    let digest = root_of(&[root.clone(), a.clone()]);
+    let steps = || vec![put(&root, 0), put(&a, 1)];
+    let error = bench.seal(None, steps(), &[b"aaa and what was there"], digest).expect_err("a longer file");
+    assert!(matches!(error, SealError::LengthMismatch { .. }), "{error}");
+    bench.seal(None, steps(), &[b"aaa"], digest).expect("as it should be");
+}
+
 #[test]
 fn nothing_is_sealed_that_is_not_whole() {
     let (root, a) = (own(EntryKind::Directory, ""), file("a", b"aaa"));
@@ -207,7 +225,7 @@ fn nothing_is_sealed_that_is_not_whole() {
             matches!(e, SealError::RootMismatch { .. })
         }),
         ("other content", steps(), &[b"aab"], good, |e| matches!(e, SealError::ContentMismatch { .. })),
-        ("longer content", steps(), &[b"aaaa"], good, |e| matches!(e, SealError::ContentMismatch { .. })),
+        ("longer content", steps(), &[b"aaaa"], good, |e| matches!(e, SealError::LengthMismatch { .. })),
         ("no content", steps(), &[], good, |e| matches!(e, SealError::ContentMissing { .. })),
         ("a file without a number", vec![put(&root, 0), put(&a, 0)], &[b"aaa"], good, |e| {
             matches!(e, SealError::Delta(_))

@@ -370,7 +370,7 @@ fn contents() -> Vec<Case> {
         case(
             "a size that lies",
             |it| it.tree(|tree| tree.put(Entry { size: 5, ..evil("zz") }, Some(b"evil"))),
-            ("SealRun", "tree-mismatch", "does not match"),
+            ("SealRun", "tree-mismatch", "5 were expected"),
         ),
         case(
             "a size that lies, digest left out",

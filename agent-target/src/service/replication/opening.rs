@@ -53,6 +53,10 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     recovered.map_err(|error| internal("opening the chunk index again", &error))?;
     let (base, rotten) = repository.next_base().map_err(|error| internal("the store", &error))?.unzip();
     let rotten = rotten.unwrap_or_default();
+    if !rotten.is_empty() {
+        // They may share their blocks with what has rotted.
+        repository.copies.forget().map_err(|error| internal("the store", &error))?;
+    }
     let (base_root, base_entries) = match base {
         None => (Vec::new(), 0),
         Some(base) => {
