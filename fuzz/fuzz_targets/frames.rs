@@ -8,6 +8,7 @@ use std::{
 };
 
 use agent_target::{
+    ahead::copies::Copies,
     receive::{Allowance, Base, PlaceReader, Receiver},
     seal,
     store::{Store, index::ChunkIndex},
@@ -76,8 +77,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         Some(number),
     );
     let base = Base::open(&site.store, number).expect("the base");
-    let allowance = Allowance::new(None, 0, Size(0), Arc::clone(&staging));
-    let receiver = Receiver::new(Arc::clone(&staging), places, Some(base), allowance);
+    // None is ever made: the base's files are short.
+    let copies = Arc::new(Copies::open(&site.path.join("copies")).expect("copies"));
+    let allowance = Allowance::new(None, 0, Size(0), (Arc::clone(&staging), Arc::clone(&copies)));
+    let receiver = Receiver::new(Arc::clone(&staging), places, Some((base, copies)), allowance);
     let mut messages = 0;
     while let Ok(request) = TransferRequest::decode_length_delimited(&mut rest) {
         messages += 1;
