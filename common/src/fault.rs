@@ -69,7 +69,7 @@ points! {
     WalkFolder = "walk.folder", Source;
     /// Before a file is opened.
     ReadOpen = "read.open", Source;
-    /// Before a block is read.
+    /// Before a block is read, or a piece that was let go is read again.
     ReadBlock = "read.block", Source;
     /// A file has been read, and not yet been looked at a second time.
     ReadChanged = "read.changed", Source;

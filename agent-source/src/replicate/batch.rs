@@ -9,7 +9,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 
-use super::Counters;
+use super::{Counters, chunk::Chunk};
 
 /// Read at a time, in bytes.
 pub(super) const BLOCK_BYTES: usize = 1024 * 1024;
@@ -30,10 +30,15 @@ pub struct Batch {
     /// The pieces, for the offer.
     pub parts: Vec<FilePart>,
     /// The content of the data pieces, in the order of the parts, reused pieces among them.
-    pub chunks: Vec<Bytes>,
+    pub chunks: Vec<Chunk>,
+    /// Bytes of that content, held or not.
+    pub content_bytes: usize,
     /// Given back when the content is no longer held.
     pub budget: Vec<OwnedSemaphorePermit>,
 }
+
+/// What a piece that was let go is counted for: that it is remembered where it was costs memory too.
+const LET_GO_BYTES: usize = 256;
 
 /// Bytes that may be held between reading and the target's acknowledgement.
 #[derive(Clone)]
@@ -60,6 +65,12 @@ impl Budget {
     fn claim(&self, bytes: usize, runtime: &Handle) -> Result<OwnedSemaphorePermit, Closed> {
         let claim = Arc::clone(&self.semaphore).acquire_many_owned(self.units(bytes));
         runtime.block_on(claim).map_err(|_| Closed)
+    }
+
+    /// What is left of a claim when all but `bytes` and the places of so many pieces was let go; the rest is free for others.
+    fn reduce(&self, mut claim: OwnedSemaphorePermit, bytes: usize, let_go: usize) -> OwnedSemaphorePermit {
+        let units = self.units(bytes.saturating_add(let_go * LET_GO_BYTES)) as usize;
+        claim.split(units).unwrap_or(claim)
     }
 
     /// Wakes readers that wait, to stop them.
@@ -121,9 +132,9 @@ pub struct Batcher {
     runtime: Handle,
     counters: Arc<Counters>,
     parts: Vec<FilePart>,
-    chunks: Vec<Bytes>,
+    chunks: Vec<Chunk>,
     held: Vec<OwnedSemaphorePermit>,
-    held_bytes: usize,
+    content_bytes: usize,
 }
 
 impl Batcher {
@@ -142,7 +153,7 @@ impl Batcher {
             parts: Vec::new(),
             chunks: Vec::new(),
             held: Vec::new(),
-            held_bytes: 0,
+            content_bytes: 0,
         }
     }
 
@@ -161,21 +172,35 @@ impl Batcher {
         self.budget.claim(bytes, &self.runtime)
     }
 
-    /// Adds content, with the claim that covers it.
+    /// Adds content of so many bytes, with the claim that covers it.
     pub fn hold(
         &mut self,
         chunks: impl IntoIterator<Item = Bytes>,
         bytes: usize,
         claim: OwnedSemaphorePermit,
     ) {
-        self.chunks.extend(chunks);
+        self.chunks.extend(chunks.into_iter().map(Chunk::Held));
         self.held.push(claim);
-        self.held_bytes += bytes;
+        self.content_bytes += bytes;
+    }
+
+    /// Adds content of so many bytes, some of which was let go: of the claim only as much is kept as the rest takes.
+    pub fn hold_some(&mut self, chunks: Vec<Chunk>, bytes: usize, claim: OwnedSemaphorePermit) {
+        let (mut held_bytes, mut let_go) = (0, 0);
+        for chunk in &chunks {
+            match chunk {
+                Chunk::Held(bytes) => held_bytes += bytes.len(),
+                Chunk::LetGo(_) => let_go += 1,
+            }
+        }
+        self.held.push(self.budget.reduce(claim, held_bytes, let_go));
+        self.chunks.extend(chunks);
+        self.content_bytes += bytes;
     }
 
     /// True when a batch is full, and the part that is being made should be pushed.
     pub fn is_full(&self) -> bool {
-        self.held_bytes >= BATCH_BYTES
+        self.content_bytes >= BATCH_BYTES
     }
 
     /// Adds a part, whose content has been added before, and sends the batch when it is full.
@@ -198,9 +223,9 @@ impl Batcher {
         let batch = Batch {
             parts: std::mem::take(&mut self.parts),
             chunks: std::mem::take(&mut self.chunks),
+            content_bytes: std::mem::take(&mut self.content_bytes),
             budget: std::mem::take(&mut self.held),
         };
-        self.held_bytes = 0;
         self.counters.chunks_offered.add(batch.chunks.len() as u64);
         self.batches.blocking_send(batch).map_err(|_| Closed)
     }

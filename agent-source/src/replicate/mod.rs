@@ -12,6 +12,7 @@
 pub mod basis;
 mod batch;
 mod block_memory;
+mod chunk;
 mod compare;
 mod early;
 pub mod preview;

@@ -38,6 +38,7 @@ use super::{
     basis::{Seen, file_clock},
     batch::{BLOCK_BYTES, Batcher, Blocks, Closed},
     block_memory::BlockMemory,
+    chunk::{Chunk, Origin, Place},
     scan::describe_stat,
 };
 
@@ -65,6 +66,8 @@ pub struct Job {
     pub base: Option<BaseFile>,
     /// Set for a file that is held.
     pub held: Option<HeldFile>,
+    /// The target's disk has not kept it, as far as is known: what it should have is likely to be asked for.
+    pub rotten: bool,
 }
 
 /// A file whose content never changes, and whose name may go away while it is read.
@@ -91,7 +94,8 @@ impl Job {
     ) -> Self {
         let append_only = plan.rules.is_append_only(in_root);
         let (may_change, page_bytes) = (plan.rules.may_change(in_root), plan.rules.page_bytes(in_root));
-        Self { path, folder, name, append_only, may_change, page_bytes, base, held: None }
+        let rotten = plan.rotten.contains(path.as_bytes());
+        Self { path, folder, name, append_only, may_change, page_bytes, base, held: None, rotten }
     }
 
     /// Makes it a file that is held: open already, unless there were too many.
@@ -211,7 +215,7 @@ impl Reader {
             let mut entry = Entry { path: job.path.as_bytes().to_vec(), ..Default::default() };
             describe_stat(&mut entry, &before);
             let content = self.shared.contents.fetch_add(1, Ordering::Relaxed) + 1;
-            let mut progress = Progress::new(content, job.base.as_ref(), &self.shared);
+            let mut progress = Progress::new(content, job, &self.shared);
             self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
             at(Point::ReadChanged).map_err(fault)?;
             entry.xattrs = match job.folder.xattrs(&job.name) {
@@ -326,11 +330,26 @@ impl Reader {
             let to_the_end = ended && (position == length || got < want);
             digests.extend(progress.digests(&block[..used], &ranges, &rest, to_the_end, &self.shared));
             ranges.extend(rest);
-            for (range, digest) in ranges.iter().zip(digests) {
-                progress.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
-            }
-            carried = block.slice(used..);
-            self.batcher.hold(ranges.into_iter().map(|range| block.slice(range)), used, claim);
+            let pieces: Vec<CutPiece> = ranges
+                .into_iter()
+                .zip(digests)
+                .map(|(range, digest)| progress.push_cut(range, digest))
+                .collect();
+            carried = match &progress.origin {
+                Some(origin) if !small && is_mostly_known(&pieces) => {
+                    let chunks = pieces.iter().map(|piece| piece.let_go_if_known(&block, origin)).collect();
+                    // The rest as well: a part of the block would hold all of it.
+                    let carried = Bytes::copy_from_slice(&block[used..]);
+                    drop(block);
+                    self.batcher.hold_some(chunks, used, claim);
+                    carried
+                }
+                _ => {
+                    let chunks = pieces.into_iter().map(|piece| block.slice(piece.range));
+                    self.batcher.hold(chunks, used, claim);
+                    block.slice(used..)
+                }
+            };
             if ended {
                 return Ok(position == end);
             }
@@ -383,9 +402,43 @@ impl From<Closed> for ReadFault {
     }
 }
 
+/// A piece of data that was cut from a block.
+struct CutPiece {
+    /// Where it lies in the block.
+    range: Range<usize>,
+    /// Where it begins in its file, in bytes.
+    offset: u64,
+    digest: ContentDigest,
+    /// The base's file has it.
+    known: bool,
+}
+
+impl CutPiece {
+    /// What is new is copied: it would hold the block.
+    fn let_go_if_known(&self, block: &Bytes, origin: &Arc<Origin>) -> Chunk {
+        let CutPiece { ref range, offset, digest, known } = *self;
+        if known {
+            Chunk::LetGo(Place { origin: Arc::clone(origin), offset, bytes: range.len(), digest })
+        } else {
+            Chunk::Held(Bytes::copy_from_slice(&block[range.clone()]))
+        }
+    }
+}
+
+/// True when at least half of the bytes are in the base: then to copy the others is cheaper than to hold all.
+fn is_mostly_known(pieces: &[CutPiece]) -> bool {
+    let bytes = |known| {
+        let of_kind = pieces.iter().filter(move |piece| piece.known == known);
+        of_kind.map(|piece| piece.range.len()).sum::<usize>()
+    };
+    bytes(true) >= bytes(false)
+}
+
 /// How far one reading of a file has come.
 struct Progress {
     content: u64,
+    /// Where what the base has can be read again; `None` when all is held.
+    origin: Option<Arc<Origin>>,
     base_entry: u64,
     reuser: Option<Reuser>,
     /// Length of the base's first piece of data: pages keep the size that they had.
@@ -407,9 +460,15 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(content: u64, base: Option<&BaseFile>, shared: &Shared) -> Self {
+    fn new(content: u64, job: &Job, shared: &Shared) -> Self {
+        let base = job.base.as_ref();
         Self {
             content,
+            // The name of a file that is held may be gone.
+            origin: (base.is_some() && job.held.is_none() && !job.rotten).then(|| {
+                let (path, folder, name) = (job.path.clone(), Arc::clone(&job.folder), job.name.clone());
+                Arc::new(Origin { path, folder, name })
+            }),
             base_entry: base.map_or(0, |base| base.position),
             reuser: base.map(|base| Reuser::new(&base.entry)),
             base_piece_bytes: base.and_then(|base| {
@@ -504,11 +563,20 @@ impl Progress {
         }
     }
 
-    fn push(&mut self, piece: DigestedPiece) {
+    /// Takes the next piece of data, which lies at `range` of a block.
+    fn push_cut(&mut self, range: Range<usize>, digest: ContentDigest) -> CutPiece {
+        let offset = self.offset;
+        let known = self.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
+        CutPiece { range, offset, digest, known }
+    }
+
+    /// Takes the next piece. True when the base's file has it.
+    fn push(&mut self, piece: DigestedPiece) -> bool {
         self.only = (self.pieces == 0).then_some(piece);
         self.pieces += 1;
         self.offset += piece.0.bytes();
-        match self.reuser.as_mut().and_then(|reuser| reuser.find(piece)) {
+        let position = self.reuser.as_mut().and_then(|reuser| reuser.find(piece));
+        match position {
             Some(position) => {
                 self.part.push_reused(position);
                 self.list.push_reused(position);
@@ -518,6 +586,7 @@ impl Progress {
                 self.list.push(piece);
             }
         }
+        position.is_some()
     }
 
     fn hole(&mut self, bytes: u64) {

@@ -16,6 +16,8 @@ use std::{
 
 use assay_common::{
     fault::{Point, at},
+    limits::MAX_OUTSTANDING_BYTES,
+    path::TreePath,
     rpc_status::fault_from_status,
 };
 use assay_proto::v1::{
@@ -30,8 +32,8 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 
-use super::{Counters, batch::Batch};
-use pack::Packer;
+use super::{Counters, batch::Batch, chunk::Changed};
+use pack::{Packer, Unpacked};
 
 /// Messages that wait for the connection.
 const QUEUE: usize = 8;
@@ -44,6 +46,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// lost: on a link that is cut often, a source that sends all it has at once may lose all of it each time. With one at a time, a
 /// connection that lasts for one batch (5 MiB) takes the run further.
 const PACKS_AFTER_CUT: usize = 1;
+
+/// Content of batches that were offered and are not stored, in bytes, held here or not: any of it may be wanted, and a target
+/// refuses to want more than twice as much.
+const MAX_OFFERED_BYTES: usize = MAX_OUTSTANDING_BYTES as usize / 2;
 
 /// How content is sent.
 #[derive(Debug, Clone)]
@@ -86,6 +92,12 @@ pub enum TransferError {
     Stalled {
         /// How long it may.
         patience: Duration,
+    },
+    /// The target lacks a piece that it had, and the file here no longer has it either.
+    #[error("{path}: the target's disk has not kept it, and it has changed since it was read")]
+    Changed {
+        /// The file.
+        path: TreePath,
     },
     /// The target does not keep to the protocol.
     #[error("the target's message breaks the protocol: {rule}")]
@@ -138,6 +150,7 @@ pub async fn transfer(
         more: true,
         number: 0,
         held: BTreeMap::new(),
+        offered_bytes: 0,
         packer,
         patience,
         packs_on_their_way: usize::MAX,
@@ -177,6 +190,8 @@ struct Sending {
     number: u64,
     /// Batches that are not acknowledged.
     held: BTreeMap<u64, Arc<Batch>>,
+    /// Bytes of their content.
+    offered_bytes: usize,
     packer: Arc<Packer>,
     patience: Duration,
     /// How many packs may be on their way; one more with each that is stored.
@@ -235,7 +250,7 @@ impl Sending {
                 continue;
             }
             tokio::select! {
-                batch = self.batches.recv(), if self.more => match batch {
+                batch = self.batches.recv(), if self.more && self.offered_bytes < MAX_OFFERED_BYTES => match batch {
                     None => self.more = false,
                     Some(batch) => {
                         if self.held.is_empty() {
@@ -244,6 +259,7 @@ impl Sending {
                         }
                         self.number += 1;
                         let batch = Arc::new(batch);
+                        self.offered_bytes += batch.content_bytes;
                         self.held.insert(self.number, Arc::clone(&batch));
                         at(Point::StreamCut).map_err(|error| Status::unavailable(error.to_string()))?;
                         line.unanswered.insert(self.number);
@@ -257,7 +273,7 @@ impl Sending {
                 () = tokio::time::sleep_until(heard + patience), if !self.held.is_empty() => {
                     return Err(TransferError::Stalled { patience });
                 }
-                Some(packed) = line.packing.join_next() => joined(packed),
+                Some(packed) = line.packing.join_next() => joined(packed)?,
             }
         }
         line.requests = None;
@@ -286,6 +302,7 @@ impl Sending {
         };
         if response.stored {
             line.unanswered.remove(&number);
+            self.offered_bytes -= batch.content_bytes;
             self.held.remove(&number);
             if line.on_their_way.remove(&number) {
                 self.packs_on_their_way = self.packs_on_their_way.saturating_add(1);
@@ -298,12 +315,11 @@ impl Sending {
             }
             line.waiting.push_back((number, Wanted::new(&response.wanted, batch.chunks.len())?));
         }
-        self.pack(line);
-        Ok(())
+        self.pack(line)
     }
 
     /// Sends packs, as many as may be on their way.
-    fn pack(&self, line: &mut Line) {
+    fn pack(&self, line: &mut Line) -> Result<(), TransferError> {
         while line.on_their_way.len() < self.packs_on_their_way
             && let Some((number, wanted)) = line.waiting.pop_front()
         {
@@ -311,15 +327,20 @@ impl Sending {
             let (packer, batch, requests) = (Arc::clone(&self.packer), Arc::clone(batch), requests.clone());
             line.on_their_way.insert(number);
             line.packing.spawn(async move {
-                // The stream's own error tells more than a closed queue does.
-                let Ok(pack) = packer.pack(number, batch, wanted).await else { return };
-                packer.send(pack, &requests).await;
+                match packer.pack(number, batch, wanted).await {
+                    Ok(pack) => packer.send(pack, &requests).await,
+                    // The stream's own error tells more.
+                    Err(Unpacked::Stopped) => {}
+                    Err(Unpacked::Changed(Changed(path))) => return Err(TransferError::Changed { path }),
+                }
+                Ok(())
             });
         }
         // Those that are done are forgotten here.
         while let Some(packed) = line.packing.try_join_next() {
-            joined(packed);
+            joined(packed)?;
         }
+        Ok(())
     }
 }
 
@@ -328,7 +349,7 @@ struct Line {
     /// `None`: nothing more is said.
     requests: Option<mpsc::Sender<TransferRequest>>,
     /// Packs that are being made and sent.
-    packing: JoinSet<()>,
+    packing: JoinSet<Result<(), TransferError>>,
     /// Batches that were offered, and of which it is not known what is wanted.
     unanswered: BTreeSet<u64>,
     /// Batches whose pack was made or sent, and is not stored.
@@ -344,8 +365,8 @@ impl Line {
     }
 }
 
-fn joined(packed: Result<(), JoinError>) {
-    packed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+fn joined<T>(packed: Result<T, JoinError>) -> T {
+    packed.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
 fn request(kind: Kind) -> TransferRequest {

@@ -7,7 +7,7 @@ mod progress;
 mod reread;
 mod roots;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use assay_common::{
     digest::RootDigest,
@@ -61,8 +61,9 @@ pub const PROTOCOL: u32 = 2;
 const ABANDON_WAIT: Duration = Duration::from_secs(20);
 /// How often the connection may be lost while a check runs on the target: the check itself goes on there.
 const CHECK_ATTEMPTS: u32 = 6;
-/// How often the target agent may be started anew while one run sends content.
-const TARGET_RESTARTS: usize = 5;
+/// How often content is sent from its start in one run: anew when the target agent was started anew, or has lost what a file was
+/// to share with the base.
+const ATTEMPTS: usize = 5;
 /// Pause before a seal is asked for again, at first.
 const SEAL_PAUSE: Duration = Duration::from_millis(200);
 /// Pause before the check is asked after again.
@@ -300,8 +301,8 @@ impl Attempt {
         Ok(true)
     }
 
-    /// Replicates, and goes on when the target agent was started anew meanwhile: files are read again then, and what had
-    /// arrived is found in its staging area and not sent again.
+    /// Replicates, and begins again when the target agent was started anew meanwhile, or lacks what was let go here and has
+    /// changed: files are read again then, and what had arrived is found in the staging area and not sent again.
     async fn replicate_all(
         &self,
         client: &Client,
@@ -311,27 +312,33 @@ impl Attempt {
         basis_known: bool,
         wire: &WireCounter,
     ) -> Result<Replicated, Fault> {
-        for _ in 0..TARGET_RESTARTS {
-            match self.replicate(client.clone(), opened, marker, roots, basis_known, wire).await {
+        let mut rotten: HashSet<Vec<u8>> = opened.rotten.iter().cloned().collect();
+        for _ in 0..ATTEMPTS {
+            match self.replicate(client.clone(), &rotten, marker, roots, basis_known, wire).await {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
                     tracing::warn!("the target was started anew; the run is taken up again");
-                    let again = self.open_again(client.clone()).await?;
-                    let same = again.generation == opened.generation
-                        && again.base_root_digest == opened.base_root_digest;
-                    if !same {
-                        return Err(Fault::not_run(
-                            "target-changed",
-                            "the target's store changed while content was sent",
-                        ));
-                    }
+                }
+                Err(ReplicateError::Transfer(TransferError::Changed { path })) => {
+                    tracing::warn!(%path, "the target's disk has not kept it, and it has changed: the run is taken up again");
+                    rotten.insert(path.into_bytes());
                 }
                 Err(ReplicateError::Cancelled) if self.cancel.is_cancelled() => {
                     return Err(Fault::cancelled());
                 }
                 ended => return Ok(ended?),
             }
+            let again = self.open_again(client.clone()).await?;
+            let same =
+                again.generation == opened.generation && again.base_root_digest == opened.base_root_digest;
+            if !same {
+                let text = "the target's store changed while content was sent";
+                return Err(Fault::not_run("target-changed", text));
+            }
+            rotten.extend(again.rotten);
         }
-        Err(Fault::not_run("target-unstable", "the target agent was started anew again and again"))
+        let text = format!("the run was taken up {ATTEMPTS} times and did not come to its end");
+        Err(Fault::not_run("target-unstable", text)
+            .hint("the target's log says why: it was started anew, or its disk loses what was sealed"))
     }
 
     async fn open_again(&self, mut client: Client) -> Result<OpenRunResponse, Fault> {
@@ -352,7 +359,7 @@ impl Attempt {
     async fn replicate(
         &self,
         client: Client,
-        opened: &OpenRunResponse,
+        rotten: &HashSet<Vec<u8>>,
         marker: &Marker,
         roots: &roots::OpenRoots,
         basis_known: bool,
@@ -374,7 +381,7 @@ impl Attempt {
             rules: Arc::new(context.repository.rules()),
             basis: basis_known.then(|| context.state.basis()),
             full_read: self.options.full_read,
-            rotten: opened.rotten.iter().cloned().collect(),
+            rotten: rotten.clone(),
             work: context.state.work(),
             threads: context.threads,
             budget_bytes: context.memory_bytes,

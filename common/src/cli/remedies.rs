@@ -224,7 +224,10 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     ("target-full", "Make room on the target's store. What has arrived is kept."),
     ("target-changed", "The target's store changed in the run. Start another run."),
-    ("target-unstable", "The target agent keeps being restarted. Its log says why."),
+    (
+        "target-unstable",
+        "The target agent keeps being restarted, or its disk loses what was sealed. Its log says which; assay-target scrub finds what is lost.",
+    ),
     (
         "not-sealed",
         "The target did not take the tree. Start another run; if it comes back, look at the target's log.",

@@ -16,7 +16,7 @@ use assay_common::verdict::Outcome;
 use crate::{
     engines::{accurev, standin},
     noise,
-    pair::{Pair, json},
+    pair::{Pair, json, rsync_finds_no_difference},
 };
 
 /// A check that compares a tree with the digests that stand in it.
@@ -458,5 +458,46 @@ fn a_full_run_replaces_what_the_targets_disk_has_not_kept() {
     // And what comes after builds upon the sound one.
     pair.run(0);
     assert!(is_sound("000006", "large") && is_sound("000006", "first"));
-    crate::pair::rsync_finds_no_difference(&pair.root(0), &pair.latest());
+    rsync_finds_no_difference(&pair.root(0), &pair.latest());
+}
+
+/// What the base has is not held at the source until the target has looked. When the target's disk has lost some of it, it is read
+/// again; and when it cannot be read as it was, the whole of its file is.
+#[test]
+fn what_was_let_go_is_read_again_when_the_targets_disk_has_lost_it() {
+    for (fault, files_read) in [("", 1), ("read.block=eio@5", 2)] {
+        let pair = Pair::plain(1);
+        let large = pair.root(0).join("large");
+        fs::write(&large, noise(1, 3 << 20)).expect("write");
+        pair.run(0);
+        flip(&pair.generation("000001").join("large"), 1_234_567);
+        let mut content = noise(1, 3 << 20);
+        content.extend(b"one more line");
+        fs::write(&large, &content).expect("write");
+        // Three blocks and the line; the fifth reading is the one that the target asks for.
+        pair.kill("source");
+        let trace = pair.path("trace");
+        let variables = [
+            ("ASSAY_FAULTS", fault.to_owned()),
+            ("ASSAY_FAULTS_TRACE", trace.to_string_lossy().into_owned()),
+        ];
+        pair.set_environment("source", &variables);
+        pair.start("source");
+        let run = pair.run(0);
+        let passed = fs::read_to_string(&trace).expect("a trace");
+        let count = |line: &str| passed.lines().filter(|passed| *passed == line).count();
+        assert_eq!(run["counts"]["filesRead"], files_read, "{run}");
+        match fault {
+            "" => assert_eq!(count("read.block"), 5, "{passed}"),
+            _ => assert_eq!((count("read.block"), count("read.block!")), (5 + 4, 1), "{passed}"),
+        }
+        let sent = run["counts"]["bytesSent"].as_u64().expect("a count");
+        assert!((13..1 << 20).contains(&sent), "what was lost, and what is new: {run}");
+        rsync_finds_no_difference(&pair.root(0), &pair.latest());
+        let scrubbed = pair.target(&["scrub"]);
+        assert!(
+            scrubbed.code == 0 && scrubbed.stdout.contains("ROTTEN large in generation 1: "),
+            "{scrubbed:?}"
+        );
+    }
 }

@@ -10,13 +10,15 @@ struct Bench {
     memory: BlockMemory,
     /// With some, pieces are hashed side by side.
     threads: usize,
+    /// Bytes that the last reading gave away in memory.
+    held: Arc<AtomicUsize>,
 }
 
 impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
         let (folder, runtime) = (tempfile::tempdir().expect("temp"), runtime.expect("runtime"));
-        Self { folder, runtime, memory: BlockMemory::default(), threads: 0 }
+        Self { folder, runtime, memory: BlockMemory::default(), threads: 0, held: Arc::default() }
     }
 
     /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
@@ -47,14 +49,32 @@ impl Bench {
             page_bytes: None,
             base,
             held: None,
+            rotten: false,
         };
+        let (file, held) = (File::open(self.folder.path().join(name)).ok(), Arc::clone(&self.held));
+        held.store(0, Ordering::Relaxed);
         // The batches are taken beside the reading, as a transfer takes them: the budget is small.
         let collector = std::thread::spawn(move || {
-            let (mut parts, mut bytes) = (Vec::new(), Vec::new());
+            let (mut parts, mut bytes) = (Vec::new(), Vec::<u8>::new());
             while let Some(batch) = queue.blocking_recv() {
                 on_batch();
                 parts.extend(batch.parts);
-                bytes.extend(batch.chunks.iter().flat_map(|chunk| chunk.to_vec()));
+                for chunk in &batch.chunks {
+                    match chunk {
+                        Chunk::Held(content) => {
+                            held.fetch_add(content.len(), Ordering::Relaxed);
+                            bytes.extend_from_slice(content);
+                        }
+                        Chunk::LetGo(place) => {
+                            let start = bytes.len();
+                            bytes.resize(start + place.bytes, 0);
+                            file.as_ref()
+                                .expect("it was there")
+                                .read_exact_at(&mut bytes[start..], place.offset)
+                                .expect("read");
+                        }
+                    }
+                }
             }
             (parts, bytes)
         });
@@ -182,8 +202,18 @@ fn a_changed_file_is_told_by_what_changed() {
 /// What happens to a file, and to its base, before it is read again.
 type Change = Box<dyn FnOnce(&mut Vec<u8>, &mut Entry)>;
 
-/// A file, its base with its blocks remembered, and what is reused of it: in pieces, and in bytes.
-fn read_again(change: Change) -> (Entry, Entry, Vec<u8>, Vec<FilePart>) {
+/// What came of reading a file again.
+struct Again {
+    base: Entry,
+    whole: Entry,
+    content: Vec<u8>,
+    parts: Vec<FilePart>,
+    /// Bytes that had to be held for the target.
+    held: usize,
+}
+
+/// Reads a file whose base has its blocks remembered.
+fn read_again(change: Change) -> Again {
     let mut bench = Bench::new();
     let mut content = vec![0; 6_000_000];
     blake3::Hasher::new().finalize_xof().fill(&mut content);
@@ -208,7 +238,7 @@ fn read_again(change: Change) -> (Entry, Entry, Vec<u8>, Vec<FilePart>) {
         (content.len() as u64, &blake3::hash(&content).as_bytes()[..])
     );
     assert!(assay_common::manifest::validate_entry(&whole).is_ok());
-    (base, whole, content, parts)
+    Again { base, whole, content, parts, held: bench.held.load(Ordering::Relaxed) }
 }
 
 fn new_pieces(parts: &[FilePart]) -> usize {
@@ -231,7 +261,7 @@ fn blocks_that_are_as_they_were_are_told_by_the_base() {
         ("inserted", Box::new(|content, _| drop(content.splice(3_000_000..3_000_000, *b"a line")))),
     ];
     for (name, change) in changes {
-        let (base, whole, content, parts) = read_again(change);
+        let Again { base, whole, content, parts, held } = read_again(change);
         for (offset, piece, digest) in assay_common::manifest::content_pieces(&whole) {
             let bytes = &content[offset as usize..(offset + piece.bytes()) as usize];
             assert_eq!(digest, Some(ContentDigest::of(bytes)), "{name}: {offset}");
@@ -239,6 +269,9 @@ fn blocks_that_are_as_they_were_are_told_by_the_base() {
         let new = new_pieces(&parts);
         let most = if name == "appended" { 3_000_000 / 8192 } else { 5 };
         assert!(new <= most && new < base.pieces.len(), "{name}: {new} of {} are new", base.pieces.len());
+        // What the base has is let go, but for what shares a block with more that is new.
+        let most = if name == "appended" { 3_000_000 + (1 << 20) } else { 1 << 19 };
+        assert!(held <= most, "{name}: {held} of {} bytes are held", content.len());
     }
 }
 
@@ -246,7 +279,7 @@ fn blocks_that_are_as_they_were_are_told_by_the_base() {
 /// reader takes its word for them, and finds all that lie elsewhere to be new.
 #[test]
 fn a_block_that_is_as_it_was_is_hashed_once() {
-    let (base, _, _, parts) = read_again(Box::new(|content, base| {
+    let Again { base, parts, .. } = read_again(Box::new(|content, base| {
         content[5_500_000] ^= 1;
         base.piece_digests.chunks_mut(32).for_each(|digest| digest[0] ^= 1);
     }));

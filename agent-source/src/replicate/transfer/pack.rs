@@ -17,7 +17,7 @@ use super::{
     compress::{Benches, Packed},
     request,
 };
-use crate::replicate::{Counters, batch::Batch};
+use crate::replicate::{Counters, batch::Batch, chunk::Changed};
 
 /// The level for a link that is faster than the compressor.
 const USUAL_LEVEL: i32 = 3;
@@ -45,9 +45,14 @@ pub(super) struct Packer {
     counters: Arc<Counters>,
 }
 
-/// The batch could not be packed: only when the runtime is being shut down.
+/// Why a batch could not be packed.
 #[derive(Debug)]
-pub(super) struct Stopped;
+pub(super) enum Unpacked {
+    /// The runtime is being shut down.
+    Stopped,
+    /// A file has changed since a piece of it was let go.
+    Changed(Changed),
+}
 
 impl Packer {
     pub(super) fn new(options: &TransferOptions, counters: Arc<Counters>) -> Self {
@@ -64,16 +69,23 @@ impl Packer {
     }
 
     /// Puts the wanted chunks of a batch into one message. They share one compression context.
-    pub(super) async fn pack(&self, number: u64, batch: Arc<Batch>, wanted: Wanted) -> Result<Pack, Stopped> {
-        let _thread = self.threads.acquire().await.map_err(|_| Stopped)?;
+    pub(super) async fn pack(
+        &self,
+        number: u64,
+        batch: Arc<Batch>,
+        wanted: Wanted,
+    ) -> Result<Pack, Unpacked> {
+        let _thread = self.threads.acquire().await.map_err(|_| Unpacked::Stopped)?;
         let level = self.next_level();
         let chunks = wanted.0.len() as u64;
         let benches = Arc::clone(&self.benches);
         let work = move || {
-            let chosen = wanted.0.iter().map(|index| &*batch.chunks[*index]);
-            benches.with(|bench| bench.pack(chosen, level))
+            let chosen: Vec<Bytes> =
+                wanted.0.iter().map(|index| batch.chunks[*index].content()).collect::<Result<_, _>>()?;
+            Ok(benches.with(|bench| bench.pack(chosen.iter().map(|chunk| &chunk[..]), level)))
         };
-        let packed = tokio::task::spawn_blocking(work).await.map_err(|_| Stopped)?;
+        let packed = tokio::task::spawn_blocking(work).await.map_err(|_| Unpacked::Stopped)?;
+        let packed = packed.map_err(Unpacked::Changed)?;
         self.counters.chunks_sent.add(chunks);
         self.counters.bytes_sent.add(packed.raw_bytes);
         if level.is_some() {
@@ -170,6 +182,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replicate::chunk::Chunk;
 
     fn packer(compression: Compression) -> Packer {
         let (retry, patience) = (Duration::ZERO, Duration::MAX);
@@ -179,7 +192,8 @@ mod tests {
     }
 
     fn batch(bytes: Vec<u8>) -> Arc<Batch> {
-        Arc::new(Batch { parts: Vec::new(), chunks: vec![bytes.into()], budget: Vec::new() })
+        let (content_bytes, chunks) = (bytes.len(), vec![Chunk::Held(bytes.into())]);
+        Arc::new(Batch { parts: Vec::new(), chunks, content_bytes, budget: Vec::new() })
     }
 
     #[tokio::test]
