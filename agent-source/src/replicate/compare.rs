@@ -19,6 +19,7 @@ use super::{
     reader::{BaseFile, Job, Outcome, ReadError},
     scan::{Found, ScanError, describe},
     spool::{SpoolError, Step},
+    step_queue::StepQueue,
 };
 
 /// A file to read, and where its entry is waited for.
@@ -40,7 +41,7 @@ pub(super) struct Compared {
 pub(super) fn compare(
     plan: &Plan,
     early: Early,
-    steps: &crossbeam_channel::Sender<Step>,
+    steps: &mut StepQueue,
     jobs: &crossbeam_channel::Sender<ReadJob>,
     counters: &Counters,
     stop: &CancellationToken,
@@ -53,7 +54,7 @@ pub(super) fn compare(
     let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
     let mut late_jobs = Vec::new();
     let mut result = Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0 };
-    let give = |step| steps.send(step).map_err(|_| ReplicateError::from(ReadError::Stopped));
+    let mut give = |step| steps.push(step).map_err(ReplicateError::from);
     while let Some(Item { found, taken }) = walk.next_item()? {
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);

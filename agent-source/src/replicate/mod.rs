@@ -1,13 +1,13 @@
 //! Replication: the walk, the comparison with the last generation, reading, and sending, each beside the others.
 //!
 //! ```text
-//! scan ──► compare ──► steps ─────────────► spool ──► (seal)
-//!   (1 thread)   └──► jobs ──► readers ──► batches ──► transfer ══► target
-//!                               (n threads)             (async)
+//! scan ──► compare ──► steps ──► spool ───────────────────────────► (seal)
+//!   (1 thread)   └───► jobs ───► readers ──► batches ──► transfer ══► target
+//!                               (n threads)              (async)
 //! ```
 //!
-//! Every arrow is bounded. A step waits in the spool's queue for the reader of its file, a reader for the budget, the
-//! budget for the target.
+//! Every arrow is bounded. A step waits in its queue for the reader of its file, a reader for the budget, the budget for the
+//! target.
 
 pub mod basis;
 mod batch;
@@ -19,6 +19,7 @@ pub mod preview;
 pub mod reader;
 pub mod scan;
 pub mod spool;
+mod step_queue;
 pub mod transfer;
 
 use std::{
@@ -41,13 +42,14 @@ use batch::{Batch, Batcher, Blocks, Budget};
 use block_memory::BlockMemory;
 use compare::Compared;
 use reader::{ReadError, Reader};
-use spool::{LateOutcomes, STEPS_BLOCKS, SpoolError, SpoolWriter, Step};
+use spool::{LateOutcomes, STEPS_BLOCKS, SpoolError, SpoolWriter};
+use step_queue::StepQueue;
 use transfer::{TransferError, TransferOptions};
 
 /// Batches that wait for the transfer.
 const BATCH_QUEUE: usize = 4;
-/// Steps and jobs that wait: enough for the walk to run well ahead, little enough to hold.
-const STEP_QUEUE: usize = 4096;
+/// Files that wait for a reader.
+const JOB_QUEUE: usize = 4096;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -223,7 +225,11 @@ pub async fn replicate(
         (Ok(replicated), Ok(())) => Ok(replicated),
         // Of two errors one is the cause: that a part was stopped is never it.
         (
-            Err(ReplicateError::Read(ReadError::Stopped) | ReplicateError::Spool(SpoolError::Stopped)),
+            Err(
+                ReplicateError::Read(ReadError::Stopped)
+                | ReplicateError::Spool(SpoolError::Stopped)
+                | ReplicateError::Cancelled,
+            ),
             Err(sent),
         ) => Err(sent),
         (Err(local), _) => Err(local),
@@ -231,7 +237,7 @@ pub async fn replicate(
     }
 }
 
-/// The synchronous side: one thread walks and compares, one writes the spool, `threads` read.
+/// The synchronous side: one thread walks, compares and writes the spool, `threads` read.
 fn run_threads(
     plan: &Plan,
     batches: &mpsc::Sender<Batch>,
@@ -252,16 +258,9 @@ fn run_threads(
     let mut own_reader = reader();
     let early = early::take(plan, &mut own_reader, stop)?;
     own_reader.flush()?;
-    let (steps, step_queue) = crossbeam_channel::bounded::<Step>(STEP_QUEUE);
-    let (jobs, job_queue) = crossbeam_channel::bounded::<compare::ReadJob>(STEP_QUEUE);
-    let mut spool = SpoolWriter::create(&plan.work)?;
-    let (compared, spooled, read) = thread::scope(|scope| {
-        let spooler = scope.spawn(move || {
-            for step in step_queue {
-                spool.push(step)?;
-            }
-            spool.finish()
-        });
+    let (jobs, job_queue) = crossbeam_channel::bounded::<compare::ReadJob>(JOB_QUEUE);
+    let mut steps = StepQueue::new(SpoolWriter::create(&plan.work)?);
+    let (compared, read) = thread::scope(|scope| {
         let readers: Vec<_> = (0..plan.threads.max(1))
             .map(|_| {
                 let (job_queue, mut reader) = (job_queue.clone(), reader());
@@ -275,17 +274,29 @@ fn run_threads(
             })
             .collect();
         drop(job_queue);
-        let compared = compare::compare(plan, early, &steps, &jobs, counters, stop);
-        drop((steps, jobs));
+        let compared = compare::compare(plan, early, &mut steps, &jobs, counters, stop);
+        drop(jobs);
+        let compared = compared.and_then(|compared| Ok((compared, steps.finish()?)));
+        if compared.is_err() {
+            stop.cancel();
+        }
         let mut read = Ok(());
         for reader in readers {
-            read = read.and(reader.join().expect("readers do not panic"));
+            if let Err(error) = reader.join().expect("readers do not panic")
+                && matches!(read, Ok(()) | Err(ReadError::Stopped))
+            {
+                read = Err(error);
+            }
         }
-        (compared, spooler.join().expect("the spooler does not panic"), read)
+        (compared, read)
     });
-    read?;
-    let (kept, dropped_or_replaced) = spooled?;
-    let Compared { late_jobs, gone, basis_entries, vanished } = compared?;
+    let (compared, (kept, dropped_or_replaced)) = match (read, compared) {
+        (Ok(()), compared) => compared?,
+        // Of two errors one is the cause: that a part was stopped is never it.
+        (Err(ReadError::Stopped), Err(compared)) => return Err(compared),
+        (Err(read), _) => return Err(read.into()),
+    };
+    let Compared { late_jobs, gone, basis_entries, vanished } = compared;
     counters.vanished.add(vanished);
     let mut late = LateOutcomes::new();
     for (number, job) in late_jobs {

@@ -47,6 +47,13 @@ pub enum Step {
         /// True when other entries are hard links to it.
         linked: bool,
     },
+    /// A file that has been read.
+    Done {
+        /// `None`: its reader has stopped.
+        outcome: Option<Outcome>,
+        /// True when other entries are hard links to it.
+        linked: bool,
+    },
     /// A file that is read after everything else.
     Late {
         /// Number of its job.
@@ -139,11 +146,14 @@ impl SpoolWriter {
             }
             // An entry that comes later stands here by the number of its job.
             Step::Late { job } => self.put(PutEntry { content: job, ..Default::default() }, Seen::default()),
-            Step::File { outcome, linked } => match outcome.blocking_recv() {
-                Ok(Outcome::Read(read)) => self.put(read.0, read.1),
-                Ok(Outcome::Vanished) if linked => Err(SpoolError::LinksChanged),
-                Ok(Outcome::Vanished) => Ok(()),
-                Err(_) => Err(SpoolError::Stopped),
+            Step::File { outcome, linked } => {
+                self.push(Step::Done { outcome: outcome.blocking_recv().ok(), linked })
+            }
+            Step::Done { outcome, linked } => match outcome {
+                Some(Outcome::Read(read)) => self.put(read.0, read.1),
+                Some(Outcome::Vanished) if linked => Err(SpoolError::LinksChanged),
+                Some(Outcome::Vanished) => Ok(()),
+                None => Err(SpoolError::Stopped),
             },
         }
     }
