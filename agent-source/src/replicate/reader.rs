@@ -234,13 +234,16 @@ impl Reader {
             let taken = held_still || only_grew || job.may_change || attempt == READ_ATTEMPTS;
             progress.last = true;
             progress.abandoned = !taken;
+            if taken {
+                progress.sum_up(&self.shared.memory);
+            }
             self.push_part(&mut progress).map_err(stop)?;
             if taken {
                 entry.unstable = !held_still && !only_grew && !job.may_change;
                 if entry.unstable {
                     self.counters.unstable.add(1);
                 }
-                let put = progress.describe(entry, &self.shared.memory);
+                let put = progress.describe(entry);
                 let seen = if held_still && unchanged { seen } else { seen.distrusted() };
                 return Ok(Outcome::Read(Box::new((put, seen))));
             }
@@ -444,6 +447,8 @@ struct Progress {
     /// Length of the base's first piece of data: pages keep the size that they had.
     base_piece_bytes: Option<u64>,
     whole: BlockHasher,
+    /// Of the whole, when it has been summed up.
+    digest: Option<ContentDigest>,
     /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once, else when it has been cut.
     known_blocks: Option<BlockList>,
     /// The newest run of blocks that are as they were.
@@ -478,6 +483,7 @@ impl Progress {
                 })
             }),
             whole: BlockHasher::default(),
+            digest: None,
             known_blocks: base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size)),
             unmoved: 0..0,
             only: None,
@@ -616,20 +622,33 @@ impl Progress {
             abandoned: self.abandoned,
             base_entry: if reuse.is_empty() { 0 } else { self.base_entry },
             reuse,
+            digest: match self.digest {
+                Some(digest) if !self.list.reuse.is_empty() => digest.0.to_vec(),
+                _ => Vec::new(),
+            },
         })
     }
 
-    /// Fills in size, digest and pieces.
-    fn describe(self, mut entry: Entry, memory: &BlockMemory) -> PutEntry {
+    /// All has been read: there is a digest of the whole.
+    fn sum_up(&mut self, memory: &BlockMemory) {
+        self.digest = Some(match self.only {
+            Some((Piece::Data { .. }, Some(digest))) => digest,
+            _ => {
+                let (digest, blocks) = std::mem::take(&mut self.whole).finish();
+                if let Some(blocks) = blocks {
+                    memory.keep(digest, self.offset, &blocks);
+                }
+                digest
+            }
+        });
+    }
+
+    /// Fills in size, digest and pieces, when it has been summed up.
+    fn describe(self, mut entry: Entry) -> PutEntry {
         entry.size = self.offset;
-        let (digest, blocks) = self.whole.finish();
-        entry.digest = digest.0.to_vec();
-        if let Some(blocks) = blocks {
-            memory.keep(digest, entry.size, &blocks);
-        }
-        if let Some((Piece::Data { .. }, Some(digest))) = self.only {
+        entry.digest = self.digest.map(|digest| digest.0.to_vec()).unwrap_or_default();
+        if let Some((Piece::Data { .. }, Some(_))) = self.only {
             // A file that is one chunk, as most are, says so by its size and digest alone.
-            entry.digest = digest.0.to_vec();
             return PutEntry { entry: Some(entry), content: self.content, ..Default::default() };
         }
         entry.pieces = self.list.pieces;

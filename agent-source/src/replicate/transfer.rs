@@ -87,6 +87,9 @@ pub enum TransferError {
     /// The target was started anew: it knows what it stored, not what this stream was about.
     #[error("the target was started anew while content was sent")]
     TargetRestarted,
+    /// The target's disk has not kept what a file here was to share with the base.
+    #[error("the target's disk has not kept what was sealed: {}", .0.message())]
+    BaseRotten(Box<Status>),
     /// The target owes an answer and gives none, on a connection that stands.
     #[error("the target has owed an answer for {patience:?} (target.patience)")]
     Stalled {
@@ -173,8 +176,12 @@ pub async fn transfer(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            Err(TransferError::Rpc(status)) if fault_from_status(&status).reason == "no-such-run" => {
-                return Err(TransferError::TargetRestarted);
+            Err(TransferError::Rpc(status)) => {
+                return Err(match &*fault_from_status(&status).reason {
+                    "no-such-run" => TransferError::TargetRestarted,
+                    "base-rotten" => TransferError::BaseRotten(status),
+                    _ => TransferError::Rpc(status),
+                });
             }
             ended => return ended,
         }

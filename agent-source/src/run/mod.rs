@@ -56,7 +56,7 @@ pub use fault::Fault;
 pub use progress::Progress;
 
 /// Version of the replication protocol that this agent speaks.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// How long the target may take to note a run that was given up, before the source stops waiting for it.
 const ABANDON_WAIT: Duration = Duration::from_secs(20);
 /// How often the connection may be lost while a check runs on the target: the check itself goes on there.
@@ -317,6 +317,10 @@ impl Attempt {
             match self.replicate(client.clone(), &rotten, marker, roots, basis_known, wire).await {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
                     tracing::warn!("the target was started anew; the run is taken up again");
+                }
+                // It names the files when the run is opened again.
+                Err(ReplicateError::Transfer(TransferError::BaseRotten(status))) => {
+                    tracing::warn!(status = status.message(), "the run is taken up again");
                 }
                 Err(ReplicateError::Transfer(TransferError::Changed { path })) => {
                     tracing::warn!(%path, "the target's disk has not kept it, and it has changed: the run is taken up again");

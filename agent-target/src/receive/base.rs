@@ -1,7 +1,7 @@
 //! The generation that a run builds upon, as a source of pieces: entries by their position, files by their entries.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fs::File,
     os::unix::fs::FileExt as _,
     sync::{Arc, Mutex, PoisonError},
@@ -26,6 +26,8 @@ pub struct Base {
     manifest: File,
     positions: File,
     tree: Folder,
+    /// Paths of files that the disk has not kept, as far as is known.
+    rotten: HashSet<Vec<u8>>,
     cached: Mutex<VecDeque<Arc<BaseFile>>>,
 }
 
@@ -39,14 +41,20 @@ pub(super) struct BaseFile {
     pub(super) pieces: Vec<(u64, DigestedPiece)>,
     /// `None` when it is not there or no file: damage, which the check of every piece would find as well.
     pub(super) file: Option<File>,
+    /// Some of it is not what it was: each piece is held against its digest.
+    pub(super) is_rotten: bool,
 }
 
 impl Base {
-    /// Opens a sealed generation.
+    /// Opens a sealed generation, some files of which are known to be rotten.
     ///
     /// # Errors
     /// When its manifest or tree is not there.
-    pub fn open(store: &Store, number: GenerationNumber) -> Result<Self, PathError> {
+    pub fn open(
+        store: &Store,
+        number: GenerationNumber,
+        rotten: HashSet<Vec<u8>>,
+    ) -> Result<Self, PathError> {
         let folder = store.generation_path(number);
         let open = |name: &str| File::open(folder.join(name)).at("open", &folder.join(name));
         let tree = folder.join(TREE);
@@ -54,6 +62,7 @@ impl Base {
             manifest: open(MANIFEST)?,
             positions: open(POSITIONS)?,
             tree: Folder::open(&tree).at("open", &tree)?,
+            rotten,
             cached: Mutex::default(),
         })
     }
@@ -87,6 +96,7 @@ impl Base {
         let file = self.tree.open_file_below(&path).ok();
         let file = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
         let digest = ContentDigest::from_slice(&entry.digest).expect("the entry was validated");
-        Ok(BaseFile { position, digest, size: entry.size, path: entry.path, pieces, file })
+        let is_rotten = self.rotten.contains(&entry.path);
+        Ok(BaseFile { position, digest, size: entry.size, path: entry.path, pieces, file, is_rotten })
     }
 }

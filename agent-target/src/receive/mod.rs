@@ -19,7 +19,7 @@ mod seen;
 mod turns;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -35,6 +35,7 @@ use assay_common::{
         ManifestError, Piece,
         reuse::{self, in_order},
     },
+    path::display_short,
     rpc_status::RpcFault,
 };
 use assay_proto::v1::{FilePart, Offer, Pack, TransferResponse};
@@ -42,7 +43,7 @@ use bytes::Bytes;
 
 use crate::{
     ahead::copies::Copies,
-    store::{Staging, StoreError, index::IndexError},
+    store::{Promised, Staging, StoreError, index::IndexError},
 };
 
 pub use allowance::Allowance;
@@ -70,6 +71,13 @@ pub enum ReceiveError {
         expected: ContentDigest,
         /// As received.
         actual: ContentDigest,
+    },
+    /// The disk has not kept these files of the base, or what was made of them: a content that shares pieces with them is not what
+    /// it should be.
+    #[error("of the generation that the run builds upon, {} was not kept by the disk", shown(paths))]
+    BaseRotten {
+        /// Their paths.
+        paths: Vec<Vec<u8>>,
     },
     /// The repository holds what it may.
     #[error("with this run the repository would hold more than its quota of {quota} on the target")]
@@ -102,6 +110,13 @@ pub enum ReceiveError {
     Index(#[from] IndexError),
 }
 
+/// At most so many files are named.
+const MAX_NAMED: usize = 16;
+
+fn shown(paths: &[Vec<u8>]) -> String {
+    paths.iter().map(|path| display_short(path)).collect::<Vec<_>>().join(", ")
+}
+
 /// The digest of a file's list of pieces, in order: what a manifest says of them is held against what was received.
 pub(crate) fn piece_list_digest(pieces: impl Iterator<Item = (Piece, Option<ContentDigest>)>) -> [u8; 32] {
     let mut list = blake3::Hasher::new();
@@ -131,6 +146,14 @@ struct Target {
     alone: bool,
     /// All of its content is in one message: nothing else of it is settled meanwhile.
     in_one_message: bool,
+}
+
+impl Target {
+    /// True when what the base's file has for this piece needs no look of its own: the digest of the whole tells. Of a piece that is
+    /// alone its own digest is that of the whole.
+    fn is_trusted_to(&self, base: &BaseFile) -> bool {
+        !self.alone && !base.is_rotten
+    }
 }
 
 /// What an offer says of one piece.
@@ -205,6 +228,8 @@ struct Open {
     list: Box<blake3::Hasher>,
     /// Position of the base's file that it began as a copy of.
     copy_of: Option<u64>,
+    /// Position of the base's file that it takes pieces from which are not compared by themselves.
+    trusts: Option<u64>,
 }
 
 #[derive(Default)]
@@ -346,6 +371,11 @@ impl Receiver {
             Some(open) if open.next == part.offset => open,
             _ => return protocol("a content's parts come without gaps, from its start"),
         };
+        let promised = match (ContentDigest::from_slice(&part.digest), part.last && !part.abandoned) {
+            (Some(digest), true) => Some(digest),
+            (None, _) if part.digest.is_empty() => None,
+            _ => return protocol("the digest of a content has 32 bytes, and comes with its last part"),
+        };
         let base = match (&self.base, part.reuse.is_empty()) {
             (_, true) => None,
             (Some((base, _)), false) => Some(base.file(part.base_entry)?),
@@ -392,6 +422,9 @@ impl Receiver {
                             Item::Kept(target)
                         }
                         (reuse::Place::Reused(position), Some(base)) => {
+                            if target.is_trusted_to(base) {
+                                open.trusts = Some(base.position);
+                            }
                             Item::Reused(target, Arc::clone(base), position)
                         }
                         _ => Item::Data(target),
@@ -422,6 +455,17 @@ impl Receiver {
                 noted.at("write", self.staging.path())?;
             }
             if !part.abandoned {
+                match (open.trusts, promised) {
+                    (Some(base_entry), Some(digest)) => {
+                        self.staging
+                            .whole()
+                            .promise(content, Promised { digest, length: offset, base_entry });
+                    }
+                    (Some(_), None) => {
+                        return protocol("a content that reuses pieces says its digest with its last part");
+                    }
+                    (None, _) => {}
+                }
                 accepted.ends.push(End {
                     content,
                     length: offset,
@@ -471,6 +515,7 @@ impl Receiver {
             }
         }
         self.end(&ends)?;
+        self.hold_to_promises()?;
         abandoned.iter().for_each(|content| self.staging.whole().forget(*content));
         let mut state = self.state();
         state.stats.offered += count as u64;
@@ -500,7 +545,7 @@ impl Receiver {
         let Some(waiting) = waiting else {
             return protocol("a pack answers an offer of which something was wanted");
         };
-        let kept = self.keep(pack, &waiting);
+        let kept = self.keep(pack, &waiting).and_then(|()| self.hold_to_promises());
         let mut state = self.state();
         if let Err(error) = kept {
             // It is still wanted: of a stream that is taken up again, or of nobody.
@@ -578,7 +623,43 @@ impl Receiver {
                 return protocol("the stream ends when every content has ended");
             }
         }
+        self.prove_promises()?;
         Ok(self.places.flush()?)
+    }
+
+    /// Ends what shares pieces with a base that turned out not to have them.
+    fn hold_to_promises(&self) -> Result<(), ReceiveError> {
+        if !self.staging.whole().is_broken() {
+            return Ok(());
+        }
+        // All that are settled by now; others that are not are found to be sound, or when they are sent again.
+        let whole = self.staging.whole();
+        let broken = whole.unproven().into_iter().filter(|(content, promised)| {
+            whole.digest(*content, promised.length).is_some_and(|digest| digest != promised.digest)
+        });
+        self.base_rotten(broken.map(|(_, promised)| promised.base_entry))
+    }
+
+    /// Reads what could not be hashed while it was written.
+    fn prove_promises(&self) -> Result<(), ReceiveError> {
+        self.hold_to_promises()?;
+        let whole = self.staging.whole();
+        for (content, promised) in whole.unproven() {
+            let digest = self.read_digest(content, promised.length)?;
+            whole.hold_against_promise(content, promised.length, digest);
+        }
+        self.base_rotten(whole.unproven().into_iter().map(|(_, promised)| promised.base_entry))
+    }
+
+    fn base_rotten(&self, entries: impl Iterator<Item = u64>) -> Result<(), ReceiveError> {
+        let (Some((base, _)), entries) = (&self.base, entries.collect::<BTreeSet<_>>()) else {
+            return Ok(());
+        };
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let paths = entries.into_iter().take(MAX_NAMED).map(|position| Ok(base.file(position)?.path.clone()));
+        Err(ReceiveError::BaseRotten { paths: paths.collect::<Result<_, ReceiveError>>()? })
     }
 
     /// Keeps what is known of the chunks that came, when the stream was cut.

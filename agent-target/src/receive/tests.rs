@@ -184,7 +184,8 @@ fn a_batch_that_is_offered_again_is_wanted_only_where_it_is_missing() {
     assert_eq!(bench.receiver.stats().received, 3);
 }
 
-/// Pieces of the base are taken from its file, each after its digest has been compared: one that rotted is wanted.
+/// Pieces of a file of the base that is known to have rotted are taken each after its digest has been compared: what is not what it
+/// was is wanted.
 #[test]
 fn what_is_reused_comes_from_the_base_and_is_verified() {
     let folder = tempfile::tempdir().expect("temp");
@@ -208,6 +209,7 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
         size: 0,
         pieces,
         file: std::fs::File::open(&file).ok(),
+        is_rotten: true,
     });
     // The fifth chunk is damaged.
     let damaged = std::fs::OpenOptions::new().write(true).open(&file).expect("open");
@@ -276,7 +278,7 @@ fn a_chunk_with_another_digest_is_not_kept() {
 #[test]
 fn messages_that_break_the_protocol_are_refused() {
     type Break = fn(&Receiver) -> Result<(), ReceiveError>;
-    let cases: [(&str, Break); 16] = [
+    let cases: [(&str, Break); 18] = [
         ("a content twice", |r| {
             r.offer(&offer(1, vec![part(1, 0, &[b"a"], true)]))?;
             r.offer(&offer(2, vec![part(1, 0, &[b"b"], true)])).map(drop)
@@ -318,6 +320,14 @@ fn messages_that_break_the_protocol_are_refused() {
                 part
             };
             r.accept(&offer(1, vec![hole(1), hole(2), hole(3)])).map(drop)
+        }),
+        ("a digest before the end", |r| {
+            let digest = vec![1; 32];
+            r.offer(&offer(1, vec![FilePart { digest, ..part(1, 0, &[b"a"], false) }])).map(drop)
+        }),
+        ("half a digest", |r| {
+            let digest = vec![1; 16];
+            r.offer(&offer(1, vec![FilePart { digest, ..part(1, 0, &[b"a"], true) }])).map(drop)
         }),
         ("reuse without a base", |r| {
             let mut part = part(1, 0, &[], true);

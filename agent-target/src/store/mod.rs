@@ -53,7 +53,7 @@ pub use record::{MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
 use usage::Usage;
 pub use usage::free_bytes;
-pub use whole::Original;
+pub use whole::{Original, Promised};
 
 /// Version of the form of all this: [`assay_common::format`].
 const FORMAT: u32 = 1;

@@ -14,7 +14,7 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -46,6 +46,21 @@ pub struct Whole {
     waiting_bytes: AtomicUsize,
     /// Nobody waits for the digests any more.
     stopped: AtomicBool,
+    /// Digests that contents must turn out to have, until they have been found to have them.
+    promised: Mutex<HashMap<u64, Promised>>,
+    /// Some content turned out to have another.
+    is_broken: AtomicBool,
+}
+
+/// What a content must turn out to be: a part of it was taken from the base, and is not compared by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Promised {
+    /// The digest of the whole.
+    pub digest: ContentDigest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Position in the base of the file that the part was taken from.
+    pub base_entry: u64,
 }
 
 /// How far the digest of one content has come.
@@ -190,8 +205,39 @@ type ReadContent<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<()>;
 impl Whole {
     /// Nothing is known yet. `records` is an empty file.
     pub fn new(records: File) -> Self {
-        let (tracks, waiting_bytes, stopped) = Default::default();
-        Self { records, tracks, waiting_bytes, stopped }
+        let (tracks, waiting_bytes, stopped, promised, is_broken) = Default::default();
+        Self { records, tracks, waiting_bytes, stopped, promised, is_broken }
+    }
+
+    fn promises(&self) -> MutexGuard<'_, HashMap<u64, Promised>> {
+        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes down what a content must turn out to be, before its end is told.
+    pub fn promise(&self, content: u64, promised: Promised) {
+        self.promises().insert(content, promised);
+    }
+
+    /// True when a content turned out to be another than was promised.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Promises that were not kept, or of which that is not known.
+    pub fn unproven(&self) -> Vec<(u64, Promised)> {
+        self.promises().iter().map(|(content, promised)| (*content, *promised)).collect()
+    }
+
+    /// Holds a digest against what was promised. A promise that is kept is forgotten.
+    pub fn hold_against_promise(&self, content: u64, length: u64, digest: ContentDigest) {
+        let mut promises = self.promises();
+        match promises.get(&content) {
+            Some(promised) if (promised.digest, promised.length) == (digest, length) => {
+                promises.remove(&content);
+            }
+            Some(_) => self.is_broken.store(true, Ordering::Relaxed),
+            None => {}
+        }
     }
 
     /// The digest of a content of `length` bytes, if it is known.
@@ -301,6 +347,14 @@ impl Whole {
         }
     }
 
+    /// As if nothing could be read of what is on its way.
+    #[cfg(test)]
+    pub(crate) fn give_up_all(&self) {
+        for track in self.tracks.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            self.give_up(&mut track.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
     fn is_forgotten(&self, content: u64) -> bool {
         let mut length = [0; 8];
         let known = self.records.read_exact_at(&mut length, content * RECORD_BYTES);
@@ -379,7 +433,9 @@ impl Whole {
         {
             let (digest, length) = (hasher.finish().0, track.next);
             self.tracks.lock().unwrap_or_else(PoisonError::into_inner).remove(&content);
-            return self.note(content, length, digest);
+            let noted = self.note(content, length, digest);
+            self.hold_against_promise(content, length, digest);
+            return noted;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
 /// Version of the protocol that it speaks.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// A tree that it says it has read: what the manifest lists, the steps that lead there, and the content.
 #[derive(Debug, Clone)]

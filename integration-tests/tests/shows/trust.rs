@@ -112,9 +112,11 @@ fn damage_of_the_targets_copy_is_attributed_to_its_disk() {
 fn a_verified_generation_that_went_bad_is_found_by_the_next_fail() {
     let pair = summed();
     pair.run(0);
-    flip(&pair.generation("000001").join("data"), 1);
+    flip(&pair.generation("000001").join("sums"), 1);
     fs::write(pair.root(0).join("other.txt"), "damaged").expect("write");
-    fs::write(pair.root(0).join("data"), noise(1, 300_000)).expect("write");
+    // The same again, so that this generation has its own.
+    let sums = fs::read(pair.root(0).join("sums")).expect("read");
+    fs::write(pair.root(0).join("sums"), sums).expect("write");
     let run = pair.run(1);
     assert!(evidence(&run).contains("generation 1, which had passed, is not what arrived"), "{run}");
     assert_eq!(pair.verified(), "none");
@@ -453,25 +455,56 @@ fn a_full_run_replaces_what_the_targets_disk_has_not_kept() {
         assert!(is_sound("000005", name), "{name}");
     }
     assert_eq!(inode("000005", "large"), inode("000005", "linked"));
-    // What was sealed is evidence and stays as it is.
-    assert!(!is_sound("000003", "large") && !is_sound("000003", "first"));
+    // Of a file that is taken over in pieces the loss is noted, and made good with what was sent.
+    assert!(is_sound("000003", "large") && !is_sound("000003", "first"));
     // And what comes after builds upon the sound one.
     pair.run(0);
     assert!(is_sound("000006", "large") && is_sound("000006", "first"));
     rsync_finds_no_difference(&pair.root(0), &pair.latest());
 }
 
-/// What the base has is not held at the source until the target has looked. When the target's disk has lost some of it, it is read
-/// again; and when it cannot be read as it was, the whole of its file is.
+/// What the target's disk has lost of a file that changes is noticed when it is taken over, and the file is sent from what the source
+/// has: in one run, and the loss is told and made good.
 #[test]
-fn what_was_let_go_is_read_again_when_the_targets_disk_has_lost_it() {
+fn what_the_disk_has_lost_is_not_taken_over() {
+    let pair = Pair::plain(1);
+    let large = pair.root(0).join("large");
+    let mut content = noise(1, 3 << 20);
+    fs::write(&large, &content).expect("write");
+    pair.run(0);
+    flip(&pair.generation("000001").join("large"), 1_234_567);
+    content.extend(b"one more line");
+    fs::write(&large, &content).expect("write");
+    let run = pair.run(0);
+    assert_eq!(run["counts"]["filesRead"], 2, "all of it once more: {run}");
+    let sent = run["counts"]["bytesSent"].as_u64().expect("a count");
+    assert!((13..1 << 20).contains(&sent), "what was lost, and what is new: {run}");
+    rsync_finds_no_difference(&pair.root(0), &pair.latest());
+    // The younger sibling has it, and the elder is healed from it behind the run.
+    pair.eventually("it is healed", || {
+        fs::read(pair.generation("000001").join("large")).expect("there") == noise(1, 3 << 20)
+    });
+    assert!(
+        pair.logs().contains("bit rot repository=\"repo\" path=\"large\" generations=[1]"),
+        "{}",
+        pair.logs()
+    );
+    let scrubbed = pair.target(&["scrub"]);
+    assert!(scrubbed.code == 0 && scrubbed.stdout.contains("0 rotten"), "{scrubbed:?}");
+}
+
+/// What the base has is not held at the source until the target has looked. When the target cannot read it, it is read again; and
+/// when it is no longer what it was, the whole of its file is.
+#[test]
+fn what_was_let_go_is_read_again_when_the_target_lacks_it() {
     for (fault, files_read) in [("", 1), ("read.block=eio@5", 2)] {
         let pair = Pair::plain(1);
         let large = pair.root(0).join("large");
-        fs::write(&large, noise(1, 3 << 20)).expect("write");
-        pair.run(0);
-        flip(&pair.generation("000001").join("large"), 1_234_567);
         let mut content = noise(1, 3 << 20);
+        fs::write(&large, &content).expect("write");
+        pair.run(0);
+        let sealed = File::options().write(true).open(pair.generation("000001").join("large")).expect("open");
+        sealed.set_len((3 << 20) - 200_000).expect("cut off");
         content.extend(b"one more line");
         fs::write(&large, &content).expect("write");
         // Three blocks and the line; the fifth reading is the one that the target asks for.
@@ -488,16 +521,11 @@ fn what_was_let_go_is_read_again_when_the_targets_disk_has_lost_it() {
         let count = |line: &str| passed.lines().filter(|passed| *passed == line).count();
         assert_eq!(run["counts"]["filesRead"], files_read, "{run}");
         match fault {
-            "" => assert_eq!(count("read.block"), 5, "{passed}"),
+            "" => assert!(count("read.block") > 4, "{passed}"),
             _ => assert_eq!((count("read.block"), count("read.block!")), (5 + 4, 1), "{passed}"),
         }
         let sent = run["counts"]["bytesSent"].as_u64().expect("a count");
         assert!((13..1 << 20).contains(&sent), "what was lost, and what is new: {run}");
         rsync_finds_no_difference(&pair.root(0), &pair.latest());
-        let scrubbed = pair.target(&["scrub"]);
-        assert!(
-            scrubbed.code == 0 && scrubbed.stdout.contains("ROTTEN large in generation 1: "),
-            "{scrubbed:?}"
-        );
     }
 }

@@ -85,6 +85,7 @@ fn told(old: &[u8], edits: &[Edit], parts_of: usize) -> (Vec<u8>, Vec<FilePart>)
     }
     if let Some(last) = parts.last_mut() {
         last.last = true;
+        last.digest = ContentDigest::of(&new).0.to_vec();
     }
     (new, parts)
 }
@@ -102,14 +103,15 @@ fn copy_ahead(repository: &Repository) {
     repository.copies.prepare(&repository.store, GenerationNumber(1), room, &turn).expect("prepare");
 }
 
-/// A receiver upon the first generation.
-fn receiver(repository: &Repository, quota: Option<Size>) -> (Arc<Staging>, Receiver) {
+/// A receiver upon the first generation, of which these files are known to be rotten.
+fn receiver(repository: &Repository, quota: Option<Size>, rotten: &[&[u8]]) -> (Arc<Staging>, Receiver) {
     let (number, copies) = (GenerationNumber(1), Arc::clone(&repository.copies));
     let staging = Arc::new(repository.store.open_staging().expect("staging"));
     let index = Arc::clone(&repository.index);
     let places = PlaceReader::new(Arc::clone(&repository.store), Arc::clone(&staging), index, Some(number));
     let allowance = Allowance::new(quota, 0, Size(0), (Arc::clone(&staging), Arc::clone(&copies)));
-    let base = Base::open(&repository.store, number).expect("base");
+    let base = Base::open(&repository.store, number, rotten.iter().map(|path| path.to_vec()).collect())
+        .expect("base");
     (Arc::clone(&staging), Receiver::new(staging, places, Some((base, copies)), allowance))
 }
 
@@ -124,7 +126,7 @@ fn receive(
     if copies {
         copy_ahead(repository);
     }
-    let (staging, receiver) = receiver(repository, None);
+    let (staging, receiver) = receiver(repository, None, &[]);
     let mut accepted: Vec<Accepted> = parts
         .iter()
         .enumerate()
@@ -203,7 +205,7 @@ fn what_is_kept_is_neither_read_nor_written() {
     let repository = &store.repository;
     copy_ahead(repository);
     // Room for the copy, and for what is new, and not for one byte more.
-    let (staging, receiver) = receiver(repository, Some(Size(old.len() as u64 + 10)));
+    let (staging, receiver) = receiver(repository, Some(Size(old.len() as u64 + 10)), &[]);
     // The base's file is gone from under its name, beyond its first block: nobody looks there.
     let file = std::fs::OpenOptions::new().write(true).open(store.path(1, "file")).expect("open");
     let accepted = receiver.accept(&offer(1, told.1)).expect("accept");
@@ -227,10 +229,91 @@ fn a_copy_that_the_quota_has_no_room_for_is_not_used() {
     let told = told(&old, &[Edit::Keep(5), Edit::Insert(10)], 2);
     let repository = &store.repository;
     copy_ahead(repository);
-    let (staging, receiver) = receiver(repository, Some(Size(told.0.len() as u64)));
+    let (staging, receiver) = receiver(repository, Some(Size(told.0.len() as u64)), &[]);
     let accepted = receiver.accept(&offer(1, told.1)).expect("accept");
     assert!(!staging.content_path(1).exists(), "the copy is gone");
     receiver.settle(accepted).expect("settle");
     receiver.pack(&pack(1, &told.0[told.0.len() - 10..])).expect("pack");
     assert_eq!(std::fs::read(staging.content_path(1)).expect("content"), told.0);
+}
+
+/// The base's file is read once, as a part of what is made of it. When that turns out to be another, nothing of it is kept for
+/// what was sent; once it is known that the file is rotten, what is missing of it is asked for.
+#[test]
+fn what_the_disk_has_not_kept_is_found_in_the_whole() {
+    let old = base_content();
+    for (edits, parts_of) in [
+        ([Edit::Insert(10), Edit::Keep(1024)], 2),
+        ([Edit::Insert(10), Edit::Keep(1024)], 1),
+        ([Edit::Keep(5), Edit::Insert(10)], 2),
+    ] {
+        let store = Store::new(None);
+        store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+        let (new, parts) = told(&old, &edits, parts_of);
+        let file = std::fs::OpenOptions::new().write(true).open(store.path(1, "file")).expect("open");
+        std::os::unix::fs::FileExt::write_all_at(&file, &[old[10_000] ^ 1], 10_000).expect("damage");
+        let send = |receiver: &Receiver| {
+            for (index, part) in parts.iter().enumerate() {
+                let batch = index as u64 + 1;
+                let accepted = receiver.accept(&offer(batch, vec![part.clone()]))?;
+                if !receiver.settle(accepted)?.stored {
+                    let waiting = receiver.state().wanted[&batch].pieces.clone();
+                    let bytes = waiting.iter().map(|piece| &new[piece.offset as usize..][..piece.bytes]);
+                    receiver.pack(&pack(batch, &bytes.collect::<Vec<_>>().concat()))?;
+                }
+            }
+            receiver.finish()
+        };
+        let (staging, trusting) = receiver(&store.repository, None, &[]);
+        let found = send(&trusting);
+        assert!(
+            matches!(&found, Err(ReceiveError::BaseRotten { paths }) if paths[..] == [b"file".to_vec()]),
+            "{found:?}"
+        );
+        staging.remove_content().expect("clear");
+        let (staging, comparing) = receiver(&store.repository, None, &[b"file"]);
+        send(&comparing).expect("what is missing is sent");
+        assert!(std::fs::read(staging.content_path(1)).expect("content") == new);
+        assert!(comparing.stats().received_bytes < 100_000, "{:?}", comparing.stats());
+    }
+}
+
+/// Without a digest of the whole nothing is taken from the base.
+#[test]
+fn who_reuses_pieces_says_what_they_become() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    let (_, mut parts) = told(&old, &[Edit::Insert(10), Edit::Keep(5)], 2);
+    parts[0].digest.clear();
+    let (_, receiver) = receiver(&store.repository, None, &[]);
+    assert!(matches!(receiver.accept(&offer(1, parts)).map(drop), Err(ReceiveError::Protocol { .. })));
+}
+
+/// What could not be hashed while it was written is read when all is there: a promise is never forgotten.
+#[test]
+fn a_promise_that_was_not_looked_at_is_looked_at_in_the_end() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    let (new, parts) = told(&old, &[Edit::Insert(10), Edit::Keep(5)], 2);
+    for spoiled in [false, true] {
+        let (staging, receiver) = receiver(&store.repository, None, &[]);
+        let accepted = receiver.accept(&offer(1, parts.clone())).expect("accept");
+        receiver.settle(accepted).expect("settle");
+        // As if it had been given up: the hash of what is on its way comes to nothing.
+        staging.whole().give_up_all();
+        receiver.pack(&pack(1, &new[..10])).expect("pack");
+        assert_eq!(staging.whole().unproven().len(), 1);
+        if spoiled {
+            let file = std::fs::OpenOptions::new().write(true).open(staging.content_path(1)).expect("open");
+            std::os::unix::fs::FileExt::write_all_at(&file, &[new[20] ^ 1], 20).expect("damage");
+        }
+        match receiver.finish() {
+            Ok(()) => assert!(!spoiled && staging.whole().unproven().is_empty()),
+            Err(ReceiveError::BaseRotten { paths }) => assert!(spoiled && paths == [b"file"]),
+            Err(error) => panic!("{error}"),
+        }
+        staging.remove_content().expect("clear");
+    }
 }

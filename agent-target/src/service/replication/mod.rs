@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// Version of the replication protocol that this agent speaks.
-const PROTOCOL: u32 = 2;
+const PROTOCOL: u32 = 3;
 /// Messages between the connection and the thread that works on them.
 const QUEUE: usize = 16;
 /// Bytes of a manifest in one message.
@@ -214,19 +214,20 @@ impl ReplicationService for Replication {
             // What the stream before this one brought is settled first: then it is known what is still wanted.
             let turn = turn.lock_owned().await;
             let received = receive(&receiver, messages, &responses, &token, idle).await;
-            let end = match received {
-                Ok(true) => tokio::task::block_in_place(|| receiver.finish())
+            let end = tokio::task::block_in_place(|| match received {
+                Ok(true) => receiver
+                    .finish()
                     .map(|()| TransferResponse { stored: true, ..Default::default() })
-                    .map_err(receive_fault),
+                    .map_err(|error| receive_fault(&repository, &id, error)),
                 Ok(false) => {
-                    drop(tokio::task::block_in_place(|| receiver.interrupt()));
+                    drop(receiver.interrupt());
                     Err(RpcFault::new(Code::Aborted, "cut-off", "the transfer was cut off before its end"))
                 }
                 Err(error) => {
-                    drop(tokio::task::block_in_place(|| receiver.interrupt()));
-                    Err(receive_fault(error))
+                    drop(receiver.interrupt());
+                    Err(receive_fault(&repository, &id, error))
                 }
-            };
+            });
             drop(turn);
             detach(&repository, &id, &token);
             let stats = receiver.stats();

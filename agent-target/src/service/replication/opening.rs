@@ -72,7 +72,7 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
         base_root_digest: base_root,
         staged_bytes: staging.staged_bytes(),
         base_entries,
-        rotten: rotten.into_iter().collect(),
+        rotten: rotten.iter().cloned().collect(),
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
@@ -84,7 +84,7 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     let known = match base {
         None => None,
         Some(base) => {
-            Some(Base::open(&repository.store, base).map_err(|error| internal("the base", &error))?)
+            Some(Base::open(&repository.store, base, rotten).map_err(|error| internal("the base", &error))?)
         }
     };
     let receiver =

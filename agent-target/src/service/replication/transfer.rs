@@ -1,6 +1,6 @@
 //! Content comes in: one stream at a time is attached to a run.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use assay_common::{id::RunId, rpc_status::RpcFault};
 use assay_proto::v1::{TransferRequest, TransferResponse, transfer_request};
@@ -13,6 +13,7 @@ use super::{
     joined, no_such_run, stalled, unreadable,
 };
 use crate::{
+    keep::scrub::{self, Wanted},
     receive::{ReceiveError, Receiver},
     repository::{Active, Repository, Stage},
 };
@@ -115,10 +116,30 @@ pub(super) async fn receive(
     ended
 }
 
-pub(super) fn receive_fault(error: ReceiveError) -> RpcFault {
+/// Looks whether files of the base are what was sealed, and notes what is not: the run that is opened next takes nothing of it.
+fn look_for_rot(repository: &Repository, id: &RunId, paths: &[Vec<u8>]) {
+    let base = match repository.active().as_ref() {
+        Some(Active { run_id, stage: Stage::Receiving { base: Some(base), .. } }) if run_id == id => *base,
+        _ => return,
+    };
+    let only = Some(paths.iter().cloned().collect());
+    let wanted = Wanted { generations: BTreeSet::from([base]), only, after: None };
+    if let Err(error) = scrub::run(repository, &wanted, &CancellationToken::new(), &|_| {}) {
+        tracing::error!(%error, "what the disk has not kept cannot be noted");
+    }
+}
+
+/// What the source is told of an error.
+pub(super) fn receive_fault(repository: &Repository, id: &RunId, error: ReceiveError) -> RpcFault {
+    if let ReceiveError::BaseRotten { paths } = &error {
+        look_for_rot(repository, id, paths);
+    }
     match &error {
         ReceiveError::Protocol { .. } => invalid(error.to_string()),
         ReceiveError::Stream(fault) => fault.clone(),
+        // The source opens the run again, and sends the files anew.
+        ReceiveError::BaseRotten { .. } => RpcFault::new(Code::Aborted, "base-rotten", error.to_string())
+            .with_hint("start the run again; assay-target scrub shows what else the disk has not kept"),
         ReceiveError::ChunkMismatch { .. } => {
             RpcFault::new(Code::DataLoss, "chunk-mismatch", error.to_string())
                 .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
