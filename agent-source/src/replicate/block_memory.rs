@@ -1,8 +1,10 @@
-//! What is remembered of the blocks of large files, so that a block that is as it was is known by one digest instead of two.
+//! What is remembered of large files, so that what is as it was is known without a second BLAKE3 digest over the same bytes: the
+//! chaining values of their blocks, for what stands where it stood, and a fingerprint of each piece (XXH3, 64 bits), for what has moved.
 //!
-//! A file of records: content digest, number of blocks, their chaining values. Nothing in it is believed: a list is used only when it
-//! adds up to the digest that the basis has of the file. So it need not be flushed, nor belong to the same run as the rest of the basis,
-//! and without it files are compared piece by piece.
+//! A file of records: content digest, number of blocks, number of pieces, values, fingerprints. A list of values is used only when it
+//! adds up to the digest that the basis has of the file; nothing adds up for fingerprints, and a piece that has another's is told to be
+//! what it is not. Then the digest of the whole, which is of what was read, is not that of what the target puts together: it says so, and
+//! the run is taken up again without fingerprints. So the file need not be flushed, nor belong to the same run as the rest of the basis.
 
 use std::{
     collections::HashMap,
@@ -19,16 +21,29 @@ use assay_common::{
 };
 
 /// Files below this length are not worth remembering.
-const LEAST_BYTES: u64 = 4 * BLOCK_BYTES;
-/// Digest and number of blocks.
-const HEAD_BYTES: usize = DIGEST_BYTES + 4;
+pub(super) const LEAST_BYTES: u64 = 4 * BLOCK_BYTES;
+/// Digest, number of blocks, number of pieces.
+const HEAD_BYTES: usize = DIGEST_BYTES + 4 + 4;
+const FINGERPRINT_BYTES: usize = 8;
+
+/// A short digest of a piece: equal for equal bytes, and not for others unless somebody sees to it.
+pub(super) type Fingerprint = u64;
+
+/// What is remembered of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Its blocks.
+    pub(super) blocks: BlockList,
+    /// A fingerprint for each of its pieces; that of a hole is 0.
+    pub(super) fingerprints: Vec<Fingerprint>,
+}
 
 /// Lists that were written before.
 #[derive(Debug)]
 pub(super) struct Remembered {
     file: File,
-    /// Where the values of each begin, and how many there are.
-    places: HashMap<ContentDigest, (u64, u32)>,
+    /// Where the values of each begin, how many there are, and how many fingerprints stand behind them.
+    places: HashMap<ContentDigest, (u64, u32, u32)>,
 }
 
 impl Remembered {
@@ -40,30 +55,43 @@ impl Remembered {
         let (mut places, mut at) = (HashMap::new(), 0);
         let mut head = [0; HEAD_BYTES];
         while reader.read_exact(&mut head).is_ok() {
-            let (digest, count) = head.split_at(DIGEST_BYTES);
-            let count = u32::from_le_bytes(count.try_into().ok()?);
+            let (digest, counts) = head.split_at(DIGEST_BYTES);
+            let (blocks, pieces) = counts.split_at(4);
+            let count = |bytes: &[u8]| bytes.try_into().map(u32::from_le_bytes).ok();
+            let (blocks, pieces) = (count(blocks)?, count(pieces)?);
             at += HEAD_BYTES as u64;
-            let values = u64::from(count) * DIGEST_BYTES as u64;
-            if length - at < values {
+            let bytes = record_bytes(blocks, pieces);
+            if length - at < bytes {
                 break;
             }
-            places.insert(ContentDigest::from_slice(digest)?, (at, count));
-            at += values;
-            reader.seek_relative(i64::try_from(values).ok()?).ok()?;
+            places.insert(ContentDigest::from_slice(digest)?, (at, blocks, pieces));
+            at += bytes;
+            reader.seek_relative(i64::try_from(bytes).ok()?).ok()?;
         }
         Some(Self { file, places })
     }
 
-    /// The blocks of a file of `size` bytes with this digest, if they are known.
-    pub(super) fn find(&self, digest: ContentDigest, size: u64) -> Option<BlockList> {
-        let (at, count) = *self.places.get(&digest)?;
+    /// What is known of a file of `size` bytes with this digest.
+    pub(super) fn find(&self, digest: ContentDigest, size: u64) -> Option<Known> {
+        let (at, count, pieces) = *self.places.get(&digest)?;
         if u64::from(count) != size.div_ceil(BLOCK_BYTES) {
             return None;
         }
-        let mut bytes = vec![0; count as usize * DIGEST_BYTES];
+        let mut bytes = vec![0; usize::try_from(record_bytes(count, pieces)).ok()?];
         self.file.read_exact_at(&mut bytes, at).ok()?;
-        BlockList::of(bytes.as_chunks::<DIGEST_BYTES>().0.to_vec(), size, digest)
+        let (values, fingerprints) = bytes.split_at(count as usize * DIGEST_BYTES);
+        let blocks = BlockList::of(values.as_chunks::<DIGEST_BYTES>().0.to_vec(), size, digest)?;
+        let fingerprints = fingerprints.as_chunks::<FINGERPRINT_BYTES>().0;
+        Some(Known {
+            blocks,
+            fingerprints: fingerprints.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect(),
+        })
     }
+}
+
+/// Length of what stands behind a head.
+fn record_bytes(blocks: u32, pieces: u32) -> u64 {
+    u64::from(blocks) * DIGEST_BYTES as u64 + u64::from(pieces) * FINGERPRINT_BYTES as u64
 }
 
 /// Writes lists. When that fails it is given up: they can be had again by reading.
@@ -78,25 +106,28 @@ impl Writer {
     }
 
     /// Appends a list.
-    pub(super) fn push(&mut self, digest: ContentDigest, blocks: &BlockList) {
-        let values = blocks.values();
-        let Ok(count) = u32::try_from(values.len()) else {
+    pub(super) fn push(&mut self, digest: ContentDigest, known: &Known) {
+        let (values, fingerprints) = (known.blocks.values(), &known.fingerprints);
+        let (Ok(blocks), Ok(pieces)) = (u32::try_from(values.len()), u32::try_from(fingerprints.len()))
+        else {
             return;
         };
         self.write(|file| {
             file.write_all(&digest.0)?;
-            file.write_all(&count.to_le_bytes())?;
-            file.write_all(values.as_flattened())
+            file.write_all(&blocks.to_le_bytes())?;
+            file.write_all(&pieces.to_le_bytes())?;
+            file.write_all(values.as_flattened())?;
+            fingerprints.iter().try_for_each(|fingerprint| file.write_all(&fingerprint.to_le_bytes()))
         });
     }
 
     /// Appends the list of a file that was not read, if there is one.
-    pub(super) fn keep(&mut self, known: &Remembered, entry: &Entry) {
+    pub(super) fn keep(&mut self, before: &Remembered, entry: &Entry) {
         if entry.size >= LEAST_BYTES
             && let Some(digest) = ContentDigest::from_slice(&entry.digest)
-            && let Some(blocks) = known.find(digest, entry.size)
+            && let Some(known) = before.find(digest, entry.size)
         {
-            self.push(digest, &blocks);
+            self.push(digest, &known);
         }
     }
 
@@ -138,15 +169,15 @@ impl BlockMemory {
         Self(Arc::new((before.and_then(Remembered::open), Mutex::new(Writer::create(after)))))
     }
 
-    /// The blocks of a file of the basis, if they are known.
-    pub(super) fn find(&self, digest: &[u8], size: u64) -> Option<BlockList> {
+    /// What is known of a file of the basis.
+    pub(super) fn find(&self, digest: &[u8], size: u64) -> Option<Known> {
         self.0.0.as_ref()?.find(ContentDigest::from_slice(digest)?, size)
     }
 
-    /// Keeps the blocks of a file of `size` bytes that was read.
-    pub(super) fn keep(&self, digest: ContentDigest, size: u64, blocks: &BlockList) {
+    /// Keeps what is known of a file of `size` bytes that was read.
+    pub(super) fn keep(&self, digest: ContentDigest, size: u64, known: &Known) {
         if size >= LEAST_BYTES {
-            self.0.1.lock().unwrap_or_else(PoisonError::into_inner).push(digest, blocks);
+            self.0.1.lock().unwrap_or_else(PoisonError::into_inner).push(digest, known);
         }
     }
 
@@ -161,11 +192,13 @@ mod tests {
     use super::*;
     use assay_common::digest::BlockHasher;
 
-    fn file(seed: u8, size: usize) -> (ContentDigest, u64, BlockList) {
+    fn file(seed: u8, size: usize) -> (ContentDigest, u64, Known) {
         let mut hasher = BlockHasher::default();
         hasher.update(&vec![seed; size]);
         let (digest, blocks) = hasher.finish();
-        (digest, size as u64, blocks.expect("more than one"))
+        let (blocks, fingerprints) =
+            (blocks.expect("more than one"), vec![u64::from(seed); size / 1_000_000]);
+        (digest, size as u64, Known { blocks, fingerprints })
     }
 
     #[test]

@@ -159,6 +159,8 @@ pub struct Plan {
     pub full_read: bool,
     /// Files that have rotted on the target: they are read and sent again, changed or not.
     pub rotten: std::collections::HashSet<Vec<u8>>,
+    /// Pieces that have moved may be known by their fingerprints.
+    pub fingerprints: bool,
     /// Folder for the spool.
     pub work: PathBuf,
     /// Files that are read side by side.
@@ -250,7 +252,8 @@ fn run_threads(
     let memory = BlockMemory::new(before.as_deref(), &plan.work.join(STEPS_BLOCKS));
     let (blocks, contents, at_work, threads) =
         (Blocks::default(), Arc::default(), Arc::default(), plan.threads);
-    let shared = reader::Shared { blocks, memory: memory.clone(), contents, at_work, threads };
+    let fingerprints = plan.fingerprints;
+    let shared = reader::Shared { blocks, memory: memory.clone(), contents, at_work, threads, fingerprints };
     let reader = || {
         let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
         Reader::new(batcher, shared.clone(), Arc::clone(counters), stop.clone())

@@ -17,7 +17,7 @@ use std::{
 use assay_common::{
     chunking::Cut,
     confined::Folder,
-    digest::{BLOCK_BYTES as FILE_BLOCK_BYTES, BlockHasher, BlockList, ContentDigest},
+    digest::{BLOCK_BYTES as FILE_BLOCK_BYTES, BlockHasher, ContentDigest},
     fault::{Point, at},
     manifest::{
         Entry, Piece,
@@ -37,7 +37,7 @@ use super::{
     Counters, Plan,
     basis::{Seen, file_clock},
     batch::{BLOCK_BYTES, Batcher, Blocks, Closed},
-    block_memory::BlockMemory,
+    block_memory::{self, BlockMemory, Fingerprint, Known},
     chunk::{Chunk, Origin, Place},
     scan::describe_stat,
 };
@@ -149,6 +149,8 @@ pub struct Shared {
     pub at_work: Arc<AtomicUsize>,
     /// How many processors may be used.
     pub threads: usize,
+    /// Whether a piece that has moved may be known by its fingerprint.
+    pub fingerprints: bool,
 }
 
 impl Shared {
@@ -264,6 +266,9 @@ impl Reader {
         progress: &mut Progress,
     ) -> Result<(), ReadFault> {
         let length = stat.st_size as u64;
+        if length >= block_memory::LEAST_BYTES {
+            progress.fingerprints = Some(Vec::new());
+        }
         let sparse = (stat.st_blocks as u64).saturating_mul(512) < length;
         self.counters.files_read.add(1);
         uncached::read_once(file);
@@ -318,7 +323,7 @@ impl Reader {
             } else {
                 self.shared.blocks.share(block, filled)
             };
-            if progress.known_blocks.is_some() {
+            if progress.before.is_some() {
                 progress.note_block(&block[carried.len()..], position);
             }
             position += got as u64;
@@ -336,7 +341,7 @@ impl Reader {
             let pieces: Vec<CutPiece> = ranges
                 .into_iter()
                 .zip(digests)
-                .map(|(range, digest)| progress.push_cut(range, digest))
+                .map(|(range, digest)| progress.push_cut(&block, range, digest))
                 .collect();
             carried = match &progress.origin {
                 Some(origin) if !small && is_mostly_known(&pieces) => {
@@ -449,8 +454,10 @@ struct Progress {
     whole: BlockHasher,
     /// Of the whole, when it has been summed up.
     digest: Option<ContentDigest>,
-    /// The blocks of the base's file, if they are known. Then `whole` gets what is read at once, else when it has been cut.
-    known_blocks: Option<BlockList>,
+    /// What is known of the base's file. Then `whole` gets what is read at once, else when it has been cut.
+    before: Option<Known>,
+    /// Fingerprints of the pieces so far, of a file of which they are to be remembered.
+    fingerprints: Option<Vec<Fingerprint>>,
     /// The newest run of blocks that are as they were.
     unmoved: Range<u64>,
     /// The only piece so far, whose digest may be the file's own.
@@ -467,6 +474,13 @@ struct Progress {
 impl Progress {
     fn new(content: u64, job: &Job, shared: &Shared) -> Self {
         let base = job.base.as_ref();
+        let reuser = base.map(|base| Reuser::new(&base.entry));
+        let mut before = base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size));
+        if let (Some(known), Some(reuser)) = (&mut before, &reuser)
+            && (!shared.fingerprints || known.fingerprints.len() != reuser.piece_count())
+        {
+            known.fingerprints.clear();
+        }
         Self {
             content,
             // The name of a file that is held may be gone.
@@ -475,7 +489,7 @@ impl Progress {
                 Arc::new(Origin { path, folder, name })
             }),
             base_entry: base.map_or(0, |base| base.position),
-            reuser: base.map(|base| Reuser::new(&base.entry)),
+            reuser,
             base_piece_bytes: base.and_then(|base| {
                 base.entry.pieces.iter().find_map(|word| match Piece::from_wire(*word)? {
                     Piece::Data { bytes } => Some(bytes),
@@ -484,7 +498,8 @@ impl Progress {
             }),
             whole: BlockHasher::default(),
             digest: None,
-            known_blocks: base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size)),
+            before,
+            fingerprints: None,
             unmoved: 0..0,
             only: None,
             pieces: 0,
@@ -507,10 +522,10 @@ impl Progress {
     fn note_block(&mut self, read: &[u8], position: u64) {
         self.whole.update(read);
         let end = position + read.len() as u64;
-        let (Some(known), Some((number, value))) = (&self.known_blocks, self.whole.whole_block()) else {
+        let (Some(known), Some((number, value))) = (&self.before, self.whole.whole_block()) else {
             return;
         };
-        if end != (number + 1) * FILE_BLOCK_BYTES || !known.has(number, &value) {
+        if end != (number + 1) * FILE_BLOCK_BYTES || !known.blocks.has(number, &value) {
             return;
         }
         let start = number * FILE_BLOCK_BYTES;
@@ -519,10 +534,15 @@ impl Progress {
 
     /// The pieces at the start of `block` that are as they were in the base: cut where they were cut then, without looking for
     /// the places again. That is where they would be found: a cut point depends on what comes before it in its piece. What lies
-    /// in blocks that are as they were needs no digest of its own.
+    /// in blocks that are as they were needs no digest of its own; for the rest a fingerprint does, when one is known.
     fn as_before(&self, block: &[u8]) -> (Vec<Range<usize>>, Vec<ContentDigest>) {
         let (mut ranges, mut digests, mut start) = (Vec::new(), Vec::new(), 0usize);
+        let first = self.reuser.as_ref().map_or(0, Reuser::next_position);
+        let known =
+            self.before.as_ref().and_then(|known| known.fingerprints.get(first..)).unwrap_or_default();
+        let mut fingerprints = known.iter();
         for (offset, bytes, digest) in self.reuser.iter().flat_map(Reuser::follows) {
+            let known = fingerprints.next();
             let Some(range) =
                 start.checked_add(bytes).filter(|end| *end <= block.len()).map(|end| start..end)
             else {
@@ -531,7 +551,13 @@ impl Progress {
             let place = self.offset + start as u64..self.offset + range.end as u64;
             let unmoved =
                 offset == place.start && self.unmoved.start <= place.start && place.end <= self.unmoved.end;
-            if !unmoved && ContentDigest::of(&block[range.clone()]) != digest {
+            let piece = &block[range.clone()];
+            let is_same = unmoved
+                || match known {
+                    Some(known) => fingerprint(piece) == *known,
+                    None => ContentDigest::of(piece) == digest,
+                };
+            if !is_same {
                 break;
             }
             start = range.end;
@@ -556,7 +582,7 @@ impl Progress {
             return vec![of(&ranges[0])];
         }
         let side_by_side = ranges.len() > 4 && shared.has_idle_processors();
-        match (self.known_blocks.is_some(), side_by_side) {
+        match (self.before.is_some(), side_by_side) {
             (true, true) => ranges.par_iter().map(of).collect(),
             (true, false) => ranges.iter().map(of).collect(),
             (false, true) => {
@@ -569,15 +595,19 @@ impl Progress {
         }
     }
 
-    /// Takes the next piece of data, which lies at `range` of a block.
-    fn push_cut(&mut self, range: Range<usize>, digest: ContentDigest) -> CutPiece {
+    /// Takes the next piece of data, which lies at `range` of `block`.
+    fn push_cut(&mut self, block: &[u8], range: Range<usize>, digest: ContentDigest) -> CutPiece {
         let offset = self.offset;
-        let known = self.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
-        CutPiece { range, offset, digest, known }
+        let position = self.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
+        if let Some(fingerprints) = &mut self.fingerprints {
+            let known = self.before.as_ref().zip(position).and_then(|(known, at)| known.fingerprints.get(at));
+            fingerprints.push(known.copied().unwrap_or_else(|| fingerprint(&block[range.clone()])));
+        }
+        CutPiece { range, offset, digest, known: position.is_some() }
     }
 
-    /// Takes the next piece. True when the base's file has it.
-    fn push(&mut self, piece: DigestedPiece) -> bool {
+    /// Takes the next piece. Its position in the base's file, if that has it.
+    fn push(&mut self, piece: DigestedPiece) -> Option<usize> {
         self.only = (self.pieces == 0).then_some(piece);
         self.pieces += 1;
         self.offset += piece.0.bytes();
@@ -592,7 +622,7 @@ impl Progress {
                 self.list.push(piece);
             }
         }
-        position.is_some()
+        position
     }
 
     fn hole(&mut self, bytes: u64) {
@@ -604,6 +634,9 @@ impl Progress {
             rest -= step;
         }
         self.push((Piece::Hole { bytes }, None));
+        if let Some(fingerprints) = &mut self.fingerprints {
+            fingerprints.push(0);
+        }
     }
 
     /// What has come since the last part; `None` when nothing has, unless it is the end.
@@ -632,11 +665,12 @@ impl Progress {
     /// All has been read: there is a digest of the whole.
     fn sum_up(&mut self, memory: &BlockMemory) {
         self.digest = Some(match self.only {
-            Some((Piece::Data { .. }, Some(digest))) => digest,
+            // Then its digest is of what was read, and not what the base says of a piece.
+            Some((Piece::Data { .. }, Some(digest))) if self.whole.is_empty() => digest,
             _ => {
                 let (digest, blocks) = std::mem::take(&mut self.whole).finish();
-                if let Some(blocks) = blocks {
-                    memory.keep(digest, self.offset, &blocks);
+                if let (Some(blocks), Some(fingerprints)) = (blocks, self.fingerprints.take()) {
+                    memory.keep(digest, self.offset, &Known { blocks, fingerprints });
                 }
                 digest
             }
@@ -655,6 +689,11 @@ impl Progress {
         entry.piece_digests = self.list.digests;
         PutEntry { entry: Some(entry), content: self.content, reuse: self.list.reuse }
     }
+}
+
+/// A piece's fingerprint, to be compared with what was remembered. With XXH3 that costs a fraction of what BLAKE3 does.
+fn fingerprint(piece: &[u8]) -> Fingerprint {
+    twox_hash::XxHash3_64::oneshot(piece)
 }
 
 fn is_gone(error: &io::Error) -> bool {

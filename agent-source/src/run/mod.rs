@@ -313,14 +313,21 @@ impl Attempt {
         wire: &WireCounter,
     ) -> Result<Replicated, Fault> {
         let mut rotten: HashSet<Vec<u8>> = opened.rotten.iter().cloned().collect();
+        // A full run takes nobody's word.
+        let mut fingerprints = !self.options.full_read;
         for _ in 0..ATTEMPTS {
-            match self.replicate(client.clone(), &rotten, marker, roots, basis_known, wire).await {
+            match self
+                .replicate(client.clone(), (&rotten, fingerprints), marker, roots, basis_known, wire)
+                .await
+            {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
                     tracing::warn!("the target was started anew; the run is taken up again");
                 }
                 // It names the files when the run is opened again.
                 Err(ReplicateError::Transfer(TransferError::BaseRotten(status))) => {
                     tracing::warn!(status = status.message(), "the run is taken up again");
+                    // Or it was a piece that only looked like one of the base.
+                    fingerprints = false;
                 }
                 Err(ReplicateError::Transfer(TransferError::Changed { path })) => {
                     tracing::warn!(%path, "the target's disk has not kept it, and it has changed: the run is taken up again");
@@ -363,7 +370,7 @@ impl Attempt {
     async fn replicate(
         &self,
         client: Client,
-        rotten: &HashSet<Vec<u8>>,
+        (rotten, fingerprints): (&HashSet<Vec<u8>>, bool),
         marker: &Marker,
         roots: &roots::OpenRoots,
         basis_known: bool,
@@ -386,6 +393,7 @@ impl Attempt {
             basis: basis_known.then(|| context.state.basis()),
             full_read: self.options.full_read,
             rotten: rotten.clone(),
+            fingerprints,
             work: context.state.work(),
             threads: context.threads,
             budget_bytes: context.memory_bytes,

@@ -106,6 +106,11 @@ impl BlockHasher {
         true
     }
 
+    /// True when nothing has been taken.
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.filled == 0
+    }
+
     /// Number and value of the block that is whole right now.
     pub fn whole_block(&self) -> Option<(u64, ChainingValue)> {
         (self.filled == BLOCK_BYTES).then(|| (self.done.len() as u64, self.block.finalize_non_root()))

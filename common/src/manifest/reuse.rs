@@ -54,6 +54,16 @@ impl Reuser {
 }
 
 impl Reuser {
+    /// Pieces that the base's entry has.
+    pub fn piece_count(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Position of the first of the pieces that [`Self::follows`] gives.
+    pub fn next_position(&self) -> usize {
+        self.next
+    }
+
     /// Offsets, lengths and digests of the pieces of data that follow the last one that was found, up to a hole or the end. The
     /// pieces right before those end where they end for other reasons than their content, and are left out.
     pub fn follows(&self) -> impl Iterator<Item = (u64, usize, ContentDigest)> + '_ {

@@ -70,6 +70,7 @@ impl Tree {
             basis: None,
             full_read: false,
             rotten: Default::default(),
+            fingerprints: true,
             work: self.folder.path().to_owned(),
             threads: 1,
             budget_bytes: 0,

@@ -10,6 +10,8 @@ struct Bench {
     memory: BlockMemory,
     /// With some, pieces are hashed side by side.
     threads: usize,
+    /// Pieces that have moved may be known by their fingerprints.
+    fingerprints: bool,
     /// Bytes that the last reading gave away in memory.
     held: Arc<AtomicUsize>,
 }
@@ -18,7 +20,14 @@ impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build();
         let (folder, runtime) = (tempfile::tempdir().expect("temp"), runtime.expect("runtime"));
-        Self { folder, runtime, memory: BlockMemory::default(), threads: 0, held: Arc::default() }
+        Self {
+            folder,
+            runtime,
+            memory: BlockMemory::default(),
+            threads: 0,
+            fingerprints: true,
+            held: Arc::default(),
+        }
     }
 
     /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
@@ -38,7 +47,12 @@ impl Bench {
         let runtime = self.runtime.handle().clone();
         let counters = Arc::<Counters>::default();
         let batcher = Batcher::new(sender, Budget::new(0), runtime, Arc::clone(&counters));
-        let shared = Shared { memory: self.memory.clone(), threads: self.threads, ..Shared::default() };
+        let shared = Shared {
+            memory: self.memory.clone(),
+            threads: self.threads,
+            fingerprints: self.fingerprints,
+            ..Shared::default()
+        };
         let mut reader = Reader::new(batcher, shared, counters, CancellationToken::new());
         let job = Job {
             path: TreePath::parse(name.as_bytes()).expect("valid"),
@@ -212,9 +226,15 @@ struct Again {
     held: usize,
 }
 
-/// Reads a file whose base has its blocks remembered.
+/// Reads a file of which more than the base is remembered.
 fn read_again(change: Change) -> Again {
+    read_again_with(true, change, |_| {})
+}
+
+/// The same, with fingerprints or without, and with something done to what is remembered.
+fn read_again_with(fingerprints: bool, change: Change, spoil: impl FnOnce(&mut Vec<u8>)) -> Again {
     let mut bench = Bench::new();
+    bench.fingerprints = fingerprints;
     let mut content = vec![0; 6_000_000];
     blake3::Hasher::new().finalize_xof().fill(&mut content);
     let path = bench.folder.path().join("file");
@@ -223,6 +243,9 @@ fn read_again(change: Change) -> Again {
     bench.memory = BlockMemory::new(None, &kept);
     let mut base = entry(bench.read("file", false).0);
     bench.memory.finish();
+    let mut remembered = std::fs::read(&kept).expect("read");
+    spoil(&mut remembered);
+    std::fs::write(&kept, remembered).expect("write");
     bench.memory = BlockMemory::new(Some(&kept), &bench.folder.path().join("next"));
     change(&mut content, &mut base);
     std::fs::write(&path, &content).expect("write");
@@ -286,4 +309,41 @@ fn a_block_that_is_as_it_was_is_hashed_once() {
     let new = new_pieces(&parts);
     let in_last_block = base.pieces.len() * (6_000_000 - 5 * 1024 * 1024) / 6_000_000;
     assert!(new > 5 && new < 2 * in_last_block + 10, "{new} of {} are new", base.pieces.len());
+}
+
+/// Counted work: a piece that has moved gets no digest of its own either. A base that is wrong about its pieces shows it, as above.
+#[test]
+fn what_has_moved_is_known_by_its_fingerprint() {
+    let insert = || -> Change {
+        Box::new(|content, base| {
+            drop(content.splice(100_000..100_000, *b"a line"));
+            // The first ones behind the line are found by their digests.
+            base.piece_digests.chunks_mut(32).skip(40).for_each(|digest| digest[0] ^= 1);
+        })
+    };
+    let new = |fingerprints| new_pieces(&read_again_with(fingerprints, insert(), |_| {}).parts);
+    let (with, without) = (new(true), new(false));
+    assert!(with <= 3 && without > 50, "{with} with fingerprints, {without} without");
+}
+
+/// A piece that only looks like one of the base is told to be that; the digest of the whole is of what was read, and so nobody takes
+/// the one for the other.
+#[test]
+fn a_fingerprint_that_lies_does_not_change_the_digest_of_the_whole() {
+    let change = || -> Change { Box::new(|content, _| content[10] ^= 1) };
+    let changed = read_again(change());
+    let (_, piece, _) = assay_common::manifest::content_pieces(&changed.base).next().expect("a piece");
+    let looks = fingerprint(&changed.content[..piece.bytes() as usize]);
+    let pieces = changed.base.pieces.len();
+    let lied = read_again_with(true, change(), |remembered| {
+        let first = remembered.len() - pieces * 8;
+        remembered[first..first + 8].copy_from_slice(&looks.to_le_bytes());
+    });
+    assert_eq!(new_pieces(&lied.parts), 0, "it is taken for the base's");
+    assert_eq!(lied.whole.digest, blake3::hash(&lied.content).as_bytes());
+    assert_eq!(
+        lied.parts.last().map(|part| &part.digest),
+        Some(&lied.whole.digest),
+        "and the target is told"
+    );
 }
