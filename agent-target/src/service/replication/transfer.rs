@@ -122,9 +122,17 @@ fn look_for_rot(repository: &Repository, id: &RunId, paths: &[Vec<u8>]) {
         Some(Active { run_id, stage: Stage::Receiving { base: Some(base), .. } }) if run_id == id => *base,
         _ => return,
     };
-    let only = Some(paths.iter().cloned().collect());
-    let wanted = Wanted { generations: BTreeSet::from([base]), only, after: None };
-    if let Err(error) = scrub::run(repository, &wanted, &CancellationToken::new(), &|_| {}) {
+    let look = |generations| {
+        let only = Some(paths.iter().cloned().collect());
+        let wanted = Wanted { generations, only, after: None };
+        scrub::run(repository, &wanted, &CancellationToken::new(), &|_| {})
+    };
+    // A source can say what it likes: only what is found makes more work, for other generations may share it.
+    let looked = look(BTreeSet::from([base])).and_then(|last| match last {
+        Some(last) if last.found > 0 => look(repository.store.generations()?.into_iter().collect()),
+        last => Ok(last),
+    });
+    if let Err(error) = looked {
         tracing::error!(%error, "what the disk has not kept cannot be noted");
     }
 }
