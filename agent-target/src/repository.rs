@@ -103,8 +103,6 @@ pub enum Stage {
         base: Option<GenerationNumber>,
         /// What takes it, across streams.
         receiver: Arc<Receiver>,
-        /// Held by the stream that is attached, until all that it brought is settled.
-        turn: Arc<tokio::sync::Mutex<()>>,
         /// Ends the stream that is attached, when another takes its place. `None`: no stream is attached.
         attached: Option<CancellationToken>,
         /// When the run was opened.
@@ -149,6 +147,11 @@ pub struct Repository {
     pub holds: Holds,
     /// Large files that were copied ahead.
     pub copies: Arc<Copies>,
+    /// Held by a stream of content until all that it brought is settled, whatever has become of its run: what another run takes over
+    /// from its staging area is written to by nobody else.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held while something is healed: a scrub that was told to end may be at it still.
+    pub healing: Mutex<()>,
     pins: Mutex<Result<Pins, PinError>>,
     rot: Mutex<Rot>,
     ledger: Ledger,
@@ -212,6 +215,8 @@ impl Repository {
             watch: Arc::default(),
             holds: Holds::default(),
             copies: Arc::new(copies),
+            turn: Arc::default(),
+            healing: Mutex::default(),
             pins: Mutex::new(pins),
             rot: Mutex::new(rot),
             ledger,

@@ -271,6 +271,9 @@ fn run_threads(
                     let result = read_all(&job_queue, &mut reader, counters);
                     if result.is_err() {
                         stop.cancel();
+                        // The walk may wait for a file that is in here, and would for ever: nobody else may be left to take it out. What
+                        // comes after this is followed by the walk's look at the token.
+                        while job_queue.try_recv().is_ok() {}
                     }
                     result
                 })
@@ -331,7 +334,7 @@ fn read_all(
         };
         counters.set_current(&job.job.path);
         let outcome = reader.read(&job.job)?;
-        // The spooler is gone only when it failed, and then it says why.
+        // The walk is gone only when it failed, and then it says why.
         drop(job.outcome.send(outcome));
     }
     reader.flush()

@@ -1,8 +1,8 @@
-//! Sends batches: offers them, hears what the target lacks, sends that, and holds each until the target has it.
+//! Sends batches: offers them, hears what the target lacks, sends that, and keeps each until the target has it.
 //!
 //! Offers run far ahead of the answers, so that neither the number of files nor the round-trip time sets the pace; what is
-//! held meanwhile is bounded by the budget. When the connection is cut, a new stream offers again what was not
-//! acknowledged: a chunk that had arrived is not wanted a second time, and no file is read a second time.
+//! held meanwhile is bounded by the budget, and what was let go by [`MAX_OFFERED_BYTES`]. When the connection is cut, a new stream
+//! offers again what was not acknowledged: a chunk that had arrived is not wanted a second time, and no file is read a second time.
 
 mod compress;
 mod pack;
@@ -334,13 +334,11 @@ impl Sending {
             let (packer, batch, requests) = (Arc::clone(&self.packer), Arc::clone(batch), requests.clone());
             line.on_their_way.insert(number);
             line.packing.spawn(async move {
-                match packer.pack(number, batch, wanted).await {
-                    Ok(pack) => packer.send(pack, &requests).await,
+                match packer.pack_and_send(number, (batch, wanted), &requests).await {
                     // The stream's own error tells more.
-                    Err(Unpacked::Stopped) => {}
-                    Err(Unpacked::Changed(Changed(path))) => return Err(TransferError::Changed { path }),
+                    Ok(()) | Err(Unpacked::Stopped) => Ok(()),
+                    Err(Unpacked::Changed(Changed(path))) => Err(TransferError::Changed { path }),
                 }
-                Ok(())
             });
         }
         // Those that are done are forgotten here.

@@ -323,7 +323,7 @@ impl Attempt {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
                     tracing::warn!("the target was started anew; the run is taken up again");
                 }
-                // It names the files when the run is opened again.
+                // It compares every piece when the run is opened again.
                 Err(ReplicateError::Transfer(TransferError::BaseRotten(status))) => {
                     tracing::warn!(status = status.message(), "the run is taken up again");
                     // Or it was a piece that only looked like one of the base.

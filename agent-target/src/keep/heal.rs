@@ -48,6 +48,7 @@ pub(super) fn heal(
     siblings: &[&Shared],
 ) -> Result<BTreeSet<GenerationNumber>, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
+    let _healing = repository.healing.lock().unwrap_or_else(PoisonError::into_inner);
     let path = repository.store.path().join("heal");
     std::fs::create_dir_all(&path).at("create", &path).map_err(|error| text(&error))?;
     let folder = Folder::open(&path).at("open", &path).map_err(|error| text(&error))?;
@@ -141,6 +142,8 @@ fn replace(
     // Held until the end, so that nobody lays the rotten file out again meanwhile.
     let _turn = store.ahead().lock().unwrap_or_else(PoisonError::into_inner);
     tree::forget(store).map_err(io::Error::other)?;
+    // They may share their blocks with what has rotted.
+    repository.copies.forget().map_err(io::Error::other)?;
     let mut healed = BTreeSet::new();
     for number in &rotten.generations {
         // The scrub itself holds it once; whoever else does reads what is rotten, and it is healed the next time.

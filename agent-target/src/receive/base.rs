@@ -26,6 +26,8 @@ pub struct Base {
     manifest: File,
     positions: File,
     tree: Folder,
+    /// No file is trusted.
+    compares: bool,
     /// Paths of files that the disk has not kept, as far as is known.
     rotten: HashSet<Vec<u8>>,
     cached: Mutex<VecDeque<Arc<BaseFile>>>,
@@ -39,21 +41,21 @@ pub(super) struct BaseFile {
     pub(super) size: u64,
     /// Its pieces in order, with their offsets.
     pub(super) pieces: Vec<(u64, DigestedPiece)>,
-    /// `None` when it is not there or no file: damage, which the check of every piece would find as well.
+    /// `None` when it is not there or no file: damage, and all of its pieces are asked for.
     pub(super) file: Option<File>,
-    /// Some of it is not what it was: each piece is held against its digest.
-    pub(super) is_rotten: bool,
+    /// Some of it may not be what it was: each piece is held against its digest.
+    pub(super) is_doubted: bool,
 }
 
 impl Base {
-    /// Opens a sealed generation, some files of which are known to be rotten.
+    /// Opens a sealed generation, of which these files are known to be rotten, or of which no file is trusted.
     ///
     /// # Errors
     /// When its manifest or tree is not there.
     pub fn open(
         store: &Store,
         number: GenerationNumber,
-        rotten: HashSet<Vec<u8>>,
+        (compares, rotten): (bool, HashSet<Vec<u8>>),
     ) -> Result<Self, PathError> {
         let folder = store.generation_path(number);
         let open = |name: &str| File::open(folder.join(name)).at("open", &folder.join(name));
@@ -62,9 +64,15 @@ impl Base {
             manifest: open(MANIFEST)?,
             positions: open(POSITIONS)?,
             tree: Folder::open(&tree).at("open", &tree)?,
+            compares,
             rotten,
             cached: Mutex::default(),
         })
+    }
+
+    /// True when no file is trusted.
+    pub(super) fn compares(&self) -> bool {
+        self.compares
     }
 
     /// The file whose entry is at `position`.
@@ -96,7 +104,7 @@ impl Base {
         let file = self.tree.open_file_below(&path).ok();
         let file = file.filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()));
         let digest = ContentDigest::from_slice(&entry.digest).expect("the entry was validated");
-        let is_rotten = self.rotten.contains(&entry.path);
-        Ok(BaseFile { position, digest, size: entry.size, path: entry.path, pieces, file, is_rotten })
+        let is_doubted = self.compares || self.rotten.contains(&entry.path);
+        Ok(BaseFile { position, digest, size: entry.size, path: entry.path, pieces, file, is_doubted })
     }
 }

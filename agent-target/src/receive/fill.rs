@@ -305,7 +305,7 @@ impl Receiver {
         }
     }
 
-    /// Counts verified bytes into the digest of their content. Of a piece that is alone the digest is known.
+    /// Counts bytes into the digest of their content. Of a piece that is alone the digest is known.
     fn hash(
         &self,
         target: &Target,
@@ -315,7 +315,9 @@ impl Receiver {
     ) -> Result<(), ReceiveError> {
         let whole = self.staging.whole();
         let noted = if target.alone {
-            whole.note(target.content, target.bytes as u64, target.digest)
+            let noted = whole.note(target.content, target.bytes as u64, target.digest);
+            whole.hold_against_promise(target.content, target.bytes as u64, target.digest);
+            noted
         } else {
             whole.wrote(target.content, offset, (bytes, memory_bytes), &self.reader(target.content))
         };

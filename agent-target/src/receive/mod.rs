@@ -1,8 +1,9 @@
 //! Receives content: answers each offer with what this machine lacks, and verifies every chunk before it is kept.
 //!
 //! Nothing here knows a name. A content is a numbered file in staging; its pieces are copied from chunks that are already
-//! on this machine or written as they arrive, each after its digest has been compared. What could not be had is a wanted
-//! chunk, never a gap: a content with a missing piece does not match its digest when the generation is sealed.
+//! on this machine or written as they arrive, each after its digest has been compared; pieces of a file of the base are compared together, by
+//! the digest of what becomes of them. What could not be had is a wanted chunk, never a gap: a content with a missing piece does not match
+//! its digest when the generation is sealed.
 //!
 //! A message is worked on in two steps. [`Receiver::accept`] holds it against the rules, in the order of arrival and without
 //! touching a file; what it gives is then settled beside other messages, in any order: each writes pieces of its own.
@@ -19,7 +20,7 @@ mod seen;
 mod turns;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -110,9 +111,6 @@ pub enum ReceiveError {
     Index(#[from] IndexError),
 }
 
-/// At most so many files are named.
-const MAX_NAMED: usize = 16;
-
 fn shown(paths: &[Vec<u8>]) -> String {
     paths.iter().map(|path| display_short(path)).collect::<Vec<_>>().join(", ")
 }
@@ -152,7 +150,7 @@ impl Target {
     /// True when what the base's file has for this piece needs no look of its own: the digest of the whole tells. Of a piece that is
     /// alone its own digest is that of the whole.
     fn is_trusted_to(&self, base: &BaseFile) -> bool {
-        !self.alone && !base.is_rotten
+        !self.alone && !base.is_doubted
     }
 }
 
@@ -197,6 +195,15 @@ pub struct Accepted {
     answer: Option<TransferResponse>,
     /// Contents that came to an end without belonging to a file.
     abandoned: Vec<u64>,
+    /// What contents must turn out to be.
+    promised: Vec<(u64, Promised)>,
+}
+
+impl Accepted {
+    fn new(batch: u64) -> Self {
+        let (items, ends, abandoned, promised) = Default::default();
+        Self { batch, items, ends, answer: None, abandoned, promised }
+    }
 }
 
 /// A batch of which something is on its way.
@@ -228,8 +235,10 @@ struct Open {
     list: Box<blake3::Hasher>,
     /// Position of the base's file that it began as a copy of.
     copy_of: Option<u64>,
-    /// Position of the base's file that it takes pieces from which are not compared by themselves.
-    trusts: Option<u64>,
+    /// Position of a file of the base that it takes pieces from.
+    reuses: Option<u64>,
+    /// Some of those pieces are not compared by themselves.
+    trusts: bool,
 }
 
 #[derive(Default)]
@@ -242,6 +251,8 @@ struct State {
     wanted: HashMap<u64, Outstanding>,
     outstanding_bytes: u64,
     outstanding_pieces: usize,
+    /// Something that came could not be accepted or settled: nothing more is taken.
+    failed: bool,
     /// Of all contents so far.
     hole_bytes: u64,
     stats: ReceiveStats,
@@ -288,6 +299,15 @@ impl Receiver {
     /// When it breaks the protocol.
     pub fn accept(&self, offer: &Offer) -> Result<Accepted, ReceiveError> {
         let mut state = self.state();
+        if state.failed {
+            return protocol("nothing is sent after an error");
+        }
+        let accepted = self.accept_offer(&mut state, offer);
+        state.failed = accepted.is_err();
+        accepted
+    }
+
+    fn accept_offer(&self, state: &mut State, offer: &Offer) -> Result<Accepted, ReceiveError> {
         let batch = offer.batch;
         if batch > 0 && batch <= state.last_batch {
             // Offered again after a cut: what is wanted of it is known.
@@ -295,13 +315,7 @@ impl Receiver {
                 Some(waiting) => TransferResponse { batch, wanted: waiting.bitmap.clone(), stored: false },
                 None => TransferResponse { batch, wanted: Vec::new(), stored: true },
             };
-            return Ok(Accepted {
-                batch,
-                items: Vec::new(),
-                ends: Vec::new(),
-                answer: Some(answer),
-                abandoned: Vec::new(),
-            });
+            return Ok(Accepted { answer: Some(answer), ..Accepted::new(batch) });
         }
         if batch != state.last_batch + 1 {
             return protocol("batches are numbered 1, 2, 3 ...");
@@ -316,10 +330,9 @@ impl Receiver {
         if state.wanted.len() >= MAX_OUTSTANDING_BATCHES {
             return protocol("at most 65536 batches are on their way");
         }
-        let mut accepted =
-            Accepted { batch, items: Vec::new(), ends: Vec::new(), answer: None, abandoned: Vec::new() };
+        let mut accepted = Accepted::new(batch);
         for part in &offer.parts {
-            self.accept_part(&mut state, part, &mut accepted)?;
+            self.accept_part(state, part, &mut accepted)?;
         }
         let data = accepted.items.iter().map(|item| match item {
             Item::Data(target) | Item::Reused(target, ..) | Item::Kept(target) => target.bytes as u64,
@@ -335,6 +348,9 @@ impl Receiver {
         state.hole_bytes = holes.fold(state.hole_bytes, u64::saturating_add);
         if state.hole_bytes > MAX_RUN_HOLE_BYTES {
             return protocol("the holes of a run are of at most 32 TiB together");
+        }
+        if !self.staging.whole().promise(std::mem::take(&mut accepted.promised)) {
+            return protocol("at most 262144 contents that reuse pieces are on their way");
         }
         state.last_batch = batch;
         Ok(accepted)
@@ -381,6 +397,9 @@ impl Receiver {
             (Some((base, _)), false) => Some(base.file(part.base_entry)?),
             (None, false) => return protocol("nothing is reused where there is no base"),
         };
+        if let Some(base) = &base {
+            open.reuses = Some(base.position);
+        }
         let count =
             part.reuse.iter().fold(part.pieces.len() as u64, |count, run| count.saturating_add(run.count));
         let in_one_message = part.offset == 0 && part.last;
@@ -422,9 +441,7 @@ impl Receiver {
                             Item::Kept(target)
                         }
                         (reuse::Place::Reused(position), Some(base)) => {
-                            if target.is_trusted_to(base) {
-                                open.trusts = Some(base.position);
-                            }
+                            open.trusts |= target.is_trusted_to(base);
                             Item::Reused(target, Arc::clone(base), position)
                         }
                         _ => Item::Data(target),
@@ -455,16 +472,17 @@ impl Receiver {
                 noted.at("write", self.staging.path())?;
             }
             if !part.abandoned {
-                match (open.trusts, promised) {
+                match (open.reuses, promised) {
                     (Some(base_entry), Some(digest)) => {
-                        self.staging
-                            .whole()
-                            .promise(content, Promised { digest, length: offset, base_entry });
+                        accepted.promised.push((content, Promised { digest, length: offset, base_entry }));
                     }
-                    (Some(_), None) => {
+                    (_, None) if open.trusts => {
                         return protocol("a content that reuses pieces says its digest with its last part");
                     }
-                    (None, _) => {}
+                    (None, Some(_)) => {
+                        return protocol("only a content that reuses pieces says its digest");
+                    }
+                    (_, None) => {}
                 }
                 accepted.ends.push(End {
                     content,
@@ -496,7 +514,16 @@ impl Receiver {
     /// # Errors
     /// When the store cannot be read or written.
     pub fn settle(&self, accepted: Accepted) -> Result<TransferResponse, ReceiveError> {
-        let Accepted { batch, items, ends, answer, abandoned } = accepted;
+        let settled = self.settle_accepted(accepted);
+        if settled.is_err() {
+            // Offered again, it would be taken for stored.
+            self.state().failed = true;
+        }
+        settled
+    }
+
+    fn settle_accepted(&self, accepted: Accepted) -> Result<TransferResponse, ReceiveError> {
+        let Accepted { batch, items, ends, answer, abandoned, promised: _ } = accepted;
         if let Some(answer) = answer {
             return Ok(answer);
         }
@@ -627,39 +654,30 @@ impl Receiver {
         Ok(self.places.flush()?)
     }
 
+    /// True when something taken from the base was not what it should be, of this run or of how it was opened before.
+    pub fn doubts_base(&self) -> bool {
+        let compares = self.base.as_ref().is_some_and(|(base, _)| base.compares());
+        compares || !self.staging.whole().broken().is_empty()
+    }
+
     /// Ends what shares pieces with a base that turned out not to have them.
     fn hold_to_promises(&self) -> Result<(), ReceiveError> {
-        if !self.staging.whole().is_broken() {
-            return Ok(());
-        }
-        // All that are settled by now; others that are not are found to be sound, or when they are sent again.
-        let whole = self.staging.whole();
-        let broken = whole.unproven().into_iter().filter(|(content, promised)| {
-            whole.digest(*content, promised.length).is_some_and(|digest| digest != promised.digest)
-        });
-        self.base_rotten(broken.map(|(_, promised)| promised.base_entry))
+        let broken = self.staging.whole().broken();
+        let (Some((base, _)), false) = (&self.base, broken.is_empty()) else { return Ok(()) };
+        let paths = broken.into_iter().map(|position| Ok(base.file(position)?.path.clone()));
+        let error = ReceiveError::BaseRotten { paths: paths.collect::<Result<_, ReceiveError>>()? };
+        tracing::error!(%error, "what was taken from the disk is not what was sealed there: scrub the repository");
+        Err(error)
     }
 
     /// Reads what could not be hashed while it was written.
     fn prove_promises(&self) -> Result<(), ReceiveError> {
-        self.hold_to_promises()?;
         let whole = self.staging.whole();
         for (content, promised) in whole.unproven() {
             let digest = self.read_digest(content, promised.length)?;
             whole.hold_against_promise(content, promised.length, digest);
         }
-        self.base_rotten(whole.unproven().into_iter().map(|(_, promised)| promised.base_entry))
-    }
-
-    fn base_rotten(&self, entries: impl Iterator<Item = u64>) -> Result<(), ReceiveError> {
-        let (Some((base, _)), entries) = (&self.base, entries.collect::<BTreeSet<_>>()) else {
-            return Ok(());
-        };
-        if entries.is_empty() {
-            return Ok(());
-        }
-        let paths = entries.into_iter().take(MAX_NAMED).map(|position| Ok(base.file(position)?.path.clone()));
-        Err(ReceiveError::BaseRotten { paths: paths.collect::<Result<_, ReceiveError>>()? })
+        self.hold_to_promises()
     }
 
     /// Keeps what is known of the chunks that came, when the stream was cut.

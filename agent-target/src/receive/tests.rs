@@ -209,7 +209,7 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
         size: 0,
         pieces,
         file: std::fs::File::open(&file).ok(),
-        is_rotten: true,
+        is_doubted: true,
     });
     // The fifth chunk is damaged.
     let damaged = std::fs::OpenOptions::new().write(true).open(&file).expect("open");
@@ -234,7 +234,7 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
         offset += chunk.len() as u64;
     }
     let ends = vec![End { content: 1, length: offset, ends_in_data: true, alone: false }];
-    let accepted = Accepted { batch: 1, items, ends, answer: None, abandoned: Vec::new() };
+    let accepted = Accepted { items, ends, ..Accepted::new(1) };
     let answer = bench.receiver.settle(accepted).expect("settle");
     assert_eq!(answer.wanted, [0b10001]);
     bench.receiver.pack(&pack(1, &[&new[..], &chunks[4]].concat())).expect("pack");

@@ -1,4 +1,4 @@
-//! The digest of each whole content, computed from the verified bytes while they are at hand, so that a file need not be
+//! The digest of each whole content, computed from its bytes while they are at hand, so that a file need not be
 //! read a second time to be held against its digest.
 //!
 //! Pieces are written in any order, and a digest is computed in one: what comes early waits, in memory up to a bound, and
@@ -9,7 +9,7 @@
 //! read: the values of its blocks are known, and only blocks that are partly new are read from the base.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     fs::File,
     io,
     os::unix::fs::FileExt as _,
@@ -33,7 +33,13 @@ const READ_BYTES: usize = 1024 * 1024;
 const RECORD_BYTES: u64 = 8 + 2 * DIGEST_BYTES as u64;
 /// Of these, length and digest.
 const KNOWN_BYTES: usize = 8 + DIGEST_BYTES;
-/// In place of a length: the content belongs to no file.
+/// Promises of which it is not known whether they were kept.
+const MAX_PROMISES: usize = 256 * 1024;
+/// At most so many files are named when promises are broken.
+const MAX_BROKEN: usize = 16;
+/// Contents that are followed at a time: each has a hasher of 2 KiB. The digests of others are computed when they are sealed.
+const MAX_TRACKS: usize = 32 * 1024;
+/// In place of a length: the content belongs to no file, or is not followed.
 const FORGOTTEN: u64 = u64::MAX;
 
 /// What is known of the contents of one session.
@@ -48,8 +54,8 @@ pub struct Whole {
     stopped: AtomicBool,
     /// Digests that contents must turn out to have, until they have been found to have them.
     promised: Mutex<HashMap<u64, Promised>>,
-    /// Some content turned out to have another.
-    is_broken: AtomicBool,
+    /// Files of the base from which pieces were taken for contents that turned out to have another.
+    broken: Mutex<BTreeSet<u64>>,
 }
 
 /// What a content must turn out to be: a part of it was taken from the base, and is not compared by itself.
@@ -205,38 +211,44 @@ type ReadContent<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<()>;
 impl Whole {
     /// Nothing is known yet. `records` is an empty file.
     pub fn new(records: File) -> Self {
-        let (tracks, waiting_bytes, stopped, promised, is_broken) = Default::default();
-        Self { records, tracks, waiting_bytes, stopped, promised, is_broken }
+        let (tracks, waiting_bytes, stopped, promised, broken) = Default::default();
+        Self { records, tracks, waiting_bytes, stopped, promised, broken }
     }
 
     fn promises(&self) -> MutexGuard<'_, HashMap<u64, Promised>> {
         self.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes down what a content must turn out to be, before its end is told.
-    pub fn promise(&self, content: u64, promised: Promised) {
-        self.promises().insert(content, promised);
+    /// Takes down what contents must turn out to be, before their ends are told. False when that would be more than there may be.
+    pub fn promise(&self, promised: Vec<(u64, Promised)>) -> bool {
+        let mut promises = self.promises();
+        let fits = promises.len() + promised.len() <= MAX_PROMISES;
+        if fits {
+            promises.extend(promised);
+        }
+        fits
     }
 
-    /// True when a content turned out to be another than was promised.
-    pub fn is_broken(&self) -> bool {
-        self.is_broken.load(Ordering::Relaxed)
+    /// Files of the base, by their positions, from which pieces were taken for contents that turned out to be others than was promised.
+    pub fn broken(&self) -> BTreeSet<u64> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Promises that were not kept, or of which that is not known.
+    /// Promises of which it is not known whether they were kept.
     pub fn unproven(&self) -> Vec<(u64, Promised)> {
         self.promises().iter().map(|(content, promised)| (*content, *promised)).collect()
     }
 
-    /// Holds a digest against what was promised. A promise that is kept is forgotten.
+    /// Holds a digest against what was promised.
     pub fn hold_against_promise(&self, content: u64, length: u64, digest: ContentDigest) {
-        let mut promises = self.promises();
-        match promises.get(&content) {
-            Some(promised) if (promised.digest, promised.length) == (digest, length) => {
-                promises.remove(&content);
+        let promised = self.promises().remove(&content);
+        if let Some(promised) =
+            promised.filter(|promised| (promised.digest, promised.length) != (digest, length))
+        {
+            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            if broken.len() < MAX_BROKEN {
+                broken.insert(promised.base_entry);
             }
-            Some(_) => self.is_broken.store(true, Ordering::Relaxed),
-            None => {}
         }
     }
 
@@ -275,7 +287,7 @@ impl Whole {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Takes verified bytes of a content, which stand in its file, and in a buffer of so many bytes. `read` reads from the file.
+    /// Takes bytes of a content, which stand in its file, and in a buffer of so many bytes. `read` reads from the file.
     pub fn wrote(
         &self,
         content: u64,
@@ -391,9 +403,13 @@ impl Whole {
     ) -> io::Result<()> {
         let shared = {
             let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_full = tracks.len() >= MAX_TRACKS;
             match tracks.entry(content) {
                 Entry::Occupied(track) => Arc::clone(track.get()),
                 Entry::Vacant(_) if self.is_forgotten(content) => return Ok(()),
+                Entry::Vacant(_) if is_full => {
+                    return self.records.write_all_at(&FORGOTTEN.to_le_bytes(), content * RECORD_BYTES);
+                }
                 Entry::Vacant(place) => Arc::clone(place.insert(Arc::default())),
             }
         };

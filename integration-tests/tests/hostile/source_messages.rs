@@ -684,6 +684,30 @@ fn transfers() -> Vec<Case> {
             "what is reused is a file of the base",
         ),
         parts(
+            "half a digest of the whole",
+            |part| part.digest = vec![7; 16],
+            "the digest of a content has 32 bytes",
+        ),
+        parts(
+            "a digest of the whole before its end",
+            |part| (part.digest, part.last) = (vec![7; 32], false),
+            "comes with its last part",
+        ),
+        parts(
+            "pieces of the base, and no word of what they become",
+            |part| (part.base_entry, part.reuse) = (1, vec![Reuse { after: 1, first: 0, count: 1 }]),
+            "says its digest with its last part",
+        ),
+        case(
+            "pieces of the base that become something else",
+            |it| {
+                let reuse = vec![Reuse { after: 1, first: 0, count: 1 }];
+                let digest = vec![7; 32];
+                it.content([offer(1, vec![FilePart { base_entry: 1, reuse, digest, ..part(1, b"x") }])])
+            },
+            ("Transfer", "base-rotten", "a was not kept by the disk"),
+        ),
+        parts(
             "more pieces than an offer has",
             |part| {
                 part.base_entry = 1;

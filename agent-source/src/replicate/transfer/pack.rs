@@ -27,6 +27,9 @@ const SLOW_LINKS: [(f64, i32); 2] = [(3e6, 9), (12e6, 5)];
 /// A link's speed is known when packs have had to wait for it for this long.
 const LINK_WINDOW: Duration = Duration::from_secs(1);
 
+/// Packs that wait for the link while others are made.
+const WAITING_PACKS: usize = 2;
+
 /// After this many packs in a row that were not worth compressing, only every eighth is tried.
 const HOPELESS: u32 = 4;
 
@@ -34,6 +37,8 @@ const HOPELESS: u32 = 4;
 pub(super) struct Packer {
     compression: Compression,
     threads: Semaphore,
+    /// Packs that are made or wait for the link: they are in no budget.
+    unsent: Semaphore,
     /// The level of the next pack, when it follows the link.
     level: AtomicI32,
     /// Since when packs have had to wait for the link, and the bytes that have gone out since.
@@ -59,6 +64,7 @@ impl Packer {
         Self {
             compression: options.compression,
             threads: Semaphore::new(options.threads.max(1)),
+            unsent: Semaphore::new(options.threads.max(1) + WAITING_PACKS),
             level: AtomicI32::new(USUAL_LEVEL),
             waiting: std::sync::Mutex::default(),
             in_vain: AtomicU32::new(0),
@@ -68,13 +74,21 @@ impl Packer {
         }
     }
 
-    /// Puts the wanted chunks of a batch into one message. They share one compression context.
-    pub(super) async fn pack(
+    /// Makes a pack and sends it, when there are not many already that wait for the link.
+    pub(super) async fn pack_and_send(
         &self,
         number: u64,
-        batch: Arc<Batch>,
-        wanted: Wanted,
-    ) -> Result<Pack, Unpacked> {
+        (batch, wanted): (Arc<Batch>, Wanted),
+        requests: &mpsc::Sender<TransferRequest>,
+    ) -> Result<(), Unpacked> {
+        let _unsent = self.unsent.acquire().await.map_err(|_| Unpacked::Stopped)?;
+        let pack = self.pack(number, batch, wanted).await?;
+        self.send(pack, requests).await;
+        Ok(())
+    }
+
+    /// Puts the wanted chunks of a batch into one message. They share one compression context.
+    async fn pack(&self, number: u64, batch: Arc<Batch>, wanted: Wanted) -> Result<Pack, Unpacked> {
         let _thread = self.threads.acquire().await.map_err(|_| Unpacked::Stopped)?;
         let level = self.next_level();
         let chunks = wanted.0.len() as u64;
@@ -113,7 +127,7 @@ impl Packer {
     }
 
     /// Sends a pack. How long the connection keeps it waiting tells whether compressing more would pay.
-    pub(super) async fn send(&self, pack: Pack, requests: &mpsc::Sender<TransferRequest>) {
+    async fn send(&self, pack: Pack, requests: &mpsc::Sender<TransferRequest>) {
         if let Some(pace) = &self.pace {
             pace.wait(pack.data.len() as u64).await;
         }

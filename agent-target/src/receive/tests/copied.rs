@@ -85,6 +85,10 @@ fn told(old: &[u8], edits: &[Edit], parts_of: usize) -> (Vec<u8>, Vec<FilePart>)
     }
     if let Some(last) = parts.last_mut() {
         last.last = true;
+    }
+    if parts.iter().any(|part| !part.reuse.is_empty())
+        && let Some(last) = parts.last_mut()
+    {
         last.digest = ContentDigest::of(&new).0.to_vec();
     }
     (new, parts)
@@ -110,8 +114,9 @@ fn receiver(repository: &Repository, quota: Option<Size>, rotten: &[&[u8]]) -> (
     let index = Arc::clone(&repository.index);
     let places = PlaceReader::new(Arc::clone(&repository.store), Arc::clone(&staging), index, Some(number));
     let allowance = Allowance::new(quota, 0, Size(0), (Arc::clone(&staging), Arc::clone(&copies)));
-    let base = Base::open(&repository.store, number, rotten.iter().map(|path| path.to_vec()).collect())
-        .expect("base");
+    let base =
+        Base::open(&repository.store, number, (false, rotten.iter().map(|path| path.to_vec()).collect()))
+            .expect("base");
     (Arc::clone(&staging), Receiver::new(staging, places, Some((base, copies)), allowance))
 }
 
@@ -316,4 +321,45 @@ fn a_promise_that_was_not_looked_at_is_looked_at_in_the_end() {
         }
         staging.remove_content().expect("clear");
     }
+}
+
+/// A file that becomes one piece of what it was: the digest of the piece is that of the whole, and is held against what was said.
+#[test]
+fn a_piece_that_is_all_of_a_content_is_held_against_the_promise_too() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    for lies in [false, true] {
+        let (new, mut parts) = told(&old, &[Edit::Keep(1)], 1);
+        if lies {
+            parts[0].digest = ContentDigest::of(b"another piece that has its fingerprint").0.to_vec();
+        }
+        let (staging, receiver) = receiver(&store.repository, None, &[]);
+        let settled = receiver.settle(receiver.accept(&offer(1, parts)).expect("accept"));
+        let ended = settled.and_then(|_| receiver.finish());
+        assert_eq!(matches!(ended, Err(ReceiveError::BaseRotten { .. })), lies, "{ended:?}");
+        assert_eq!(ended.is_ok(), !lies);
+        assert_eq!(receiver.doubts_base(), lies);
+        assert!(lies || staging.whole().digest(1, new.len() as u64).is_some());
+        staging.remove_content().expect("clear");
+    }
+}
+
+/// What was refused leaves nothing behind that grows: neither promises, nor a receiver that takes more.
+#[test]
+fn nothing_is_promised_by_an_offer_that_is_refused() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    let (_, parts) = told(&old, &[Edit::Insert(10), Edit::Keep(5)], 2);
+    let (staging, receiver) = receiver(&store.repository, None, &[]);
+    let bad = FilePart { content: 2, pieces: vec![0], ..Default::default() };
+    let refused = receiver.accept(&offer(1, vec![parts[0].clone(), bad]));
+    assert!(matches!(refused.map(drop), Err(ReceiveError::Protocol { .. })));
+    assert!(staging.whole().unproven().is_empty());
+    let next = FilePart { content: 3, ..parts[0].clone() };
+    let refused = receiver.accept(&offer(1, vec![next]));
+    assert!(
+        matches!(refused.map(drop), Err(ReceiveError::Protocol { rule }) if rule.contains("after an error"))
+    );
 }

@@ -218,14 +218,14 @@ impl ReplicationService for Replication {
                 Ok(true) => receiver
                     .finish()
                     .map(|()| TransferResponse { stored: true, ..Default::default() })
-                    .map_err(|error| receive_fault(&repository, &id, error)),
+                    .map_err(|error| receive_fault(error)),
                 Ok(false) => {
                     drop(receiver.interrupt());
                     Err(RpcFault::new(Code::Aborted, "cut-off", "the transfer was cut off before its end"))
                 }
                 Err(error) => {
                     drop(receiver.interrupt());
-                    Err(receive_fault(&repository, &id, error))
+                    Err(receive_fault(error))
                 }
             });
             drop(turn);

@@ -19,6 +19,7 @@ const LITTLE_BYTES: u64 = 1024 * 1024;
 pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
     repository.give_way();
+    let mut compares = false;
     match active.as_ref() {
         Some(Active { run_id, stage: Stage::Receiving { attached, receiver, .. } }) => {
             if let Some(attached) = attached {
@@ -27,6 +28,8 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
                 }
                 attached.cancel();
             }
+            // What did not turn out to be what it should be is looked at closely this time.
+            compares = *run_id == id && receiver.doubts_base();
             receiver.stop();
         }
         Some(other @ Active { stage: Stage::Sealed, run_id, .. }) if *run_id == id => {
@@ -83,14 +86,15 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
     let known = match base {
         None => None,
-        Some(base) => {
-            Some(Base::open(&repository.store, base, rotten).map_err(|error| internal("the base", &error))?)
-        }
+        Some(base) => Some(
+            Base::open(&repository.store, base, (compares, rotten))
+                .map_err(|error| internal("the base", &error))?,
+        ),
     };
     let receiver =
         Arc::new(Receiver::new(Arc::clone(&staging), places, known.map(|base| (base, copies)), allowance));
-    let (turn, opened) = (Arc::default(), jiff::Timestamp::now());
-    let stage = Stage::Receiving { staging, base, receiver, turn, attached: None, opened };
+    let opened = jiff::Timestamp::now();
+    let stage = Stage::Receiving { staging, base, receiver, attached: None, opened };
     *active = Some(Active { run_id: id, stage });
     Ok(response)
 }

@@ -31,7 +31,6 @@ pub(super) struct Sealing {
     staging: Arc<Staging>,
     base: Option<GenerationNumber>,
     receiver: Arc<Receiver>,
-    turn: Arc<tokio::sync::Mutex<()>>,
     opened: jiff::Timestamp,
 }
 
@@ -56,12 +55,11 @@ pub(super) fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing,
     let parts = match active.as_ref() {
         Some(Active {
             run_id,
-            stage: Stage::Receiving { staging, base, receiver, turn, attached: None, opened },
+            stage: Stage::Receiving { staging, base, receiver, attached: None, opened },
         }) if run_id == id => Sealing {
             staging: Arc::clone(staging),
             base: *base,
             receiver: Arc::clone(receiver),
-            turn: Arc::clone(turn),
             opened: *opened,
         },
         Some(other) if other.run_id == *id => return Err(busy(other, "is not ready to be sealed")),
@@ -80,7 +78,7 @@ pub(super) async fn seal_and_settle(
     mut messages: Streaming<SealRunRequest>,
     idle: Duration,
 ) -> Result<Record, RpcFault> {
-    let Sealing { staging, base, receiver, turn, opened } = sealing;
+    let Sealing { staging, base, receiver, opened } = sealing;
     let (steps, queue) = mpsc::channel(QUEUE);
     let span = telemetry::of_run(id);
     let working = tokio::task::spawn_blocking({
@@ -119,7 +117,7 @@ pub(super) async fn seal_and_settle(
         }
         Err(fault) => {
             span.in_scope(|| tracing::warn!(reason = %fault.reason, message = fault.message, "not sealed"));
-            Stage::Receiving { staging, base, receiver, turn, attached: None, opened }
+            Stage::Receiving { staging, base, receiver, attached: None, opened }
         }
     };
     *repository.active() = Some(Active { run_id: id.clone(), stage });

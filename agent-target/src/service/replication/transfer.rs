@@ -1,6 +1,6 @@
 //! Content comes in: one stream at a time is attached to a run.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use assay_common::{id::RunId, rpc_status::RpcFault};
 use assay_proto::v1::{TransferRequest, TransferResponse, transfer_request};
@@ -13,7 +13,6 @@ use super::{
     joined, no_such_run, stalled, unreadable,
 };
 use crate::{
-    keep::scrub::{self, Wanted},
     receive::{ReceiveError, Receiver},
     repository::{Active, Repository, Stage},
 };
@@ -32,12 +31,12 @@ pub(super) struct Attached {
 pub(super) fn attach(repository: &Repository, id: &RunId) -> Result<Attached, RpcFault> {
     let mut active = repository.active();
     match active.as_mut() {
-        Some(Active { run_id, stage: Stage::Receiving { receiver, turn, attached, .. } }) if run_id == id => {
+        Some(Active { run_id, stage: Stage::Receiving { receiver, attached, .. } }) if run_id == id => {
             let token = CancellationToken::new();
             if let Some(before) = attached.replace(token.clone()) {
                 before.cancel();
             }
-            Ok(Attached { receiver: Arc::clone(receiver), turn: Arc::clone(turn), token })
+            Ok(Attached { receiver: Arc::clone(receiver), turn: Arc::clone(&repository.turn), token })
         }
         _ => Err(no_such_run(id)),
     }
@@ -98,11 +97,15 @@ pub(super) async fn receive(
                 }
                 transfer_request::Kind::Pack(pack) => Box::new(move || receiver.pack(&pack)),
             };
-            let responses = responses.clone();
+            let (responses, taken_over) = (responses.clone(), taken_over.clone());
             work.spawn(async move {
                 let response = joined(tokio::task::spawn_blocking(job).await)?;
-                // A source that is gone takes no answer; the end of its messages says so as well.
-                drop(responses.send(Ok(response)).await);
+                tokio::select! {
+                    // A source that is gone takes no answer; the end of its messages says so as well.
+                    sent = responses.send(Ok(response)) => drop(sent),
+                    // And one that takes none does not keep another stream from its turn.
+                    () = taken_over.cancelled() => {}
+                }
                 Ok(())
             });
         }
@@ -116,38 +119,13 @@ pub(super) async fn receive(
     ended
 }
 
-/// Looks whether files of the base are what was sealed, and notes what is not: the run that is opened next takes nothing of it.
-fn look_for_rot(repository: &Repository, id: &RunId, paths: &[Vec<u8>]) {
-    let base = match repository.active().as_ref() {
-        Some(Active { run_id, stage: Stage::Receiving { base: Some(base), .. } }) if run_id == id => *base,
-        _ => return,
-    };
-    let look = |generations| {
-        let only = Some(paths.iter().cloned().collect());
-        let wanted = Wanted { generations, only, after: None };
-        scrub::run(repository, &wanted, &CancellationToken::new(), &|_| {})
-    };
-    // A source can say what it likes: only what is found makes more work, for other generations may share it.
-    let looked = look(BTreeSet::from([base])).and_then(|last| match last {
-        Some(last) if last.found > 0 => look(repository.store.generations()?.into_iter().collect()),
-        last => Ok(last),
-    });
-    if let Err(error) = looked {
-        tracing::error!(%error, "what the disk has not kept cannot be noted");
-    }
-}
-
-/// What the source is told of an error.
-pub(super) fn receive_fault(repository: &Repository, id: &RunId, error: ReceiveError) -> RpcFault {
-    if let ReceiveError::BaseRotten { paths } = &error {
-        look_for_rot(repository, id, paths);
-    }
+pub(super) fn receive_fault(error: ReceiveError) -> RpcFault {
     match &error {
         ReceiveError::Protocol { .. } => invalid(error.to_string()),
         ReceiveError::Stream(fault) => fault.clone(),
-        // The source opens the run again, and sends the files anew.
+        // The source opens the run again: then every piece is compared.
         ReceiveError::BaseRotten { .. } => RpcFault::new(Code::Aborted, "base-rotten", error.to_string())
-            .with_hint("start the run again; assay-target scrub shows what else the disk has not kept"),
+            .with_hint("start the run again; assay-target scrub shows what the disk has not kept"),
         ReceiveError::ChunkMismatch { .. } => {
             RpcFault::new(Code::DataLoss, "chunk-mismatch", error.to_string())
                 .with_hint("start the run again; if it comes back, test the memory and network of both hosts")
