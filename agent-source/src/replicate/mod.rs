@@ -267,16 +267,7 @@ fn run_threads(
         let readers: Vec<_> = (0..plan.threads.max(1))
             .map(|_| {
                 let (job_queue, mut reader) = (job_queue.clone(), reader());
-                scope.spawn(move || {
-                    let result = read_all(&job_queue, &mut reader, counters);
-                    if result.is_err() {
-                        stop.cancel();
-                        // The walk may wait for a file that is in here, and would for ever: nobody else may be left to take it out. What
-                        // comes after this is followed by the walk's look at the token.
-                        while job_queue.try_recv().is_ok() {}
-                    }
-                    result
-                })
+                scope.spawn(move || read_or_stop(&job_queue, &mut reader, counters, stop))
             })
             .collect();
         drop(job_queue);
@@ -312,6 +303,23 @@ fn run_threads(
     own_reader.flush()?;
     memory.finish();
     Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })
+}
+
+/// Reads until there is nothing more to read. A reader that cannot go on stops everything.
+fn read_or_stop(
+    jobs: &crossbeam_channel::Receiver<compare::ReadJob>,
+    reader: &mut Reader,
+    counters: &Counters,
+    stop: &CancellationToken,
+) -> Result<(), ReadError> {
+    let result = read_all(jobs, reader, counters);
+    if result.is_err() {
+        stop.cancel();
+        // The walk may wait for a file that is in here, and would for ever: nobody else may be left to take it out. What comes
+        // after this is followed by the walk's look at the token.
+        while jobs.try_recv().is_ok() {}
+    }
+    result
 }
 
 fn read_all(

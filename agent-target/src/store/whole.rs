@@ -479,6 +479,22 @@ mod tests {
         panic!("it fits in memory")
     }
 
+    /// Beyond so many unfinished contents the seal reads back what it must know; those that are followed come to their ends.
+    #[test]
+    fn no_more_contents_are_followed_than_may_be() {
+        let whole = whole();
+        let last = MAX_TRACKS as u64 + 5;
+        (1..=last).for_each(|content| wrote(&whole, content, 0, b"begin", &unread).expect("written"));
+        assert_eq!(whole.tracks.lock().expect("no panic").len(), MAX_TRACKS);
+        for content in [1, MAX_TRACKS as u64, last] {
+            wrote(&whole, content, 5, b" and end", &unread).expect("written");
+            whole.ended(content, 13, &unread).expect("end");
+        }
+        let expected = Some(ContentDigest::of(b"begin and end"));
+        assert_eq!([1, MAX_TRACKS as u64, last].map(|it| whole.digest(it, 13)), [expected, expected, None]);
+        assert_eq!(whole.tracks.lock().expect("no panic").len(), MAX_TRACKS - 2);
+    }
+
     #[test]
     fn pieces_in_any_order_give_the_digest_of_the_whole() {
         let whole = whole();

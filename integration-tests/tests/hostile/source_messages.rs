@@ -701,9 +701,16 @@ fn transfers() -> Vec<Case> {
         case(
             "pieces of the base that become something else",
             |it| {
-                let reuse = vec![Reuse { after: 1, first: 0, count: 1 }];
-                let digest = vec![7; 32];
-                it.content([offer(1, vec![FilePart { base_entry: 1, reuse, digest, ..part(1, b"x") }])])
+                let fresh = format!("fresh in {}", it.run).into_bytes();
+                let mut script = it.tree(|tree| tree.put(file("zz", &fresh), Some(&fresh)));
+                for act in &mut script.acts {
+                    let Act::Offer(offer) = act else { continue };
+                    for part in &mut offer.parts {
+                        (part.base_entry, part.digest) = (1, vec![7; 32]);
+                        part.reuse = vec![Reuse { after: 1, first: 0, count: 1 }];
+                    }
+                }
+                script
             },
             ("Transfer", "base-rotten", "a was not kept by the disk"),
         ),

@@ -30,6 +30,20 @@ impl Bench {
         }
     }
 
+    fn job(&self, name: &str, append_only: bool, base: Option<BaseFile>) -> Job {
+        Job {
+            path: TreePath::parse(name.as_bytes()).expect("valid"),
+            folder: Arc::new(Folder::open(self.folder.path()).expect("open")),
+            name: name.as_bytes().to_vec(),
+            append_only,
+            may_change: false,
+            page_bytes: None,
+            base,
+            held: None,
+            rotten: false,
+        }
+    }
+
     /// Reads `name` and returns what came out, the parts, and the bytes of the chunks.
     fn read(&self, name: &str, append_only: bool) -> (Outcome, Vec<FilePart>, Vec<u8>) {
         self.read_beside(name, append_only, None, || {})
@@ -54,17 +68,7 @@ impl Bench {
             ..Shared::default()
         };
         let mut reader = Reader::new(batcher, shared, counters, CancellationToken::new());
-        let job = Job {
-            path: TreePath::parse(name.as_bytes()).expect("valid"),
-            folder: Arc::new(Folder::open(self.folder.path()).expect("open")),
-            name: name.as_bytes().to_vec(),
-            append_only,
-            may_change: false,
-            page_bytes: None,
-            base,
-            held: None,
-            rotten: false,
-        };
+        let job = self.job(name, append_only, base);
         let (file, held) = (File::open(self.folder.path().join(name)).ok(), Arc::clone(&self.held));
         held.store(0, Ordering::Relaxed);
         // The batches are taken beside the reading, as a transfer takes them: the budget is small.
@@ -346,4 +350,30 @@ fn a_fingerprint_that_lies_does_not_change_the_digest_of_the_whole() {
         Some(&lied.whole.digest),
         "and the target is told"
     );
+}
+
+/// A reader that is stopped takes the jobs out that nobody will read: who waits for one learns that it does not come.
+#[test]
+fn what_no_reader_will_read_is_not_waited_for() {
+    use crate::replicate::{compare::ReadJob, read_or_stop};
+    let bench = Bench::new();
+    std::fs::write(bench.folder.path().join("file"), b"some").expect("write");
+    let (sender, _queue) = mpsc::channel(4);
+    let (counters, stop) = (Arc::<Counters>::default(), CancellationToken::new());
+    let batcher = Batcher::new(sender, Budget::new(0), bench.runtime.handle().clone(), Arc::clone(&counters));
+    let mut reader = Reader::new(batcher, Shared::default(), Arc::clone(&counters), stop.clone());
+    let (jobs, job_queue) = crossbeam_channel::bounded(4);
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let (outcome, waits) = tokio::sync::oneshot::channel();
+            jobs.send(ReadJob { job: bench.job("file", false, None), outcome }).expect("there is room");
+            waits
+        })
+        .collect();
+    stop.cancel();
+    let ended = read_or_stop(&job_queue, &mut reader, &counters, &stop);
+    assert!(matches!(ended, Err(ReadError::Stopped)));
+    // The channel is there as before, with both its ends.
+    assert!(waiting.into_iter().all(|waits| waits.blocking_recv().is_err()));
+    assert!(job_queue.is_empty() && jobs.is_empty());
 }

@@ -251,6 +251,21 @@ mod tests {
         assert_eq!(packer(Compression::Level(7)).next_level(), Some(7));
     }
 
+    /// However much is wanted at once: a pack is made when there are not many already that have not gone.
+    #[tokio::test(start_paused = true)]
+    async fn few_packs_wait_for_the_link() {
+        let packer = packer(Compression::Off);
+        let (requests, mut queue) = mpsc::channel(1);
+        let send = |number| packer.pack_and_send(number, (batch(vec![1; 100]), Wanted(vec![0])), &requests);
+        let others = packer.unsent.acquire_many(1 + WAITING_PACKS as u32).await.expect("it is open");
+        let waits = tokio::time::timeout(Duration::from_secs(60), send(1)).await;
+        assert!(waits.is_err() && packer.counters.chunks_sent.get() == 0);
+        drop(others);
+        send(1).await.expect("sent");
+        assert!(queue.recv().await.is_some());
+        assert_eq!(packer.unsent.available_permits(), 1 + WAITING_PACKS, "it has gone");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_limit_is_kept() {
         let pace = Pace::new(1000);
