@@ -1,7 +1,7 @@
 //! Sends batches: offers them, hears what the target lacks, sends that, and keeps each until the target has it.
 //!
 //! Offers run far ahead of the answers, so that neither the number of files nor the round-trip time sets the pace; what is
-//! held meanwhile is bounded by the budget, and what was let go by [`MAX_OFFERED_BYTES`]. When the connection is cut, a new stream
+//! held meanwhile is bounded by the budget, and what was let go by `MAX_OFFERED_BYTES`. When the connection is cut, a new stream
 //! offers again what was not acknowledged: a chunk that had arrived is not wanted a second time, and no file is read a second time.
 
 mod compress;

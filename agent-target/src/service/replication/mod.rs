@@ -218,7 +218,7 @@ impl ReplicationService for Replication {
                 Ok(true) => receiver
                     .finish()
                     .map(|()| TransferResponse { stored: true, ..Default::default() })
-                    .map_err(|error| receive_fault(error)),
+                    .map_err(receive_fault),
                 Ok(false) => {
                     drop(receiver.interrupt());
                     Err(RpcFault::new(Code::Aborted, "cut-off", "the transfer was cut off before its end"))
