@@ -209,7 +209,9 @@ impl Receiver {
 
     /// Lets a content begin as the copy of a file of the base, if one was made ahead. Returns the file's position then.
     pub(super) fn begin_as_copy(&self, content: u64, base: &BaseFile) -> Result<Option<u64>, ReceiveError> {
-        let Some((_, copies)) = self.base.as_ref().filter(|_| base.size >= copies::LEAST_BYTES) else {
+        // What a copy keeps is not compared: where that is doubted there is no use for one.
+        let is_of_use = base.size >= copies::LEAST_BYTES && !base.is_doubted;
+        let Some((_, copies)) = self.base.as_ref().filter(|_| is_of_use) else {
             return Ok(None);
         };
         let Some(file) = base.file.as_ref().and_then(|file| file.try_clone().ok()) else {

@@ -363,3 +363,19 @@ fn nothing_is_promised_by_an_offer_that_is_refused() {
         matches!(refused.map(drop), Err(ReceiveError::Protocol { rule }) if rule.contains("after an error"))
     );
 }
+
+/// A copy that the disk has not kept breaks the promise of what begins as it; where the base is doubted nothing begins as a copy.
+#[test]
+fn a_copy_is_of_no_use_where_the_base_is_doubted() {
+    let old = base_content();
+    let store = Store::new(None);
+    store.seal_written(&Tree::from([("file", &old[..])]), jiff::Timestamp::now().as_second());
+    let (_, parts) = told(&old, &[Edit::Keep(1024), Edit::Insert(10)], 2);
+    for rotten in [&[][..], &[&b"file"[..]]] {
+        copy_ahead(&store.repository);
+        let (staging, receiver) = receiver(&store.repository, None, rotten);
+        drop(receiver.accept(&offer(1, parts.clone())).expect("accept"));
+        assert_eq!(receiver.copied.lock().expect("no panic").is_empty(), !rotten.is_empty());
+        staging.remove_content().expect("clear");
+    }
+}
