@@ -2,12 +2,11 @@
 //!
 //! The digest of a chunk and the bytes that are sent come from the same read. A file that changes while it is read is read
 //! again, a bounded number of times; if it never holds still it is taken as last read and flagged. Of a file that the base
-//! has too, only what is new is described at length ([`Reuser`]).
+//! has too, only what is new is described at length ([`Progress`]).
 
 use std::{
     fs::File,
     io,
-    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -17,30 +16,27 @@ use std::{
 use assay_common::{
     chunking::Cut,
     confined::Folder,
-    digest::{BLOCK_BYTES as FILE_BLOCK_BYTES, BlockHasher, ContentDigest},
     fault::{Point, at},
-    manifest::{
-        Entry, Piece,
-        reuse::{DigestedPiece, PieceList, Reuser},
-    },
+    manifest::Entry,
     path::TreePath,
     uncached,
 };
-use assay_proto::v1::{FilePart, PutEntry};
+use assay_proto::v1::PutEntry;
 use bytes::Bytes;
-use rayon::prelude::*;
 use rustix::fs::{FileType, SeekFrom, Stat};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use self::progress::{CutPiece, Progress, is_mostly_known};
 use super::{
     Counters, Plan,
     basis::{Seen, file_clock},
     batch::{BLOCK_BYTES, Batcher, Blocks, Closed},
-    block_memory::{self, BlockMemory, Fingerprint, Known},
-    chunk::{Chunk, Origin, Place},
+    block_memory::{self, BlockMemory},
     scan::describe_stat,
 };
+
+mod progress;
 
 /// How often a file is read before it is taken as it is.
 const READ_ATTEMPTS: usize = 3;
@@ -330,18 +326,14 @@ impl Reader {
             self.counters.bytes_read.add(got as u64);
             let ended = got < want || position == end;
             let cut = *cut.get_or_insert_with(|| progress.cut(job, length, &block));
-            let (mut ranges, mut digests) = progress.as_before(&block);
-            let known = ranges.last().map_or(0, |range| range.end);
-            let rest = cut.ranges(&block[known..], ended).into_iter();
-            let rest: Vec<_> = rest.map(|range| known + range.start..known + range.end).collect();
-            let used = rest.last().map_or(known, |range| range.end);
+            let slices = progress.cut_up(cut, &block, ended);
+            let used = slices.last().map_or(0, |slice| slice.range.end);
             let to_the_end = ended && (position == length || got < want);
-            digests.extend(progress.digests(&block[..used], &ranges, &rest, to_the_end, &self.shared));
-            ranges.extend(rest);
-            let pieces: Vec<CutPiece> = ranges
+            let digests = progress.digests(&block[..used], &slices, to_the_end, &self.shared);
+            let pieces: Vec<CutPiece> = slices
                 .into_iter()
                 .zip(digests)
-                .map(|(range, digest)| progress.push_cut(&block, range, digest))
+                .map(|(slice, digest)| progress.push_cut(&block, slice, digest))
                 .collect();
             carried = match &progress.origin {
                 Some(origin) if !small && is_mostly_known(&pieces) => {
@@ -408,292 +400,6 @@ impl From<Closed> for ReadFault {
     fn from(Closed: Closed) -> Self {
         Self::Stopped
     }
-}
-
-/// A piece of data that was cut from a block.
-struct CutPiece {
-    /// Where it lies in the block.
-    range: Range<usize>,
-    /// Where it begins in its file, in bytes.
-    offset: u64,
-    digest: ContentDigest,
-    /// The base's file has it.
-    known: bool,
-}
-
-impl CutPiece {
-    /// What is new is copied: it would hold the block.
-    fn let_go_if_known(&self, block: &Bytes, origin: &Arc<Origin>) -> Chunk {
-        let CutPiece { ref range, offset, digest, known } = *self;
-        if known {
-            Chunk::LetGo(Place { origin: Arc::clone(origin), offset, bytes: range.len(), digest })
-        } else {
-            Chunk::Held(Bytes::copy_from_slice(&block[range.clone()]))
-        }
-    }
-}
-
-/// True when at least half of the bytes are in the base: then to copy the others is cheaper than to hold all.
-fn is_mostly_known(pieces: &[CutPiece]) -> bool {
-    let bytes = |known| {
-        let of_kind = pieces.iter().filter(move |piece| piece.known == known);
-        of_kind.map(|piece| piece.range.len()).sum::<usize>()
-    };
-    bytes(true) >= bytes(false)
-}
-
-/// How far one reading of a file has come.
-struct Progress {
-    content: u64,
-    /// Where what the base has can be read again; `None` when all is held.
-    origin: Option<Arc<Origin>>,
-    base_entry: u64,
-    reuser: Option<Reuser>,
-    /// Length of the base's first piece of data: pages keep the size that they had.
-    base_piece_bytes: Option<u64>,
-    whole: BlockHasher,
-    /// Of the whole, when it has been summed up.
-    digest: Option<ContentDigest>,
-    /// What is known of the base's file. Then `whole` gets what is read at once, else when it has been cut.
-    before: Option<Known>,
-    /// Fingerprints of the pieces so far, of a file of which they are to be remembered.
-    fingerprints: Option<Vec<Fingerprint>>,
-    /// The newest run of blocks that are as they were.
-    unmoved: Range<u64>,
-    /// The only piece so far, whose digest may be the file's own.
-    only: Option<DigestedPiece>,
-    pieces: u64,
-    list: PieceList,
-    part: PieceList,
-    part_offset: u64,
-    offset: u64,
-    last: bool,
-    abandoned: bool,
-}
-
-impl Progress {
-    fn new(content: u64, job: &Job, shared: &Shared) -> Self {
-        let base = job.base.as_ref();
-        let reuser = base.map(|base| Reuser::new(&base.entry));
-        let mut before = base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size));
-        if let (Some(known), Some(reuser)) = (&mut before, &reuser)
-            && (!shared.fingerprints || known.fingerprints.len() != reuser.piece_count())
-        {
-            known.fingerprints.clear();
-        }
-        Self {
-            content,
-            // The name of a file that is held may be gone.
-            origin: (base.is_some() && job.held.is_none() && !job.rotten).then(|| {
-                let (path, folder, name) = (job.path.clone(), Arc::clone(&job.folder), job.name.clone());
-                Arc::new(Origin { path, folder, name })
-            }),
-            base_entry: base.map_or(0, |base| base.position),
-            reuser,
-            base_piece_bytes: base.and_then(|base| {
-                base.entry.pieces.iter().find_map(|word| match Piece::from_wire(*word)? {
-                    Piece::Data { bytes } => Some(bytes),
-                    Piece::Hole { .. } => None,
-                })
-            }),
-            whole: BlockHasher::default(),
-            digest: None,
-            before,
-            fingerprints: None,
-            unmoved: 0..0,
-            only: None,
-            pieces: 0,
-            list: PieceList::default(),
-            part: PieceList::default(),
-            part_offset: 0,
-            offset: 0,
-            last: false,
-            abandoned: false,
-        }
-    }
-
-    /// How this file is cut: decided once, when its first block is at hand.
-    fn cut(&self, job: &Job, length: u64, head: &[u8]) -> Cut {
-        let head = if self.offset == 0 { head } else { &[] };
-        Cut::choose(head, length, job.page_bytes, self.base_piece_bytes)
-    }
-
-    /// Takes what was read at `position` into the digest of the whole, and sees whether the block that ends with it is as it was.
-    fn note_block(&mut self, read: &[u8], position: u64) {
-        self.whole.update(read);
-        let end = position + read.len() as u64;
-        let (Some(known), Some((number, value))) = (&self.before, self.whole.whole_block()) else {
-            return;
-        };
-        if end != (number + 1) * FILE_BLOCK_BYTES || !known.blocks.has(number, &value) {
-            return;
-        }
-        let start = number * FILE_BLOCK_BYTES;
-        self.unmoved = if self.unmoved.end == start { self.unmoved.start..end } else { start..end };
-    }
-
-    /// The pieces at the start of `block` that are as they were in the base: cut where they were cut then, without looking for
-    /// the places again. That is where they would be found: a cut point depends on what comes before it in its piece. What lies
-    /// in blocks that are as they were needs no digest of its own; for the rest a fingerprint does, when one is known.
-    fn as_before(&self, block: &[u8]) -> (Vec<Range<usize>>, Vec<ContentDigest>) {
-        let (mut ranges, mut digests, mut start) = (Vec::new(), Vec::new(), 0usize);
-        let first = self.reuser.as_ref().map_or(0, Reuser::next_position);
-        let known =
-            self.before.as_ref().and_then(|known| known.fingerprints.get(first..)).unwrap_or_default();
-        let mut fingerprints = known.iter();
-        for (offset, bytes, digest) in self.reuser.iter().flat_map(Reuser::follows) {
-            let known = fingerprints.next();
-            let Some(range) =
-                start.checked_add(bytes).filter(|end| *end <= block.len()).map(|end| start..end)
-            else {
-                break;
-            };
-            let place = self.offset + start as u64..self.offset + range.end as u64;
-            let unmoved =
-                offset == place.start && self.unmoved.start <= place.start && place.end <= self.unmoved.end;
-            let piece = &block[range.clone()];
-            let is_same = unmoved
-                || match known {
-                    Some(known) => fingerprint(piece) == *known,
-                    None => ContentDigest::of(piece) == digest,
-                };
-            if !is_same {
-                break;
-            }
-            start = range.end;
-            ranges.push(range);
-            digests.push(digest);
-        }
-        (ranges, digests)
-    }
-
-    /// The digests of the `ranges` of `data`, all of which (what is `known` first) also goes into the digest of the whole.
-    fn digests(
-        &mut self,
-        data: &[u8],
-        known: &[Range<usize>],
-        ranges: &[Range<usize>],
-        to_the_end: bool,
-        shared: &Shared,
-    ) -> Vec<ContentDigest> {
-        let of = |range: &Range<usize>| ContentDigest::of(&data[range.clone()]);
-        if self.pieces == 0 && known.is_empty() && ranges.len() == 1 && to_the_end {
-            // The piece is the file, and its digest that of the file: see `describe`.
-            return vec![of(&ranges[0])];
-        }
-        let side_by_side = ranges.len() > 4 && shared.has_idle_processors();
-        match (self.before.is_some(), side_by_side) {
-            (true, true) => ranges.par_iter().map(of).collect(),
-            (true, false) => ranges.iter().map(of).collect(),
-            (false, true) => {
-                rayon::join(|| ranges.par_iter().map(of).collect(), || self.whole.update(data)).0
-            }
-            (false, false) => {
-                self.whole.update(data);
-                ranges.iter().map(of).collect()
-            }
-        }
-    }
-
-    /// Takes the next piece of data, which lies at `range` of `block`.
-    fn push_cut(&mut self, block: &[u8], range: Range<usize>, digest: ContentDigest) -> CutPiece {
-        let offset = self.offset;
-        let position = self.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)));
-        if let Some(fingerprints) = &mut self.fingerprints {
-            let known = self.before.as_ref().zip(position).and_then(|(known, at)| known.fingerprints.get(at));
-            fingerprints.push(known.copied().unwrap_or_else(|| fingerprint(&block[range.clone()])));
-        }
-        CutPiece { range, offset, digest, known: position.is_some() }
-    }
-
-    /// Takes the next piece. Its position in the base's file, if that has it.
-    fn push(&mut self, piece: DigestedPiece) -> Option<usize> {
-        self.only = (self.pieces == 0).then_some(piece);
-        self.pieces += 1;
-        self.offset += piece.0.bytes();
-        let position = self.reuser.as_mut().and_then(|reuser| reuser.find(piece));
-        match position {
-            Some(position) => {
-                self.part.push_reused(position);
-                self.list.push_reused(position);
-            }
-            None => {
-                self.part.push(piece);
-                self.list.push(piece);
-            }
-        }
-        position
-    }
-
-    fn hole(&mut self, bytes: u64) {
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-        let mut rest = bytes;
-        while rest > 0 {
-            let step = rest.min(ZEROS.len() as u64);
-            self.whole.update(&ZEROS[..step as usize]);
-            rest -= step;
-        }
-        self.push((Piece::Hole { bytes }, None));
-        if let Some(fingerprints) = &mut self.fingerprints {
-            fingerprints.push(0);
-        }
-    }
-
-    /// What has come since the last part; `None` when nothing has, unless it is the end.
-    fn take_part(&mut self) -> Option<FilePart> {
-        if self.part.is_empty() && !self.last {
-            return None;
-        }
-        let PieceList { pieces, digests, reuse } = std::mem::take(&mut self.part);
-        let offset = std::mem::replace(&mut self.part_offset, self.offset);
-        Some(FilePart {
-            content: self.content,
-            offset,
-            pieces,
-            digests,
-            last: self.last,
-            abandoned: self.abandoned,
-            base_entry: if reuse.is_empty() { 0 } else { self.base_entry },
-            reuse,
-            digest: match self.digest {
-                Some(digest) if !self.list.reuse.is_empty() => digest.0.to_vec(),
-                _ => Vec::new(),
-            },
-        })
-    }
-
-    /// All has been read: there is a digest of the whole.
-    fn sum_up(&mut self, memory: &BlockMemory) {
-        self.digest = Some(match self.only {
-            // Then its digest is of what was read, and not what the base says of a piece.
-            Some((Piece::Data { .. }, Some(digest))) if self.whole.is_empty() => digest,
-            _ => {
-                let (digest, blocks) = std::mem::take(&mut self.whole).finish();
-                if let (Some(blocks), Some(fingerprints)) = (blocks, self.fingerprints.take()) {
-                    memory.keep(digest, self.offset, &Known { blocks, fingerprints });
-                }
-                digest
-            }
-        });
-    }
-
-    /// Fills in size, digest and pieces, when it has been summed up.
-    fn describe(self, mut entry: Entry) -> PutEntry {
-        entry.size = self.offset;
-        entry.digest = self.digest.map(|digest| digest.0.to_vec()).unwrap_or_default();
-        if let Some((Piece::Data { .. }, Some(_))) = self.only {
-            // A file that is one chunk, as most are, says so by its size and digest alone.
-            return PutEntry { entry: Some(entry), content: self.content, ..Default::default() };
-        }
-        entry.pieces = self.list.pieces;
-        entry.piece_digests = self.list.digests;
-        PutEntry { entry: Some(entry), content: self.content, reuse: self.list.reuse }
-    }
-}
-
-/// A piece's fingerprint, to be compared with what was remembered. With XXH3 that costs a fraction of what BLAKE3 does.
-fn fingerprint(piece: &[u8]) -> Fingerprint {
-    twox_hash::XxHash3_64::oneshot(piece)
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -39,43 +39,61 @@ impl Reuser {
         Self { pieces, offsets, positions, next: 0 }
     }
 
-    /// The position in the base's entry of a piece that is the same, if there is one.
-    pub fn find(&mut self, piece: DigestedPiece) -> Option<usize> {
-        let position = if self.pieces.get(self.next) == Some(&piece) {
-            self.next
-        } else {
+    /// The position in the base's entry of a piece that is the same, if there is one: `place`, if it is there, else what follows the last
+    /// one, else wherever it is.
+    pub fn find(&mut self, piece: DigestedPiece, place: Option<usize>) -> Option<usize> {
+        let is_at = |position: &usize| self.pieces.get(*position) == Some(&piece);
+        let position = match place.into_iter().chain([self.next]).find(is_at) {
+            Some(position) => position,
             // A hole is shared only where it follows what is shared: alone it costs nothing to say.
-            let position = *self.positions.get(&piece.1?)?;
-            (self.pieces[position] == piece).then_some(position)?
+            None => Some(*self.positions.get(&piece.1?)?).filter(is_at)?,
         };
         self.next = position + 1;
         Some(position)
     }
-}
 
-impl Reuser {
     /// Pieces that the base's entry has.
     pub fn piece_count(&self) -> usize {
         self.pieces.len()
     }
 
-    /// Position of the first of the pieces that [`Self::follows`] gives.
-    pub fn next_position(&self) -> usize {
-        self.next
-    }
-
-    /// Offsets, lengths and digests of the pieces of data that follow the last one that was found, up to a hole or the end. The
-    /// pieces right before those end where they end for other reasons than their content, and are left out.
-    pub fn follows(&self) -> impl Iterator<Item = (u64, usize, ContentDigest)> + '_ {
-        let rest = self.pieces.get(self.next..).unwrap_or_default();
-        let offsets = self.offsets.get(self.next..).unwrap_or_default();
-        rest.windows(2).zip(offsets).map_while(|(pair, offset)| match pair {
-            [(Piece::Data { bytes }, Some(digest)), (Piece::Data { .. }, _)] => {
-                Some((*offset, *bytes as usize, *digest))
-            }
-            _ => None,
+    /// The pieces of data that follow the last one that was found, up to a hole or the end. The pieces right before those end where
+    /// they end for other reasons than their content, and are left out.
+    pub fn follows(&self) -> impl Iterator<Item = BasePiece> + '_ {
+        (self.next..self.pieces.len().saturating_sub(1)).map_while(|position| {
+            self.data(position + 1)?;
+            self.data(position)
         })
     }
+
+    /// The pieces of data that begin at `offset` or behind it.
+    pub fn from(&self, offset: u64) -> impl Iterator<Item = BasePiece> + '_ {
+        let first = self.offsets.partition_point(|start| *start < offset);
+        (first..self.pieces.len()).filter_map(|position| self.data(position))
+    }
+
+    fn data(&self, position: usize) -> Option<BasePiece> {
+        match self.pieces.get(position)? {
+            (Piece::Data { bytes }, Some(digest)) => {
+                let (offset, bytes, digest) = (self.offsets[position], *bytes as usize, *digest);
+                Some(BasePiece { position, offset, bytes, digest })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A piece of data of an entry of the base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BasePiece {
+    /// Its position among the entry's pieces, holes counted.
+    pub position: usize,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: usize,
+    /// Its digest.
+    pub digest: ContentDigest,
 }
 
 /// The other form of a list of pieces: what is new, and runs of what is reused.
@@ -225,7 +243,7 @@ mod tests {
             let mut reuser = Reuser::new(&base);
             let mut list = PieceList::default();
             for (_, piece, digest) in content_pieces(&new) {
-                match reuser.find((piece, digest)) {
+                match reuser.find((piece, digest), None) {
                     Some(position) => list.push_reused(position),
                     None => list.push((piece, digest)),
                 }
@@ -242,7 +260,7 @@ mod tests {
         let mut reuser = Reuser::new(&base);
         let mut list = PieceList::default();
         for number in [1, 2, 9, 4] {
-            match reuser.find(piece(number)) {
+            match reuser.find(piece(number), None) {
                 Some(position) => list.push_reused(position),
                 None => list.push(piece(number)),
             }
@@ -252,6 +270,25 @@ mod tests {
             [Reuse { after: 0, first: 0, count: 2 }, Reuse { after: 1, first: 3, count: 1 }]
         );
         assert_eq!(list.pieces.len(), 1);
+    }
+
+    /// Of pieces with the same content the one that stands in the same place is named, and those behind it are found.
+    #[test]
+    fn a_piece_in_its_place_comes_before_others_like_it() {
+        let base = file(&[1, 2, 1, 5, 1, 3].map(piece));
+        let mut reuser = Reuser::new(&base);
+        assert_eq!(reuser.find(piece(1), Some(2)), Some(2));
+        assert_eq!(reuser.find(piece(5), None), Some(3), "what follows, a hole");
+        assert_eq!(reuser.find(piece(1), Some(0)), Some(0));
+        assert_eq!(reuser.find(piece(1), Some(99)), Some(4), "no such place");
+        let from = |offset| reuser.from(offset).map(|piece| piece.position).collect::<Vec<_>>();
+        assert_eq!(from(0), [0, 1, 2, 4, 5], "a hole is no data");
+        assert_eq!(from(2), [1, 2, 4, 5]);
+        assert_eq!(from(3), [2, 4, 5], "behind where it begins");
+        assert!(from(1000).is_empty());
+        let second = reuser.from(2).next().expect("there");
+        assert_eq!((second.offset, second.bytes, Some(second.digest)), (2, 3, piece(2).1));
+        assert_eq!(reuser.follows().count(), 0, "the last one is left out");
     }
 
     #[test]

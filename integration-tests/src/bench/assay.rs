@@ -33,7 +33,7 @@ depth = "L0"
 kind = "none"
 
 [copy]
-pages = ["/base/**", "/global/*"]
+pages = ["/base/**", "/global/*", "/pg_wal/*"]
 page_bytes = 8192
 
 [[check]]

@@ -1,5 +1,7 @@
-use super::*;
-use crate::replicate::batch::Budget;
+use super::{progress::fingerprint, *};
+use crate::replicate::{batch::Budget, chunk::Chunk};
+use assay_common::digest::ContentDigest;
+use assay_proto::v1::{FilePart, Reuse};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use tokio::sync::mpsc;
@@ -12,6 +14,8 @@ struct Bench {
     threads: usize,
     /// Pieces that have moved may be known by their fingerprints.
     fingerprints: bool,
+    /// Files are written in pages.
+    page_bytes: Option<u32>,
     /// Bytes that the last reading gave away in memory.
     held: Arc<AtomicUsize>,
 }
@@ -26,6 +30,7 @@ impl Bench {
             memory: BlockMemory::default(),
             threads: 0,
             fingerprints: true,
+            page_bytes: None,
             held: Arc::default(),
         }
     }
@@ -37,7 +42,7 @@ impl Bench {
             name: name.as_bytes().to_vec(),
             append_only,
             may_change: false,
-            page_bytes: None,
+            page_bytes: self.page_bytes,
             base,
             held: None,
             rotten: false,
@@ -226,6 +231,7 @@ struct Again {
     whole: Entry,
     content: Vec<u8>,
     parts: Vec<FilePart>,
+    reuse: Vec<Reuse>,
     /// Bytes that had to be held for the target.
     held: usize,
 }
@@ -237,10 +243,17 @@ fn read_again(change: Change) -> Again {
 
 /// The same, with fingerprints or without, and with something done to what is remembered.
 fn read_again_with(fingerprints: bool, change: Change, spoil: impl FnOnce(&mut Vec<u8>)) -> Again {
-    let mut bench = Bench::new();
-    bench.fingerprints = fingerprints;
     let mut content = vec![0; 6_000_000];
     blake3::Hasher::new().finalize_xof().fill(&mut content);
+    read_on(Bench { fingerprints, ..Bench::new() }, content, change, spoil)
+}
+
+fn read_on(
+    mut bench: Bench,
+    mut content: Vec<u8>,
+    change: Change,
+    spoil: impl FnOnce(&mut Vec<u8>),
+) -> Again {
     let path = bench.folder.path().join("file");
     std::fs::write(&path, &content).expect("write");
     let kept = bench.folder.path().join("blocks");
@@ -265,7 +278,7 @@ fn read_again_with(fingerprints: bool, change: Change, spoil: impl FnOnce(&mut V
         (content.len() as u64, &blake3::hash(&content).as_bytes()[..])
     );
     assert!(assay_common::manifest::validate_entry(&whole).is_ok());
-    Again { base, whole, content, parts, held: bench.held.load(Ordering::Relaxed) }
+    Again { base, whole, content, parts, reuse: put.reuse, held: bench.held.load(Ordering::Relaxed) }
 }
 
 fn new_pieces(parts: &[FilePart]) -> usize {
@@ -288,7 +301,7 @@ fn blocks_that_are_as_they_were_are_told_by_the_base() {
         ("inserted", Box::new(|content, _| drop(content.splice(3_000_000..3_000_000, *b"a line")))),
     ];
     for (name, change) in changes {
-        let Again { base, whole, content, parts, held } = read_again(change);
+        let Again { base, whole, content, parts, held, .. } = read_again(change);
         for (offset, piece, digest) in assay_common::manifest::content_pieces(&whole) {
             let bytes = &content[offset as usize..(offset + piece.bytes()) as usize];
             assert_eq!(digest, Some(ContentDigest::of(bytes)), "{name}: {offset}");
@@ -328,6 +341,34 @@ fn what_has_moved_is_known_by_its_fingerprint() {
     let new = |fingerprints| new_pieces(&read_again_with(fingerprints, insert(), |_| {}).parts);
     let (with, without) = (new(true), new(false));
     assert!(with <= 3 && without > 50, "{with} with fingerprints, {without} without");
+}
+
+/// Counted work: a page beside one that has changed gets no digest of its own either, wherever in a block it is.
+#[test]
+fn pages_beside_a_new_one_are_known_by_their_fingerprints() {
+    let new = |fingerprints| {
+        let bench = Bench { fingerprints, page_bytes: Some(8192), ..Bench::new() };
+        let mut content = vec![0; 6_000_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut content);
+        // Every hundredth page changes, so that no block is as it was; of the others the base says what is wrong.
+        let change: Change = Box::new(|content, base| {
+            content.chunks_mut(8192).step_by(100).for_each(|page| page[7] ^= 1);
+            base.piece_digests.chunks_mut(32).for_each(|digest| digest[0] ^= 1);
+        });
+        new_pieces(&read_on(bench, content, change, |_| {}).parts)
+    };
+    let (with, without) = (new(true), new(false));
+    assert!(with == 8 && without > 700, "{with} with fingerprints, {without} without");
+}
+
+/// Of many pages that are alike each is told to be what it was, and not another: then it need not be written anew.
+#[test]
+fn a_page_is_told_to_be_that_which_stood_in_its_place() {
+    let bench = Bench { page_bytes: Some(8192), ..Bench::new() };
+    let change: Change = Box::new(|content, _| content[3 * 8192] = 1);
+    let again = read_on(bench, vec![0; 600 * 8192], change, |_| {});
+    let run = |after, first, count| Reuse { after, first, count };
+    assert_eq!(again.reuse, [run(0, 0, 3), run(1, 4, 596)]);
 }
 
 /// A piece that only looks like one of the base is told to be that; the digest of the whole is of what was read, and so nobody takes
