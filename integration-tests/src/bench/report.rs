@@ -105,20 +105,22 @@ impl Row {
         }
     }
 
-    /// One JSON object for each peer.
+    /// One JSON object for each peer; one without where there is none.
     pub fn json_lines(&self) -> Vec<String> {
-        self.peers
-            .iter()
-            .map(|peer| {
-                json!({
-                    "workload": self.workload, "metric": self.metric, "unit": self.unit, "assay": self.assay,
-                    "peer": peer.name, "peer_value": peer.value, "ratio": peer.ratio.map(|ratio| ratio.median),
-                    "ratio_min": peer.ratio.map(|ratio| ratio.min), "ratio_max": peer.ratio.map(|ratio| ratio.max),
-                    "repetitions": self.repetitions,
-                })
-                .to_string()
+        let line = |peer: Option<&Peer>| {
+            let ratio = peer.and_then(|peer| peer.ratio);
+            json!({
+                "workload": self.workload, "metric": self.metric, "unit": self.unit, "assay": self.assay,
+                "peer": peer.map(|peer| &peer.name), "peer_value": peer.map(|peer| peer.value),
+                "ratio": ratio.map(|ratio| ratio.median), "ratio_min": ratio.map(|ratio| ratio.min),
+                "ratio_max": ratio.map(|ratio| ratio.max), "repetitions": self.repetitions,
             })
-            .collect()
+            .to_string()
+        };
+        match self.peers.as_slice() {
+            [] => vec![line(None)],
+            peers => peers.iter().map(|peer| line(Some(peer))).collect(),
+        }
     }
 }
 
@@ -331,6 +333,11 @@ mod tests {
         );
         let target = rows.iter().find(|row| row.metric == "cpu, target").expect("a row");
         assert!(target.json_lines()[0].contains("\"ratio\":null"));
+        let alone = Row::new("sparse", "wall", "s", &[2.0], &[]);
+        let lines: Vec<serde_json::Value> =
+            alone.json_lines().iter().map(|line| serde_json::from_str(line).expect("an object")).collect();
+        assert_eq!(lines.len(), 1);
+        assert!(lines[0]["assay"] == 2.0 && lines[0]["peer"].is_null() && lines[0]["peer_value"].is_null());
     }
 
     #[test]

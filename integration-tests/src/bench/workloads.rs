@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     assay::Assay,
-    data::{self, Plan},
+    data::{self, Plan, Sparse},
     discard::{discard, make_room},
     hosts::{self, Disk, Host},
     measure::Sample,
@@ -45,6 +45,8 @@ pub enum Workload {
     Postgres,
     /// A million tiny files: first copy and no change
     Million,
+    /// A sparse file of 100 GB, of which 32 MiB are data: Assay alone
+    Sparse,
     /// Small files, and an hour of work, over a link with a round trip of 80 ms
     Link,
     /// What copying costs a PostgreSQL that works meanwhile
@@ -73,6 +75,7 @@ impl Workload {
             Self::LargeFile => "large-file",
             Self::Postgres => "postgres",
             Self::Million => "million",
+            Self::Sparse => "sparse",
             Self::Link => "link",
             Self::Live => "live",
         }
@@ -94,6 +97,8 @@ pub struct Options {
     pub pgbench_scale: u32,
     /// Tiny files of the million.
     pub tiny_files: u32,
+    /// The sparse file.
+    pub sparse: Sparse,
     /// Where everything is put; whoever made it removes it.
     pub folder: PathBuf,
     /// Where the agents' programs are.
@@ -206,6 +211,9 @@ impl Bench {
         if wanted.contains(&Workload::Million) {
             self.million()?;
         }
+        if wanted.contains(&Workload::Sparse) {
+            self.sparse()?;
+        }
         if wanted.contains(&Workload::Link) {
             self.link()?;
         }
@@ -310,6 +318,26 @@ impl Bench {
         self.measure("million, first copy", &mut field, |tool| tool.reset(), |_| Ok(()))?;
         self.measure("million, no change", &mut field, |_| Ok(()), |_| Ok(()))?;
         finish(field)
+    }
+
+    /// rsync would read the holes, for minutes: what this shows is the agents' memory.
+    fn sparse(&mut self) -> Result<()> {
+        let (name, sparse) = (Workload::Sparse.name(), self.options.sparse);
+        let root = self.options.folder.join("sparse");
+        sparse.make(&root.join("file"))?;
+        let mut tool = self.assay("Assay", "assay", &root, None);
+        let mut samples = Vec::new();
+        for repetition in 0..self.options.repetitions {
+            tool.reset()?;
+            let sample = tool.run(&mut self.servers).with_context(|| name.to_owned())?;
+            say(&format!("{name} {}/{}: {:.2} s", repetition + 1, self.options.repetitions, sample.wall));
+            samples.push(sample);
+            if let Program::Assay(assay) = &tool.program {
+                sparse.verify(&assay.latest().join("file"))?;
+            }
+        }
+        self.rows.extend(report::rows(name, &[(tool.name.clone(), samples)]));
+        finish(Field { root, tools: vec![tool] })
     }
 
     /// The same over a link without and with a delay, both through our proxy.

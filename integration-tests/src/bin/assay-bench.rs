@@ -5,7 +5,7 @@ use std::{ffi::OsString, fs::File, io::Write as _, path::PathBuf, process::ExitC
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use integration_tests::bench::{
-    data::Plan,
+    data::{Plan, Sparse},
     isolate::{self, Ended},
     report,
     workloads::{Bench, Options, Workload},
@@ -27,6 +27,9 @@ struct Cli {
     /// Copy a million tiny files too
     #[arg(long)]
     million: bool,
+    /// Copy a sparse file of 100 GB too
+    #[arg(long)]
+    sparse: bool,
     /// How often each workload is repeated [default: 5, with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repetitions: Option<u16>,
@@ -128,6 +131,9 @@ fn measure(cli: &Cli, folder: PathBuf) -> Result<()> {
     if cli.million {
         workloads.push(Workload::Million);
     }
+    if cli.sparse {
+        workloads.push(Workload::Sparse);
+    }
     let options = Options {
         workloads,
         repetitions: usize::from(cli.repetitions.unwrap_or(if cli.quick { 3 } else { 5 })),
@@ -135,6 +141,7 @@ fn measure(cli: &Cli, folder: PathBuf) -> Result<()> {
         link_plan,
         pgbench_scale: ((pgbench_scale * cli.scale) as u32).max(1),
         tiny_files: ((1e6 * cli.scale) as u32).max(1000),
+        sparse: Sparse { seed: cli.seed, bytes: ((100e9 * cli.scale) as u64).max(100_000_000) },
         folder,
         bin,
     };
