@@ -266,7 +266,7 @@ impl Receiver {
     /// before and was longer.
     pub(super) fn end(&self, ends: &[End]) -> Result<(), ReceiveError> {
         let mut writer = ContentWriter::new(self);
-        for End { content, length, ends_in_data, alone } in ends {
+        for End { content, length, ends_in_data, alone, .. } in ends {
             if !alone {
                 self.staging
                     .whole()
@@ -318,7 +318,7 @@ impl Receiver {
         let whole = self.staging.whole();
         let noted = if target.alone {
             let noted = whole.note(target.content, target.bytes as u64, target.digest);
-            whole.hold_against_promise(target.content, target.bytes as u64, target.digest);
+            whole.promises().hold(target.content, target.bytes as u64, target.digest);
             noted
         } else {
             whole.wrote(target.content, offset, (bytes, memory_bytes), &self.reader(target.content))

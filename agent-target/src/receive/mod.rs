@@ -184,6 +184,8 @@ struct End {
     ends_in_data: bool,
     /// Its only piece of data says all of it.
     alone: bool,
+    /// What it must turn out to be, where that was said.
+    promised: Option<Promised>,
 }
 
 /// An offer that keeps to the rules.
@@ -195,14 +197,12 @@ pub struct Accepted {
     answer: Option<TransferResponse>,
     /// Contents that came to an end without belonging to a file.
     abandoned: Vec<u64>,
-    /// What contents must turn out to be.
-    promised: Vec<(u64, Promised)>,
 }
 
 impl Accepted {
     fn new(batch: u64) -> Self {
-        let (items, ends, abandoned, promised) = Default::default();
-        Self { batch, items, ends, answer: None, abandoned, promised }
+        let (items, ends, abandoned) = Default::default();
+        Self { batch, items, ends, answer: None, abandoned }
     }
 }
 
@@ -349,7 +349,9 @@ impl Receiver {
         if state.hole_bytes > MAX_RUN_HOLE_BYTES {
             return protocol("the holes of a run are of at most 32 TiB together");
         }
-        if !self.staging.whole().promise(std::mem::take(&mut accepted.promised)) {
+        let promised: Vec<_> =
+            accepted.ends.iter().filter_map(|end| Some((end.content, end.promised?))).collect();
+        if !self.staging.whole().promises().add(&promised) {
             return protocol("at most 262144 contents that reuse pieces are on their way");
         }
         state.last_batch = batch;
@@ -472,24 +474,18 @@ impl Receiver {
                 noted.at("write", self.staging.path())?;
             }
             if !part.abandoned {
-                match (open.reuses, promised) {
-                    (Some(base_entry), Some(digest)) => {
-                        accepted.promised.push((content, Promised { digest, length: offset, base_entry }));
-                    }
+                let promised = match (open.reuses, promised) {
+                    (Some(base_entry), Some(digest)) => Some(Promised { digest, length: offset, base_entry }),
                     (_, None) if open.trusts => {
                         return protocol("a content that reuses pieces says its digest with its last part");
                     }
                     (None, Some(_)) => {
                         return protocol("only a content that reuses pieces says its digest");
                     }
-                    (_, None) => {}
-                }
-                accepted.ends.push(End {
-                    content,
-                    length: offset,
-                    ends_in_data,
-                    alone: alone && ends_in_data,
-                });
+                    (_, None) => None,
+                };
+                let alone = alone && ends_in_data;
+                accepted.ends.push(End { content, length: offset, ends_in_data, alone, promised });
             } else {
                 accepted.abandoned.push(content);
             }
@@ -523,7 +519,7 @@ impl Receiver {
     }
 
     fn settle_accepted(&self, accepted: Accepted) -> Result<TransferResponse, ReceiveError> {
-        let Accepted { batch, items, ends, answer, abandoned, promised: _ } = accepted;
+        let Accepted { batch, items, ends, answer, abandoned } = accepted;
         if let Some(answer) = answer {
             return Ok(answer);
         }
@@ -657,12 +653,12 @@ impl Receiver {
     /// True when something taken from the base was not what it should be, of this run or of how it was opened before.
     pub fn doubts_base(&self) -> bool {
         let compares = self.base.as_ref().is_some_and(|(base, _)| base.compares());
-        compares || !self.staging.whole().broken().is_empty()
+        compares || !self.staging.whole().promises().broken().is_empty()
     }
 
     /// Ends what shares pieces with a base that turned out not to have them.
     fn hold_to_promises(&self) -> Result<(), ReceiveError> {
-        let broken = self.staging.whole().broken();
+        let broken = self.staging.whole().promises().broken();
         let (Some((base, _)), false) = (&self.base, broken.is_empty()) else { return Ok(()) };
         let paths = broken.into_iter().map(|position| Ok(base.file(position)?.path.clone()));
         let error = ReceiveError::BaseRotten { paths: paths.collect::<Result<_, ReceiveError>>()? };
@@ -672,10 +668,10 @@ impl Receiver {
 
     /// Reads what could not be hashed while it was written.
     fn prove_promises(&self) -> Result<(), ReceiveError> {
-        let whole = self.staging.whole();
-        for (content, promised) in whole.unproven() {
+        let promises = self.staging.whole().promises();
+        for (content, promised) in promises.open() {
             let digest = self.read_digest(content, promised.length)?;
-            whole.hold_against_promise(content, promised.length, digest);
+            promises.hold(content, promised.length, digest);
         }
         self.hold_to_promises()
     }

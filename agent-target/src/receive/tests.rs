@@ -233,7 +233,7 @@ fn what_is_reused_comes_from_the_base_and_is_verified() {
         });
         offset += chunk.len() as u64;
     }
-    let ends = vec![End { content: 1, length: offset, ends_in_data: true, alone: false }];
+    let ends = vec![End { content: 1, length: offset, ends_in_data: true, alone: false, promised: None }];
     let accepted = Accepted { items, ends, ..Accepted::new(1) };
     let answer = bench.receiver.settle(accepted).expect("settle");
     assert_eq!(answer.wanted, [0b10001]);

@@ -9,34 +9,34 @@
 //! read: the values of its blocks are known, and only blocks that are partly new are read from the base.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     fs::File,
     io,
     os::unix::fs::FileExt as _,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
-use assay_common::{
-    digest::{BLOCK_BYTES, BlockHasher, BlockList, ContentDigest, DIGEST_BYTES},
-    uncached,
-};
+use assay_common::digest::{BlockHasher, ContentDigest, DIGEST_BYTES};
 use bytes::Bytes;
+
+pub use self::{promises::Promised, track::Original};
+use self::{
+    promises::Promises,
+    track::{ReadContent, Segment, Track},
+};
+
+mod promises;
+mod track;
 
 /// Bytes that may wait for those before them, of all contents.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
-/// Bytes that are read at a time of what waits in its file.
-const READ_BYTES: usize = 1024 * 1024;
 /// Length and digest, and the digest of the list of pieces.
 const RECORD_BYTES: u64 = 8 + 2 * DIGEST_BYTES as u64;
 /// Of these, length and digest.
 const KNOWN_BYTES: usize = 8 + DIGEST_BYTES;
-/// Promises of which it is not known whether they were kept.
-const MAX_PROMISES: usize = 256 * 1024;
-/// At most so many files are named when promises are broken.
-const MAX_BROKEN: usize = 16;
 /// Contents that are followed at a time: each has a hasher of 2 KiB. The digests of others are computed when they are sealed.
 const MAX_TRACKS: usize = 32 * 1024;
 /// In place of a length: the content belongs to no file, or is not followed.
@@ -52,204 +52,19 @@ pub struct Whole {
     waiting_bytes: AtomicUsize,
     /// Nobody waits for the digests any more.
     stopped: AtomicBool,
-    /// Digests that contents must turn out to have, until they have been found to have them.
-    promised: Mutex<HashMap<u64, Promised>>,
-    /// Files of the base from which pieces were taken for contents that turned out to have another.
-    broken: Mutex<BTreeSet<u64>>,
+    promises: Promises,
 }
-
-/// What a content must turn out to be: a part of it was taken from the base, and is not compared by itself.
-#[derive(Debug, Clone, Copy)]
-pub struct Promised {
-    /// The digest of the whole.
-    pub digest: ContentDigest,
-    /// Its length in bytes.
-    pub length: u64,
-    /// Position in the base of the file that the part was taken from.
-    pub base_entry: u64,
-}
-
-/// How far the digest of one content has come.
-#[derive(Debug)]
-struct Track {
-    next: u64,
-    /// `None`: somebody is hashing what comes next, and will go on with what waits by then.
-    hasher: Option<BlockHasher>,
-    waiting: BTreeMap<u64, Segment>,
-    length: Option<u64>,
-    given_up: bool,
-    original: Option<Arc<Original>>,
-}
-
-impl Track {
-    /// What has its turn now, with its offset. Of what is as it was, whole blocks, if more of it may come: a block is known as a
-    /// whole only.
-    fn next_segment(&mut self) -> Option<(u64, Segment)> {
-        let (&offset, segment) =
-            self.waiting.first_key_value().filter(|(offset, _)| **offset == self.next)?;
-        let Segment::Kept(bytes) = *segment else {
-            return self.waiting.pop_first();
-        };
-        let mut end = offset + bytes;
-        self.waiting.remove(&offset);
-        while let Some(Segment::Kept(more)) = self.waiting.get(&end) {
-            let more = *more;
-            self.waiting.remove(&end);
-            end += more;
-        }
-        let is_all = self.length == Some(end) || self.waiting.contains_key(&end);
-        let now = if is_all { end } else { end / BLOCK_BYTES * BLOCK_BYTES };
-        if now < end {
-            self.waiting.insert(now.max(offset), Segment::Kept(end - now.max(offset)));
-        }
-        (now > offset).then_some((offset, Segment::Kept(now.saturating_sub(offset))))
-    }
-}
-
-/// The file that a content is a copy of, until something is written to it.
-#[derive(Debug)]
-pub struct Original {
-    /// The sealed file.
-    pub file: File,
-    /// Its blocks: they add up to its digest.
-    pub blocks: BlockList,
-}
-
-impl Default for Track {
-    fn default() -> Self {
-        let hasher = Some(BlockHasher::default());
-        Self { next: 0, hasher, waiting: BTreeMap::new(), length: None, given_up: false, original: None }
-    }
-}
-
-#[derive(Debug)]
-enum Segment {
-    Bytes(Bytes),
-    Hole(u64),
-    /// So many bytes that stand in the file.
-    Written(u64),
-    /// So many bytes that are as they are in the original.
-    Kept(u64),
-}
-
-impl Segment {
-    fn waiting_bytes(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Hole(_) | Self::Written(_) | Self::Kept(_) => 0,
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Hole(bytes) | Self::Written(bytes) | Self::Kept(bytes) => *bytes,
-        }
-    }
-
-    /// Hashes what stands at `offset`.
-    fn hash(
-        &self,
-        hasher: &mut BlockHasher,
-        offset: u64,
-        (read, original): (ReadContent<'_>, Option<&Original>),
-        stopped: &AtomicBool,
-    ) -> io::Result<()> {
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-        let go_on = || match stopped.load(Ordering::Relaxed) {
-            true => Err(io::Error::other("the run was given up")),
-            false => Ok(()),
-        };
-        match self {
-            Self::Bytes(bytes) => hasher.update(bytes),
-            Self::Hole(bytes) => {
-                let mut rest = *bytes;
-                while rest > 0 {
-                    go_on()?;
-                    let step = rest.min(ZEROS.len() as u64);
-                    hasher.update(&ZEROS[..step as usize]);
-                    rest -= step;
-                }
-            }
-            Self::Written(bytes) => {
-                let mut buffer = vec![0; READ_BYTES.min(*bytes as usize)];
-                let mut done = 0;
-                while done < *bytes {
-                    go_on()?;
-                    let step = (bytes - done).min(buffer.len() as u64) as usize;
-                    read(&mut buffer[..step], offset + done)?;
-                    hasher.update(&buffer[..step]);
-                    done += step as u64;
-                }
-            }
-            Self::Kept(bytes) => {
-                let original =
-                    original.ok_or_else(|| io::Error::other("nothing is known of the original"))?;
-                let (mut at, end, mut buffer) = (offset, offset + bytes, Vec::new());
-                while at < end {
-                    go_on()?;
-                    let step = (BLOCK_BYTES - at % BLOCK_BYTES).min(end - at);
-                    let known = original.blocks.value(at / BLOCK_BYTES).filter(|_| step == BLOCK_BYTES);
-                    if !known.is_some_and(|value| hasher.update_block(value)) {
-                        buffer.resize(step as usize, 0);
-                        if uncached::read_full_at(&original.file, &mut buffer, at)? != buffer.len() {
-                            return Err(io::ErrorKind::UnexpectedEof.into());
-                        }
-                        hasher.update(&buffer);
-                    }
-                    at += step;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads a content's own bytes, from an offset.
-type ReadContent<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<()>;
 
 impl Whole {
     /// Nothing is known yet. `records` is an empty file.
     pub fn new(records: File) -> Self {
-        let (tracks, waiting_bytes, stopped, promised, broken) = Default::default();
-        Self { records, tracks, waiting_bytes, stopped, promised, broken }
+        let (tracks, waiting_bytes, stopped, promises) = Default::default();
+        Self { records, tracks, waiting_bytes, stopped, promises }
     }
 
-    fn promises(&self) -> MutexGuard<'_, HashMap<u64, Promised>> {
-        self.promised.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes down what contents must turn out to be, before their ends are told. False when that would be more than there may be.
-    pub fn promise(&self, promised: Vec<(u64, Promised)>) -> bool {
-        let mut promises = self.promises();
-        let fits = promises.len() + promised.len() <= MAX_PROMISES;
-        if fits {
-            promises.extend(promised);
-        }
-        fits
-    }
-
-    /// Files of the base, by their positions, from which pieces were taken for contents that turned out to be others than was promised.
-    pub fn broken(&self) -> BTreeSet<u64> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Promises of which it is not known whether they were kept.
-    pub fn unproven(&self) -> Vec<(u64, Promised)> {
-        self.promises().iter().map(|(content, promised)| (*content, *promised)).collect()
-    }
-
-    /// Holds a digest against what was promised.
-    pub fn hold_against_promise(&self, content: u64, length: u64, digest: ContentDigest) {
-        let promised = self.promises().remove(&content);
-        if let Some(promised) =
-            promised.filter(|promised| (promised.digest, promised.length) != (digest, length))
-        {
-            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
-            if broken.len() < MAX_BROKEN {
-                broken.insert(promised.base_entry);
-            }
-        }
+    /// What contents must turn out to be.
+    pub fn promises(&self) -> &Promises {
+        &self.promises
     }
 
     /// The digest of a content of `length` bytes, if it is known.
@@ -450,7 +265,7 @@ impl Whole {
             let (digest, length) = (hasher.finish().0, track.next);
             self.tracks.lock().unwrap_or_else(PoisonError::into_inner).remove(&content);
             let noted = self.note(content, length, digest);
-            self.hold_against_promise(content, length, digest);
+            self.promises.hold(content, length, digest);
             return noted;
         }
         Ok(())
@@ -460,6 +275,7 @@ impl Whole {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use assay_common::digest::BLOCK_BYTES;
 
     fn whole() -> Whole {
         Whole::new(tempfile::tempfile().expect("temp"))

@@ -309,13 +309,13 @@ fn a_promise_that_was_not_looked_at_is_looked_at_in_the_end() {
         // As if it had been given up: the hash of what is on its way comes to nothing.
         staging.whole().give_up_all();
         receiver.pack(&pack(1, &new[..10])).expect("pack");
-        assert_eq!(staging.whole().unproven().len(), 1);
+        assert_eq!(staging.whole().promises().open().len(), 1);
         if spoiled {
             let file = std::fs::OpenOptions::new().write(true).open(staging.content_path(1)).expect("open");
             std::os::unix::fs::FileExt::write_all_at(&file, &[new[20] ^ 1], 20).expect("damage");
         }
         match receiver.finish() {
-            Ok(()) => assert!(!spoiled && staging.whole().unproven().is_empty()),
+            Ok(()) => assert!(!spoiled && staging.whole().promises().open().is_empty()),
             Err(ReceiveError::BaseRotten { paths }) => assert!(spoiled && paths == [b"file"]),
             Err(error) => panic!("{error}"),
         }
@@ -356,7 +356,7 @@ fn nothing_is_promised_by_an_offer_that_is_refused() {
     let bad = FilePart { content: 2, pieces: vec![0], ..Default::default() };
     let refused = receiver.accept(&offer(1, vec![parts[0].clone(), bad]));
     assert!(matches!(refused.map(drop), Err(ReceiveError::Protocol { .. })));
-    assert!(staging.whole().unproven().is_empty());
+    assert!(staging.whole().promises().open().is_empty());
     let next = FilePart { content: 3, ..parts[0].clone() };
     let refused = receiver.accept(&offer(1, vec![next]));
     assert!(
