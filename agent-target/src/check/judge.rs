@@ -3,7 +3,8 @@
 use assay_common::profile::{Check, TemplateError};
 
 use super::{
-    HOST_NAME_ERROR, Launcher, MAX_LINE_BYTES, Outcome,
+    HOST_NAME_ERROR, MAX_LINE_BYTES, Outcome,
+    launch::Launcher,
     limits::Bounds,
     output::{self, Patterns},
     process::{End, Ran},

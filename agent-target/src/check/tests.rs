@@ -2,8 +2,12 @@
 
 use super::*;
 use crate::workspace::{Preference, RootView, WorkspaceOptions};
-use assay_common::profile::Depth;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use assay_common::profile::{Depth, TargetNames};
+use std::{
+    ffi::OsStr,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    process::Command,
+};
 
 /// A generation with one root, and what a repository's configuration would say of it.
 struct Bed {
@@ -106,7 +110,7 @@ fn is_root() -> bool {
 /// False, with a note, where this machine cannot make sandboxes.
 fn can_isolate() -> bool {
     let setpriv = process::find_program(OsStr::new("setpriv"));
-    let able = probe(Path::new("bwrap"), setpriv.as_deref(), is_root());
+    let able = launch::probe(Path::new("bwrap"), setpriv.as_deref(), is_root());
     if let Err(why) = &able {
         eprintln!("{why}: what needs a sandbox is not tested");
     }

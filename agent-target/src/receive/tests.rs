@@ -4,9 +4,10 @@ mod copied;
 
 use std::sync::{Arc, Mutex};
 
-use assay_proto::v1::Reuse;
+use assay_common::{config::Size, limits::MAX_FILE_BYTES};
+use assay_proto::v1::{FilePart, Reuse};
 
-use super::*;
+use super::{base::BaseFile, *};
 use crate::store::{Store, index::ChunkIndex};
 
 struct Bench {

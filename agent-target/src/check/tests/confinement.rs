@@ -4,6 +4,7 @@ use std::{
     io::Read as _,
     net::{TcpListener, UdpSocket},
     os::unix::fs::MetadataExt as _,
+    process::Stdio,
 };
 
 use assay_common::config::Size;
