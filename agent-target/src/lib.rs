@@ -7,11 +7,13 @@
 
 pub mod ahead;
 pub mod app;
+mod buffers;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod keep;
+mod leftover;
 pub mod observe;
 pub mod patch;
 pub mod receive;

@@ -463,7 +463,7 @@ pub fn sweep(directory: &Path) -> Result<usize, WorkspaceError> {
             continue;
         }
         count += 1;
-        crate::check::kill_left(&entry.path());
+        crate::leftover::kill_left(&entry.path());
         let result = discard(&entry.path());
         first_error = first_error.and(result);
     }

@@ -30,7 +30,7 @@ use assay_common::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    receive::Buffers,
+    buffers::Buffers,
     seal::{SealError, open_manifest},
     store::{Store, TREE, free_bytes},
 };
@@ -153,6 +153,11 @@ impl Copies {
         self.lack_some();
         held.values().try_for_each(|held| self.remove(held.number))?;
         Ok(!held.is_empty())
+    }
+
+    /// True when there are any.
+    pub fn are_there(&self) -> bool {
+        !self.state().held.is_empty()
     }
 
     /// There are not all copies of any generation from now on, though the next one may have the same root digest.

@@ -47,7 +47,6 @@ pub(crate) mod sandbox;
 mod seccomp;
 
 pub(crate) use cgroup::sweep as sweep_groups;
-pub(crate) use process::kill_left;
 
 use std::{
     collections::BTreeMap,

@@ -13,10 +13,9 @@ use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
 use super::retention::Retention;
 use crate::{
     config,
-    receive::piece_list_digest,
     repository::Repository,
     seal::{Draft, Provenance, open_manifest, seal},
-    store::{MarkRecord, Record, TREE},
+    store::{MarkRecord, Record, TREE, piece_list_digest},
 };
 
 /// Bytes of a piece in these trees.

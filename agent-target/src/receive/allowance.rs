@@ -16,6 +16,10 @@ use crate::{
 /// Free space is looked at again when half of it has been written, but for so many bytes at least, and at most: others write, too.
 const LOOK_AGAIN_BYTES: [u64; 2] = [1024 * 1024, 64 * 1024 * 1024];
 
+/// When less is free on the disk, copies that were made ahead are given up, in bytes. Whoever writes content makes room when it meets a full
+/// disk; who writes the chunk index or a manifest cannot, and would end the run for what is only there to make it faster.
+const COPIES_LEAVE_BYTES: u64 = 16 * 1024 * 1024;
+
 /// What one session may write. What earlier sessions left is there to be found as long as there is room beside it: when there is
 /// none left, it goes, and what comes now counts.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub struct Allowance {
     reserve: Size,
     staging: Arc<Staging>,
     copies: Arc<Copies>,
+    /// [`COPIES_LEAVE_BYTES`].
+    copies_leave: u64,
     /// Bytes that earlier sessions left.
     earlier: AtomicU64,
     written: AtomicU64,
@@ -46,7 +52,20 @@ impl Allowance {
     ) -> Self {
         let earlier = AtomicU64::new(staging.staged_bytes());
         let (written, made_room, look_at, turn) = Default::default();
-        Self { quota, stored, reserve, staging, copies, earlier, written, made_room, look_at, turn }
+        let copies_leave = COPIES_LEAVE_BYTES;
+        Self {
+            quota,
+            stored,
+            reserve,
+            staging,
+            copies,
+            copies_leave,
+            earlier,
+            written,
+            made_room,
+            look_at,
+            turn,
+        }
     }
 
     /// Takes bytes that are about to be written.
@@ -95,14 +114,23 @@ impl Allowance {
 
     fn is_room(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
         self.is_within_quota(before, bytes)?;
-        if self.reserve.0 > 0 && before >= self.look_at.load(Ordering::Relaxed) {
-            let free = free_bytes(self.staging.path()).unwrap_or(u64::MAX);
-            let Some(rest) = free.checked_sub(self.reserve.0).filter(|rest| *rest >= bytes) else {
-                return Err(ReceiveError::Reserve { reserve: self.reserve, free: Size(free) });
-            };
-            let [least, most] = LOOK_AGAIN_BYTES;
-            self.look_at.store(before.saturating_add((rest / 2).clamp(least, most)), Ordering::Relaxed);
+        let holds_copies = self.copies.are_there();
+        let leave = if holds_copies { self.copies_leave.max(self.reserve.0) } else { self.reserve.0 };
+        if leave == 0 || before < self.look_at.load(Ordering::Relaxed) {
+            return Ok(());
         }
+        let look = || free_bytes(self.staging.path()).unwrap_or(u64::MAX);
+        let mut free = look();
+        if holds_copies && free.saturating_sub(bytes) < leave {
+            self.made_room.fetch_add(u64::from(self.copies.forget()?), Ordering::Relaxed);
+            free = look();
+        }
+        if self.reserve.0 > 0 && free < self.reserve.0.saturating_add(bytes) {
+            return Err(ReceiveError::Reserve { reserve: self.reserve, free: Size(free) });
+        }
+        let [least, most] = LOOK_AGAIN_BYTES;
+        let step = (free.saturating_sub(leave) / 2).clamp(least, most);
+        self.look_at.store(before.saturating_add(step), Ordering::Relaxed);
         Ok(())
     }
 
@@ -125,8 +153,14 @@ impl Allowance {
 
 #[cfg(test)]
 mod tests {
+    use assay_common::id::GenerationNumber;
+
     use super::*;
-    use crate::store::Store;
+    use crate::{
+        ahead::copies,
+        keep::bench::{Bench, Tree},
+        store::Store,
+    };
 
     /// A staging area in which an earlier session left so many bytes.
     fn staging(left: usize) -> (tempfile::TempDir, (Arc<Staging>, Arc<Copies>)) {
@@ -165,6 +199,28 @@ mod tests {
         assert!((LOOK_AGAIN_BYTES[0]..=LOOK_AGAIN_BYTES[1]).contains(&next), "{next}");
         some.claim(u64::MAX / 2).expect("not looked at again so soon");
         some.claim(u64::MAX / 4).expect_err("no disk has so much");
+    }
+
+    /// The chunk index makes no room for itself: copies go before it needs any.
+    #[test]
+    fn copies_go_before_the_disk_is_full() {
+        let bench = Bench::new(None);
+        let large = vec![7; copies::LEAST_BYTES as usize];
+        bench.seal_written(&Tree::from([("large", &large[..])]), jiff::Timestamp::now().as_second());
+        let (store, copies) = (&bench.repository.store, Arc::clone(&bench.repository.copies));
+        let room = copies::Room { most: u64::MAX, reserve: 0 };
+        copies.prepare(store, GenerationNumber(1), room, &copies.begin()).expect("prepare");
+        let staging = Arc::new(store.open_staging().expect("staging"));
+        let mut allowance = Allowance::new(None, 0, Size(0), (staging, Arc::clone(&copies)));
+        allowance.claim(1).expect("written");
+        assert!(copies.are_there(), "there is room for both");
+        let next = allowance.look_at.load(Ordering::Relaxed);
+        allowance.copies_leave = u64::MAX;
+        allowance.claim(next - 2).expect("not looked at so soon");
+        assert!(copies.are_there());
+        allowance.claim(2).expect("written");
+        allowance.claim(1).expect("nothing is refused for them");
+        assert!(!copies.are_there() && allowance.made_room() == 1);
     }
 
     /// A run that failed for want of room must not be what the next one fails for.

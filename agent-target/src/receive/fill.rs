@@ -11,9 +11,10 @@ use assay_common::{
 
 use bytes::Bytes;
 
-use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile, buffers::Buffer};
+use super::{End, Item, ReceiveError, Receiver, Target, base::BaseFile};
 use crate::{
     ahead::copies,
+    buffers::Buffer,
     store::{
         Original,
         index::{ContentKey, Place},

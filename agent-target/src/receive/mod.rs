@@ -13,7 +13,6 @@
 
 mod allowance;
 mod base;
-mod buffers;
 mod error;
 mod fill;
 mod offer;
@@ -29,16 +28,14 @@ use std::{
 use assay_common::{
     digest::ContentDigest,
     limits::{MAX_BATCH_BYTES, MAX_CHUNK_BYTES, MAX_OUTSTANDING_BYTES, MAX_OUTSTANDING_PIECES},
-    manifest::Piece,
 };
 use assay_proto::v1::{Offer, Pack, TransferResponse};
 use bytes::Bytes;
 
-use crate::{ahead::copies::Copies, store::Staging};
+use crate::{ahead::copies::Copies, buffers::Buffers, store::Staging};
 
 pub use allowance::Allowance;
 pub use base::Base;
-pub(crate) use buffers::Buffers;
 pub use error::ReceiveError;
 use error::protocol;
 pub use offer::Accepted;
@@ -46,20 +43,6 @@ use offer::{End, Item, Open, Target};
 pub use places::PlaceReader;
 use seen::Seen;
 use turns::Turns;
-
-/// The digest of a file's list of pieces, in order: what a manifest says of them is held against what was received.
-pub(crate) fn piece_list_digest(pieces: impl Iterator<Item = (Piece, Option<ContentDigest>)>) -> [u8; 32] {
-    let mut list = blake3::Hasher::new();
-    pieces.for_each(|(piece, digest)| add_to_list(&mut list, piece, digest));
-    *list.finalize().as_bytes()
-}
-
-fn add_to_list(list: &mut blake3::Hasher, piece: Piece, digest: Option<ContentDigest>) {
-    list.update(&piece.to_wire().to_le_bytes());
-    if let Some(digest) = digest {
-        list.update(&digest.0);
-    }
-}
 
 /// A batch of which something is on its way.
 struct Outstanding {

@@ -16,8 +16,8 @@ use assay_common::{
 };
 use assay_proto::v1::{FilePart, Offer, TransferResponse};
 
-use super::{ReceiveError, Receiver, State, add_to_list, base::BaseFile, error::protocol, seen::Refused};
-use crate::store::Promised;
+use super::{ReceiveError, Receiver, State, base::BaseFile, error::protocol, seen::Refused};
+use crate::store::{Promised, add_to_piece_list};
 
 /// A piece of data and where it goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Accepted {
 pub(super) struct Open {
     /// Offset of the next part.
     pub(super) next: u64,
-    /// The digest of its list of pieces so far: [`piece_list_digest`].
+    /// The digest of its list of pieces so far: [`crate::store::piece_list_digest`].
     pub(super) list: Box<blake3::Hasher>,
     /// Position of the base's file that it began as a copy of.
     pub(super) copy_of: Option<u64>,
@@ -231,7 +231,7 @@ impl Receiver {
             };
             let bytes = piece.bytes();
             ends_in_data = known.is_some();
-            add_to_list(&mut open.list, piece, known);
+            add_to_piece_list(&mut open.list, piece, known);
             accepted.items.push(match (known, place, &base) {
                 (None, ..) => Item::Hole { content, offset, bytes },
                 (Some(digest), place, base) => {

@@ -4,7 +4,7 @@ mod copied;
 
 use std::sync::{Arc, Mutex};
 
-use assay_common::{config::Size, limits::MAX_FILE_BYTES};
+use assay_common::{config::Size, limits::MAX_FILE_BYTES, manifest::Piece};
 use assay_proto::v1::{FilePart, Reuse};
 
 use super::{base::BaseFile, *};

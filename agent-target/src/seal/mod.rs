@@ -35,11 +35,14 @@ use assay_common::{
 };
 use rayon::prelude::*;
 
-use crate::store::{
-    MANIFEST, MANIFEST_B3, MarkRecord, RECORD, Record, Staging, Store, StoreError, TREE,
-    index::{ChunkIndex, IndexError},
+use crate::{
+    ahead::tree,
+    store::{
+        MANIFEST, MANIFEST_B3, MarkRecord, RECORD, Record, Staging, Store, StoreError, TREE,
+        index::{ChunkIndex, IndexError},
+        piece_list_digest,
+    },
 };
-use crate::{ahead::tree, receive::piece_list_digest};
 
 pub(crate) use build::build_tree;
 use change::change_tree;

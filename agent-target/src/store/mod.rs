@@ -23,6 +23,7 @@
 //! ```
 
 pub mod index;
+mod piece_list;
 mod record;
 mod staging;
 mod usage;
@@ -49,6 +50,7 @@ use assay_common::{
     id::GenerationNumber,
 };
 
+pub use piece_list::{add_to_piece_list, piece_list_digest};
 pub use record::{MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
 use usage::Usage;

@@ -3,9 +3,11 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write},
+    ops::Range,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -125,37 +127,81 @@ impl Cluster {
         Ok(())
     }
 
-    /// Runs pgbench for some seconds, calls `meanwhile` again and again until it ends, and returns its transactions a
-    /// second.
+    /// Runs pgbench for some seconds, and does `work` again and again until it ends.
     ///
     /// # Errors
     ///
-    /// When pgbench fails, and what `meanwhile` returns.
-    pub fn window(
+    /// When pgbench fails, and what `work` returns.
+    pub fn load(
         &self,
         seconds: u32,
         seed: u64,
-        mut meanwhile: impl FnMut() -> Result<bool>,
-    ) -> Result<f64> {
+        mut work: impl FnMut() -> Result<()>,
+    ) -> Result<Transactions> {
+        let logs = self.folder.join("transactions");
+        fs::create_dir(&logs).with_context(|| logs.display().to_string())?;
+        succeed(Command::new("chown").arg(USER).arg(&logs))?;
         let mut child = self
             .command("pgbench")
-            .args(["-n", "-c", CLIENTS, "-j", "2"])
+            .args(["-n", "-c", CLIENTS, "-j", "2", "--log"])
+            .arg(format!("--log-prefix={}", logs.join("log").display()))
             .args([format!("--random-seed={seed}"), format!("-T{seconds}"), USER.to_owned()])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .context("pgbench does not start")?;
-        while child.try_wait().context("wait for pgbench")?.is_none() && meanwhile()? {}
+        while child.try_wait().context("wait for pgbench")?.is_none() {
+            work()?;
+        }
         let output = child.wait_with_output().context("wait for pgbench")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "pgbench ended with {}:\n{text}", output.status);
-        rate(&text).with_context(|| format!("pgbench told no rate:\n{text}"))
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pgbench ended with {}:\n{said}", output.status);
+        let mut ends = Vec::new();
+        visit(&logs, &mut |path, _| {
+            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            for line in text.lines() {
+                ends.push(end_of(line).with_context(|| format!("{}: {line}", path.display()))?);
+            }
+            Ok(())
+        })?;
+        fs::remove_dir_all(&logs).with_context(|| logs.display().to_string())?;
+        Ok(Transactions::new(ends))
     }
 }
 
-fn rate(text: &str) -> Option<f64> {
-    text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok())
+/// When a transaction ended, of a line of pgbench's log: `client transaction latency script seconds microseconds`.
+fn end_of(line: &str) -> Option<Duration> {
+    let mut fields = line.split(' ').skip(4);
+    let mut number = || fields.next()?.parse().ok();
+    Some(Duration::from_secs(number()?) + Duration::from_micros(number()?))
+}
+
+/// When each of pgbench's transactions ended, since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transactions(Vec<Duration>);
+
+impl Transactions {
+    pub(super) fn new(mut ends: Vec<Duration>) -> Self {
+        ends.sort_unstable();
+        Self(ends)
+    }
+
+    /// How many ended in a stretch of time.
+    pub fn within(&self, time: &Range<Duration>) -> usize {
+        let before = |moment: Duration| self.0.partition_point(|end| *end < moment);
+        before(time.end).saturating_sub(before(time.start))
+    }
+
+    /// All of them.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// When the last one ended.
+    pub fn end(&self) -> Duration {
+        self.0.last().copied().unwrap_or_default()
+    }
 }
 
 /// What differs between two states of a folder, in pages.
@@ -250,9 +296,16 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_found_in_what_pgbench_prints() {
-        let text = "latency average = 3 ms\ntps = 1234.5 (without initial connection time)\n";
-        assert_eq!(rate(text), Some(1234.5));
-        assert_eq!(rate("failed"), None);
+    fn transactions_are_counted_by_when_they_ended() {
+        let lines = ["0 1 1500 0 1700000002 7", "1 1 900 0 1700000001 999999", "0 2 77 0 1700000003 0"];
+        let transactions = Transactions::new(lines.iter().filter_map(|line| end_of(line)).collect());
+        let at = |micros| Duration::from_secs(1_700_000_000) + Duration::from_micros(micros);
+        assert_eq!((transactions.count(), transactions.end()), (3, at(3_000_000)));
+        let within = |from, to| transactions.within(&(at(from)..at(to)));
+        assert_eq!(
+            [within(0, 2_000_007), within(1_999_999, 2_000_008), within(3_000_001, 9_000_000)],
+            [1, 2, 0]
+        );
+        assert_eq!(end_of("progress: 1.0 s"), None);
     }
 }

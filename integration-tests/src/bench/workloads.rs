@@ -2,12 +2,14 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    thread,
+    time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{
     assay::Assay,
@@ -15,7 +17,7 @@ use super::{
     discard::{discard, make_room},
     hosts::{self, Disk, Host},
     measure::Sample,
-    postgres::{Changed, Cluster, changed_pages},
+    postgres::{Changed, Cluster, Transactions, changed_pages},
     process::succeed,
     report::{self, CHANGED_PAGES, Row, WALL_AT_80_MS, WITHOUT_DELAY},
     rsync::{PLAIN, Rsync, Servers, VARIANTS, Variant, assert_equal},
@@ -25,10 +27,11 @@ use super::{
 const ONE_WAY: Duration = Duration::from_millis(40);
 /// Of each of pgbench's clients, so that a few per cent of the pages change.
 const TRANSACTIONS_PER_SCALE: u32 = 50;
-/// Long enough for some copies, short enough that all meet the same machine ...
-const WINDOW_SECONDS: u32 = 6;
-/// ... and so many in turn for each repetition: what is lost is the difference of two rates, and a machine's own rate drifts by as much.
-const WINDOWS: usize = 3;
+/// How long pgbench works in each repetition.
+const LOAD_SECONDS: u32 = 54;
+/// Between two copies of a live cluster nothing is copied for so long: what a copy costs is told by what stands right before and
+/// behind it, because a machine's own rate drifts by as much as that.
+const PAUSE: Duration = Duration::from_millis(600);
 
 /// One thing that backups have to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -150,19 +153,49 @@ impl Tool {
     }
 }
 
-/// What happened while pgbench worked.
-#[derive(Clone, Debug, Default)]
-struct Window {
-    /// pgbench's transactions.
-    transactions: f64,
-    /// Whole copies that were made meanwhile.
-    copies: f64,
-    /// Processor seconds of the source's side for them.
+/// A copy that was made while pgbench worked.
+#[derive(Clone, Debug)]
+struct LiveCopy {
+    /// Which tool made it.
+    tool: usize,
+    /// From its command to its end, since 1970.
+    time: Range<Duration>,
+    /// Processor seconds of the source's side.
     cpu: f64,
 }
 
-/// A figure of windows with copies, and of those without that they had turns with.
-type Figure = fn(&Window, &Window) -> f64;
+/// What the copies of one tool cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cost {
+    copies: f64,
+    cpu: f64,
+    /// Transactions that would have ended meanwhile, at the rate of the pauses around each copy.
+    expected: f64,
+    /// Those that did.
+    ended: f64,
+}
+
+impl Cost {
+    /// Of the copies that `tool` made, each between two pauses.
+    fn of(tool: usize, copies: &[LiveCopy], transactions: &Transactions) -> Self {
+        let mut cost = Self::default();
+        for around in copies.windows(3) {
+            let [before, copy, after] = around else { continue };
+            if copy.tool != tool || after.time.start > transactions.end() {
+                continue;
+            }
+            let pauses = [before.time.end..copy.time.start, copy.time.end..after.time.start];
+            let seconds = |time: &Range<Duration>| time.end.saturating_sub(time.start).as_secs_f64();
+            let in_pauses: usize = pauses.iter().map(|pause| transactions.within(pause)).sum();
+            let rate = in_pauses as f64 / pauses.iter().map(seconds).sum::<f64>();
+            cost.copies += 1.0;
+            cost.cpu += copy.cpu;
+            cost.expected += rate * seconds(&copy.time);
+            cost.ended += transactions.within(&copy.time) as f64;
+        }
+        cost
+    }
+}
 
 /// The tools of a workload, Assay first, and the tree that they copy.
 #[derive(Debug)]
@@ -396,60 +429,55 @@ impl Bench {
             tool.reset()?;
             tool.run(servers)?;
         }
-        // The last place is a window in which nothing is copied.
-        let idle = field.tools.len();
-        let mut windows: Vec<Vec<Window>> = vec![Vec::new(); idle + 1];
+        let mut costs: Vec<Vec<Cost>> = vec![Vec::new(); field.tools.len()];
         for repetition in 0..self.options.repetitions {
-            let mut seen = vec![Window::default(); idle + 1];
-            for turn in 0..WINDOWS * (idle + 1) {
-                let number = (repetition + turn + turn / (idle + 1)) % (idle + 1);
-                let window = &mut seen[number];
-                rustix::fs::sync();
-                let seed = self.options.plan.seed + (repetition * WINDOWS + turn) as u64;
-                window.transactions += f64::from(WINDOW_SECONDS)
-                    * cluster.window(WINDOW_SECONDS, seed, || {
-                        let Some(tool) = field.tools.get_mut(number) else { return Ok(false) };
-                        window.cpu += tool.run(servers)?.source_cpu;
-                        window.copies += 1.0;
-                        Ok(true)
-                    })?;
-            }
-            for (number, window) in seen.into_iter().enumerate() {
-                let what = field.tools.get(number).map_or("nothing", |tool| &tool.name);
-                let seconds = WINDOWS as f64 * f64::from(WINDOW_SECONDS);
+            rustix::fs::sync();
+            let mut copies: Vec<LiveCopy> = Vec::new();
+            let transactions =
+                cluster.load(LOAD_SECONDS, self.options.plan.seed + repetition as u64, || {
+                    pause();
+                    let tool = (repetition + copies.len()) % field.tools.len();
+                    let start = since_1970()?;
+                    let cpu = field.tools[tool].run(servers)?.source_cpu;
+                    copies.push(LiveCopy { tool, time: start..since_1970()?, cpu });
+                    Ok(())
+                })?;
+            for (number, tool) in field.tools.iter().enumerate() {
+                let cost = Cost::of(number, &copies, &transactions);
+                ensure!(cost.copies > 0.0, "{}: no copy was made while pgbench worked", tool.name);
                 say(&format!(
-                    "{name} {}: {what} copied {} times in {seconds} s: {:.0} transactions a second",
+                    "{name} {}: {} copied {} times, each {:.2} s of its processor; {:.0} of {:.0} transactions meanwhile",
                     repetition + 1,
-                    window.copies,
-                    window.transactions / seconds
+                    tool.name,
+                    cost.copies,
+                    cost.cpu / cost.copies,
+                    cost.ended,
+                    cost.expected
                 ));
-                windows[number].push(window);
+                costs[number].push(cost);
             }
+            say(&format!(
+                "{name} {}: {} transactions in {LOAD_SECONDS} s",
+                repetition + 1,
+                transactions.count()
+            ));
         }
         cluster.stop()?;
         if let Some(Tool { program: Program::Assay(assay), .. }) = field.tools.first_mut() {
             assay.run()?;
             assert_equal(&root, &assay.latest())?;
         }
-        let figures = |of: Figure| {
-            let of_tool = |number: usize| -> Vec<f64> {
-                windows[number].iter().zip(&windows[idle]).map(|(window, alone)| of(window, alone)).collect()
-            };
-            (of_tool(0), [(PLAIN.name.to_owned(), of_tool(1))])
-        };
+        type Figure = fn(&Cost) -> f64;
         let rows: [(_, _, Figure); 3] = [
-            ("transactions lost", "%", |window, alone| {
-                (1.0 - window.transactions / alone.transactions) * 100.0
-            }),
-            ("cpu, source", "s", |window, _| window.cpu / window.copies),
-            // Whoever is done sooner copies more often in a window.
-            ("lost by a copy", "", |window, alone| {
-                (alone.transactions - window.transactions) / window.copies
-            }),
+            ("transactions lost", "%", |cost| (1.0 - cost.ended / cost.expected) * 100.0),
+            ("cpu, source", "s", |cost| cost.cpu / cost.copies),
+            // Whoever is done sooner loses them for a shorter time.
+            ("lost by a copy", "", |cost| (cost.expected - cost.ended) / cost.copies),
         ];
         for (metric, unit, of) in rows {
-            let (assay, peers) = figures(of);
-            self.rows.push(Row::new(name, metric, unit, &assay, &peers));
+            let of_tool = |number: usize| costs[number].iter().map(of).collect::<Vec<_>>();
+            let rsync = [(PLAIN.name.to_owned(), of_tool(1))];
+            self.rows.push(Row::new(name, metric, unit, &of_tool(0), &rsync));
         }
         finish(field)
     }
@@ -587,7 +615,38 @@ fn describe(root: &Path, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
+/// Nothing is waited for: how pgbench does in this time is what is measured.
+#[allow(clippy::disallowed_methods, reason = "the pause itself is measured")]
+fn pause() {
+    thread::sleep(PAUSE);
+}
+
+/// What pgbench's log counts in.
+fn since_1970() -> Result<Duration> {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock")
+}
+
 /// Progress goes to standard error: standard output is for what came out.
 fn say(text: &str) {
     eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transaction each tenth of a second, but in a copy of Assay's each fifth; in the last pause it has ended.
+    #[test]
+    fn what_a_copy_costs_is_told_by_the_pauses_around_it() {
+        let at = |tenths: u64| Duration::from_millis(tenths * 100);
+        let copy = |tool, from, to| LiveCopy { tool, time: at(from)..at(to), cpu: 0.5 };
+        let copies = [copy(1, 10, 20), copy(0, 30, 50), copy(1, 60, 70), copy(0, 80, 90), copy(1, 100, 110)];
+        let ends = (0..95).filter(|tenth| !(30..50).contains(tenth) || tenth % 2 == 0).map(at).collect();
+        let transactions = Transactions::new(ends);
+        let assay = Cost::of(0, &copies, &transactions);
+        assert_eq!((assay.copies, assay.cpu, assay.ended), (1.0, 0.5, 10.0), "the other ends with the load");
+        assert!((assay.expected - 20.0).abs() < 1e-9, "{assay:?}");
+        let other = Cost::of(1, &copies, &transactions);
+        assert!((other.expected - other.ended).abs() < 1e-9 && other.copies == 1.0, "{other:?}");
+    }
 }
