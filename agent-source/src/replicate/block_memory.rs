@@ -1,5 +1,5 @@
 //! What is remembered of large files, so that what is as it was is known without a second BLAKE3 digest over the same bytes: the
-//! chaining values of their blocks, for what stands where it stood, and a fingerprint of each piece (XXH3, 64 bits), for what has moved.
+//! chaining values of their blocks, for what stands where it stood, and a fingerprint of each piece (XXH3, 64 bits), for what has moved or stands beside what is new.
 //!
 //! A file of records: content digest, number of blocks, number of pieces, values, fingerprints. A list of values is used only when it
 //! adds up to the digest that the basis has of the file; nothing adds up for fingerprints, and a piece that has another's is told to be

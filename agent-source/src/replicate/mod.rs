@@ -159,7 +159,7 @@ pub struct Plan {
     pub full_read: bool,
     /// Files that have rotted on the target: they are read and sent again, changed or not.
     pub rotten: std::collections::HashSet<Vec<u8>>,
-    /// Pieces that have moved may be known by their fingerprints.
+    /// Pieces of the base may be known by their fingerprints.
     pub fingerprints: bool,
     /// Folder for the spool.
     pub work: PathBuf,

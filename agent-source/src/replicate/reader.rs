@@ -145,7 +145,7 @@ pub struct Shared {
     pub at_work: Arc<AtomicUsize>,
     /// How many processors may be used.
     pub threads: usize,
-    /// Whether a piece that has moved may be known by its fingerprint.
+    /// Whether a piece of the base may be known by its fingerprint.
     pub fingerprints: bool,
 }
 

@@ -6,7 +6,7 @@
 //! its digest when the generation is sealed.
 //!
 //! A message is worked on in two steps. [`Receiver::accept`] holds it against the rules, in the order of arrival and without
-//! touching a file; what it gives is then settled beside other messages, in any order: each writes pieces of its own.
+//! touching a file but to begin one; what it gives is then settled beside other messages, in any order: each writes pieces of its own.
 //!
 //! The receiver belongs to the run and outlives a stream that is cut: a batch that is offered again is answered with what
 //! of it has not arrived.

@@ -66,10 +66,9 @@ impl Reuser {
         })
     }
 
-    /// The pieces of data that begin at `offset` or behind it.
-    pub fn from(&self, offset: u64) -> impl Iterator<Item = BasePiece> + '_ {
-        let first = self.offsets.partition_point(|start| *start < offset);
-        (first..self.pieces.len()).filter_map(|position| self.data(position))
+    /// The piece of data that begins at `offset`.
+    pub fn at(&self, offset: u64) -> Option<BasePiece> {
+        self.data(self.offsets.binary_search(&offset).ok()?)
     }
 
     fn data(&self, position: usize) -> Option<BasePiece> {
@@ -281,12 +280,10 @@ mod tests {
         assert_eq!(reuser.find(piece(5), None), Some(3), "what follows, a hole");
         assert_eq!(reuser.find(piece(1), Some(0)), Some(0));
         assert_eq!(reuser.find(piece(1), Some(99)), Some(4), "no such place");
-        let from = |offset| reuser.from(offset).map(|piece| piece.position).collect::<Vec<_>>();
-        assert_eq!(from(0), [0, 1, 2, 4, 5], "a hole is no data");
-        assert_eq!(from(2), [1, 2, 4, 5]);
-        assert_eq!(from(3), [2, 4, 5], "behind where it begins");
-        assert!(from(1000).is_empty());
-        let second = reuser.from(2).next().expect("there");
+        let at = |offset| reuser.at(offset).map(|piece| piece.position);
+        assert_eq!([at(0), at(2), at(5), at(7)], [Some(0), Some(1), Some(2), None], "a hole is no data");
+        assert_eq!([at(3), at(1000)], [None, None], "nothing begins there");
+        let second = reuser.at(2).expect("there");
         assert_eq!((second.offset, second.bytes, Some(second.digest)), (2, 3, piece(2).1));
         assert_eq!(reuser.follows().count(), 0, "the last one is left out");
     }

@@ -30,11 +30,27 @@ pub(super) struct Slice {
     place: Option<usize>,
     /// Its digest, where it is known to be that piece.
     digest: Option<ContentDigest>,
+    /// Where it is known.
+    fingerprint: Option<Fingerprint>,
 }
 
 impl Slice {
     fn new(range: Range<usize>) -> Self {
-        Self { range, place: None, digest: None }
+        Self { range, place: None, digest: None, fingerprint: None }
+    }
+}
+
+/// What came of holding bytes against a piece of the base.
+struct Compared {
+    /// `None`: only the digest could tell.
+    is_same: Option<bool>,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl Compared {
+    fn slice(self, piece: &BasePiece, range: Range<usize>) -> Slice {
+        let digest = (self.is_same == Some(true)).then_some(piece.digest);
+        Slice { range, place: Some(piece.position), digest, fingerprint: self.fingerprint }
     }
 }
 
@@ -105,7 +121,7 @@ impl Progress {
         let reuser = base.map(|base| Reuser::new(&base.entry));
         let mut before = base.and_then(|base| shared.memory.find(&base.entry.digest, base.entry.size));
         if let (Some(known), Some(reuser)) = (&mut before, &reuser)
-            && (!shared.fingerprints || known.fingerprints.len() != reuser.piece_count())
+            && (!shared.fingerprints || job.rotten || known.fingerprints.len() != reuser.piece_count())
         {
             known.fingerprints.clear();
         }
@@ -177,49 +193,52 @@ impl Progress {
 
     /// Pages stay where they are: each is held against the base's in its place.
     fn pages(&self, cut: Cut, block: &[u8], ended: bool) -> Vec<Slice> {
-        let mut before = self.reuser.iter().flat_map(|reuser| reuser.from(self.offset)).peekable();
         let slice = |range: Range<usize>| {
             let offset = self.offset + range.start as u64;
-            while before.next_if(|piece| piece.offset < offset).is_some() {}
-            let piece = before.next_if(|piece| piece.offset == offset && piece.bytes == range.len());
-            let (place, digest) = (piece.map(|piece| piece.position), None);
-            match piece.filter(|piece| self.is_as_before(piece, offset, &block[range.clone()]) == Some(true))
-            {
-                Some(piece) => Slice { range, place, digest: Some(piece.digest) },
-                None => Slice { range, place, digest },
+            let before = self.reuser.as_ref().and_then(|reuser| reuser.at(offset));
+            match before.filter(|piece| piece.bytes == range.len()) {
+                Some(piece) => self.compare(&piece, offset, &block[range.clone()]).slice(&piece, range),
+                None => Slice::new(range),
             }
         };
         cut.ranges(block, ended).into_iter().map(slice).collect()
     }
 
     /// The pieces at the start of `block` that are as they were in the base: cut where they were cut then, without looking for
-    /// the places again. That is where they would be found: a cut point depends on what comes before it in its piece.
+    /// the places again. Where both were cut by content that is where they would be found: a cut point depends on what comes before it in
+    /// its piece.
     fn as_before(&self, block: &[u8]) -> Vec<Slice> {
         let (mut slices, mut start) = (Vec::new(), 0usize);
         for piece in self.reuser.iter().flat_map(Reuser::follows) {
             let end = start.checked_add(piece.bytes).filter(|end| *end <= block.len());
             let Some(range) = end.map(|end| start..end) else { break };
             let bytes = &block[range.clone()];
-            let is_same = self
-                .is_as_before(&piece, self.offset + start as u64, bytes)
-                .unwrap_or_else(|| ContentDigest::of(bytes) == piece.digest);
+            let mut compared = self.compare(&piece, self.offset + start as u64, bytes);
+            let is_same = *compared.is_same.get_or_insert_with(|| ContentDigest::of(bytes) == piece.digest);
             if !is_same {
                 break;
             }
             start = range.end;
-            slices.push(Slice { range, place: Some(piece.position), digest: Some(piece.digest) });
+            slices.push(compared.slice(&piece, range));
         }
         slices
     }
 
-    /// True when `bytes`, which stand at `offset`, are known to be a piece of the base; `None` when only its digest could tell. What lies
-    /// in blocks that are as they were needs no digest of its own; for the rest a fingerprint does, when one is known.
-    fn is_as_before(&self, piece: &BasePiece, offset: u64, bytes: &[u8]) -> Option<bool> {
-        let unmoved = piece.offset == offset
+    /// Holds `bytes`, which stand at `offset`, against a piece of the base. What lies in blocks that are as they were needs no digest of its
+    /// own; for the rest a fingerprint does, when one is known.
+    fn compare(&self, piece: &BasePiece, offset: u64, bytes: &[u8]) -> Compared {
+        let is_unmoved = piece.offset == offset
             && self.unmoved.start <= offset
             && offset + bytes.len() as u64 <= self.unmoved.end;
-        let known = || self.before.as_ref()?.fingerprints.get(piece.position);
-        if unmoved { Some(true) } else { known().map(|known| fingerprint(bytes) == *known) }
+        let known = self.before.as_ref().and_then(|known| known.fingerprints.get(piece.position)).copied();
+        match known {
+            _ if is_unmoved => Compared { is_same: Some(true), fingerprint: known },
+            Some(known) => {
+                let found = fingerprint(bytes);
+                Compared { is_same: Some(found == known), fingerprint: Some(found) }
+            }
+            None => Compared { is_same: None, fingerprint: None },
+        }
     }
 
     /// The digests of the slices of `data`, all of which also goes into the digest of the whole.
@@ -256,11 +275,10 @@ impl Progress {
 
     /// Takes the next slice of `block`.
     pub(super) fn push_cut(&mut self, block: &[u8], slice: Slice, digest: ContentDigest) -> CutPiece {
-        let (offset, Slice { range, place, .. }) = (self.offset, slice);
+        let (offset, Slice { range, place, fingerprint: known, .. }) = (self.offset, slice);
         let position = self.push((Piece::Data { bytes: range.len() as u64 }, Some(digest)), place);
         if let Some(fingerprints) = &mut self.fingerprints {
-            let known = self.before.as_ref().zip(position).and_then(|(known, at)| known.fingerprints.get(at));
-            fingerprints.push(known.copied().unwrap_or_else(|| fingerprint(&block[range.clone()])));
+            fingerprints.push(known.unwrap_or_else(|| fingerprint(&block[range.clone()])));
         }
         CutPiece { range, offset, digest, known: position.is_some() }
     }

@@ -1,6 +1,6 @@
 use super::{progress::fingerprint, *};
 use crate::replicate::{batch::Budget, chunk::Chunk};
-use assay_common::digest::ContentDigest;
+use assay_common::{digest::ContentDigest, manifest::Piece};
 use assay_proto::v1::{FilePart, Reuse};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -16,6 +16,8 @@ struct Bench {
     fingerprints: bool,
     /// Files are written in pages.
     page_bytes: Option<u32>,
+    /// The target's disk has not kept them.
+    rotten: bool,
     /// Bytes that the last reading gave away in memory.
     held: Arc<AtomicUsize>,
 }
@@ -31,6 +33,7 @@ impl Bench {
             threads: 0,
             fingerprints: true,
             page_bytes: None,
+            rotten: false,
             held: Arc::default(),
         }
     }
@@ -45,7 +48,7 @@ impl Bench {
             page_bytes: self.page_bytes,
             base,
             held: None,
-            rotten: false,
+            rotten: self.rotten,
         }
     }
 
@@ -232,6 +235,8 @@ struct Again {
     content: Vec<u8>,
     parts: Vec<FilePart>,
     reuse: Vec<Reuse>,
+    /// What is remembered for the next reading.
+    next: Vec<u8>,
     /// Bytes that had to be held for the target.
     held: usize,
 }
@@ -243,9 +248,7 @@ fn read_again(change: Change) -> Again {
 
 /// The same, with fingerprints or without, and with something done to what is remembered.
 fn read_again_with(fingerprints: bool, change: Change, spoil: impl FnOnce(&mut Vec<u8>)) -> Again {
-    let mut content = vec![0; 6_000_000];
-    blake3::Hasher::new().finalize_xof().fill(&mut content);
-    read_on(Bench { fingerprints, ..Bench::new() }, content, change, spoil)
+    read_on(Bench { fingerprints, ..Bench::new() }, noise(), change, spoil)
 }
 
 fn read_on(
@@ -278,7 +281,10 @@ fn read_on(
         (content.len() as u64, &blake3::hash(&content).as_bytes()[..])
     );
     assert!(assay_common::manifest::validate_entry(&whole).is_ok());
-    Again { base, whole, content, parts, reuse: put.reuse, held: bench.held.load(Ordering::Relaxed) }
+    bench.memory.finish();
+    let next = std::fs::read(bench.folder.path().join("next")).expect("read");
+    let held = bench.held.load(Ordering::Relaxed);
+    Again { base, whole, content, parts, reuse: put.reuse, next, held }
 }
 
 fn new_pieces(parts: &[FilePart]) -> usize {
@@ -289,29 +295,93 @@ fn new_pieces(parts: &[FilePart]) -> usize {
 #[test]
 fn blocks_that_are_as_they_were_are_told_by_the_base() {
     let at = |place: usize| move |content: &mut Vec<u8>, _: &mut Entry| content[place] ^= 1;
-    let changes: [(&str, Change); 9] = [
-        ("nothing", Box::new(|_, _| {})),
-        ("appended", Box::new(|content, _| content.extend_from_slice(&[7; 3_000_000]))),
-        ("cut off", Box::new(|content, _| content.truncate(4_500_000))),
-        ("cut off at a block", Box::new(|content, _| content.truncate(4 * 1024 * 1024))),
-        ("first byte", Box::new(at(0))),
-        ("last byte of a block", Box::new(at(2 * 1024 * 1024 - 1))),
-        ("first byte of a block", Box::new(at(2 * 1024 * 1024))),
-        ("last byte", Box::new(at(5_999_999))),
-        ("inserted", Box::new(|content, _| drop(content.splice(3_000_000..3_000_000, *b"a line")))),
-    ];
-    for (name, change) in changes {
-        let Again { base, whole, content, parts, held, .. } = read_again(change);
-        for (offset, piece, digest) in assay_common::manifest::content_pieces(&whole) {
-            let bytes = &content[offset as usize..(offset + piece.bytes()) as usize];
-            assert_eq!(digest, Some(ContentDigest::of(bytes)), "{name}: {offset}");
+    for page_bytes in [None, Some(8192)] {
+        let changes: [(&str, Change); 10] = [
+            ("nothing", Box::new(|_, _| {})),
+            ("appended", Box::new(|content, _| content.extend_from_slice(&[7; 3_000_000]))),
+            ("cut off", Box::new(|content, _| content.truncate(4_500_000))),
+            ("cut off at a block", Box::new(|content, _| content.truncate(4 * 1024 * 1024))),
+            ("first byte", Box::new(at(0))),
+            ("last byte of a block", Box::new(at(2 * 1024 * 1024 - 1))),
+            ("first byte of a block", Box::new(at(2 * 1024 * 1024))),
+            ("last byte", Box::new(at(5_999_999))),
+            ("inserted", Box::new(|content, _| drop(content.splice(3_000_000..3_000_000, *b"a line")))),
+            ("pages inserted", Box::new(|content, _| drop(content.splice(81920..81920, [9; 16384])))),
+        ];
+        for (name, change) in changes {
+            let bench = Bench { page_bytes, ..Bench::new() };
+            let Again { base, whole, content, parts, held, .. } = read_on(bench, noise(), change, |_| {});
+            each_piece_has_its_digest(&whole, &content, name);
+            // What is inserted into pages moves the content of all that are behind it.
+            let moved = page_bytes.map_or(0, |_| if name == "inserted" { 3_000_000 } else { 0 });
+            let more = if name == "appended" { 3_000_000 } else { moved };
+            let new = new_pieces(&parts);
+            assert!(new <= 5 + more / 8192, "{name}: {new} of {} are new", base.pieces.len());
+            // What the base has is let go, but for what shares a block with more that is new.
+            let most = if more > 0 { more + (1 << 20) } else { 1 << 19 };
+            assert!(held <= most, "{name}: {held} of {} bytes are held", content.len());
         }
-        let new = new_pieces(&parts);
-        let most = if name == "appended" { 3_000_000 / 8192 } else { 5 };
-        assert!(new <= most && new < base.pieces.len(), "{name}: {new} of {} are new", base.pieces.len());
-        // What the base has is let go, but for what shares a block with more that is new.
-        let most = if name == "appended" { 3_000_000 + (1 << 20) } else { 1 << 19 };
-        assert!(held <= most, "{name}: {held} of {} bytes are held", content.len());
+    }
+}
+
+fn noise() -> Vec<u8> {
+    let mut content = vec![0; 6_000_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    content
+}
+
+fn each_piece_has_its_digest(whole: &Entry, content: &[u8], name: &str) {
+    for (offset, piece, digest) in assay_common::manifest::content_pieces(whole) {
+        let bytes = &content[offset as usize..(offset + piece.bytes()) as usize];
+        match piece {
+            Piece::Data { .. } => assert_eq!(digest, Some(ContentDigest::of(bytes)), "{name}: {offset}"),
+            Piece::Hole { .. } => assert!(bytes.iter().all(|byte| *byte == 0), "{name}: {offset}"),
+        }
+    }
+}
+
+/// Holes stand between pages, and come and go.
+#[test]
+fn pages_between_holes_are_told_by_the_base() {
+    const PAGE: usize = 8192;
+    for page_bytes in [None, Some(PAGE as u32)] {
+        let bench = Bench { page_bytes, ..Bench::new() };
+        let path = bench.folder.path().join("file");
+        let kept = bench.folder.path().join("blocks");
+        let write = |content: &[u8]| {
+            let file = File::create(&path).expect("create");
+            file.set_len(content.len() as u64).expect("length");
+            for (number, page) in content.chunks(PAGE).enumerate() {
+                if page.iter().any(|byte| *byte != 0) {
+                    file.write_all_at(page, (number * PAGE) as u64).expect("write");
+                }
+            }
+            file.sync_all().expect("holes are known when it is on the disk");
+        };
+        let mut content = noise();
+        content[40 * PAGE..300 * PAGE].fill(0);
+        write(&content);
+        let mut bench = Bench { memory: BlockMemory::new(None, &kept), ..bench };
+        let base = entry(bench.read("file", false).0);
+        bench.memory.finish();
+        assert!(base.pieces.iter().any(|word| word & 1 == 1), "it has a hole");
+        let (front, behind) = (7 * PAGE, 310 * PAGE);
+        // One page in front of the hole and one behind it, and the hole has grown and is no longer one.
+        content[front] ^= 1;
+        content[behind] ^= 1;
+        content[300 * PAGE..304 * PAGE].fill(0);
+        content[100 * PAGE..101 * PAGE].fill(5);
+        write(&content);
+        bench.memory = BlockMemory::new(Some(&kept), &bench.folder.path().join("next"));
+        let base_file = BaseFile { position: 1, entry: base.clone() };
+        let Outcome::Read(read) = bench.read_beside("file", false, Some(base_file), || {}).0 else {
+            panic!("it is there")
+        };
+        let mut whole = read.0.entry.expect("an entry");
+        assay_common::manifest::reuse::expand(&mut whole, &read.0.reuse, &base).expect("it fits");
+        each_piece_has_its_digest(&whole, &content, "holes");
+        assert_eq!(whole.digest, blake3::hash(&content).as_bytes());
+        assert!(assay_common::manifest::validate_entry(&whole).is_ok());
     }
 }
 
@@ -348,14 +418,12 @@ fn what_has_moved_is_known_by_its_fingerprint() {
 fn pages_beside_a_new_one_are_known_by_their_fingerprints() {
     let new = |fingerprints| {
         let bench = Bench { fingerprints, page_bytes: Some(8192), ..Bench::new() };
-        let mut content = vec![0; 6_000_000];
-        blake3::Hasher::new().finalize_xof().fill(&mut content);
         // Every hundredth page changes, so that no block is as it was; of the others the base says what is wrong.
         let change: Change = Box::new(|content, base| {
             content.chunks_mut(8192).step_by(100).for_each(|page| page[7] ^= 1);
             base.piece_digests.chunks_mut(32).for_each(|digest| digest[0] ^= 1);
         });
-        new_pieces(&read_on(bench, content, change, |_| {}).parts)
+        new_pieces(&read_on(bench, noise(), change, |_| {}).parts)
     };
     let (with, without) = (new(true), new(false));
     assert!(with == 8 && without > 700, "{with} with fingerprints, {without} without");
@@ -366,7 +434,7 @@ fn pages_beside_a_new_one_are_known_by_their_fingerprints() {
 fn a_page_is_told_to_be_that_which_stood_in_its_place() {
     let bench = Bench { page_bytes: Some(8192), ..Bench::new() };
     let change: Change = Box::new(|content, _| content[3 * 8192] = 1);
-    let again = read_on(bench, vec![0; 600 * 8192], change, |_| {});
+    let again = read_on(bench, vec![5; 600 * 8192], change, |_| {});
     let run = |after, first, count| Reuse { after, first, count };
     assert_eq!(again.reuse, [run(0, 0, 3), run(1, 4, 596)]);
 }
@@ -391,6 +459,47 @@ fn a_fingerprint_that_lies_does_not_change_the_digest_of_the_whole() {
         Some(&lied.whole.digest),
         "and the target is told"
     );
+}
+
+/// Of a file that the target's disk has not kept any piece may be asked for: what it is told to be is what it is.
+#[test]
+fn a_fingerprint_says_nothing_of_a_file_that_has_rotted() {
+    let bench = Bench { page_bytes: Some(8192), rotten: true, ..Bench::new() };
+    let page_looks = |content: &[u8]| fingerprint(&content[..8192]).to_le_bytes();
+    let mut changed = noise();
+    changed[10] ^= 1;
+    let looks = page_looks(&changed);
+    let again = read_on(bench, noise(), Box::new(|content, _| content[10] ^= 1), |remembered| {
+        let first = remembered.len() - 6_000_000usize.div_ceil(8192) * 8;
+        assert_eq!(remembered[first..first + 8], page_looks(&noise()), "the first page's");
+        remembered[first..first + 8].copy_from_slice(&looks);
+    });
+    assert_eq!(new_pieces(&again.parts), 1);
+}
+
+/// What was remembered wrongly is not remembered again.
+#[test]
+fn a_wrong_fingerprint_does_not_outlive_the_next_reading() {
+    for page_bytes in [None, Some(8192)] {
+        let bench = Bench { page_bytes, ..Bench::new() };
+        // The first piece has another fingerprint by mistake, and its block is not as it was.
+        let change: Change = Box::new(|content, _| content[500_000] ^= 1);
+        let again = read_on(bench, noise(), change, |remembered| {
+            let digests = remembered.len() - pieces_of(remembered) * 8;
+            remembered[digests] ^= 1;
+        });
+        let first = assay_common::manifest::content_pieces(&again.whole).next().expect("a piece").1;
+        let pieces = pieces_of(&again.next);
+        let fingerprints = &again.next[again.next.len() - pieces * 8..];
+        let right = fingerprint(&again.content[..first.bytes() as usize]).to_le_bytes();
+        assert_eq!(fingerprints[..8], right, "{page_bytes:?}");
+        assert_eq!(new_pieces(&again.parts), 1, "what it was is found by its digest");
+    }
+}
+
+/// The third field of a record's head: how many fingerprints it ends with.
+fn pieces_of(remembered: &[u8]) -> usize {
+    u32::from_le_bytes(remembered[36..40].try_into().expect("four bytes")) as usize
 }
 
 /// A reader that is stopped takes the jobs out that nobody will read: who waits for one learns that it does not come.
