@@ -44,7 +44,7 @@ use compare::Compared;
 use reader::{ReadError, Reader};
 use spool::{LateOutcomes, STEPS_BLOCKS, SpoolError, SpoolWriter};
 use step_queue::StepQueue;
-use transfer::{TransferError, TransferOptions};
+use transfer::{Method, TransferError, TransferOptions};
 
 /// Batches that wait for the transfer.
 const BATCH_QUEUE: usize = 4;
@@ -202,6 +202,8 @@ pub async fn replicate(
     let budget = Budget::new(plan.budget_bytes);
     let (batches, queue) = mpsc::channel::<Batch>(BATCH_QUEUE);
     let options = plan.transfer.clone();
+    // Of what the base has nothing is sent, and the rest is little.
+    let method = if plan.basis.is_some() { Method::Light } else { Method::Thorough };
     let local = tokio::task::spawn_blocking({
         let (stop, counters, budget) = (stop.clone(), Arc::clone(&counters), budget.clone());
         let (runtime, span) = (Handle::current(), tracing::Span::current());
@@ -215,7 +217,7 @@ pub async fn replicate(
         }
     });
     let sent = tokio::select! {
-        sent = transfer::transfer(client, start, queue, &options, counters) => sent.map_err(ReplicateError::from),
+        sent = transfer::transfer(client, start, queue, (&options, method), counters) => sent.map_err(ReplicateError::from),
         () = stop.cancelled() => Err(ReplicateError::Cancelled),
     };
     if sent.is_err() {

@@ -33,6 +33,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{Counters, batch::Batch, chunk::Changed};
+pub use compress::Method;
 use pack::{Packer, Unpacked};
 
 /// Messages that wait for the connection.
@@ -143,10 +144,10 @@ pub async fn transfer(
     client: ReplicationServiceClient<Channel>,
     start: TransferStart,
     batches: mpsc::Receiver<Batch>,
-    options: &TransferOptions,
+    (options, usual): (&TransferOptions, Method),
     counters: Arc<Counters>,
 ) -> Result<(), TransferError> {
-    let packer = Arc::new(Packer::new(options, Arc::clone(&counters)));
+    let packer = Arc::new(Packer::new(options, usual, Arc::clone(&counters)));
     let patience = options.patience;
     let mut sending = Sending {
         batches,

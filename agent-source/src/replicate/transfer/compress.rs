@@ -10,17 +10,34 @@ use zstd::{
 
 /// What does not get smaller than this share is sent as it is.
 const WORTH_PERCENT: usize = 97;
-/// The level whose parameters are [`FAST_TABLES`].
-const TABLES_LEVEL: i32 = 3;
-/// Level 3 with tables that stay in a core's cache (64 and 128 KiB instead of 256 and 512): less processor time, and
+/// Level 3 with tables that stay in a core's nearest caches (64 and 32 KiB instead of 512 and 256): less processor time, and
 /// packs of a few MiB do not get larger by it (measured: docs/adr/0008-chunks-and-compression.md).
-const FAST_TABLES: [CParameter; 5] = [
+const THOROUGH: [CParameter; 5] = [
     CParameter::WindowLog(20),
-    CParameter::HashLog(15),
-    CParameter::ChainLog(14),
+    CParameter::HashLog(14),
+    CParameter::ChainLog(13),
     CParameter::MinMatch(5),
     CParameter::Strategy(Strategy::ZSTD_dfast),
 ];
+/// Level 1 with shorter matches: a quarter less processor time again, for packs that are larger by a twentieth, and hardly by anything where
+/// a database wrote them.
+const LIGHT: [CParameter; 4] = [
+    CParameter::WindowLog(20),
+    CParameter::HashLog(13),
+    CParameter::MinMatch(5),
+    CParameter::Strategy(Strategy::ZSTD_fast),
+];
+
+/// How a pack is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// For much that is sent: the wire counts.
+    Thorough,
+    /// For little that is sent: the live host's processor counts.
+    Light,
+    /// A level of zstd, as it is.
+    Level(i32),
+}
 
 /// As many benches as packs were ever made side by side.
 #[derive(Default)]
@@ -49,27 +66,31 @@ pub(super) struct Packed {
 /// What is needed to make one pack.
 #[derive(Default)]
 pub(super) struct Bench {
-    context: Option<(i32, Compressor<'static>)>,
+    context: Option<(Method, Compressor<'static>)>,
     content: Vec<u8>,
     frame: Vec<u8>,
 }
 
 impl Bench {
-    /// Puts chunks together and compresses them; with no level it only puts them together.
-    pub(super) fn pack<'a>(&mut self, chunks: impl Iterator<Item = &'a [u8]>, level: Option<i32>) -> Packed {
+    /// Puts chunks together and compresses them; with no method it only puts them together.
+    pub(super) fn pack<'a>(
+        &mut self,
+        chunks: impl Iterator<Item = &'a [u8]>,
+        method: Option<Method>,
+    ) -> Packed {
         self.content.clear();
         chunks.for_each(|chunk| self.content.extend_from_slice(chunk));
         let raw_bytes = self.content.len() as u64;
-        let compressed = level.is_some_and(|level| self.compress(level).is_some())
+        let compressed = method.is_some_and(|method| self.compress(method).is_some())
             && self.frame.len() * 100 < self.content.len() * WORTH_PERCENT;
         // A frame is a fraction of its buffer, which stays here.
         let data = if compressed { self.frame.as_slice().into() } else { mem::take(&mut self.content) };
         Packed { raw_bytes, compressed, data }
     }
 
-    fn compress(&mut self, level: i32) -> Option<usize> {
-        if self.context.as_ref().is_none_or(|(known, _)| *known != level) {
-            self.context = Some((level, compressor(level)?));
+    fn compress(&mut self, method: Method) -> Option<usize> {
+        if self.context.as_ref().is_none_or(|(known, _)| *known != method) {
+            self.context = Some((method, compressor(method)?));
         }
         let (_, compressor) = self.context.as_mut()?;
         self.frame.clear();
@@ -78,14 +99,15 @@ impl Bench {
     }
 }
 
-/// `None` when zstd refuses the level or has no memory: then nothing is compressed.
-fn compressor(level: i32) -> Option<Compressor<'static>> {
+/// `None` when zstd refuses the method or has no memory: then nothing is compressed.
+fn compressor(method: Method) -> Option<Compressor<'static>> {
+    let (level, parameters): (_, &[CParameter]) = match method {
+        Method::Thorough => (3, &THOROUGH),
+        Method::Light => (1, &LIGHT),
+        Method::Level(level) => (level, &[]),
+    };
     let mut compressor = Compressor::new(level).ok()?;
-    if level == TABLES_LEVEL {
-        for parameter in FAST_TABLES {
-            compressor.set_parameter(parameter).ok()?;
-        }
-    }
+    parameters.iter().try_for_each(|parameter| compressor.set_parameter(*parameter)).ok()?;
     Some(compressor)
 }
 
@@ -98,11 +120,14 @@ mod tests {
         let text: Vec<u8> =
             (0..20_000_u32).flat_map(|number| (number * 7919).to_string().into_bytes()).collect();
         let benches = Benches::default();
-        let pack = |level| benches.with(|bench| bench.pack(text.chunks(1000), level));
-        for level in [Some(3), Some(9), None, Some(3), Some(-1)] {
-            let (first, second) = (pack(level), pack(level));
+        let pack = |method| benches.with(|bench| bench.pack(text.chunks(1000), method));
+        let (thorough, light) = (Some(Method::Thorough), Some(Method::Light));
+        for method in
+            [thorough, light, Some(Method::Level(9)), None, light, thorough, Some(Method::Level(-1))]
+        {
+            let (first, second) = (pack(method), pack(method));
             assert_eq!(first.data, second.data);
-            assert_eq!((first.raw_bytes, first.compressed), (text.len() as u64, level.is_some()));
+            assert_eq!((first.raw_bytes, first.compressed), (text.len() as u64, method.is_some()));
             let content = match first.compressed {
                 true => zstd::bulk::decompress(&first.data, text.len()).expect("a frame"),
                 false => first.data,

@@ -14,13 +14,11 @@ use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use super::{
     Compression, TransferOptions, Wanted,
-    compress::{Benches, Packed},
+    compress::{Benches, Method, Packed},
     request,
 };
 use crate::replicate::{Counters, batch::Batch, chunk::Changed};
 
-/// The level for a link that is faster than the compressor.
-const USUAL_LEVEL: i32 = 3;
 /// Slower links and their levels, in bytes a second of compressed content: below 100 Mbit/s a level 5 keeps up on one
 /// core, below 25 Mbit/s a level 9. Beyond, the live server's processors would be kept busy for very little.
 const SLOW_LINKS: [(f64, i32); 2] = [(3e6, 9), (12e6, 5)];
@@ -39,7 +37,9 @@ pub(super) struct Packer {
     threads: Semaphore,
     /// Packs that are made or wait for the link: they are in no budget.
     unsent: Semaphore,
-    /// The level of the next pack, when it follows the link.
+    /// How a pack is compressed while the link is faster than the compressor.
+    usual: Method,
+    /// The level for a slow link; 0 while the link is faster than the compressor.
     level: AtomicI32,
     /// Since when packs have had to wait for the link, and the bytes that have gone out since.
     waiting: std::sync::Mutex<Option<(Instant, u64)>>,
@@ -60,12 +60,13 @@ pub(super) enum Unpacked {
 }
 
 impl Packer {
-    pub(super) fn new(options: &TransferOptions, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(options: &TransferOptions, usual: Method, counters: Arc<Counters>) -> Self {
         Self {
             compression: options.compression,
             threads: Semaphore::new(options.threads.max(1)),
             unsent: Semaphore::new(options.threads.max(1) + WAITING_PACKS),
-            level: AtomicI32::new(USUAL_LEVEL),
+            usual,
+            level: AtomicI32::new(0),
             waiting: std::sync::Mutex::default(),
             in_vain: AtomicU32::new(0),
             benches: Arc::default(),
@@ -90,19 +91,19 @@ impl Packer {
     /// Puts the wanted chunks of a batch into one message. They share one compression context.
     async fn pack(&self, number: u64, batch: Arc<Batch>, wanted: Wanted) -> Result<Pack, Unpacked> {
         let _thread = self.threads.acquire().await.map_err(|_| Unpacked::Stopped)?;
-        let level = self.next_level();
+        let method = self.next_method();
         let chunks = wanted.0.len() as u64;
         let benches = Arc::clone(&self.benches);
         let work = move || {
             let chosen: Vec<Bytes> =
                 wanted.0.iter().map(|index| batch.chunks[*index].content()).collect::<Result<_, _>>()?;
-            Ok(benches.with(|bench| bench.pack(chosen.iter().map(|chunk| &chunk[..]), level)))
+            Ok(benches.with(|bench| bench.pack(chosen.iter().map(|chunk| &chunk[..]), method)))
         };
         let packed = tokio::task::spawn_blocking(work).await.map_err(|_| Unpacked::Stopped)?;
         let packed = packed.map_err(Unpacked::Changed)?;
         self.counters.chunks_sent.add(chunks);
         self.counters.bytes_sent.add(packed.raw_bytes);
-        if level.is_some() {
+        if method.is_some() {
             match packed.compressed {
                 true => self.in_vain.store(0, Ordering::Relaxed),
                 false => drop(self.in_vain.fetch_add(1, Ordering::Relaxed)),
@@ -113,7 +114,7 @@ impl Packer {
     }
 
     /// `None`: this pack is not compressed.
-    fn next_level(&self) -> Option<i32> {
+    fn next_method(&self) -> Option<Method> {
         let in_vain = self.in_vain.load(Ordering::Relaxed);
         if in_vain >= HOPELESS && !in_vain.is_multiple_of(8) {
             self.in_vain.fetch_add(1, Ordering::Relaxed);
@@ -121,8 +122,11 @@ impl Packer {
         }
         match self.compression {
             Compression::Off => None,
-            Compression::Level(level) => Some(level),
-            Compression::Auto => Some(self.level.load(Ordering::Relaxed)),
+            Compression::Level(level) => Some(Method::Level(level)),
+            Compression::Auto => Some(match self.level.load(Ordering::Relaxed) {
+                0 => self.usual,
+                level => Method::Level(level),
+            }),
         }
     }
 
@@ -164,10 +168,10 @@ impl Packer {
     }
 }
 
-/// The level for a link that takes so many bytes a second.
+/// The level for a link that takes so many bytes a second; 0 for a fast one.
 fn level_for(bytes_per_second: f64) -> i32 {
     let slow = SLOW_LINKS.iter().find(|(limit, _)| bytes_per_second < *limit);
-    slow.map_or(USUAL_LEVEL, |(_, level)| *level)
+    slow.map_or(0, |(_, level)| *level)
 }
 
 /// Lets so many bytes out in a second.
@@ -202,7 +206,7 @@ mod tests {
         let (retry, patience) = (Duration::ZERO, Duration::MAX);
         let options =
             TransferOptions { compression, threads: 1, limit_bytes_per_second: None, retry, patience };
-        Packer::new(&options, Arc::default())
+        Packer::new(&options, Method::Light, Arc::default())
     }
 
     fn batch(bytes: Vec<u8>) -> Arc<Batch> {
@@ -233,9 +237,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_level_follows_the_link() {
-        assert_eq!([1e6, 5e6, 50e6].map(level_for), [9, 5, USUAL_LEVEL]);
+        assert_eq!([1e6, 5e6, 50e6].map(level_for), [9, 5, 0]);
         let auto = packer(Compression::Auto);
-        assert_eq!(auto.next_level(), Some(USUAL_LEVEL));
+        assert_eq!(auto.next_method(), Some(Method::Light));
         *auto.waiting.lock().expect("no panic") = Some((Instant::now() - 2 * LINK_WINDOW, 0));
         let (requests, mut queue) = mpsc::channel(1);
         let pack = || Pack { data: Bytes::from_static(b"some"), ..Pack::default() };
@@ -243,12 +247,12 @@ mod tests {
         tokio::join!(auto.send(pack(), &requests), async {
             queue.recv().await.expect("the first");
         });
-        assert_eq!(auto.next_level(), Some(9), "four bytes in two seconds");
+        assert_eq!(auto.next_method(), Some(Method::Level(9)), "four bytes in two seconds");
         queue.recv().await.expect("the second");
         auto.send(pack(), &requests).await;
         assert!(auto.waiting.lock().expect("no panic").is_none(), "there was room");
-        assert_eq!(packer(Compression::Off).next_level(), None);
-        assert_eq!(packer(Compression::Level(7)).next_level(), Some(7));
+        assert_eq!(packer(Compression::Off).next_method(), None);
+        assert_eq!(packer(Compression::Level(7)).next_method(), Some(Method::Level(7)));
     }
 
     /// However much is wanted at once: a pack is made when there are not many already that have not gone.
