@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use assay_common::{id::RunId, rpc_status::RpcFault, telemetry, watch::Watch};
+use assay_common::{config::no_such_repository, id::RunId, rpc_status::RpcFault, telemetry, watch::Watch};
 use assay_proto::v1::{Phase, Run, RunPlan, Trigger};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -83,7 +83,7 @@ impl Agent {
         }
         self.repositories.get(name).ok_or_else(|| {
             let known = self.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
-            RpcFault::new(Code::NotFound, "no-such-repository", format!("there is no repository {name:?}"))
+            RpcFault::new(Code::NotFound, "no-such-repository", no_such_repository(name, "on this source"))
                 .with_hint(format!("this agent's repositories are: {known}"))
         })
     }

@@ -25,6 +25,7 @@ use std::{
 };
 
 use assay_common::{
+    digest::ContentDigest,
     error::IoContext as _,
     fault::{self, Point},
     id::{GenerationNumber, RunId},
@@ -366,9 +367,25 @@ impl Repository {
         passed.next().map(|(number, _)| *number)
     }
 
-    /// The newest negative control; none when there was none, or when it does not bear this target's signature.
+    /// What the check of this repository is: a digest of its profile and variables. Another profile, or another program in a
+    /// variable, is another checker.
+    fn check_digest(&self) -> ContentDigest {
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |text: &str| {
+            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+        };
+        add(self.config.profile.digest());
+        for (name, value) in &self.config.vars {
+            add(name);
+            add(&value.texts().len().to_string());
+            value.texts().iter().for_each(|text| add(text));
+        }
+        ContentDigest(*hasher.finalize().as_bytes())
+    }
+
+    /// The newest negative control; none when there was none of this check, or when it does not bear this target's signature.
     pub fn control(&self) -> Option<NegativeControl> {
-        let bytes = self.store.control()?;
+        let bytes = self.store.control().filter(|_| self.store.has_control_of(self.check_digest()))?;
         let name = &self.config.name;
         match verify_control(name, &bytes, &self.signing_key.verifying_key()) {
             Ok(control) => Some(control),
@@ -385,7 +402,7 @@ impl Repository {
     /// When it cannot be written.
     pub fn record_control(&self, control: &NegativeControl) -> Result<(), StoreError> {
         let envelope = sign_control(&self.config.name, control, &self.signing_key);
-        self.store.set_control(envelope.to_json().as_bytes())
+        self.store.set_control(envelope.to_json().as_bytes(), self.check_digest())
     }
 
     /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without

@@ -8,6 +8,14 @@ use std::{
 
 use serde::{Deserialize, de};
 
+/// What to say of a repository's name that is none; `place` is where it was looked for.
+pub fn no_such_repository(name: &str, place: &str) -> String {
+    match name {
+        "" => "there are several repositories: name one".to_owned(),
+        name => format!("there is no repository {name:?} {place}"),
+    }
+}
+
 /// Why a configuration is not accepted. Shows places and expectations, never the file's content.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -18,6 +18,7 @@ use assay_common::{
     cli::{
         CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, screen, show,
     },
+    id::RunId,
     json::to_json,
     memory,
     pki::Role,
@@ -27,8 +28,8 @@ use assay_common::{
     verdict::{Outcome, unverified_verdict},
 };
 use assay_proto::v1::{
-    CancelRunRequest, GetStatusRequest, ListRunsRequest, PlanRunRequest, StartRunRequest, WatchRunRequest,
-    source_service_client::SourceServiceClient,
+    CancelRunRequest, GetStatusRequest, ListRunsRequest, PlanRunRequest, Run, StartRunRequest,
+    WatchRunRequest, source_service_client::SourceServiceClient,
 };
 use clap::Parser as _;
 use tonic::{Status, transport::Channel};
@@ -36,7 +37,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     app,
     config::{self, AgentSection, Config},
-    state::RepositoryState,
+    state::{RepositoryState, StateError},
 };
 
 /// Where the configuration is when the line does not say.
@@ -122,9 +123,9 @@ enum Command {
         /// Id of the run
         run_id: String,
     },
-    /// Say in plain words what a verdict that this host has kept means, and what to do next
+    /// Say in plain words how a run ended, by the verdict that this host has kept if there is one, and what to do next
     Explain {
-        /// Id of its run; the newest when it is left out
+        /// Id of the run; the newest when it is left out
         #[arg(default_value = "")]
         run_id: String,
     },
@@ -230,10 +231,22 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {
-            let (_, bytes) = kept_verdict(&kept_verdicts(&load(&cli.config)?)?, &run_id)?;
-            let verdict =
-                unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
-            screen::print_folded(&assay_common::cli::explain(&verdict));
+            let config = load(&cli.config)?;
+            let (kept, run) = (kept_verdicts(&config)?, kept_run(&config, &run_id)?);
+            // A run may have ended without a verdict since the newest one.
+            let run_id = run.as_ref().map_or(run_id, |run| run.id.clone());
+            let is_kept =
+                kept.iter().any(|(_, path)| path.file_stem().is_some_and(|name| name == run_id.as_str()));
+            let text = match run.filter(|_| !is_kept) {
+                Some(run) => assay_common::cli::explain_run(&run),
+                None => {
+                    let (_, bytes) = kept_verdict(&kept, &run_id)?;
+                    let verdict = unverified_verdict(&bytes)
+                        .map_err(|error| CommandError::not_run(error.to_string()))?;
+                    assay_common::cli::explain(&verdict)
+                }
+            };
+            screen::print_folded(&text);
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
@@ -288,6 +301,21 @@ fn kept_verdicts(config: &Config) -> Result<Vec<(String, PathBuf)>, CommandError
     }
     kept.sort_by(|left, right| right.1.file_name().cmp(&left.1.file_name()));
     Ok(kept)
+}
+
+/// What is kept of a run; of the newest when it is not named.
+fn kept_run(config: &Config, run_id: &str) -> Result<Option<Run>, CommandError> {
+    let fault = |error: StateError| CommandError::not_run(error.to_string());
+    let mut newest: Option<(RunId, RepositoryState)> = None;
+    for repository in &config.repositories {
+        let state = RepositoryState::open(&config.agent.state, &repository.name).map_err(fault)?;
+        let ids = state.run_ids().map_err(fault)?;
+        let wanted = ids.into_iter().find(|id| run_id.is_empty() || id.to_string() == run_id);
+        if let Some(id) = wanted.filter(|id| newest.as_ref().is_none_or(|(known, _)| known < id)) {
+            newest = Some((id, state));
+        }
+    }
+    newest.map(|(id, state)| state.run(&id).map_err(fault)).transpose()
 }
 
 /// The verdict of a run; of the newest when it is not named.

@@ -28,7 +28,7 @@ use jiff::Timestamp;
 use crate::config;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Folder of the CA beside the configuration: it can be moved away, and is needed for invitations only.
+/// Folder of the CA beside the configuration: it can be moved away, and is needed for invitations and new certificates only.
 const CA: &str = "ca";
 
 /// What `init` is told.
@@ -116,7 +116,7 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
     print(&format!(
         "made {config}, keys and certificates in {keys}, and a CA in {ca}\n\
          next: assay-target invite NAME, for a host with something to protect\n\
-         Keep {ca}/ca.key where nobody else reads it, or on another host: it is needed for invitations only.\n",
+         Keep {ca}/ca.key where nobody else reads it, or on another host: it is needed for invitations and new certificates only.\n",
         keys = keys.display()
     ));
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@ use std::{fs::File, io, path::PathBuf, process::ExitCode};
 
 use assay_common::{
     cli::{AuditArgs, CommandError, print_head},
+    config::no_such_repository,
     digest::MANIFEST_CONTEXT,
     error::Hint as _,
     id::GenerationNumber,
@@ -89,7 +90,7 @@ pub(super) fn run(
     };
     let repository = repository.ok_or_else(|| {
         let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
-        CommandError::usage(format!("there is no repository {:?} in the configuration", place.repository))
+        CommandError::usage(no_such_repository(&place.repository, "in the configuration"))
             .hint(format!("its repositories are: {}", names.join(", ")))
     })?;
     let store = config.agent.store.join(&repository.name);

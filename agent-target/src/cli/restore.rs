@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Instant};
 
 use assay_common::{
     cli::{CommandError, Offered, RestoreArgs},
+    config::no_such_repository,
     error::{Hint as _, ShowPath},
     signing::SigningKey,
 };
@@ -26,11 +27,8 @@ pub(super) fn restore(
     let repository = match &config.repositories[..] {
         [only] if arguments.repository.is_empty() => only,
         all => all.iter().find(|repository| repository.name == arguments.repository).ok_or_else(|| {
-            CommandError::usage(format!(
-                "there is no repository {:?} in the configuration",
-                arguments.repository
-            ))
-            .hint(format!("its repositories are: {}", known()))
+            CommandError::usage(no_such_repository(&arguments.repository, "in the configuration"))
+                .hint(format!("its repositories are: {}", known()))
         })?,
     };
     let store = config.agent.store.join(&repository.name);

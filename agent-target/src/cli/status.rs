@@ -78,6 +78,20 @@ fn one(
     if let Some(scrub) = &repository.scrub {
         lines(text, "  scrub", keep::scrub_status(scrub).trim_start_matches("scrub of "));
     }
+    if let Some(last) = &repository.last_restore {
+        let what = if last.complete { "restored" } else { "not all of it was restored" };
+        let (bytes, when) = (show::bytes(last.total_bytes), show::ago(last.time.as_ref(), now));
+        row(
+            text,
+            "  restore",
+            &format!(
+                "generation {}, {bytes}, {what} in {:.1} s, {when}, by {}",
+                last.generation,
+                last.seconds,
+                safe(&last.by)
+            ),
+        );
+    }
     let free = show::bytes(repository.free_bytes);
     row(text, "  kept", &format!("{} generations, {free} free", repository.generations));
 }

@@ -8,7 +8,7 @@ pub mod restore;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use assay_common::rpc_status::RpcFault;
+use assay_common::{config::no_such_repository, rpc_status::RpcFault};
 use tonic::Code;
 
 use crate::repository::Repository;
@@ -37,12 +37,8 @@ impl Repositories {
         }
         self.by_name.get(name).ok_or_else(|| {
             let known = self.by_name.keys().cloned().collect::<Vec<_>>().join(", ");
-            RpcFault::new(
-                Code::NotFound,
-                "no-such-repository",
-                format!("there is no repository {name:?} on this target"),
-            )
-            .with_hint(format!("its repositories are: {known}"))
+            RpcFault::new(Code::NotFound, "no-such-repository", no_such_repository(name, "on this target"))
+                .with_hint(format!("its repositories are: {known}"))
         })
     }
 }

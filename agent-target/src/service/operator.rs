@@ -59,9 +59,15 @@ fn free_or_busy(active: Option<&Active>) -> Result<(), RpcFault> {
         Some(Active { stage: Stage::Sealed, .. }) | None => Ok(()),
         Some(active) => {
             let text = format!("run {} is under way", active.run_id);
+            let hint = match active.stage {
+                Stage::Receiving { attached: None, .. } => {
+                    "its source is not connected: it comes back, or a run that is started there takes this one's place"
+                }
+                _ => "wait for it to end; assay-target status shows it",
+            };
             Err(RpcFault::new(Code::Aborted, "busy", text)
                 .with_run_id(active.run_id.as_str())
-                .with_hint("wait for it to end; assay-target status shows it"))
+                .with_hint(hint))
         }
     }
 }
@@ -430,6 +436,7 @@ fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
 
 fn doing(active: &Active) -> String {
     match &active.stage {
+        Stage::Receiving { attached: None, .. } => "receiving; its source is not connected".to_owned(),
         Stage::Receiving { .. } => "receiving".to_owned(),
         Stage::Sealing => "sealing".to_owned(),
         Stage::Sealed => "sealed, not checked yet".to_owned(),

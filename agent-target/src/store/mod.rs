@@ -43,6 +43,7 @@ use std::{
 
 use assay_common::{
     confined::Folder,
+    digest::ContentDigest,
     durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
     fault::{self, Point},
@@ -61,6 +62,8 @@ pub use whole::{Original, Promised};
 const FORMAT: u32 = 1;
 /// The newest negative control.
 const CONTROL: &str = "control.json";
+/// What check the newest negative control was made of.
+const CONTROL_OF: &str = "control.of";
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -225,12 +228,21 @@ impl Store {
         fs::read(self.path.join(CONTROL)).ok()
     }
 
-    /// Keeps a negative control in the place of the one before.
+    /// Whether the newest negative control is of the check with this digest.
+    pub fn has_control_of(&self, check: ContentDigest) -> bool {
+        fs::read(self.path.join(CONTROL_OF)).is_ok_and(|known| known == check.0)
+    }
+
+    /// Keeps a negative control of the check with this digest in the place of the one before. A crash between the two files leaves a
+    /// control that is of no check: it counts for nothing until there is another.
     ///
     /// # Errors
-    /// When it cannot be written; the one before then stays.
-    pub fn set_control(&self, envelope: &[u8]) -> Result<(), StoreError> {
-        Ok(write_durable(&self.path.join(CONTROL), envelope, 0o640)?)
+    /// When it cannot be written.
+    pub fn set_control(&self, envelope: &[u8], check: ContentDigest) -> Result<(), StoreError> {
+        let of = self.path.join(CONTROL_OF);
+        write_durable(&of, b"none", 0o640)?;
+        write_durable(&self.path.join(CONTROL), envelope, 0o640)?;
+        Ok(write_durable(&of, &check.0, 0o640)?)
     }
 
     /// Points `latest` at a sealed generation.

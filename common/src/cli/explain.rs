@@ -2,8 +2,11 @@
 
 use std::fmt::Write as _;
 
+use assay_proto::v1::Run;
+
 use super::{
     remedies::{about_fault, remedy},
+    screen::safe,
     show,
 };
 use crate::verdict::{Outcome, Step, Trust, Verdict};
@@ -20,6 +23,26 @@ pub fn explain(verdict: &Verdict) -> String {
     since(verdict, &mut text);
     checker(verdict, &mut text);
     next(verdict, &mut text);
+    text
+}
+
+/// The same for a run that came to no verdict of which anything is kept.
+pub fn explain_run(run: &Run) -> String {
+    let outcome = Outcome::try_from(run.outcome()).unwrap_or(Outcome::NotRun);
+    let mut text = format!("{outcome}: {}.\n\nWhat happened\n", show::meaning(outcome));
+    let (id, repository) = (safe(&run.id), safe(&run.repository));
+    let when = show::time(run.started.as_ref());
+    let _ = match &run.finished {
+        Some(_) => writeln!(text, "  Run {id} of {repository}, begun at {when}, ended without a verdict."),
+        None => writeln!(text, "  Run {id} of {repository}, begun at {when}, is under way."),
+    };
+    if run.finished.is_some() {
+        let _ = writeln!(text, "  The reason is \"{}\":", safe(&run.reason));
+        for line in run.message.lines() {
+            let _ = writeln!(text, "    {}", safe(line));
+        }
+        let _ = writeln!(text, "\nWhat to do next\n  1. {}", remedy(outcome, &run.reason));
+    }
     text
 }
 
@@ -165,6 +188,24 @@ fn next(verdict: &Verdict, text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_without_a_verdict_is_told_as_well() {
+        let mut run = Run {
+            id: "20261128T142833Z-3fe022".into(),
+            repository: "app".into(),
+            outcome: assay_proto::v1::Outcome::NotRun.into(),
+            reason: "target-unreachable".into(),
+            message: "no connection\u{1b}[2J\nHINT: look".into(),
+            ..Default::default()
+        };
+        assert!(explain_run(&run).contains("is under way"));
+        run.finished = run.started.or(Some(Default::default()));
+        let text = explain_run(&run);
+        assert!(text.starts_with("NOT_RUN: the run ended before its check"), "{text}");
+        assert!(text.contains("ended without a verdict") && text.contains("    HINT: look"), "{text}");
+        assert!(text.contains("What to do next\n  1. ") && !text.contains('\u{1b}'), "{text}");
+    }
     use crate::{
         id::GenerationNumber,
         signing::SigningKey,

@@ -27,7 +27,7 @@ use crate::{
     verdict::Outcome,
 };
 
-pub use explain::explain;
+pub use explain::{explain, explain_run};
 pub use health::{HealthAnswer, ask_health, health};
 pub use ledger::{AuditArgs, print_head};
 pub use notify::NotifyCommand;

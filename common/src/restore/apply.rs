@@ -10,7 +10,7 @@ use std::{
 use rustix::fs::FileType;
 
 use super::{
-    Destination, Options, Pieces, Progress, Report, RestoreError, Selection,
+    Destination, Options, Pieces, Progress, Report, RestoreError, SET_ASIDE, Selection,
     compare::{Action, From, Job},
     destination::SCRATCH,
     entry_error, part,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Entries that the comparison may be ahead by.
 pub(super) const JOBS_AHEAD: usize = 256;
+/// What SQLite keeps beside a database: its write-ahead log with an index of it, and a rollback journal.
+const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// Lost files that are named.
 const NAMED: usize = 100;
 
@@ -39,6 +41,8 @@ struct Level {
     ours: bool,
     /// It is asked for with all that is in it: these are its names.
     names: Option<Vec<Vec<u8>>>,
+    /// Files in it that are there now as they were sealed.
+    restored: Vec<Vec<u8>>,
 }
 
 struct Apply<'a> {
@@ -97,12 +101,14 @@ impl Apply<'_> {
             let size = job.entry.size;
             match job.action {
                 Action::Right => {
+                    self.restored(&job.path);
                     self.report.files_right += 1;
                     put_right(&folder, &job.path, &job.entry)?;
                     self.report.progress.bytes += size;
                 }
                 Action::Make(from) => {
                     if self.make(&folder, job.place, &job.path, &job.entry, &from)? {
+                        self.restored(&job.path);
                         self.report.files_made += 1;
                         self.report.progress.bytes += size;
                     }
@@ -114,6 +120,48 @@ impl Apply<'_> {
             }
         }
         self.report.progress.entries += u64::from(wanted);
+        Ok(())
+    }
+
+    fn restored(&mut self, path: &TreePath) {
+        self.levels.last_mut().expect("the root comes first").restored.push(path.name().to_vec());
+    }
+
+    /// SQLite applies a log that lies beside a database to it (sqlite.org/lockingv3.html, "hot journals"; sqlite.org/wal.html), and what is
+    /// left of the database that stood here before would spoil the one that was restored. Such files are not lost: they get other names.
+    fn set_aside(&mut self, level: &Level) -> Result<(), RestoreError> {
+        if level.restored.is_empty() {
+            return Ok(());
+        }
+        let fault = || entry_error(&level.path);
+        for name in level.folder.names().map_err(fault())? {
+            let has = |names: &Vec<Vec<u8>>, name: &[u8]| {
+                names.binary_search_by(|known| known.as_slice().cmp(name)).is_ok()
+            };
+            let Some(database) = SIDE_FILES.iter().find_map(|end| name.strip_suffix(end.as_bytes())) else {
+                continue;
+            };
+            let is_sealed =
+                has(&level.restored, &name) || level.names.as_ref().is_some_and(|names| has(names, &name));
+            if is_sealed
+                || !has(&level.restored, database)
+                || !is_sqlite(&level.folder, database).map_err(fault())?
+            {
+                continue;
+            }
+            if self.options.delete && level.names.is_some() {
+                // It goes with all that the generation has not.
+                continue;
+            }
+            let mut aside = [&name, SET_ASIDE.as_bytes()].concat();
+            while level.folder.stat(&aside).is_ok() && aside.len() < 200 {
+                aside.extend_from_slice(SET_ASIDE.as_bytes());
+            }
+            level.folder.rename(&name, &level.folder, &aside).map_err(fault())?;
+            if let Ok(path) = level.path.join(&name) {
+                self.report.set_aside.push(path);
+            }
+        }
         Ok(())
     }
 
@@ -143,15 +191,17 @@ impl Apply<'_> {
             }
         };
         let names = (selection == Selection::Wanted).then(Vec::new);
-        self.levels.push(Level { path, entry, folder, ours, names });
+        self.levels.push(Level { path, entry, folder, ours, names, restored: Vec::new() });
         Ok(())
     }
 
     /// Deals with what the deepest folder has beyond the generation, and gives it its metadata.
     fn leave(&mut self) -> Result<(), RestoreError> {
-        let level = self.levels.pop().expect("the caller looked");
-        if let Some(mut names) = level.names {
-            names.sort_unstable();
+        let mut level = self.levels.pop().expect("the caller looked");
+        level.restored.sort_unstable();
+        level.names.iter_mut().for_each(|names| names.sort_unstable());
+        self.set_aside(&level)?;
+        if let Some(names) = level.names {
             for name in level.folder.names().map_err(entry_error(&level.path))? {
                 let is_scratch = level.path.is_root() && name == SCRATCH.as_bytes();
                 if is_scratch || names.binary_search(&name).is_ok() {
@@ -338,4 +388,12 @@ fn put_right(folder: &Folder, path: &TreePath, entry: &Entry) -> Result<(), Rest
         .remove_other_xattrs_of(path.name(), entry)
         .and_then(|()| folder.set_metadata(path.name(), entry))
         .map_err(entry_error(path))
+}
+
+/// Whether a file is a SQLite database, by its header (sqlite.org/fileformat2.html, 1.3).
+fn is_sqlite(folder: &Folder, name: &[u8]) -> io::Result<bool> {
+    const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+    let mut head = [0; MAGIC.len()];
+    let got = uncached::read_full_at(&folder.open_file(name)?, &mut head, 0)?;
+    Ok(got == head.len() && head == *MAGIC)
 }

@@ -203,7 +203,12 @@ fn destinations_that_hold_something_else_are_refused() {
 
 /// A tree of one file of two pieces with a hole between them, its content, and the manifest's place of it.
 fn one_file() -> (Vec<Entry>, Vec<u8>, u64) {
-    let content = [&[7; 1000][..], &[0; 8192], &[9; 500]].concat();
+    one_file_of(&[7; 1000])
+}
+
+/// The same with a first piece of 1000 bytes.
+fn one_file_of(first: &[u8]) -> (Vec<Entry>, Vec<u8>, u64) {
+    let content = [first, &[0; 8192], &[9; 500]].concat();
     let piece_digests = [&content[..1000], &content[9192..]].map(|piece| ContentDigest::of(piece).0).concat();
     let pieces = vec![1000 << 1, 8192 << 1 | 1, 500 << 1];
     let file = Entry { pieces, piece_digests, ..file_entry("file", &content) };
@@ -212,6 +217,12 @@ fn one_file() -> (Vec<Entry>, Vec<u8>, u64) {
 
 /// Restores the tree of [`one_file`]; the bytes that were fetched.
 fn restored(destination: &Destination, entries: &[Entry], content: &[u8]) -> u64 {
+    let report = restored_with(&Options::default(), destination, entries, content);
+    assert_eq!((report.files_made, report.lost_files), (1, 0), "{report:?}");
+    report.progress.fetched_bytes
+}
+
+fn restored_with(options: &Options, destination: &Destination, entries: &[Entry], content: &[u8]) -> Report {
     let (file, root) = manifest(entries);
     let checked = Checked::check(file, GenerationNumber(1), root, &[]).expect("sound");
     let (wants_out, mut wants) = tokio::sync::mpsc::channel::<Want>(4);
@@ -226,11 +237,73 @@ fn restored(destination: &Destination, entries: &[Entry], content: &[u8]) -> u64
                 }
             }
         });
-        let report = restore(destination, &checked, &Options::default(), wants_out, parts, &mut |_| ())
-            .expect("restored");
-        assert_eq!((report.files_made, report.lost_files), (1, 0), "{report:?}");
-        report.progress.fetched_bytes
+        restore(destination, &checked, options, wants_out, parts, &mut |_| ()).expect("restored")
     })
+}
+
+/// What lies beside a database belongs to the one that stood there before: SQLite would apply it to the restored one, and spoil it. Nothing
+/// is lost, and what only looks like it stays.
+#[test]
+fn what_sqlite_would_apply_to_a_restored_database_is_set_aside() {
+    let mut first = [7; 1000];
+    let names = |to: &std::path::Path| {
+        let mut names: Vec<String> = std::fs::read_dir(to)
+            .expect("read")
+            .map(|entry| entry.expect("read").file_name().into_string().expect("utf-8"))
+            .collect();
+        names.sort();
+        names
+    };
+    for (database, delete) in [(true, false), (true, true), (false, false)] {
+        let folder = tempfile::tempdir().expect("temp");
+        let to = folder.path().join("to");
+        if database {
+            first[..16].copy_from_slice(b"SQLite format 3\0");
+        } else {
+            first[..16].fill(7);
+        }
+        let (entries, content, _) = one_file_of(&first);
+        let (_, root) = manifest(&entries);
+        std::fs::create_dir(&to).expect("mkdir");
+        for name in ["file", "file-wal", "file-shm", "file-journal", "file-wal.before-restore", "other-wal"] {
+            std::fs::write(to.join(name), name).expect("write");
+        }
+        let allowed = Allowed { onto_existing: true, ..Allowed::default() };
+        let live = header(std::path::Path::new("/live/of/another/host"));
+        let destination = Destination::open(&to, &live, GenerationNumber(1), root, &allowed).expect("open");
+        let options = Options { delete, ..Options::default() };
+        let report = restored_with(&options, &destination, &entries, &content);
+        destination.finish().expect("finished");
+        assert!(std::fs::read(to.join("file")).expect("read") == content);
+        let aside: &[&str] =
+            if database && !delete { &["file-journal", "file-shm", "file-wal"] } else { &[] };
+        let mut told: Vec<String> = report.set_aside.iter().map(ToString::to_string).collect();
+        told.sort();
+        assert_eq!(told, aside);
+        let expected: &[&str] = match (database, delete) {
+            (true, false) => &[
+                "file",
+                "file-journal.before-restore",
+                "file-shm.before-restore",
+                "file-wal.before-restore",
+                "file-wal.before-restore.before-restore",
+                "other-wal",
+            ],
+            (true, true) => &["file"],
+            (false, _) => {
+                &["file", "file-journal", "file-shm", "file-wal", "file-wal.before-restore", "other-wal"]
+            }
+        };
+        assert_eq!(names(&to), expected);
+        // A second time everything is right already, and stays.
+        let again = Destination::open(&to, &live, GenerationNumber(1), root, &allowed).expect("open");
+        let report = restored_with(&options, &again, &entries, &content);
+        assert_eq!((report.files_right, report.set_aside.len()), (1, 0), "{report:?}");
+        assert_eq!(
+            names(&to).iter().filter(|name| *name != ".assay-restore").collect::<Vec<_>>(),
+            expected.iter().collect::<Vec<_>>()
+        );
+    }
 }
 
 /// What an earlier attempt is said to have left counts by its bytes alone: what else it may be is neither followed nor written to, and

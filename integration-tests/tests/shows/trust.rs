@@ -235,6 +235,17 @@ fn a_checker_that_reads_what_it_checks_is_trusted() {
     assert_eq!((control.code, &told["trust"]), (0, &"trusted".into()), "{control:?}");
     assert_eq!(told["damages"][0]["outcome"], "OUTCOME_FAIL", "{told}");
     assert!(told["damages"][0]["what"].as_str().expect("text").starts_with("byte "), "{told}");
+    pair.target(&["verify"]);
+    assert_eq!(control_in_verdict(&pair)["trust"], "trusted");
+    // Of another checker nothing is known, by whatever name it goes; of the same one what was found out is.
+    let yes = "vars = { check = [\"true\"] }";
+    pair.restart_with("target", SUMS, yes);
+    pair.target(&["verify"]);
+    assert!(control_in_verdict(&pair).is_null());
+    assert!(pair.target(&["status"]).stdout.contains("unknown"));
+    pair.restart_with("target", yes, SUMS);
+    pair.target(&["verify"]);
+    assert_eq!(control_in_verdict(&pair)["trust"], "trusted");
     // A check that does not pass what is undamaged tells nothing by failing what is.
     pair.restart_with("target", SUMS, "vars = { check = [\"false\"] }");
     let control = pair.target(&["--json", "control"]);
@@ -338,6 +349,19 @@ fn a_fail_is_explained_at_both_ends() {
     ] {
         assert!(target.stdout.contains(part), "{part:?} is missing in {}", target.stdout);
     }
+    // The newest run is explained, though it came to no verdict.
+    pair.kill("target");
+    let run = pair.run(4);
+    let (newest, named) =
+        (pair.source(&["explain"]), pair.source(&["explain", run["id"].as_str().expect("id")]));
+    assert!(newest.code == 0 && newest.stdout == named.stdout, "{newest:?}{named:?}");
+    assert!(newest.stdout.starts_with("NOT_RUN: the run ended before its check"), "{newest:?}");
+    assert!(
+        newest.stdout.contains("\"target-unreachable\"") && newest.stdout.contains("What to do next"),
+        "{newest:?}"
+    );
+    let nobody = pair.source(&["explain", "20200101T000000Z-000000"]);
+    assert!(nobody.code == 2 && nobody.stderr.contains("HINT"), "{nobody:?}");
 }
 
 /// Controls and old verdicts are looked after by the clock, behind runs: nobody asks for them here.
