@@ -61,7 +61,7 @@ fn free_or_busy(active: Option<&Active>) -> Result<(), RpcFault> {
             let text = format!("run {} is under way", active.run_id);
             let hint = match active.stage {
                 Stage::Receiving { attached: None, .. } => {
-                    "its source is not connected: it comes back, or a run that is started there takes this one's place"
+                    "its source makes its mark, or has lost its connection; a run that is started there takes the place of one that is given up"
                 }
                 _ => "wait for it to end; assay-target status shows it",
             };
@@ -436,7 +436,7 @@ fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
 
 fn doing(active: &Active) -> String {
     match &active.stage {
-        Stage::Receiving { attached: None, .. } => "receiving; its source is not connected".to_owned(),
+        Stage::Receiving { attached: None, .. } => "waiting for its source".to_owned(),
         Stage::Receiving { .. } => "receiving".to_owned(),
         Stage::Sealing => "sealing".to_owned(),
         Stage::Sealed => "sealed, not checked yet".to_owned(),

@@ -185,7 +185,11 @@ fn a_plan_waits_for_no_run() {
             && status.contains(&format!("  now        marking (run {id})\n")),
         "{status}"
     );
-    assert!(pair.target(&["status"]).stdout.contains(&format!("  now        receiving (run {id})\n")));
+    assert!(
+        pair.target(&["status"])
+            .stdout
+            .contains(&format!("  now        waiting for its source (run {id})\n"))
+    );
     pair.release_mark();
     assert_eq!(pair.source(&["watch", &id]).code, 0);
     for (role, status) in
