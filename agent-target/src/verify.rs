@@ -280,9 +280,19 @@ fn keep(
     };
     let recorded = repository.record_verdict(build).map_err(|error| error.to_string())?;
     let fault = attribution.as_ref().map(|attribution| attribution.fault.as_str());
-    tracing::info!(
-        run_id = %id, generation = record.generation, verdict = recorded.0, %outcome, reason, message, fault, "verdict"
-    );
+    let (generation, verdict, message) =
+        (record.generation, recorded.0.as_str(), message.replace('\n', "; "));
+    match outcome {
+        Outcome::Pass => {
+            tracing::info!(run_id = %id, generation, verdict, %outcome, reason, message, fault, "verdict");
+        }
+        Outcome::Fail => {
+            tracing::error!(run_id = %id, generation, verdict, %outcome, reason, message, fault, "verdict");
+        }
+        Outcome::Inconclusive | Outcome::NotRun => {
+            tracing::warn!(run_id = %id, generation, verdict, %outcome, reason, message, fault, "verdict");
+        }
+    }
     Ok(recorded)
 }
 

@@ -162,7 +162,12 @@ impl Attempt {
         }
         self.context.state.forget_old_runs();
         let outcome = run.outcome().as_str_name();
-        tracing::info!(outcome, reason = run.reason, message = run.message, "the run has ended");
+        let (reason, message) = (run.reason.as_str(), run.message.replace('\n', "; "));
+        match run.outcome() {
+            assay_proto::v1::Outcome::Pass => tracing::info!(outcome, reason, message, "the run has ended"),
+            assay_proto::v1::Outcome::Fail => tracing::error!(outcome, reason, message, "the run has ended"),
+            _ => tracing::warn!(outcome, reason, message, "the run has ended"),
+        }
     }
 
     /// The story of a run.

@@ -16,7 +16,13 @@ const LISTED: usize = 20;
 
 /// What failed, in which step, at which place, where the fault came in, since when, and what to do next.
 pub fn explain(verdict: &Verdict) -> String {
-    let mut text = format!("{}: {}.\n", verdict.outcome, show::meaning(verdict.outcome));
+    let meaning = match verdict.outcome {
+        Outcome::Pass if is_not_trusted(verdict) => {
+            "the check found nothing, and its checker is NOT TRUSTED: it passed damaged data"
+        }
+        outcome => show::meaning(outcome),
+    };
+    let mut text = format!("{}: {meaning}.\n", verdict.outcome);
     what(verdict, &mut text);
     findings(verdict, &mut text);
     fault(verdict, &mut text);
@@ -24,6 +30,11 @@ pub fn explain(verdict: &Verdict) -> String {
     checker(verdict, &mut text);
     next(verdict, &mut text);
     text
+}
+
+/// A checker that passed damaged data: its PASS says nothing.
+fn is_not_trusted(verdict: &Verdict) -> bool {
+    verdict.negative_control.as_ref().is_some_and(|control| control.trust() == Trust::NotTrusted)
 }
 
 /// The same for a run that came to no verdict of which anything is kept.
@@ -171,10 +182,13 @@ fn checker(verdict: &Verdict, text: &mut String) {
 fn next(verdict: &Verdict, text: &mut String) {
     text.push_str("\nWhat to do next\n");
     let mut steps = vec![remedy(verdict.outcome, &verdict.reason)];
+    if verdict.outcome == Outcome::Pass && is_not_trusted(verdict) {
+        steps.clear();
+    }
     if let Some(found) = &verdict.attribution {
         steps.push(about_fault(found.fault).1);
     }
-    if verdict.negative_control.as_ref().is_some_and(|control| control.trust() == Trust::NotTrusted) {
+    if is_not_trusted(verdict) {
         steps.push(
             "The checker passed damaged data: choose a deeper check, or correct the profile, before you rely on any PASS. \
              assay-target control says when it is trusted again.",

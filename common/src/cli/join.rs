@@ -133,7 +133,7 @@ pub fn refuse_what_is_there(paths: impl IntoIterator<Item = PathBuf>) -> Result<
     match paths.into_iter().find(|path| path.symlink_metadata().is_ok()) {
         None => Ok(()),
         Some(path) => Err(CommandError::usage(format!("{} is there already", path.display()))
-            .hint("nothing was changed: move it away, or name another file with --config")),
+            .hint("nothing was changed: move it away, or let another file be written")),
     }
 }
 

@@ -98,7 +98,10 @@ const REMEDIES: &[(&str, &str)] = &[
         "The restored database does not answer. Look at the output of the step before, and at vars.db_admin.",
     ),
     ("check-killed", "Look in the target's kernel log for a killed process: memory is the usual reason."),
-    ("program-missing", "Install the checker's program on the target, or correct its path in the profile."),
+    (
+        "program-missing",
+        "Install the checker's program on the target, or correct its path in the profile or its variables. Then: assay-target verify.",
+    ),
     (
         "check-not-started",
         "Run the step's command on the target by hand, as the user that the verdict names.",
@@ -238,7 +241,11 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     ("state-unusable", "The source agent's state folder cannot be used. Check its disk and permissions."),
     ("foreign-mark", "Another backup job makes marks of this repository. Stop it: only one may."),
-    ("mark-failed", "Run the profile's mark command by hand as the agent's user; nothing was copied."),
+    (
+        "mark-failed",
+        "Nothing was copied. Do by hand, as the agent's user, what makes the mark: the profile's mark command, or a connection to the \
+         database.",
+    ),
     ("changed-under-scan", "Run again; if it happens often, exclude the folder in which links come and go."),
     (
         "read-failed",
@@ -281,7 +288,7 @@ pub(super) fn about_fault(fault: FaultOrigin) -> (&'static str, &'static str) {
         FaultOrigin::Live => (
             "in the live repository: what was read there is what arrived and what was checked",
             "Treat the live repository as damaged: run the engine's own check there in the next quiet hour, look at the host's disk \
-             and memory, and plan to restore from the last verified generation.",
+             and memory, and plan to restore from the last verified generation (assay-source restore; assay-target generations lists them).",
         ),
         FaultOrigin::TornRead => (
             "while it was read: the file did not hold still, or could not be read twice the same",
