@@ -2,7 +2,7 @@
 //!
 //! The digest of a chunk and the bytes that are sent come from the same read. A file that changes while it is read is read
 //! again, a bounded number of times; if it never holds still it is taken as last read and flagged. Of a file that the base
-//! has too, only what is new is described at length ([`Progress`]).
+//! has too, only what is new is described at length (`reader/progress.rs`).
 
 use std::{
     fs::File,
