@@ -28,8 +28,8 @@ use assay_common::{
     verdict::{Outcome, unverified_verdict},
 };
 use assay_proto::v1::{
-    CancelRunRequest, GetStatusRequest, ListRunsRequest, PlanRunRequest, Run, StartRunRequest,
-    WatchRunRequest, source_service_client::SourceServiceClient,
+    CancelRunRequest, GetStatusRequest, ListRunsRequest, PlanRunRequest, StartRunRequest, WatchRunRequest,
+    source_service_client::SourceServiceClient,
 };
 use clap::Parser as _;
 use tonic::{Status, transport::Channel};
@@ -231,21 +231,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {
-            let config = load(&cli.config)?;
-            let (kept, run) = (kept_verdicts(&config)?, kept_run(&config, &run_id)?);
-            // A run may have ended without a verdict since the newest one.
-            let run_id = run.as_ref().map_or(run_id, |run| run.id.clone());
-            let is_kept =
-                kept.iter().any(|(_, path)| path.file_stem().is_some_and(|name| name == run_id.as_str()));
-            let text = match run.filter(|_| !is_kept) {
-                Some(run) => assay_common::cli::explain_run(&run),
-                None => {
-                    let (_, bytes) = kept_verdict(&kept, &run_id)?;
-                    let verdict = unverified_verdict(&bytes)
-                        .map_err(|error| CommandError::not_run(error.to_string()))?;
-                    assay_common::cli::explain(&verdict)
-                }
-            };
+            let text = explained(&load(&cli.config)?, &run_id)?;
             screen::print_folded(&text);
             Ok(ExitCode::SUCCESS)
         }
@@ -303,19 +289,37 @@ fn kept_verdicts(config: &Config) -> Result<Vec<(String, PathBuf)>, CommandError
     Ok(kept)
 }
 
-/// What is kept of a run; of the newest when it is not named.
-fn kept_run(config: &Config, run_id: &str) -> Result<Option<Run>, CommandError> {
+/// A run in plain words, by its verdict if one is kept; without an id the newest that has ended, with a verdict or without.
+fn explained(config: &Config, run_id: &str) -> Result<String, CommandError> {
     let fault = |error: StateError| CommandError::not_run(error.to_string());
-    let mut newest: Option<(RunId, RepositoryState)> = None;
+    let kept = kept_verdicts(config)?;
+    let mut runs: Vec<(RunId, RepositoryState)> = Vec::new();
     for repository in &config.repositories {
-        let state = RepositoryState::open(&config.agent.state, &repository.name).map_err(fault)?;
-        let ids = state.run_ids().map_err(fault)?;
-        let wanted = ids.into_iter().find(|id| run_id.is_empty() || id.to_string() == run_id);
-        if let Some(id) = wanted.filter(|id| newest.as_ref().is_none_or(|(known, _)| known < id)) {
-            newest = Some((id, state));
+        let open = || RepositoryState::open(&config.agent.state, &repository.name).map_err(fault);
+        for id in open()?.run_ids().map_err(fault)? {
+            if run_id.is_empty() || id.to_string() == run_id {
+                runs.push((id, open()?));
+            }
         }
     }
-    newest.map(|(id, state)| state.run(&id).map_err(fault)).transpose()
+    runs.sort_by(|left, right| right.0.cmp(&left.0));
+    for (id, state) in runs {
+        if kept.iter().any(|(_, path)| path.file_stem().is_some_and(|name| name == id.as_str())) {
+            return explained_verdict(&kept, id.as_str());
+        }
+        let run = state.run(&id).map_err(fault)?;
+        if run.finished.is_some() || !run_id.is_empty() {
+            return Ok(assay_common::cli::explain_run(&run));
+        }
+    }
+    // The runs themselves are kept for a shorter time.
+    explained_verdict(&kept, run_id)
+}
+
+fn explained_verdict(kept: &[(String, PathBuf)], run_id: &str) -> Result<String, CommandError> {
+    let (_, bytes) = kept_verdict(kept, run_id)?;
+    let verdict = unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
+    Ok(assay_common::cli::explain(&verdict))
 }
 
 /// The verdict of a run; of the newest when it is not named.
@@ -324,7 +328,8 @@ fn kept_verdict(kept: &[(String, PathBuf)], run_id: &str) -> Result<(PathBuf, Ve
     let is_wanted =
         |path: &Path| run_id.is_empty() || path.file_name().is_some_and(|name| name == file.as_str());
     let Some((_, path)) = kept.iter().find(|(_, path)| is_wanted(path)) else {
-        return Err(CommandError::usage(format!("no verdict of run {run_id:?} is kept here"))
+        let what = if run_id.is_empty() { String::new() } else { format!(" of run {run_id:?}") };
+        return Err(CommandError::usage(format!("no verdict{what} is kept here"))
             .hint("assay-source verdict list shows those that are"));
     };
     let bytes =

@@ -18,8 +18,7 @@ use crate::{
     id::GenerationNumber,
     path::TreePath,
     restore::{
-        Allowed, Checked, Destination, Options, Part, Report, RestoreError, SET_ASIDE, SupplyError, Want,
-        restore,
+        Allowed, Checked, Destination, Options, Part, Report, RestoreError, SupplyError, Want, restore,
     },
     signing::VerifyingKey,
     verdict::{HexDigest, Outcome, verify_verdict},
@@ -242,9 +241,9 @@ impl RestoreArgs {
             if report.deleted > 0 {
                 text += &format!("  {} names that the generation has not were removed\n", report.deleted);
             }
-            for path in &report.set_aside {
+            for (before, now) in &report.set_aside {
                 text += &format!(
-                    "  {path} was set aside as {path}{SET_ASIDE}: SQLite would have applied it to the restored database\n"
+                    "  {before} is {now} now: SQLite would have applied it to the restored database\n"
                 );
             }
             if report.left_over > 0 {

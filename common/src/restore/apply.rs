@@ -158,8 +158,8 @@ impl Apply<'_> {
                 aside.extend_from_slice(SET_ASIDE.as_bytes());
             }
             level.folder.rename(&name, &level.folder, &aside).map_err(fault())?;
-            if let Ok(path) = level.path.join(&name) {
-                self.report.set_aside.push(path);
+            if let (Ok(before), Ok(now)) = (level.path.join(&name), level.path.join(&aside)) {
+                self.report.set_aside.push((before, now));
             }
         }
         Ok(())

@@ -59,7 +59,7 @@ pub struct Progress {
 }
 
 /// What the name of a file that was set aside ends with.
-pub const SET_ASIDE: &str = ".before-restore";
+const SET_ASIDE: &str = ".before-restore";
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -74,9 +74,8 @@ pub struct Report {
     pub deleted: u64,
     /// Names that the generation does not have, and that were left.
     pub left_over: u64,
-    /// Files that SQLite would have applied to a database that was restored beside them: they have [`SET_ASIDE`] at the end of their
-    /// names now.
-    pub set_aside: Vec<TreePath>,
+    /// Files that SQLite would have applied to a database that was restored beside them, and what they are called now.
+    pub set_aside: Vec<(TreePath, TreePath)>,
     /// Files whose content is not on the target as it was sealed; they are as they were before. The first hundred, with the reason.
     pub lost: Vec<(TreePath, String)>,
     /// All of them.

@@ -277,9 +277,10 @@ fn what_sqlite_would_apply_to_a_restored_database_is_set_aside() {
         assert!(std::fs::read(to.join("file")).expect("read") == content);
         let aside: &[&str] =
             if database && !delete { &["file-journal", "file-shm", "file-wal"] } else { &[] };
-        let mut told: Vec<String> = report.set_aside.iter().map(ToString::to_string).collect();
+        let mut told: Vec<String> = report.set_aside.iter().map(|(before, _)| before.to_string()).collect();
         told.sort();
         assert_eq!(told, aside);
+        assert!(report.set_aside.iter().all(|(_, now)| to.join(now.to_string()).exists()), "{report:?}");
         let expected: &[&str] = match (database, delete) {
             (true, false) => &[
                 "file",

@@ -3,12 +3,11 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write},
-    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::index};
 
 /// Bytes of a page of a table.
@@ -102,7 +101,7 @@ impl Plan {
 }
 
 /// Numbers that depend on the seed and on what they are for, and on nothing else.
-fn numbers(seed: u64, purpose: &str, index: u64) -> StdRng {
+pub(super) fn numbers(seed: u64, purpose: &str, index: u64) -> StdRng {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&seed.to_le_bytes()).update(&index.to_le_bytes()).update(purpose.as_bytes());
     StdRng::from_seed(*hasher.finalize().as_bytes())
@@ -165,70 +164,6 @@ pub fn make_tiny_files(root: &Path, seed: u64, files: u32) -> Result<()> {
         fs::write(&path, text_of(&mut numbers, bytes)).with_context(|| path.display().to_string())?;
     }
     Ok(())
-}
-
-/// A file with a little data far apart, and holes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sparse {
-    /// What the data depends on.
-    pub seed: u64,
-    /// Its length in bytes.
-    pub bytes: u64,
-}
-
-impl Sparse {
-    /// Stretches of data.
-    const STRETCHES: u64 = 32;
-    /// Bytes of each.
-    const STRETCH_BYTES: usize = 1 << 20;
-
-    /// Offset and content of each stretch of data. The file begins with one and ends with a hole.
-    fn stretches(self) -> impl Iterator<Item = (u64, Vec<u8>)> {
-        let apart = (self.bytes / Self::STRETCHES).max(2 * Self::STRETCH_BYTES as u64);
-        (0..Self::STRETCHES).map(move |number| {
-            let mut content = vec![0; Self::STRETCH_BYTES];
-            numbers(self.seed, "stretch", number).fill(&mut content[..]);
-            (number * apart, content)
-        })
-    }
-
-    /// Makes the file.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
-    pub fn make(self, path: &Path) -> Result<()> {
-        let write = || -> io::Result<()> {
-            let file = File::create_new(path)?;
-            for (offset, content) in self.stretches() {
-                file.write_all_at(&content, offset)?;
-            }
-            file.set_len(self.bytes.max(file.metadata()?.len()))
-        };
-        fs::create_dir_all(path.parent().unwrap_or(path)).with_context(|| path.display().to_string())?;
-        write().with_context(|| path.display().to_string())
-    }
-
-    /// Looks at a copy: its length, its data, and that nothing but data takes room. To read all of it would take minutes.
-    ///
-    /// # Errors
-    ///
-    /// When it is not what was made.
-    pub fn verify(self, path: &Path) -> Result<()> {
-        let shown = path.display();
-        let file = File::open(path).with_context(|| shown.to_string())?;
-        let metadata = file.metadata().with_context(|| shown.to_string())?;
-        ensure!(metadata.len() == self.bytes, "{shown} has {} bytes", metadata.len());
-        let data = Self::STRETCHES * Self::STRETCH_BYTES as u64;
-        let taken = metadata.blocks() * 512;
-        ensure!(taken < 2 * data, "{shown} takes {taken} bytes of the disk for {data} of data");
-        for (offset, content) in self.stretches() {
-            let mut read = vec![0; content.len()];
-            file.read_exact_at(&mut read, offset).with_context(|| shown.to_string())?;
-            ensure!(read == content, "{shown} is another at {offset}");
-        }
-        Ok(())
-    }
 }
 
 /// Makes the dump: lines of SQL.
@@ -533,22 +468,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-
-    #[test]
-    fn a_sparse_file_is_told_from_others() {
-        let folder = tempfile::tempdir().expect("temp");
-        let (path, sparse) = (folder.path().join("a/b"), Sparse { seed: 1, bytes: 200 << 20 });
-        sparse.make(&path).expect("made");
-        sparse.verify(&path).expect("as made");
-        let file = OpenOptions::new().write(true).open(&path).expect("open");
-        file.write_all_at(b"another", 200 << 19).expect("write");
-        assert!(
-            sparse.verify(&path).is_err_and(|error| error.to_string().contains("is another at 104857600"))
-        );
-        file.set_len(1).expect("length");
-        assert!(sparse.verify(&path).is_err(), "cut off");
-        assert!(sparse.make(&path).is_err(), "it is there");
-    }
 
     const SMALL: Plan = Plan { seed: 7, files: 400, tables: 2, pages: 10, dump_bytes: 20_000 };
 

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    ops::Range,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -13,14 +12,16 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     assay::Assay,
-    data::{self, Plan, Sparse},
+    data::{self, Plan},
     discard::{discard, make_room},
     hosts::{self, Disk, Host},
+    live::{Cost, LiveCopy},
     measure::Sample,
-    postgres::{Changed, Cluster, Transactions, changed_pages},
+    postgres::{Changed, Cluster, changed_pages},
     process::succeed,
     report::{self, CHANGED_PAGES, Row, WALL_AT_80_MS, WITHOUT_DELAY},
     rsync::{PLAIN, Rsync, Servers, VARIANTS, Variant, assert_equal},
+    sparse::Sparse,
 };
 
 /// What a block of bytes takes over the slow link: half of its round trip.
@@ -150,50 +151,6 @@ impl Tool {
             Program::Rsync(rsync) => rsync.run(servers),
         };
         sample.with_context(|| self.name.clone())
-    }
-}
-
-/// A copy that was made while pgbench worked.
-#[derive(Clone, Debug)]
-struct LiveCopy {
-    /// Which tool made it.
-    tool: usize,
-    /// From its command to its end, since 1970.
-    time: Range<Duration>,
-    /// Processor seconds of the source's side.
-    cpu: f64,
-}
-
-/// What the copies of one tool cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Cost {
-    copies: f64,
-    cpu: f64,
-    /// Transactions that would have ended meanwhile, at the rate of the pauses around each copy.
-    expected: f64,
-    /// Those that did.
-    ended: f64,
-}
-
-impl Cost {
-    /// Of the copies that `tool` made, each between two pauses.
-    fn of(tool: usize, copies: &[LiveCopy], transactions: &Transactions) -> Self {
-        let mut cost = Self::default();
-        for around in copies.windows(3) {
-            let [before, copy, after] = around else { continue };
-            if copy.tool != tool || after.time.start > transactions.end() {
-                continue;
-            }
-            let pauses = [before.time.end..copy.time.start, copy.time.end..after.time.start];
-            let seconds = |time: &Range<Duration>| time.end.saturating_sub(time.start).as_secs_f64();
-            let in_pauses: usize = pauses.iter().map(|pause| transactions.within(pause)).sum();
-            let rate = in_pauses as f64 / pauses.iter().map(seconds).sum::<f64>();
-            cost.copies += 1.0;
-            cost.cpu += copy.cpu;
-            cost.expected += rate * seconds(&copy.time);
-            cost.ended += transactions.within(&copy.time) as f64;
-        }
-        cost
     }
 }
 
@@ -629,24 +586,4 @@ fn since_1970() -> Result<Duration> {
 /// Progress goes to standard error: standard output is for what came out.
 fn say(text: &str) {
     eprintln!("{text}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A transaction each tenth of a second, but in a copy of Assay's each fifth; in the last pause it has ended.
-    #[test]
-    fn what_a_copy_costs_is_told_by_the_pauses_around_it() {
-        let at = |tenths: u64| Duration::from_millis(tenths * 100);
-        let copy = |tool, from, to| LiveCopy { tool, time: at(from)..at(to), cpu: 0.5 };
-        let copies = [copy(1, 10, 20), copy(0, 30, 50), copy(1, 60, 70), copy(0, 80, 90), copy(1, 100, 110)];
-        let ends = (0..95).filter(|tenth| !(30..50).contains(tenth) || tenth % 2 == 0).map(at).collect();
-        let transactions = Transactions::new(ends);
-        let assay = Cost::of(0, &copies, &transactions);
-        assert_eq!((assay.copies, assay.cpu, assay.ended), (1.0, 0.5, 10.0), "the other ends with the load");
-        assert!((assay.expected - 20.0).abs() < 1e-9, "{assay:?}");
-        let other = Cost::of(1, &copies, &transactions);
-        assert!((other.expected - other.ended).abs() < 1e-9 && other.copies == 1.0, "{other:?}");
-    }
 }

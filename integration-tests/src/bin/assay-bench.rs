@@ -5,9 +5,10 @@ use std::{ffi::OsString, fs::File, io::Write as _, path::PathBuf, process::ExitC
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use integration_tests::bench::{
-    data::{Plan, Sparse},
+    data::Plan,
     isolate::{self, Ended},
     report,
+    sparse::Sparse,
     workloads::{Bench, Options, Workload},
 };
 

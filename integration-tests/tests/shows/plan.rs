@@ -190,6 +190,9 @@ fn a_plan_waits_for_no_run() {
             .stdout
             .contains(&format!("  now        waiting for its source (run {id})\n"))
     );
+    // Nothing has ended yet that could be explained; what is under way is when it is named.
+    assert_eq!(pair.source(&["explain"]).code, 2);
+    assert!(pair.source(&["explain", &id]).stdout.contains("is under way"));
     pair.release_mark();
     assert_eq!(pair.source(&["watch", &id]).code, 0);
     for (role, status) in
