@@ -37,6 +37,7 @@
 //! it is searched and digested, so much output is no fault.
 
 mod cgroup;
+mod coverage;
 mod judge;
 mod launch;
 mod limits;
@@ -64,7 +65,8 @@ use assay_common::{
 
 pub use output::{Captured, MAX_LINE_BYTES};
 pub use report::{
-    AppliedPatch, CheckContext, CheckReport, Isolation, Outcome, OverlayRecord, Progress, StepEnd, StepReport,
+    AppliedPatch, CheckContext, CheckReport, Isolation, NotCovered, Outcome, OverlayRecord, PartsChecked,
+    Progress, StepEnd, StepReport,
 };
 
 use crate::{patch, workspace::Workspace};
@@ -345,6 +347,7 @@ impl Session<'_> {
             End::Limited => StepEnd::Limited,
             End::NotStarted(_) | End::SandboxFailed => StepEnd::NotStarted,
         };
+        let coverage = ran.found.coverage(check);
         Ok(StepReport {
             name: check.name.clone(),
             attempt: 0,
@@ -356,6 +359,9 @@ impl Session<'_> {
             depth: check.depth.unwrap_or(self.profile.depth),
             findings: ran.found.findings,
             findings_dropped: ran.found.findings_dropped,
+            engine: coverage.engine,
+            checked: coverage.checked,
+            not_covered: coverage.not_covered,
             stdout: ran.stdout,
             stderr: ran.stderr,
             duration: ran.duration,

@@ -12,6 +12,8 @@ use std::{
 use assay_common::{path::display_bytes, profile::Check};
 use regex::bytes::{Regex, RegexSet, RegexSetBuilder};
 
+use super::coverage::{Coverage, Looks, Seen};
+
 /// A line is searched up to here.
 pub const MAX_LINE_BYTES: usize = 1024 * 1024;
 /// More findings than this are counted, not kept.
@@ -44,6 +46,7 @@ impl Captured {
 pub(super) struct Patterns {
     set: RegexSet,
     findings: Option<Regex>,
+    looks: Looks,
     /// Where each list begins in the set.
     retry: usize,
     inconclusive: usize,
@@ -75,6 +78,7 @@ impl Patterns {
             .crlf(true)
             .build()?,
             findings: check.findings.as_ref().map(|pattern| pattern.regex().clone()),
+            looks: Looks::new(check),
             retry,
             inconclusive,
             fail: inconclusive + check.inconclusive_patterns.len(),
@@ -92,6 +96,7 @@ pub(super) struct Found {
     quotes: [Option<String>; 4],
     pub(super) findings: Vec<String>,
     pub(super) findings_dropped: u64,
+    seen: Seen,
     /// A line was longer than [`MAX_LINE_BYTES`].
     pub(super) overlong: bool,
 }
@@ -106,8 +111,14 @@ impl Found {
         let dropped = self.findings.len().saturating_sub(MAX_FINDINGS);
         self.findings.truncate(MAX_FINDINGS);
         self.findings_dropped += other.findings_dropped + dropped as u64;
+        self.seen.merge(other.seen);
         self.overlong |= other.overlong;
         self
+    }
+
+    /// What the step said that it looked at, and what not.
+    pub(super) fn coverage(&self, check: &Check) -> Coverage {
+        self.seen.coverage(check)
     }
 
     /// The `must_match` patterns that matched nothing, by their numbers.
@@ -246,6 +257,7 @@ impl Capture {
                 self.found.quotes[list] = Some(quote(line.unwrap_or_default()));
             }
         }
+        self.found.seen.search(&self.patterns.looks, lines);
         if let Some(findings) = &self.patterns.findings {
             for captures in findings.captures_iter(lines) {
                 if self.found.findings.len() >= MAX_FINDINGS {

@@ -156,6 +156,26 @@ pub enum StepEnd {
     NotStarted,
 }
 
+/// How many parts of one kind a step looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartsChecked {
+    /// The kind, in the plural: `relations`, `objects`.
+    pub kind: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A part of the copy that a step did not look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotCovered {
+    /// The part, as the checker names it.
+    pub part: String,
+    /// A short stable word.
+    pub reason: String,
+    /// One line for people: why it was not looked at.
+    pub message: String,
+}
+
 /// What one step did.
 #[derive(Clone, Debug)]
 pub struct StepReport {
@@ -179,6 +199,12 @@ pub struct StepReport {
     pub findings: Vec<String>,
     /// How many more it named.
     pub findings_dropped: u64,
+    /// The checker's name and version, as it said.
+    pub engine: Option<String>,
+    /// What it looked at, by kind.
+    pub checked: Vec<PartsChecked>,
+    /// What it did not look at; at most 200 parts, and one entry that counts the rest.
+    pub not_covered: Vec<NotCovered>,
     /// Its standard output.
     pub stdout: Captured,
     /// Its standard error.

@@ -423,6 +423,16 @@ pub struct Check {
     /// A regular expression: each match in a line (the first of its groups that matched, or the whole) is
     /// reported as a finding.
     pub findings: Option<Pattern>,
+    /// A regular expression: the first group of the first line that matches is the checker's name and version, as the verdict
+    /// names it.
+    pub engine_version: Option<Pattern>,
+    /// A regular expression with two groups, a count and a kind (`^checked (\d+) (.*)$`): how many parts of which kind the step
+    /// looked at. The counts of several lines of one kind are added up.
+    pub parts_checked: Option<Pattern>,
+    /// Lines that name a part of the copy that the step did not look at. The first group (or the whole match) is the part, the
+    /// second (or the whole line) says why. A step can pass with such lines: the verdict lists the parts.
+    #[serde(default)]
+    pub not_covered_patterns: Vec<PatternRule>,
     /// How much of each output stream is kept, in bytes: half from its start, half from its end. All of it is
     /// read, searched and digested, so more output than this is no fault.
     #[serde(default = "output_limit")]

@@ -99,6 +99,24 @@ inconclusive_exit = [{ code = 3, reason = "No Licence" }]
     assert!(text.contains("x.toml:18:9: check[0].argv[0]: '{roott}' is not a placeholder"), "{text}");
 }
 
+/// The verdict takes these from groups: a pattern without them would say nothing.
+#[test]
+fn patterns_of_coverage_need_their_groups() {
+    let keys = "engine_version = '^engine: (.*)$'\nparts_checked = '^checked (\\d+) (.*)$'\n\
+                not_covered_patterns = [{ pattern = '^skipped .*$', reason = 'skipped' }]";
+    let profile = parse(&format!("{GOOD}{keys}")).expect("valid");
+    assert_eq!(profile.checks[0].not_covered_patterns[0].reason, "skipped");
+    let keys = keys.replace("(.*)", ".*").replace("'skipped'", "'Skipped parts'");
+    let ProfileError::Meaning { faults, .. } = parse(&format!("{GOOD}{keys}")).expect_err("bad") else {
+        panic!("a fault of meaning");
+    };
+    let told: Vec<_> = faults.iter().map(|it| it.key.as_str()).collect();
+    assert_eq!(
+        told,
+        ["check[0].engine_version", "check[0].parts_checked", "check[0].not_covered_patterns[0].reason"]
+    );
+}
+
 /// Damage that cannot be told makes a check that says PASS to everything.
 #[test]
 fn a_check_that_cannot_fail_is_refused() {

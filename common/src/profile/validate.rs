@@ -311,12 +311,22 @@ impl Faults<'_> {
             );
             self.reason(&rule.reason, &way);
         }
-        for (list, rules) in
-            [("fail_patterns", &check.fail_patterns), ("inconclusive_patterns", &check.inconclusive_patterns)]
-        {
+        for (list, rules) in [
+            ("fail_patterns", &check.fail_patterns),
+            ("inconclusive_patterns", &check.inconclusive_patterns),
+            ("not_covered_patterns", &check.not_covered_patterns),
+        ] {
             for (at, rule) in rules.iter().enumerate() {
                 self.reason(&rule.reason, &[&key(list)[..], way![at, "reason"]].concat());
             }
+        }
+        for (name, pattern, wanted, message) in [
+            ("engine_version", &check.engine_version, 1, "must have a group around the name and version"),
+            ("parts_checked", &check.parts_checked, 2, "must have two groups: the count and the kind"),
+        ] {
+            // The whole match counts as a group.
+            let enough = pattern.as_ref().is_none_or(|it| it.regex().captures_len() > wanted);
+            self.expect(enough, &key(name), message);
         }
         let can_fail = !check.fail_exit.is_empty() || mask > 0 || !check.fail_patterns.is_empty();
         self.expect(
