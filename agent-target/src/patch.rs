@@ -372,6 +372,89 @@ mod tests {
         assert_eq!(twice.to_string(), "the key 'K' stands more than once in secret: in lines 1, 2");
     }
 
+    /// The reason is what the operator acts upon, and each fault has its own.
+    #[test]
+    fn each_fault_has_its_reason() {
+        let (folder, root) = tree();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("write");
+        write("none", "PORT = 1\n");
+        write("twice", "K = 1\nK = 2\n");
+        write("mac", "K = 1\rPORT = 2\r");
+        let reason = |file: &str, key: &str, value: &str| {
+            apply(&root, &path(file), key, value).expect_err(file).reason()
+        };
+        assert_eq!(reason("none", "K", "w"), "key-missing");
+        assert_eq!(reason("twice", "K", "w"), "key-twice");
+        assert_eq!(reason("mac", "K", "w"), "patch-failed");
+        assert_eq!(reason("absent", "K", "w"), "configuration-missing");
+        assert_eq!(reason("no-folder/absent", "K", "w"), "configuration-missing");
+        assert_eq!(reason("bin", "K", "w"), "patch-failed");
+        assert_eq!(reason("none", "#K", "w"), "patch-failed");
+        assert_eq!(reason("none", "K", ""), "patch-failed");
+        // A patch that failed leaves no temporary file.
+        assert_eq!(std::fs::read_dir(folder.path()).expect("list").count(), 4);
+    }
+
+    /// A configuration file has at most 4 MiB: one of exactly that is patched, one byte more is refused unread.
+    #[test]
+    fn a_file_of_more_than_the_limit_is_refused() {
+        let (folder, root) = tree();
+        let file = folder.path().join("large");
+        let line = b"K = v\n";
+        let mut text = vec![b'#'; usize::try_from(MAX_FILE_BYTES).expect("fits") - line.len() - 1];
+        text.push(b'\n');
+        text.extend_from_slice(line);
+        std::fs::write(&file, &text).expect("write");
+        assert!(apply(&root, &path("large"), "K", "w").is_ok());
+        text.push(b'\n');
+        std::fs::write(&file, &text).expect("write");
+        match apply(&root, &path("large"), "K", "w") {
+            Err(PatchError::TooLarge { bytes, .. }) => assert_eq!(bytes, MAX_FILE_BYTES + 1),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A FIFO in the place of the file is named at once: nobody waits for a writer.
+    #[test]
+    fn a_fifo_in_place_of_the_file_is_refused() {
+        let (folder, root) = tree();
+        rustix::fs::mknodat(&root, "fifo", FileType::Fifo, Mode::from_raw_mode(0o600), 0).expect("mkfifo");
+        assert!(matches!(apply(&root, &path("fifo"), "K", "w"), Err(PatchError::NotAFile { .. })));
+        drop(folder);
+    }
+
+    /// The engine may depend on attributes and ACLs of its configuration.
+    #[test]
+    fn attributes_and_acls_stay() {
+        let (folder, root) = tree();
+        let file = folder.path().join("acserver.cnf");
+        std::fs::write(&file, "K = v\n").expect("write");
+        rustix::fs::setxattr(&file, "user.note", b"kept", rustix::fs::XattrFlags::empty())
+            .expect("attribute");
+        // Version 2, then tag, permissions and id of each entry: user rw, user 1234 r, group r, mask r, others nothing.
+        let acl: Vec<u8> = [
+            &2u32.to_le_bytes()[..],
+            &[1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff],
+            &[2, 0, 4, 0, 0xd2, 0x04, 0, 0],
+            &[4, 0, 4, 0, 0xff, 0xff, 0xff, 0xff],
+            &[16, 0, 4, 0, 0xff, 0xff, 0xff, 0xff],
+            &[32, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        ]
+        .concat();
+        rustix::fs::setxattr(&file, "system.posix_acl_access", &acl, rustix::fs::XattrFlags::empty())
+            .expect("ACL");
+        apply(&root, &path("acserver.cnf"), "K", "w").expect("patched");
+        let get = |name: &str| {
+            let mut value = vec![0; 256];
+            let length = rustix::fs::getxattr(&file, name, value.as_mut_slice()).expect("attribute");
+            value.truncate(length);
+            value
+        };
+        assert_eq!(get("user.note"), b"kept");
+        assert_eq!(get("system.posix_acl_access"), acl);
+        assert_eq!(std::fs::metadata(&file).expect("stat").mode() & 0o7777, 0o640);
+    }
+
     proptest! {
         /// Only the key's line changes, and a second application changes nothing.
         #[test]

@@ -235,6 +235,48 @@ mod tests {
         assert_eq!(TreePath::root().join(b"a/b"), Err(PathFault::EmptyComponent));
     }
 
+    /// Each limit holds what is exactly on it and refuses one more, in `join` as in `parse`.
+    #[test]
+    fn limits_hold_at_their_edges() {
+        let name = |bytes: usize| vec![b'x'; bytes];
+        let deep = |components: usize| vec!["a"; components].join("/").into_bytes();
+        // 16 components of 250 bytes, and two that fill the path up to the limit.
+        let long = |bytes: usize| {
+            let mut path = vec!["y".repeat(250); 16].join("/").into_bytes();
+            path.push(b'/');
+            path.resize(bytes - 3, b'z');
+            path.extend_from_slice(b"/zz");
+            path
+        };
+        assert!(TreePath::parse(&name(255)).is_ok());
+        assert_eq!(TreePath::parse(&name(256)), Err(PathFault::LongComponent));
+        assert!(TreePath::parse(&deep(MAX_DEPTH)).is_ok());
+        assert_eq!(TreePath::parse(&deep(MAX_DEPTH + 1)), Err(PathFault::TooDeep));
+        assert!(TreePath::parse(&long(MAX_PATH_BYTES)).is_ok());
+        assert_eq!(TreePath::parse(&long(MAX_PATH_BYTES + 1)), Err(PathFault::TooLong));
+
+        let root = TreePath::root();
+        assert!(root.join(&name(255)).is_ok());
+        assert_eq!(root.join(&name(256)), Err(PathFault::LongComponent));
+        let parse = |bytes: Vec<u8>| TreePath::parse(&bytes).expect("valid");
+        assert!(parse(deep(MAX_DEPTH - 1)).join(b"a").is_ok());
+        assert_eq!(parse(deep(MAX_DEPTH)).join(b"a"), Err(PathFault::TooDeep));
+        assert!(parse(long(MAX_PATH_BYTES - 2)).join(b"a").is_ok());
+        assert_eq!(parse(long(MAX_PATH_BYTES - 1)).join(b"a"), Err(PathFault::TooLong));
+    }
+
+    /// A name's first and last parts, for the root and its direct children as well.
+    #[test]
+    fn parent_and_name_of_the_root_and_of_its_children() {
+        let parts = |path: &[u8]| {
+            let path = TreePath::parse(path).expect("valid");
+            (path.parent().map(<[u8]>::to_vec), path.name().to_vec(), path.components().count())
+        };
+        assert_eq!(parts(b""), (None, Vec::new(), 0));
+        assert_eq!(parts(b"a"), (Some(Vec::new()), b"a".to_vec(), 1));
+        assert_eq!(parts(b"a/bc/d"), (Some(b"a/bc".to_vec()), b"d".to_vec(), 3));
+    }
+
     #[test]
     fn a_folder_comes_right_before_what_it_holds() {
         let mut paths: Vec<_> = ["a.b", "a", "a/z", "a-", "a/b/c", "a/b", ""]
@@ -255,11 +297,14 @@ mod tests {
     proptest! {
         /// Tree order is the order of the lists of components.
         #[test]
-        fn order_is_that_of_components(left in "[a-c/.-]{0,8}", right in "[a-c/.-]{0,8}") {
-            if let (Ok(left), Ok(right)) = (TreePath::parse(left.as_bytes()), TreePath::parse(right.as_bytes())) {
-                let by_components = left.components().cmp(right.components());
-                prop_assert_eq!(left.cmp(&right), by_components);
-            }
+        fn order_is_that_of_components(
+            left in "([a-c.-]{1,2}[a-c](/[a-c-][a-c.-]{0,2}[a-c]){0,3})?",
+            right in "([a-c.-]{1,2}[a-c](/[a-c-][a-c.-]{0,2}[a-c]){0,3})?",
+        ) {
+            let left = TreePath::parse(left.as_bytes()).expect("valid");
+            let right = TreePath::parse(right.as_bytes()).expect("valid");
+            let by_components = left.components().cmp(right.components());
+            prop_assert_eq!(left.cmp(&right), by_components);
         }
 
         #[test]
