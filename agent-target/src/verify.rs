@@ -277,6 +277,8 @@ fn keep(
         },
         versions: versions(Some(statement.source_version.clone())),
         source_statement: Some(source_statement.clone()),
+        coverage: None,
+        nonce: statement.nonce,
     };
     let recorded = repository.record_verdict(build).map_err(|error| error.to_string())?;
     let fault = attribution.as_ref().map(|attribution| attribution.fault.as_str());
@@ -405,6 +407,10 @@ fn step(report: &StepReport) -> Step {
         output_tail: output_tail(&output),
         outcome: outcome(report.outcome),
         findings: report.findings.iter().take(FINDINGS).cloned().collect(),
+        depth: None,
+        engine: None,
+        checked: Vec::new(),
+        not_covered: Vec::new(),
     }
 }
 

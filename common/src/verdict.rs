@@ -15,6 +15,7 @@
 
 mod attribution;
 mod control;
+pub mod coverage;
 
 use std::fmt;
 
@@ -32,6 +33,9 @@ use crate::{
 
 pub use attribution::{Attribution, FaultOrigin, ReadBack};
 pub use control::{CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control};
+pub use coverage::{
+    BackupClaim, Carried, CheckCoverage, Claims, Coverage, LiveClaim, NotCovered, PartsChecked, Readings,
+};
 
 /// `_type` of every statement.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
@@ -313,6 +317,12 @@ pub struct SourceStatement {
     pub overrides: Vec<String>,
     /// Version of the source agent.
     pub source_version: String,
+    /// The number that the source chose at random when it opened the run. Absent from older sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<HexDigest>,
+    /// What was read of the live repository, and when. Absent from older sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readings: Option<Readings>,
 }
 
 /// What one run counted: see `assay.v1.Counts`.
@@ -404,6 +414,13 @@ pub struct Verdict {
     pub versions: Versions,
     /// The source's own signed statement; null when the run ended before there was one.
     pub source_statement: Option<Envelope>,
+    /// What the verdict rests on, and what it claims because of that. Absent when nothing was sealed, and in older verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<Coverage>,
+    /// The number that the source chose at random when it opened the run: the verdict was signed after that. Absent when the
+    /// source is older.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<HexDigest>,
 }
 
 /// The engine's profile that was used.
@@ -443,6 +460,18 @@ pub struct Step {
     pub outcome: Outcome,
     /// What those rules found, a line each.
     pub findings: Vec<String>,
+    /// How deep it looks. Absent in older verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<Depth>,
+    /// The engine's name and version, as the step says; absent when it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// The parts that it looked at, as it says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checked: Vec<PartsChecked>,
+    /// The parts that it did not look at, as it says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_covered: Vec<NotCovered>,
 }
 
 /// One change of configuration in the workspace.
@@ -565,6 +594,12 @@ pub enum VerdictError {
         /// The other.
         right: String,
     },
+    /// What a source states of its readings cannot be.
+    #[error("source statement: its readings cannot be believed: {rule}")]
+    Readings {
+        /// What is wrong with them.
+        rule: &'static str,
+    },
     /// The outcome says more than the rest backs.
     #[error("the outcome {outcome} is not backed: {missing}")]
     Unfounded {
@@ -582,7 +617,7 @@ impl Hint for VerdictError {
             Self::Shape { .. } | Self::OtherType { .. } => Some(
                 "name a verdict from the ledger, and use an agent at least as new as its writer".to_owned(),
             ),
-            Self::Mismatch { .. } | Self::Unfounded { .. } => Some(
+            Self::Mismatch { .. } | Self::Unfounded { .. } | Self::Readings { .. } => Some(
                 "a correct agent never signs this: do not trust the verdict, and find out who signed it"
                     .to_owned(),
             ),
@@ -750,6 +785,7 @@ fn parse_source_statement(payload: &[u8]) -> Result<SourceStatement, VerdictErro
     let (subject, statement): (_, SourceStatement) = parse(payload, SOURCE_PART, SOURCE_STATEMENT_TYPE)?;
     let name = format!("{}/runs/{}", statement.repository, statement.run_id);
     check_subject(&subject, statement.root.map(|root| (name, root)))?;
+    statement.readings.as_ref().map_or(Ok(()), Readings::check)?;
     Ok(statement)
 }
 
@@ -791,6 +827,7 @@ fn cross_check(verdict: &Verdict, source: Option<&SourceStatement>) -> Result<()
         same("run", verdict.run_id.as_str(), source.run_id.as_str())?;
         same("root", &digest(verdict.root), &digest(source.root))?;
         same("mark", &mark(verdict.mark.as_ref()), &mark(Some(&source.mark)))?;
+        same("nonce", &digest(verdict.nonce), &digest(source.nonce))?;
         if verdict.generation.is_some() {
             same("overrides", &verdict.overrides.join(", "), &source.overrides.join(", "))?;
         }
@@ -807,6 +844,9 @@ fn cross_check(verdict: &Verdict, source: Option<&SourceStatement>) -> Result<()
     )?;
     if let Some(attribution) = &verdict.attribution {
         attribution.cross_check(verdict.outcome)?;
+    }
+    if let Some(coverage) = &verdict.coverage {
+        coverage.cross_check(verdict, source)?;
     }
     match verdict.outcome {
         Outcome::NotRun => Ok(()),

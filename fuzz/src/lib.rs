@@ -115,6 +115,8 @@ pub fn chain() -> Vec<Vec<u8>> {
             },
             versions: Versions { source: None, target: "0.1.0".into() },
             source_statement: None,
+            coverage: None,
+            nonce: None,
         };
         chain.push(sign_verdict(&verdict, &key).expect("it holds together").to_json().into_bytes());
     }

@@ -120,6 +120,8 @@ impl Attempt {
                 counts: StatementCounts::from(&counts),
                 overrides: overrides.clone(),
                 source_version: env!("CARGO_PKG_VERSION").to_owned(),
+                nonce: None,
+                readings: None,
             };
             let envelope = sign_source_statement(&statement, &context.signing_key);
             let finish = SealFinish {

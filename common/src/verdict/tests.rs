@@ -30,6 +30,8 @@ impl Example {
             counts: Counts { files: 3, ..Default::default() },
             overrides: vec![],
             source_version: "0.1.0".into(),
+            nonce: None,
+            readings: None,
         }
     }
 
@@ -67,6 +69,10 @@ impl Example {
                 output_tail: "ok\n".into(),
                 outcome: Outcome::Pass,
                 findings: vec![],
+                depth: None,
+                engine: None,
+                checked: vec![],
+                not_covered: vec![],
             }],
             patches: vec![Patch {
                 file: "bin/acserver.cnf".into(),
@@ -107,6 +113,8 @@ impl Example {
             },
             versions: Versions { source: Some("0.1.0".into()), target: "0.1.0".into() },
             source_statement: Some(sign_source_statement(&self.statement(), source_key)),
+            coverage: None,
+            nonce: None,
         }
     }
 }

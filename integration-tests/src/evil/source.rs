@@ -294,6 +294,8 @@ impl EvilSource {
             counts: Counts::default(),
             overrides: Vec::new(),
             source_version: "evil".to_owned(),
+            nonce: None,
+            readings: None,
         };
         change(&mut statement);
         SealFinish {

@@ -520,6 +520,8 @@ fn resigned(run: &RunId, tree: &Tree, key: &SigningKey) -> String {
         counts: Counts::default(),
         overrides: Vec::new(),
         source_version: "evil".to_owned(),
+        nonce: None,
+        readings: None,
     };
     sign_source_statement(&statement, key).to_json()
 }

@@ -124,6 +124,8 @@ pub(super) fn abandon(
         times: verdict::Times { opened, ..times_now() },
         versions: verify::versions(None),
         source_statement: None,
+        coverage: None,
+        nonce: None,
     });
     recorded.map_err(|error| internal("recording the verdict", &error))
 }
