@@ -17,6 +17,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     digest::RootDigest,
     durable::{remove_temporary, write_durable},
     error::{IoContext as _, PathError},
@@ -94,11 +95,14 @@ pub struct RepositoryState {
 /// # Errors
 /// When another agent has it, or a newer version wrote it.
 pub fn lock(state: &Path) -> Result<File, StateError> {
-    use std::os::unix::fs::DirBuilderExt as _;
     format::check(state, "state", FORMAT)?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(state).at("create", state)?;
+    closed::create_folder(state).at("create", state)?;
+    // Whoever can open the lock can hold it.
+    if let Err(error) = closed::close_below(state, 1, &[]) {
+        tracing::error!(%error, "other users of this host may be able to read or lock the state: give it to the agent's user, mode 0700");
+    }
     let path = state.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
+    let lock = closed::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             format::check_and_note(state, "state", FORMAT)?;
@@ -120,7 +124,11 @@ impl RepositoryState {
         let path = state.join(repository);
         for folder in ["runs", "verdicts"] {
             let folder = path.join(folder);
-            fs::create_dir_all(&folder).at("create", &folder)?;
+            closed::create_folder(&folder).at("create", &folder)?;
+        }
+        // Earlier versions left files here with the process's umask. A mark's own files have the modes that the engine wants.
+        if let Err(error) = closed::close_below(&path, 2, &["mark"]) {
+            tracing::error!(%error, "other users of this host may be able to read the state: give it to the agent's user, mode 0700");
         }
         Ok(Self { path, basis_looked_at: AtomicBool::new(false) })
     }

@@ -112,7 +112,7 @@ pub fn check_and_note(folder: &Path, what: &'static str, known: u32) -> Result<(
     let format =
         Format { what: what.to_owned(), version: known, written_by: env!("CARGO_PKG_VERSION").to_owned() };
     let text = serde_json::to_string(&format).expect("names and numbers are JSON");
-    Ok(write_durable(&folder.join(NAME), format!("{text}\n").as_bytes(), 0o644)?)
+    Ok(write_durable(&folder.join(NAME), format!("{text}\n").as_bytes(), 0o600)?)
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use rustix::{
 };
 
 use crate::{
+    closed,
     dsse::{Envelope, MAX_ENVELOPE_BYTES},
     durable::{TEMPORARY_PREFIX, create_durable, remove_temporary, sync_folder},
     error::{Hint, IoContext as _, PathError, ShowPath},
@@ -176,7 +177,7 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError::File`].
     pub fn open(folder: &Path) -> Result<Self, LedgerError> {
-        match fs::create_dir(folder) {
+        match closed::create_one_folder(folder) {
             Ok(()) => sync_folder(folder.parent().unwrap_or(Path::new(".")))?,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(PathError::new("create", folder, error).into()),
@@ -212,7 +213,7 @@ impl Ledger {
         if fs::metadata(path).is_ok_and(|stat| stat.len() == RESERVE_BYTES) {
             return;
         }
-        let made = fs::File::create(path).and_then(|file| {
+        let made = closed::create_file(path).and_then(|file| {
             Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES)?)
         });
         if made.is_err() {
@@ -253,7 +254,7 @@ impl Ledger {
         let envelope = build(id.0, previous)?;
         fault::at(Point::LedgerAppend).at("create", &self.path(id))?;
         let text = envelope.to_json();
-        let create = || create_durable(&self.path(id), text.as_bytes(), 0o640);
+        let create = || create_durable(&self.path(id), text.as_bytes(), closed::FILE_MODE);
         let is_full = |error: &PathError| {
             matches!(error.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
         };

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod chunking;
 pub mod cli;
+pub mod closed;
 pub mod config;
 pub mod confined;
 pub mod digest;

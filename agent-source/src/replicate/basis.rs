@@ -9,6 +9,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     digest::{MANIFEST_CONTEXT, RootDigest},
     error::{IoContext as _, PathError},
     fault::{self, Point},
@@ -147,7 +148,7 @@ impl BasisFolder {
     /// # Errors
     /// When it cannot be written.
     pub fn set_held(&self, counts: &Counts) -> Result<(), PathError> {
-        fs::write(self.held(), counts.encode_to_vec()).at("write", &self.held())
+        closed::write(&self.held(), counts.encode_to_vec()).at("write", &self.held())
     }
 
     /// Takes over all of `other`, of which nothing has changed. Its root digest, and what it adds up to; `None` when
@@ -194,7 +195,7 @@ impl BasisFolder {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("remove", &self.0),
             _ => {}
         }
-        fs::create_dir_all(&self.0).at("create", &self.0)
+        closed::create_folder(&self.0).at("create", &self.0)
     }
 
     /// Removes what an earlier attempt left of a basis here, and nothing else. Its files are removed, not written into: they
@@ -219,7 +220,7 @@ impl BasisFolder {
     /// # Errors
     /// When it cannot be written.
     pub fn set_root_digest(&self, root: RootDigest) -> Result<(), PathError> {
-        fs::write(self.root(), format!("{root}\n")).at("write", &self.root())
+        closed::write(&self.root(), format!("{root}\n")).at("write", &self.root())
     }
 
     /// Takes the place of `other`. A crash in between leaves a basis without a root digest, or none: the next run then asks

@@ -16,6 +16,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     digest::{BLOCK_BYTES, BlockList, ContentDigest, DIGEST_BYTES},
     manifest::Entry,
 };
@@ -101,7 +102,7 @@ pub(super) struct Writer(Option<BufWriter<File>>);
 impl Writer {
     /// Writes a file at `path`.
     pub(super) fn create(path: &Path) -> Self {
-        let file = File::create(path);
+        let file = closed::create_file(path);
         Self(file.inspect_err(told).ok().map(BufWriter::new))
     }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     digest::RootDigest,
     error::{IoContext as _, PathError},
     fault::{self, Point},
@@ -102,8 +103,8 @@ impl SpoolWriter {
         let path = folder.join("steps");
         let seen = folder.join("steps-seen");
         Ok(Self {
-            steps: BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?),
-            seen: BufWriter::with_capacity(64 * 1024, File::create(&seen).at("create", &seen)?),
+            steps: BufWriter::with_capacity(256 * 1024, closed::create_file(&path).at("create", &path)?),
+            seen: BufWriter::with_capacity(64 * 1024, closed::create_file(&seen).at("create", &seen)?),
             path,
             run: None,
             buffer: Vec::new(),
@@ -264,10 +265,10 @@ pub fn tell(
     let basis_folder = basis;
     let mut basis = basis.map_or_else(|| Ok(BasisReader::empty()), BasisReader::open)?;
     let path = next.manifest();
-    let file = BufWriter::with_capacity(256 * 1024, File::create(&path).at("create", &path)?);
+    let file = BufWriter::with_capacity(256 * 1024, closed::create_file(&path).at("create", &path)?);
     let mut manifest = ManifestWriter::create(file, header)?;
     let seen_path = next.seen();
-    let mut seen_file = BufWriter::new(File::create(&seen_path).at("create", &seen_path)?);
+    let mut seen_file = BufWriter::new(closed::create_file(&seen_path).at("create", &seen_path)?);
     let known = basis_folder.and_then(|basis| Remembered::open(&basis.blocks()));
     let mut blocks = block_memory::Writer::create(&next.blocks());
     let (mut delta, mut delta_bytes) = (ManifestDelta::default(), 0);

@@ -4,6 +4,7 @@
 use std::{io::BufReader, path::Path, time::Duration};
 
 use assay_common::{
+    closed,
     digest::{MANIFEST_CONTEXT, RootDigest},
     fault::{Point, at},
     manifest::{ManifestReader, OrderValidator},
@@ -25,7 +26,7 @@ pub(super) async fn manifest(
 ) -> Result<(), Fault> {
     let mut hasher = blake3::Hasher::new_derive_key(MANIFEST_CONTEXT);
     let write = |error| Fault::io("write", path, error);
-    let mut file = tokio::fs::File::create(path).await.map_err(write)?;
+    let mut file = tokio::fs::File::from_std(closed::create_file(path).map_err(write)?);
     let mut bytes = 0u64;
     loop {
         let next = tokio::time::timeout(patience, parts.next()).await;

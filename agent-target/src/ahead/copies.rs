@@ -18,6 +18,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     confined::Folder,
     digest::{BlockHasher, BlockList, ContentDigest},
     error::{IoContext as _, PathError},
@@ -222,7 +223,7 @@ impl Copies {
         }
         if !turn.is_cancelled() {
             // Nobody goes by it but who waits for the work's end.
-            fs::write(&of, format!("{}\n", record.root_digest)).at("write", &of)?;
+            closed::write(&of, format!("{}\n", record.root_digest)).at("write", &of)?;
         }
         Ok(())
     }

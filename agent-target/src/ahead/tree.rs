@@ -17,6 +17,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     confined::Folder,
     digest::RootDigest,
     durable,
@@ -55,7 +56,7 @@ pub fn prepare(store: &Store, number: GenerationNumber) -> Result<(), SealError>
         return Ok(());
     }
     let folder = folder(store);
-    fs::create_dir_all(&folder).at("create", &folder)?;
+    closed::create_folder(&folder).at("create", &folder)?;
     let step = |point| fault::at(point).at("write", &folder);
     step(Point::AheadForget)?;
     forget(store)?;

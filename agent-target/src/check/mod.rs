@@ -42,6 +42,7 @@ mod judge;
 mod launch;
 mod limits;
 mod output;
+mod passage;
 mod process;
 mod report;
 pub(crate) mod sandbox;
@@ -75,6 +76,7 @@ use launch::Launcher;
 use limits::Watch;
 pub use limits::disk_reserve;
 use output::Patterns;
+use passage::Passage;
 use process::End;
 
 /// Where a step's programs are looked for.
@@ -337,6 +339,12 @@ impl Session<'_> {
         let group = launcher.group(self.context)?;
         let mut watch = Watch::new(launcher.bounds, group, self.workspace.writable(), self.used_before);
         let limit = usize::try_from(check.output_limit).unwrap_or(usize::MAX);
+        // Closed folders stop whoever runs outside of a sandbox as another user.
+        let way_in = if launch.sandbox_status.is_none() { Some(self.workspace.scratch()) } else { None };
+        let _passage = way_in.map(|folder| Passage::open(&folder, identity.uid)).transpose().map_err(|error| {
+            let text = "without a sandbox, the step's user cannot be let into the workspace (the store's file system needs ACLs)";
+            Judgement::workspace(format!("{text}: {error}"))
+        })?;
         let ran = process::run(&launch, &mut watch, &patterns, limit, &self.context.cancel);
         let judgement = judge(check, &patterns, &ran, &launcher.bounds, launcher);
         let end = match ran.end {

@@ -50,7 +50,7 @@ pub(super) fn heal(
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let _healing = repository.healing.lock().unwrap_or_else(PoisonError::into_inner);
     let path = repository.store.path().join("heal");
-    std::fs::create_dir_all(&path).at("create", &path).map_err(|error| text(&error))?;
+    assay_common::closed::create_folder(&path).at("create", &path).map_err(|error| text(&error))?;
     let folder = Folder::open(&path).at("open", &path).map_err(|error| text(&error))?;
     for left in [FILE, NAME] {
         drop(folder.remove_file(left));

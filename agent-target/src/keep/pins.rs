@@ -122,7 +122,7 @@ impl Pins {
         let mut text = serde_json::to_vec_pretty(&kept)
             .map_err(|source| PinError::NotPins { path: self.path.clone(), source })?;
         text.push(b'\n');
-        write_durable(&self.path, &text, 0o640)?;
+        write_durable(&self.path, &text, 0o600)?;
         self.pins = kept.pins;
         Ok(())
     }

@@ -129,7 +129,7 @@ impl Rot {
         self.kept = kept;
         let mut text = serde_json::to_vec_pretty(&self.kept).expect("plain data");
         text.push(b'\n');
-        write_durable(&self.path, &text, 0o640)
+        write_durable(&self.path, &text, 0o600)
     }
 
     /// True when something of a generation is not what it was.

@@ -1,12 +1,9 @@
 //! How long restores took: one JSON object a line in the repository's store, the newest last.
 
-use std::{
-    fs::{self, File},
-    io::Write as _,
-    path::Path,
-};
+use std::{fs, io::Write as _, path::Path};
 
 use assay_common::{
+    closed,
     durable::write_durable,
     error::{IoContext as _, PathError},
     id::GenerationNumber,
@@ -53,14 +50,14 @@ pub fn note(repository: &Path, done: &Done) -> Result<(), PathError> {
         let mut kept = lines[lines.len() / 2..].join("\n");
         kept.push('\n');
         kept.push_str(&line);
-        return write_durable(&path, kept.as_bytes(), 0o640);
+        return write_durable(&path, kept.as_bytes(), closed::FILE_MODE);
     }
     // A crash may have cut the last line off.
     let cut_off = fs::read(&path).is_ok_and(|text| text.last().is_some_and(|byte| *byte != b'\n'));
     if cut_off {
         line.insert(0, '\n');
     }
-    let mut file = File::options().append(true).create(true).open(&path).at("open", &path)?;
+    let mut file = closed::options().append(true).create(true).open(&path).at("open", &path)?;
     file.write_all(line.as_bytes()).at("write", &path)?;
     file.sync_data().at("flush", &path)
 }
@@ -104,7 +101,7 @@ mod tests {
         }
         let path = folder.path().join(FILE);
         assert!(fs::metadata(&path).expect("stat").len() < 2 * MAX_BYTES);
-        File::options()
+        fs::File::options()
             .append(true)
             .open(&path)
             .and_then(|mut file| file.write_all(b"{\"time\":"))

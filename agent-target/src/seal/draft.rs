@@ -8,6 +8,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     digest::RootDigest,
     error::IoContext as _,
     id::GenerationNumber,
@@ -123,7 +124,7 @@ fn check_links(manifest: &Path, links_at_a_time: usize) -> Result<(), SealError>
 pub(super) fn create_fresh(path: &Path) -> Result<File, SealError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).at("remove", path)?,
-        _ => Ok(File::create_new(path).at("create", path)?),
+        _ => Ok(closed::options().write(true).create_new(true).open(path).at("create", path)?),
     }
 }
 
@@ -162,7 +163,7 @@ impl Draft {
         let path = staging.path().join(MANIFEST);
         let file = BufWriter::with_capacity(256 * 1024, create_fresh(&path)?);
         let plan_path = plan_path(staging);
-        let plan = BufWriter::new(File::create(&plan_path).at("create", &plan_path)?);
+        let plan = BufWriter::new(closed::create_file(&plan_path).at("create", &plan_path)?);
         let positions_path = staging.path().join(POSITIONS);
         let positions = BufWriter::new(create_fresh(&positions_path)?);
         Ok(Self {

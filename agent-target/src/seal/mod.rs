@@ -24,6 +24,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     confined::Folder,
     digest::{ContentDigest, RootDigest},
     error::{IoContext as _, PathError},
@@ -229,7 +230,7 @@ pub fn seal(
     let mut text = serde_json::to_vec_pretty(&record).map_err(SealError::Record)?;
     text.push(b'\n');
     step(Point::SealRecord)?;
-    std::fs::write(&path, text).at("write", &path)?;
+    closed::write(&path, text).at("write", &path)?;
     step(Point::SealClear)?;
     staging.remove_content()?;
     draft::remove_plan(staging)?;

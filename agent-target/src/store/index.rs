@@ -13,6 +13,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     digest::ContentDigest,
     fault::{self, Point},
 };
@@ -128,7 +129,11 @@ impl ChunkIndex {
     /// # Errors
     /// When no database can be made there either.
     pub fn open_or_create(path: &Path) -> Result<Self, IndexError> {
-        let open = || redb::Builder::new().set_cache_size(CACHE_BYTES).create(path);
+        let open = || {
+            // An empty file is a new database, and the names in it are nobody else's to read.
+            closed::options().append(true).create(true).open(path)?;
+            redb::Builder::new().set_cache_size(CACHE_BYTES).create(path)
+        };
         let database = open().or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "the chunk index is unusable and is made anew");
             drop(std::fs::remove_file(path));
@@ -138,7 +143,7 @@ impl ChunkIndex {
         let path = path.display().to_string();
         let failed = |source: redb::Error| IndexError::new(&path, source);
         let database = database.map_err(|error| failed(error.into()))?;
-        let mut journal = File::options()
+        let mut journal = closed::options()
             .create(true)
             .truncate(false)
             .read(true)

@@ -33,15 +33,13 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{DirBuilderExt as _, symlink},
-    },
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
 use assay_common::{
+    closed,
     confined::Folder,
     digest::ContentDigest,
     durable::{remove_temporary, write_durable},
@@ -108,21 +106,18 @@ impl Store {
     /// When another agent holds it, a newer version wrote it, or it cannot be made.
     pub fn open_or_create(path: &Path) -> Result<Self, StoreError> {
         format::check(path, "store", FORMAT)?;
-        // A check's unprivileged user must be able to reach its workspace, and nothing else.
-        for (folder, mode) in [
-            ("", 0o711),
-            ("generations", 0o700),
-            ("staging", 0o700),
-            ("ledger", 0o700),
-            ("ahead", 0o700),
-            ("workspaces", 0o711),
-            ("trash", 0o700),
-        ] {
+        closed::create_folder(path).at("create", path)?;
+        // Before anything in it is opened. The folder of all repositories is closed too where version 0.1 made it, to be passed by all.
+        close_own(closed::close(path));
+        if let Some(parent) = path.parent().filter(|parent| passable_by_all(parent)) {
+            close_own(closed::close(parent));
+        }
+        for folder in ["generations", "staging", "ledger", "ahead", "workspaces", "trash"] {
             let folder = path.join(folder);
-            fs::DirBuilder::new().recursive(true).mode(mode).create(&folder).at("create", &folder)?;
+            closed::create_folder(&folder).at("create", &folder)?;
         }
         let lock_path = path.join("lock");
-        let lock = File::options()
+        let lock = closed::options()
             .create(true)
             .truncate(false)
             .write(true)
@@ -137,6 +132,8 @@ impl Store {
             });
         }
         format::check_and_note(path, "store", FORMAT)?;
+        // Earlier versions left some of it open. The trees have the modes of the live repositories, behind folders that are closed.
+        close_own(closed::close_below(path, 4, &[TREE, "workspaces"]));
         Ok(Self {
             path: path.to_owned(),
             ahead: Mutex::default(),
@@ -240,9 +237,9 @@ impl Store {
     /// When it cannot be written.
     pub fn set_control(&self, envelope: &[u8], check: ContentDigest) -> Result<(), StoreError> {
         let of = self.path.join(CONTROL_OF);
-        write_durable(&of, b"none", 0o640)?;
-        write_durable(&self.path.join(CONTROL), envelope, 0o640)?;
-        Ok(write_durable(&of, &check.0, 0o640)?)
+        write_durable(&of, b"none", closed::FILE_MODE)?;
+        write_durable(&self.path.join(CONTROL), envelope, closed::FILE_MODE)?;
+        Ok(write_durable(&of, &check.0, closed::FILE_MODE)?)
     }
 
     /// Points `latest` at a sealed generation.
@@ -425,6 +422,19 @@ impl Store {
     }
 }
 
+/// Says what of the store stays open to other users, because another user owns it: the agent can do its work all the same.
+fn close_own(closed: Result<(), PathError>) {
+    if let Err(error) = closed {
+        tracing::error!(%error, "other users of this host may be able to read or lock this store: give it to the agent's user, mode 0700");
+    }
+}
+
+/// True for the mode that earlier versions gave to the folder of all repositories.
+fn passable_by_all(folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::symlink_metadata(folder).is_ok_and(|stat| stat.is_dir() && stat.mode() & 0o7777 == 0o711)
+}
+
 fn numbers(folder: &Path) -> Result<Vec<GenerationNumber>, StoreError> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(folder).at("read", folder)? {
@@ -462,6 +472,81 @@ pub(crate) mod tests {
             counts: serde_json::Value::Null,
             source_statement: serde_json::Value::Null,
         }
+    }
+
+    /// Modes below `folder` that let anybody else in, trees and links left out.
+    fn open_to_others(folder: &Path, found: &mut Vec<String>) {
+        use std::os::unix::fs::MetadataExt as _;
+        for entry in fs::read_dir(folder).expect("list") {
+            let entry = entry.expect("entry");
+            let stat = entry.metadata().expect("stat");
+            if stat.is_symlink() || entry.file_name() == "tree" {
+                continue;
+            }
+            if stat.mode() & 0o077 != 0 {
+                found.push(format!("{} {:o}", entry.path().display(), stat.mode() & 0o7777));
+            }
+            if stat.is_dir() {
+                open_to_others(&entry.path(), found);
+            }
+        }
+    }
+
+    /// A store as version 0.1 left it: the folders could be passed, and lock, index, journal and records were everybody's to read.
+    #[test]
+    fn a_store_that_an_earlier_version_left_open_is_closed_when_it_is_opened() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let folder = tempfile::tempdir().expect("temp");
+        let (all, own) = (folder.path().join("store"), folder.path().join("store/repository"));
+        for path in
+            ["generations/000001/tree/data", "staging/000002/content-1/0", "ledger", "trash", "workspaces"]
+        {
+            fs::create_dir_all(own.join(path)).expect("mkdir");
+        }
+        let chmod =
+            |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+        for path in ["lock", "index.redb", "index.journal", "restores.jsonl", "ledger/000000001.json"]
+            .into_iter()
+            .chain([
+                "generations/000001/manifest",
+                "generations/000001/record.json",
+                "generations/000001/tree/file",
+            ])
+        {
+            fs::write(own.join(path), "").expect("write");
+            chmod(&own.join(path), 0o644);
+        }
+        for folder in
+            ["generations", "generations/000001", "staging", "staging/000002", "staging/000002/content-1"]
+        {
+            chmod(&own.join(folder), 0o755);
+        }
+        for folder in [&all, &own, &own.join("workspaces")] {
+            chmod(folder, 0o711);
+        }
+        let store = Store::open_or_create(&own).expect("open");
+        let mut open = Vec::new();
+        open_to_others(&all, &mut open);
+        open.retain(|path| !path.contains("workspaces"));
+        assert!(open.is_empty(), "{open:#?}");
+        assert_eq!(fs::metadata(&all).expect("stat").mode() & 0o7777, 0o700);
+        // What was sealed has the modes of the live repository.
+        let tree = store.generation_path(GenerationNumber(1)).join(TREE);
+        assert_eq!(fs::metadata(tree.join("file")).expect("stat").mode() & 0o7777, 0o644);
+    }
+
+    /// Whoever can open a lock can hold it.
+    #[test]
+    fn what_a_new_store_has_is_closed_and_so_is_its_lock() {
+        let folder = tempfile::tempdir().expect("temp");
+        let store = Store::open_or_create(&folder.path().join("store")).expect("open");
+        let index = index::ChunkIndex::open_or_create(&store.path().join("index.redb")).expect("index");
+        let staging = store.open_staging().expect("staging");
+        staging.open_content(5000).expect("content");
+        let mut open = Vec::new();
+        open_to_others(folder.path(), &mut open);
+        assert!(open.is_empty(), "{open:#?}");
+        drop(index);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::{
 };
 
 use assay_common::{
+    closed,
     confined::Folder,
     error::{IoContext as _, PathError},
     fault::{self, Point},
@@ -49,7 +50,7 @@ pub struct Staging {
 impl Staging {
     pub(super) fn open(path: &Path, number: GenerationNumber) -> Result<Self, StoreError> {
         fault::at(Point::StagingOpen).at("create", path)?;
-        fs::create_dir_all(path).at("create", path)?;
+        closed::create_folder(path).at("create", path)?;
         // Half a seal of an earlier session is made again from scratch: its links and folders cost little.
         for half in [TREE, MANIFEST, POSITIONS, MANIFEST_B3, RECORD] {
             let half = path.join(half);
@@ -65,10 +66,10 @@ impl Staging {
         let session = before.checked_add(1).ok_or_else(|| io::Error::from(io::ErrorKind::QuotaExceeded));
         let session = session.at("count the sessions of", path)?;
         let own = path.join(format!("content-{session}"));
-        fs::create_dir(&own).at("create", &own)?;
+        closed::create_one_folder(&own).at("create", &own)?;
         let shares_blocks = can_share_blocks(&own);
         let records = path.join("whole");
-        let mut options = File::options();
+        let mut options = closed::options();
         options.read(true).write(true).create(true).truncate(true);
         let whole = Whole::new(options.open(&records).at("create", &records)?);
         // It lives as long as it is open.
@@ -119,7 +120,7 @@ impl Staging {
         }
         let path = self.path.join(format!("content-{session}")).join(shard.to_string());
         if session == self.session {
-            match fs::create_dir(&path) {
+            match closed::create_one_folder(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(error).at("create", &path);
                 }
@@ -191,9 +192,9 @@ impl Staging {
 /// Tries it: whether a file system can depends on how it was made.
 fn can_share_blocks(folder: &Path) -> bool {
     let (from, to) = (folder.join("shared"), folder.join("sharing"));
-    let shared = fs::write(&from, [1; 4096]).is_ok()
+    let shared = closed::write(&from, [1; 4096]).is_ok()
         && File::open(&from)
-            .and_then(|from| Ok(rustix::fs::ioctl_ficlone(File::create(&to)?, from)?))
+            .and_then(|from| Ok(rustix::fs::ioctl_ficlone(closed::create_file(&to)?, from)?))
             .is_ok();
     fs::remove_file(&from).and_then(|()| fs::remove_file(&to)).ok();
     shared

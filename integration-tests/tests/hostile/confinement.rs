@@ -157,6 +157,8 @@ const ALLOWED: &[(&str, &str)] = &[
         "the workspace's folder; below it, a parent through open_beneath and one checked component",
     ),
     ("agent-target/src/patch.rs", "a parent through open_beneath, and one component of a TreePath"),
+    ("common/src/closed.rs", "modes of the store's and the state's own folders and files"),
+    ("agent-target/src/check/passage.rs", "the folders of the store above a workspace"),
     ("agent-target/src/check/mod.rs", "the scratch folder of a check"),
     (
         "agent-target/src/check/launch.rs",

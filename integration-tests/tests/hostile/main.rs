@@ -2,6 +2,7 @@
 //! believed, sealed or touched that should not be.
 
 mod certificates;
+mod closed;
 mod confinement;
 mod documents;
 mod ground;
