@@ -13,7 +13,7 @@
 //! | `damage-found`, or the profile's word | a step named damage |
 //! | `check-timeout`, `check-cancelled`, `check-killed` | a step was ended from outside |
 //! | `memory-limit`, `process-limit`, `disk-limit`, `disk-full`, `output-limit` | a step reached a limit |
-//! | `network-refused`, `access-refused` | FAIL by the exit code alone, and words of something that no check may do |
+//! | `network-refused`, `access-refused`, `checker-error` | FAIL by the exit code alone, and words of something that was in the way |
 //! | `program-missing` | the program is not there or cannot be executed |
 //! | `check-not-started` | the step could not be started for another reason |
 //! | `unexpected-exit`, `unexpected-output` | the profile does not know what the step said |
@@ -41,6 +41,7 @@ mod coverage;
 mod judge;
 mod launch;
 mod limits;
+pub(crate) mod obstacles;
 mod output;
 mod passage;
 mod process;
@@ -346,7 +347,7 @@ impl Session<'_> {
             Judgement::workspace(format!("{text}: {error}"))
         })?;
         let ran = process::run(&launch, &mut watch, &patterns, limit, &self.context.cancel);
-        let judgement = judge(check, &patterns, &ran, &launcher.bounds, launcher);
+        let judgement = judge(check, &patterns, &ran, &launcher.bounds, launcher.setpriv.is_some());
         let end = match ran.end {
             End::Exited(code) => StepEnd::Exited(code),
             End::Signalled(signal) => StepEnd::Signalled(signal),

@@ -5,14 +5,17 @@
 //! behind might have mattered.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
 use assay_common::{path::display_bytes, profile::Check};
 use regex::bytes::{Regex, RegexSet, RegexSetBuilder};
 
-use super::coverage::{Coverage, Looks, Seen};
+use super::{
+    coverage::{Coverage, Looks, Seen},
+    obstacles,
+};
 
 /// A line is searched up to here.
 pub const MAX_LINE_BYTES: usize = 1024 * 1024;
@@ -54,16 +57,6 @@ pub(super) struct Patterns {
     refused: usize,
 }
 
-/// What the C library, and programs that look up names, say when something is refused that is not there for a check: the
-/// reason for the verdict, and the words. Steps run with `LC_ALL=C.UTF-8`.
-const REFUSALS: [(&str, &str); 2] = [
-    (
-        "network-refused",
-        r"(?i)\b(?:network is (?:unreachable|down)|connection refused|name resolution|could not resolve host)\b",
-    ),
-    ("access-refused", r"(?i)\b(?:read-only file system|permission denied|operation not permitted)\b"),
-];
-
 impl Patterns {
     pub(super) fn new(check: &Check) -> Result<Self, regex::Error> {
         let (retry, fail) = (check.must_match.len(), &check.fail_patterns);
@@ -72,7 +65,7 @@ impl Patterns {
         let rules = check.inconclusive_patterns.iter().chain(fail).map(|rule| rule.pattern.as_str());
         Ok(Self {
             set: RegexSetBuilder::new(
-                texts.map(|it| it.as_str()).chain(rules).chain(REFUSALS.map(|it| it.1)),
+                texts.map(|it| it.as_str()).chain(rules).chain(obstacles::expressions()),
             )
             .multi_line(true)
             .crlf(true)
@@ -90,10 +83,8 @@ impl Patterns {
 /// What was found in the output.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Found {
-    /// Numbers of the patterns that matched, over all lists.
-    matched: BTreeSet<usize>,
-    /// The first line of each list that matched: retry, inconclusive, fail, refused.
-    quotes: [Option<String>; 4],
+    /// The patterns that matched, by their numbers over all lists, each with the first line that it matched.
+    matched: BTreeMap<usize, String>,
     pub(super) findings: Vec<String>,
     pub(super) findings_dropped: u64,
     seen: Seen,
@@ -103,9 +94,8 @@ pub(super) struct Found {
 
 impl Found {
     pub(super) fn merge(mut self, other: Self) -> Self {
-        self.matched.extend(other.matched);
-        for (mine, theirs) in self.quotes.iter_mut().zip(other.quotes) {
-            *mine = mine.take().or(theirs);
+        for (index, line) in other.matched {
+            self.matched.entry(index).or_insert(line);
         }
         self.findings.extend(other.findings);
         let dropped = self.findings.len().saturating_sub(MAX_FINDINGS);
@@ -123,31 +113,34 @@ impl Found {
 
     /// The `must_match` patterns that matched nothing, by their numbers.
     pub(super) fn unmatched(&self, patterns: &Patterns) -> Vec<usize> {
-        (0..patterns.retry).filter(|index| !self.matched.contains(index)).collect()
+        (0..patterns.retry).filter(|index| !self.matched.contains_key(index)).collect()
     }
 
     /// The line that asks for the next candidate.
-    pub(super) fn retry(&self) -> Option<&str> {
-        self.quotes[0].as_deref()
+    pub(super) fn retry(&self, patterns: &Patterns) -> Option<&str> {
+        self.first(patterns.retry..patterns.inconclusive).map(|(_, line)| line)
     }
 
-    /// The number of the first inconclusive pattern that matched, and the first line that one of them
-    /// matched.
+    /// The number of the first inconclusive pattern that matched, and the first line that it matched.
     pub(super) fn inconclusive(&self, patterns: &Patterns) -> Option<(usize, &str)> {
-        let index = *self.matched.range(patterns.inconclusive..patterns.fail).next()?;
-        Some((index - patterns.inconclusive, self.quotes[1].as_deref().unwrap_or_default()))
+        self.first(patterns.inconclusive..patterns.fail)
     }
 
     /// The same for the patterns of damage.
     pub(super) fn fail(&self, patterns: &Patterns) -> Option<(usize, &str)> {
-        let index = *self.matched.range(patterns.fail..patterns.refused).next()?;
-        Some((index - patterns.fail, self.quotes[2].as_deref().unwrap_or_default()))
+        self.first(patterns.fail..patterns.refused)
     }
 
-    /// What was refused by the step's own words: the reason, and the first line that says so.
+    /// What was in the way by the step's own words: the reason, and the first line that says so.
     pub(super) fn refused(&self, patterns: &Patterns) -> Option<(&'static str, &str)> {
-        let index = *self.matched.range(patterns.refused..).next()?;
-        Some((REFUSALS[index - patterns.refused].0, self.quotes[3].as_deref().unwrap_or_default()))
+        let (index, line) = self.first(patterns.refused..usize::MAX)?;
+        Some((obstacles::reason(index), line))
+    }
+
+    /// Of the patterns in a range, the first that matched, by its number in the range.
+    fn first(&self, range: std::ops::Range<usize>) -> Option<(usize, &str)> {
+        let (index, line) = self.matched.range(range.clone()).next()?;
+        Some((index - range.start, line.as_str()))
     }
 }
 
@@ -243,19 +236,11 @@ impl Capture {
         let lossy = String::from_utf8_lossy(lines);
         let lines = lossy.as_bytes();
         for index in self.patterns.set.matches(lines) {
-            self.found.matched.insert(index);
-            let list = match index {
-                _ if index < self.patterns.retry => continue,
-                _ if index < self.patterns.inconclusive => 0,
-                _ if index < self.patterns.fail => 1,
-                _ if index < self.patterns.refused => 2,
-                _ => 3,
-            };
-            if self.found.quotes[list].is_none() {
+            self.found.matched.entry(index).or_insert_with(|| {
                 let mut each = lines.split(|byte| *byte == b'\n');
                 let line = each.find(|line| self.patterns.set.matches(line).matched(index));
-                self.found.quotes[list] = Some(quote(line.unwrap_or_default()));
-            }
+                quote(line.unwrap_or_default())
+            });
         }
         self.found.seen.search(&self.patterns.looks, lines);
         if let Some(findings) = &self.patterns.findings {
