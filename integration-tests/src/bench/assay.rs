@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,8 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     discard::discard,
     hosts::{self, Host},
-    measure::{Sample, TIME_FORMAT, cpu_seconds, loopback_bytes, peak_bytes, read_time_file, reset_peak},
+    measure::{Sample, TIME_FORMAT, cpu_seconds, peak_bytes, read_time_file, reset_peak},
+    network::{Ends, Network},
     process::{Background, free_port, succeed},
     proxy::Proxy,
 };
@@ -51,6 +53,8 @@ pub struct Assay {
     delay: Option<Duration>,
     /// The disk of the target agent's host, when it has one of its own.
     pub apart: Option<PathBuf>,
+    /// The network of the target agent's host, when it has one of its own.
+    pub network: Option<Rc<Network>>,
     agents: Option<Agents>,
 }
 
@@ -66,7 +70,7 @@ impl Assay {
     /// Agents that copy `root` and have their all in `folder`. With a delay they talk through a proxy.
     pub fn new(bin: &Path, folder: &Path, root: &Path, delay: Option<Duration>) -> Self {
         let (bin, folder, root) = (bin.to_owned(), folder.to_owned(), root.to_owned());
-        Self { bin, folder, root, delay, apart: None, agents: None }
+        Self { bin, folder, root, delay, apart: None, network: None, agents: None }
     }
 
     /// Ends the agents, forgets everything, and starts anew with an empty store.
@@ -77,9 +81,10 @@ impl Assay {
     pub fn reset(&mut self) -> Result<()> {
         self.remove()?;
         fs::create_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;
+        let far = self.ends().far_address().to_string();
         succeed(
             Command::new(self.bin.join("assay-target"))
-                .args(["pki", "init", "pki", "--source-host", "127.0.0.1", "--target-host", "127.0.0.1"])
+                .args(["pki", "init", "pki", "--source-host", "127.0.0.1", "--target-host", &far])
                 .current_dir(&self.folder),
         )?;
         let (source_port, target_port) = (free_port()?, free_port()?);
@@ -95,14 +100,14 @@ impl Assay {
         let profile = "profile = \"./bench.toml\"\n";
         let source = format!(
             "[agent]\nname = \"source\"\nlisten = \"127.0.0.1:{source_port}\"\nstate = \"state\"\n\
-             signing_key = \"pki/source-signing.key\"\n{}[target]\nurl = \"https://127.0.0.1:{through}\"\n\
+             signing_key = \"pki/source-signing.key\"\n{}[target]\nurl = \"https://{far}:{through}\"\n\
              signing_key = \"pki/target-signing.pub\"\n[[repository]]\nname = \"repo\"\n{profile}\
              max_drop_percent = 100\n[[repository.root]]\nname = \"root\"\npath = {:?}\n",
             tls("source"),
             self.root
         );
         let target = format!(
-            "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = {:?}\n\
+            "[agent]\nname = \"target\"\nlisten = \"{far}:{target_port}\"\nstore = {:?}\n\
              signing_key = \"pki/target-signing.key\"\n{}[[repository]]\nname = \"repo\"\nsource = \"source\"\n\
              source_key = \"pki/source-signing.pub\"\n{profile}",
             self.store(),
@@ -120,8 +125,14 @@ impl Assay {
         self.apart.as_ref().unwrap_or(&self.folder).join("store")
     }
 
+    fn ends(&self) -> Ends<'_> {
+        self.network.as_deref().map_or(Ends::LOOPBACK, Ends::apart)
+    }
+
     fn command(&self, role: &str) -> Command {
-        let mut command = Command::new(self.bin.join(format!("assay-{role}")));
+        let program = self.bin.join(format!("assay-{role}"));
+        let mut command =
+            if role == "target" { self.ends().far_command(program) } else { Command::new(program) };
         command.args(["--config", &format!("{role}.toml")]).current_dir(&self.folder);
         command
     }
@@ -164,7 +175,7 @@ impl Assay {
         reset_peak(source)?;
         reset_peak(target)?;
         let time_file = self.folder.join("time");
-        let before = (cpu_seconds(source)?, cpu_seconds(target)?, loopback_bytes()?);
+        let before = (cpu_seconds(source)?, cpu_seconds(target)?, self.ends().wire_bytes()?);
         let start = Instant::now();
         let mut child = Command::new("time")
             .args(["-f", TIME_FORMAT, "-o"])
@@ -195,7 +206,7 @@ impl Assay {
             String::from_utf8_lossy(&output.stderr)
         );
         let (command_cpu, _) = read_time_file(&time_file)?;
-        let wire = loopback_bytes()? - before.2;
+        let wire = self.ends().wire_bytes()? - before.2;
         self.wait_for_the_next_tree(&last)?;
         Ok(Sample {
             wall,

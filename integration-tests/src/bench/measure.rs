@@ -21,8 +21,8 @@ pub struct Sample {
     pub source_peak: f64,
     /// The same of the target's side. None where it cannot be told.
     pub target_peak: Option<f64>,
-    /// Bytes that went over the loopback interface, both directions, with all headers. Of Assay this includes what the
-    /// operator's command line and the source agent tell each other on their own host: some kilobytes to its disadvantage.
+    /// Bytes between the two hosts, both directions, with all headers. On loopback this includes what the operator's command line
+    /// and the source agent tell each other on their own host: some kilobytes to Assay's disadvantage.
     pub wire: f64,
     /// Seconds of each phase, where the tool tells its phases.
     pub phases: Vec<(String, f64)>,
@@ -70,20 +70,22 @@ pub fn reset_peak(pid: u32) -> Result<()> {
     fs::write(&path, "5").with_context(|| path.clone())
 }
 
-/// Bytes that the loopback interface has sent. What is sent to loopback is received there too, so this is all of it.
+/// Bytes that an interface has sent and received, with all headers.
 ///
 /// # Errors
 ///
-/// When there is no loopback interface.
-pub fn loopback_bytes() -> Result<f64> {
+/// When there is no such interface.
+pub fn interface_bytes(name: &str) -> Result<(f64, f64)> {
     let text = fs::read_to_string("/proc/net/dev").context("/proc/net/dev")?;
-    parse_net_dev(&text).context("/proc/net/dev has no lo")
+    parse_net_dev(&text, name).with_context(|| format!("/proc/net/dev has no {name}"))
 }
 
-fn parse_net_dev(text: &str) -> Option<f64> {
-    let counters = text.lines().find_map(|line| line.trim().strip_prefix("lo:"))?;
+fn parse_net_dev(text: &str, name: &str) -> Option<(f64, f64)> {
+    let counters = text.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))?;
     // Eight columns of what was received stand before those of what was sent.
-    counters.split_whitespace().nth(8)?.parse().ok()
+    let mut columns = counters.split_whitespace().step_by(8).map(|column| column.parse().ok());
+    let (received, sent) = (columns.next()??, columns.next()??);
+    Some((sent, received))
 }
 
 /// Format for `time`: what [`read_time_file`] reads.
@@ -118,10 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn what_loopback_sent_is_the_ninth_column() {
+    fn what_an_interface_sent_is_the_ninth_column() {
         let text = "Inter-| x\n face |bytes\n  eth0: 1 1 1 1 1 1 1 1 5\n    lo: 10 2 0 0 0 0 0 0 4321 2 0 0 0 0 0 0\n";
-        assert_eq!(parse_net_dev(text), Some(4321.0));
-        assert_eq!(parse_net_dev("eth0: 1"), None);
+        assert_eq!(parse_net_dev(text, "lo"), Some((4321.0, 10.0)));
+        assert_eq!(parse_net_dev(text, "eth0"), Some((5.0, 1.0)));
+        assert_eq!(parse_net_dev(text, "eth"), None);
+        assert_eq!(parse_net_dev("eth0: 1", "eth0"), None);
     }
 
     #[test]

@@ -113,6 +113,22 @@ impl Cluster {
         self.server.take().context("the cluster does not run")?.end(Signal::INT)
     }
 
+    /// Loads a table of files from lines as COPY reads them: a path, a tab, the content.
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses.
+    pub fn load_files(&self, rows: &Path) -> Result<()> {
+        let copy = format!("\\copy files from '{}'", rows.display());
+        succeed(self.command("psql").args(["-q", "-v", "ON_ERROR_STOP=1", "-c"]).args([
+            "CREATE TABLE files(path text PRIMARY KEY, content bytea)",
+            "-c",
+            &copy,
+            USER,
+        ]))?;
+        Ok(())
+    }
+
     /// Runs a number of pgbench's transactions for each of its clients.
     ///
     /// # Errors

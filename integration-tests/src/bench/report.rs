@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use super::{
+    links::demand_at,
     measure::Sample,
     stats::{Ratio, median},
 };
@@ -12,6 +13,8 @@ use super::{
 /// What a demand is made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Demand {
+    /// The ratio to the tool that is best in this row must not be larger.
+    RatioToBest(f64),
     /// The ratio to this peer must not be larger.
     Ratio(&'static str, f64),
     /// The value itself must not be larger.
@@ -87,6 +90,10 @@ impl Row {
     /// Whether the demand is met, and how it reads. None where there is none or it cannot be told.
     fn judged(&self) -> Option<(bool, String)> {
         match self.demand? {
+            Demand::RatioToBest(most) => {
+                let ratio = self.best()?.ratio?;
+                Some((ratio.median <= most, format!("<= {most} of the fastest: {:.2}", ratio.median)))
+            }
             Demand::Ratio(name, most) => {
                 let ratio = self.peers.iter().find(|peer| peer.name == name)?.ratio?;
                 Some((ratio.median <= most, format!("<= {most} of {name}: {:.2}", ratio.median)))
@@ -138,6 +145,11 @@ fn demand(workload: &str, metric: &str) -> Option<Demand> {
         ("postgres", "wire") => Demand::Ratio(CHANGED_PAGES, 1.3),
         // Five round trips are what a run may wait for, whatever it copies.
         (_, WALL_AT_80_MS) => Demand::RatioAnd(WITHOUT_DELAY, 1.3, 0.4),
+        (workload, "wall") => Demand::RatioToBest(demand_at(workload)?.0),
+        (workload, "wire") if demand_at(workload).is_some_and(|(_, of_wire)| of_wire) => {
+            Demand::Ratio(PLAIN, 1.0)
+        }
+        (workload, "cpu, source") if workload.starts_with("hour, ") => Demand::Ratio(PLAIN, 0.5),
         (_, "memory, source" | "memory, target") => Demand::Value(256.0 * 1024.0 * 1024.0),
         _ => return None,
     };

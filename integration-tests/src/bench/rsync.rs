@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     discard::discard,
-    measure::{Sample, TIME_FORMAT, cpu_seconds, loopback_bytes, read_time_file},
+    measure::{Sample, TIME_FORMAT, cpu_seconds, read_time_file},
+    network::{Ends, Network},
     process::{Background, free_port, succeed},
     proxy::Proxy,
 };
@@ -33,6 +35,14 @@ pub const PLAIN: Variant = Variant { name: "rsync -az (ssh)", flags: &["-az"], d
 
 const ZSTD: &[&str] = &["-az", "--zc=zstd", "--zl=1"];
 
+/// What Assay is held against at each speed of a link: what everybody knows, and the fastest where the link is fast or slow.
+pub const LINK_VARIANTS: [Variant; 4] = [
+    PLAIN,
+    Variant { name: "rsync -a (daemon)", flags: &["-a"], daemon: true },
+    Variant { name: "rsync -az (daemon)", flags: &["-az"], daemon: true },
+    Variant { name: "rsync -az zstd -1 (daemon)", flags: ZSTD, daemon: true },
+];
+
 /// All variants.
 pub const VARIANTS: [Variant; 5] = [
     PLAIN,
@@ -50,15 +60,28 @@ pub struct Servers {
     daemon: Background,
     ssh_port: u16,
     daemon_port: u16,
+    /// The network of their host, when it has one of its own.
+    network: Option<Rc<Network>>,
 }
 
 impl Servers {
-    /// Starts both. The daemon writes below `destinations` only.
+    /// Starts both on loopback. The daemon writes below `destinations` only.
     ///
     /// # Errors
     ///
     /// When one does not start.
     pub fn start(folder: &Path, destinations: &Path) -> Result<Self> {
+        Self::start_in(None, folder, destinations)
+    }
+
+    /// Starts both on the host of a network.
+    ///
+    /// # Errors
+    ///
+    /// When one does not start.
+    pub fn start_in(network: Option<Rc<Network>>, folder: &Path, destinations: &Path) -> Result<Self> {
+        let ends = network.as_deref().map_or(Ends::LOOPBACK, Ends::apart);
+        let address = ends.far_address();
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         for key in ["host_key", "user_key"] {
             succeed(
@@ -77,7 +100,7 @@ impl Servers {
         write(
             "sshd_config",
             format!(
-                "ListenAddress 127.0.0.1:{ssh_port}\nHostKey {path}/host_key\nAuthorizedKeysFile {path}/authorized_keys\n\
+                "ListenAddress {address}:{ssh_port}\nHostKey {path}/host_key\nAuthorizedKeysFile {path}/authorized_keys\n\
                  PidFile none\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\n\
                  PasswordAuthentication no\nKbdInteractiveAuthentication no\nCompression no\nPrintMotd no\n"
             ),
@@ -102,16 +125,16 @@ impl Servers {
         fs::create_dir_all("/run/sshd").context("/run/sshd")?;
         // It starts itself anew for each connection, and insists on a full path for that.
         let mut sshd = Background::start(
-            Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(folder.join("sshd_config")),
+            ends.far_command("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(folder.join("sshd_config")),
             "sshd",
             &folder.join("sshd.log"),
         )?;
         let mut daemon = Background::start(
-            Command::new("rsync")
+            ends.far_command("rsync")
                 .args([
                     "--daemon",
                     "--no-detach",
-                    "--address=127.0.0.1",
+                    &format!("--address={address}"),
                     &format!("--port={daemon_port}"),
                     "--config",
                 ])
@@ -119,13 +142,13 @@ impl Servers {
             "the rsync daemon",
             &folder.join("daemon.log"),
         )?;
-        let answers = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        let answers = |port: u16| std::net::TcpStream::connect((address, port)).is_ok();
         sshd.wait_until(|| answers(ssh_port))
             .with_context(|| fs::read_to_string(folder.join("sshd.log")).unwrap_or_default())?;
         daemon
             .wait_until(|| answers(daemon_port))
             .with_context(|| fs::read_to_string(folder.join("daemon.log")).unwrap_or_default())?;
-        Ok(Self { folder: folder.to_owned(), sshd, daemon, ssh_port, daemon_port })
+        Ok(Self { folder: folder.to_owned(), sshd, daemon, ssh_port, daemon_port, network })
     }
 
     /// One measured copy of `root` with a variant.
@@ -134,13 +157,17 @@ impl Servers {
     ///
     /// When rsync fails.
     fn copy(&mut self, rsync: &Rsync) -> Result<Sample> {
+        let network = self.network.clone();
+        let ends = network.as_deref().map_or(Ends::LOOPBACK, Ends::apart);
+        let far = ends.far_address();
         let (client_times, server_times) = (self.folder.join("client.time"), self.folder.join("server.time"));
         let mut command = Command::new("time");
         command.args(["-f", TIME_FORMAT, "-o"]).arg(&client_times).arg("rsync").args(rsync.variant.flags);
+        command.args(rsync.durable.then_some("--fsync"));
         command.arg("--delete").arg(format!("{}/", rsync.root.display()));
         if rsync.variant.daemon {
             let name = rsync.destination.file_name().context("a destination has a name")?.to_string_lossy();
-            command.arg(format!("rsync://127.0.0.1:{}/bench/{name}/", self.daemon_port));
+            command.arg(format!("rsync://{far}:{}/bench/{name}/", self.daemon_port));
         } else {
             let port = rsync.link.as_ref().map_or(self.ssh_port, Proxy::port);
             // By env, because "time" alone is a word of some shells.
@@ -148,11 +175,11 @@ impl Servers {
                 .arg("-e")
                 .arg(format!("ssh -F {}/ssh_config -p {port}", self.folder.display()))
                 .arg(format!("--rsync-path=env time -f '{TIME_FORMAT}' -o {} rsync", server_times.display()))
-                .arg(format!("127.0.0.1:{}/", rsync.destination.display()));
+                .arg(format!("{far}:{}/", rsync.destination.display()));
         }
         let server = if rsync.variant.daemon { &mut self.daemon } else { &mut self.sshd };
         server.wait_for_children()?;
-        let (cpu, wire) = (cpu_seconds(server.pid())?, loopback_bytes()?);
+        let (cpu, wire) = (cpu_seconds(server.pid())?, ends.wire_bytes()?);
         let start = Instant::now();
         let output = command.output().with_context(|| format!("{command:?} does not start"))?;
         let wall = start.elapsed().as_secs_f64();
@@ -172,7 +199,7 @@ impl Servers {
             target_cpu: cpu_seconds(server.pid())? - cpu,
             source_peak,
             target_peak,
-            wire: loopback_bytes()? - wire,
+            wire: ends.wire_bytes()? - wire,
             phases: Vec::new(),
         })
     }
@@ -190,7 +217,14 @@ impl Servers {
         delay: Option<Duration>,
     ) -> Result<Rsync> {
         let link = delay.map(|delay| Proxy::start(self.ssh_port, delay)).transpose()?;
-        Ok(Rsync { variant, root: root.to_owned(), destination: destination.to_owned(), link, live: false })
+        Ok(Rsync {
+            variant,
+            root: root.to_owned(),
+            destination: destination.to_owned(),
+            link,
+            live: false,
+            durable: false,
+        })
     }
 }
 
@@ -204,6 +238,8 @@ pub struct Rsync {
     link: Option<Proxy>,
     /// Whether the source lives, so that files may vanish.
     pub live: bool,
+    /// Whether a copy ends when it is on the disk, as Assay's does.
+    pub durable: bool,
 }
 
 impl Rsync {

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    rc::Rc,
     thread,
     time::{Duration, SystemTime},
 };
@@ -15,10 +16,13 @@ use super::{
     data::{self, Plan},
     discard::{discard, make_room},
     hosts::{self, Disk, Host},
+    links,
     live::{Cost, LiveCopy},
     measure::Sample,
+    network::{Network, Speed},
     postgres::{Changed, Cluster, changed_pages},
     process::succeed,
+    real::Set,
     report::{self, CHANGED_PAGES, Row, WALL_AT_80_MS, WITHOUT_DELAY},
     rsync::{PLAIN, Rsync, Servers, VARIANTS, Variant, assert_equal},
     sparse::Sparse,
@@ -55,6 +59,8 @@ pub enum Workload {
     Link,
     /// What copying costs a PostgreSQL that works meanwhile
     Live,
+    /// First copies of made and real data, and an hour of work, over links of every speed
+    Links,
 }
 
 impl Workload {
@@ -82,6 +88,7 @@ impl Workload {
             Self::Sparse => "sparse",
             Self::Link => "link",
             Self::Live => "live",
+            Self::Links => "links",
         }
     }
 }
@@ -103,6 +110,14 @@ pub struct Options {
     pub tiny_files: u32,
     /// The sparse file.
     pub sparse: Sparse,
+    /// The data that goes over links of every speed.
+    pub sets: Vec<Set>,
+    /// How much of it is real data: bytes of each set.
+    pub set_bytes: u64,
+    /// How much of it the seed makes.
+    pub set_plan: Plan,
+    /// The speeds of those links.
+    pub speeds: Vec<Speed>,
     /// Where everything is put; whoever made it removes it.
     pub folder: PathBuf,
     /// Where the agents' programs are.
@@ -111,7 +126,7 @@ pub struct Options {
 
 /// One program under test, with its own destination.
 #[derive(Debug)]
-struct Tool {
+pub(super) struct Tool {
     name: String,
     program: Program,
 }
@@ -123,7 +138,7 @@ enum Program {
 }
 
 impl Tool {
-    fn reset(&mut self) -> Result<()> {
+    pub(super) fn reset(&mut self) -> Result<()> {
         match &mut self.program {
             Program::Assay(assay) => assay.reset(),
             Program::Rsync(rsync) => rsync.reset(),
@@ -156,16 +171,38 @@ impl Tool {
 
 /// The tools of a workload, Assay first, and the tree that they copy.
 #[derive(Debug)]
-struct Field {
+pub(super) struct Field {
     root: PathBuf,
     tools: Vec<Tool>,
+}
+
+impl Field {
+    /// The backup host of every tool is at the other end of a link.
+    pub(super) fn put_apart(&mut self, network: &Rc<Network>) {
+        for tool in &mut self.tools {
+            if let Program::Assay(assay) = &mut tool.program {
+                assay.network = Some(Rc::clone(network));
+            }
+        }
+    }
+
+    /// Whether rsync's copies end when they are on the disk, as Assay's always do.
+    pub(super) fn end_on_the_disk(&mut self, durable: bool) {
+        for tool in &mut self.tools {
+            if let Program::Rsync(rsync) = &mut tool.program {
+                rsync.durable = durable;
+            }
+        }
+    }
 }
 
 /// A driver at work.
 #[derive(Debug)]
 pub struct Bench {
-    options: Options,
-    servers: Servers,
+    pub(super) options: Options,
+    pub(super) servers: Servers,
+    /// Hours of work that were done to the tree that goes over links.
+    pub(super) hours_over_links: u64,
     rows: Vec<Row>,
 }
 
@@ -179,7 +216,7 @@ impl Bench {
         let destinations = options.folder.join("rsync");
         fs::create_dir_all(&destinations).with_context(|| destinations.display().to_string())?;
         let servers = Servers::start(&options.folder.join("servers"), &destinations)?;
-        Ok(Self { options, servers, rows: Vec::new() })
+        Ok(Self { options, servers, hours_over_links: 0, rows: Vec::new() })
     }
 
     /// Runs all workloads that were asked for, and returns their rows.
@@ -209,6 +246,9 @@ impl Bench {
         }
         if wanted.contains(&Workload::Live) {
             self.live()?;
+        }
+        if links::is_wanted(&wanted)? {
+            self.links()?;
         }
         Ok(self.rows)
     }
@@ -440,7 +480,7 @@ impl Bench {
     }
 
     /// Assay and variants of rsync for one tree.
-    fn field(&self, root: &Path, variants: &[Variant]) -> Result<Field> {
+    pub(super) fn field(&self, root: &Path, variants: &[Variant]) -> Result<Field> {
         let mut tools = vec![self.assay("Assay", "assay", root, None)];
         for (number, variant) in variants.iter().enumerate() {
             tools.push(self.rsync(variant.name, &format!("copy{number}"), *variant, root, None)?);
@@ -488,7 +528,7 @@ impl Bench {
     }
 
     /// Samples, and makes rows of all of it.
-    fn measure(
+    pub(super) fn measure(
         &mut self,
         name: &str,
         field: &mut Field,
@@ -546,7 +586,7 @@ impl Bench {
 }
 
 /// Removes the copies and the tree: the next workload needs the room.
-fn finish(mut field: Field) -> Result<()> {
+pub(super) fn finish(mut field: Field) -> Result<()> {
     for tool in &mut field.tools {
         tool.remove()?;
     }
@@ -584,6 +624,6 @@ fn since_1970() -> Result<Duration> {
 }
 
 /// Progress goes to standard error: standard output is for what came out.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     eprintln!("{text}");
 }

@@ -7,6 +7,8 @@ use clap::Parser;
 use integration_tests::bench::{
     data::Plan,
     isolate::{self, Ended},
+    network::Speed,
+    real::Set,
     report,
     sparse::Sparse,
     workloads::{Bench, Options, Workload},
@@ -31,6 +33,12 @@ struct Cli {
     /// Copy a sparse file of 100 GB too
     #[arg(long)]
     sparse: bool,
+    /// Of `links`: only these sets of data [default: all]
+    #[arg(long, value_name = "SET", value_delimiter = ',', value_enum)]
+    set: Vec<Set>,
+    /// Of `links`: only these speeds, in Mbit/s; 0 is no limit [default: 0,10000,1000,100]
+    #[arg(long, value_name = "MBIT", value_delimiter = ',')]
+    speed: Vec<u32>,
     /// How often each workload is repeated [default: 5, with --quick 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     repetitions: Option<u16>,
@@ -135,7 +143,18 @@ fn measure(cli: &Cli, folder: PathBuf) -> Result<()> {
     if cli.sparse {
         workloads.push(Workload::Sparse);
     }
+    let speed = |megabits: &u32| if *megabits == 0 { Speed::Unlimited } else { Speed::Megabits(*megabits) };
+    let of_set = if cli.quick { 40e6 } else { 400e6 } * cli.scale;
     let options = Options {
+        sets: if cli.set.is_empty() { Set::ALL.to_vec() } else { cli.set.clone() },
+        set_bytes: (of_set as u64).max(1_000_000),
+        // As many bytes as a real set has: the plan of the other workloads has 2.9 GB.
+        set_plan: Plan::full(cli.seed, of_set / 2.9e9),
+        speeds: if cli.speed.is_empty() {
+            Speed::ALL.to_vec()
+        } else {
+            cli.speed.iter().map(speed).collect()
+        },
         workloads,
         repetitions: usize::from(cli.repetitions.unwrap_or(if cli.quick { 3 } else { 5 })),
         plan,
