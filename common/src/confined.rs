@@ -7,6 +7,8 @@
 //! faults of other tools (rsync CVE-2026-29518, -43619, -53799 and their kin: `open` was confined, and chmod, chown,
 //! utimes, rename, link, mkdir and the attribute calls were not).
 
+mod metadata;
+
 use std::{
     fs::File,
     io,
@@ -16,8 +18,10 @@ use std::{
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 
+pub use metadata::{CannotHold, cannot_hold, is_acl_mirror, is_host_label};
+
 use crate::{
-    manifest::{Entry, EntryKind, ExtendedAttribute},
+    manifest::{Entry, EntryKind},
     path::{TreePath, check_component},
 };
 
@@ -173,59 +177,6 @@ impl Folder {
         Ok(fs::mknodat(&self.0, name, kind, Mode::from_raw_mode(0o600), device)?)
     }
 
-    /// Gives `name` the owner, extended attributes, mode and times of `entry`, in this order: a change of owner clears
-    /// set-user-id bits and capabilities, an ACL changes mode bits, and everything changes times.
-    ///
-    /// # Errors
-    /// Says which of them failed.
-    pub fn set_metadata(&self, name: &[u8], entry: &Entry) -> io::Result<()> {
-        let name = component(name)?;
-        let stat = fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if stat.st_uid != entry.uid || stat.st_gid != entry.gid {
-            let (owner, group) = (fs::Uid::from_raw(entry.uid), fs::Gid::from_raw(entry.gid));
-            fs::chownat(&self.0, name, Some(owner), Some(group), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|error| explain(error, "its owner cannot be set"))?;
-        }
-        if !entry.xattrs.is_empty() {
-            let path = self.proc_path(name);
-            for attribute in &entry.xattrs {
-                fs::lsetxattr(&path, attribute.name.as_slice(), &attribute.value, fs::XattrFlags::empty())
-                    .map_err(|error| explain(error, "an extended attribute or ACL cannot be set"))?;
-            }
-        }
-        if entry.kind() != EntryKind::Symlink {
-            // Only a descriptor says for certain what is changed, and only O_PATH opens FIFOs and devices unharmed.
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let held = fs::openat(&self.0, name, flags, Mode::empty())?;
-            let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-            fs::chmod(path, Mode::from_raw_mode(entry.mode))
-                .map_err(|error| explain(error, "its mode cannot be set"))?;
-        }
-        let time = Timespec { tv_sec: entry.mtime_seconds, tv_nsec: entry.mtime_nanos.into() };
-        let times = Timestamps { last_access: time, last_modification: time };
-        fs::utimensat(&self.0, name, &times, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(|error| explain(error, "its times cannot be set"))
-    }
-
-    /// The same for a folder that has no name in this one: the root of a tree.
-    ///
-    /// # Errors
-    /// Says which of them failed.
-    pub fn set_own_metadata(&self, entry: &Entry) -> io::Result<()> {
-        let stat = fs::fstat(&self.0)?;
-        if stat.st_uid != entry.uid || stat.st_gid != entry.gid {
-            fs::fchown(&self.0, Some(fs::Uid::from_raw(entry.uid)), Some(fs::Gid::from_raw(entry.gid)))
-                .map_err(|error| explain(error, "its owner cannot be set"))?;
-        }
-        for attribute in &entry.xattrs {
-            fs::fsetxattr(&self.0, attribute.name.as_slice(), &attribute.value, fs::XattrFlags::empty())
-                .map_err(|error| explain(error, "an extended attribute or ACL cannot be set"))?;
-        }
-        fs::fchmod(&self.0, Mode::from_raw_mode(entry.mode))?;
-        let time = Timespec { tv_sec: entry.mtime_seconds, tv_nsec: entry.mtime_nanos.into() };
-        Ok(fs::futimens(&self.0, &Timestamps { last_access: time, last_modification: time })?)
-    }
-
     /// What `name` is. A link is not followed.
     ///
     /// # Errors
@@ -265,49 +216,6 @@ impl Folder {
         }
         names.sort_unstable();
         Ok(names)
-    }
-
-    /// The extended attributes of `name` (of this folder for an empty name) that a copy keeps: all but the kernel's own in
-    /// `system.`, of which only the ACLs are kept. Sorted by name.
-    ///
-    /// # Errors
-    /// As the kernel says; none for a file system without such attributes.
-    pub fn xattrs(&self, name: &[u8]) -> io::Result<Vec<ExtendedAttribute>> {
-        let path = if name.is_empty() { self.proc_path(b".") } else { self.proc_path(component(name)?) };
-        let mut list = Vec::with_capacity(512);
-        loop {
-            match fs::llistxattr(&path, rustix::buffer::spare_capacity(&mut list)) {
-                Ok(_) => break,
-                Err(rustix::io::Errno::RANGE) if list.capacity() < 128 * 1024 => {
-                    list = Vec::with_capacity(list.capacity() * 8);
-                }
-                Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let mut attributes = Vec::new();
-        for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if name.starts_with(b"system.") && !name.starts_with(b"system.posix_acl_") {
-                continue;
-            }
-            let mut value = Vec::with_capacity(256);
-            loop {
-                match fs::lgetxattr(&path, name, rustix::buffer::spare_capacity(&mut value)) {
-                    Ok(_) => {
-                        attributes.push(ExtendedAttribute { name: name.to_vec(), value });
-                        break;
-                    }
-                    Err(rustix::io::Errno::RANGE) if value.capacity() < 128 * 1024 => {
-                        value = Vec::with_capacity(value.capacity() * 8);
-                    }
-                    // Gone since it was listed.
-                    Err(rustix::io::Errno::NODATA) => break,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        attributes.sort_unstable_by(|left, right| left.name.cmp(&right.name));
-        Ok(attributes)
     }
 
     /// Removes the file, link or special entry `name`.
@@ -352,32 +260,6 @@ impl Folder {
                     let parent = levels.last().map_or(self, |(parent, _)| parent);
                     fs::unlinkat(&parent.0, component(&name)?, AtFlags::REMOVEDIR)?;
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes away the extended attributes and ACLs of this folder that `entry` does not have.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn remove_other_xattrs(&self, entry: &Entry) -> io::Result<()> {
-        for attribute in self.xattrs(b"")? {
-            if !entry.xattrs.iter().any(|kept| kept.name == attribute.name) {
-                fs::fremovexattr(&self.0, attribute.name.as_slice())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes away the extended attributes and ACLs of `name` that `entry` does not have. A link is not followed.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn remove_other_xattrs_of(&self, name: &[u8], entry: &Entry) -> io::Result<()> {
-        for attribute in self.xattrs(component(name)?)? {
-            if !entry.xattrs.iter().any(|kept| kept.name == attribute.name) {
-                fs::lremovexattr(self.proc_path(name), attribute.name.as_slice())?;
             }
         }
         Ok(())
@@ -469,11 +351,6 @@ pub fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
 pub fn temporary_name(name: &[u8]) -> Vec<u8> {
     let kept = &name[..name.len().min(200)];
     [b".assay-new-", kept].concat()
-}
-
-fn explain(error: rustix::io::Errno, what: &str) -> io::Error {
-    let error = io::Error::from(error);
-    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod dsse;
 pub mod durable;
 pub mod error;
 pub mod fault;
+pub mod fidelity;
 pub mod format;
 pub mod id;
 pub mod json;

@@ -4,6 +4,7 @@ use std::{io, path::Path, time::Duration};
 
 use assay_common::{
     error::{Hint as _, PathError},
+    fidelity::CANNOT_HOLD,
     rpc_status::fault_from_status,
     tls::ConnectError,
     verdict::Outcome,
@@ -99,6 +100,7 @@ impl Fault {
             Code::Aborted => "target-busy",
             Code::ResourceExhausted if fault.reason == "quota-exceeded" => "quota-exceeded",
             Code::ResourceExhausted => "target-full",
+            _ if fault.reason == CANNOT_HOLD => CANNOT_HOLD,
             _ => reason,
         };
         let mut error = Self::not_run(reason, format!("{doing}: {}", fault.message));

@@ -21,8 +21,6 @@ struct Level {
     base: Option<Folder>,
     /// Its entry, or something in it, has changed: it gets its metadata when the walk leaves it.
     touched: bool,
-    /// Its attributes are others than before.
-    other_xattrs: bool,
 }
 
 /// Walks the base's manifest, which `old` gives, beside the new one and changes `staging/N/tree` accordingly. `base` is
@@ -89,9 +87,6 @@ impl Walk<'_> {
         }
         let folder = self.open_last()?;
         let level = self.levels.pop().expect("the caller looked");
-        if level.other_xattrs {
-            folder.remove_other_xattrs(&level.entry).map_err(|source| named(&level.path, source))?;
-        }
         folder.set_own_metadata(&level.entry).map_err(|source| named(&level.path, source))
     }
 
@@ -153,8 +148,7 @@ impl Walk<'_> {
                 self.levels.last_mut().expect("it was opened").touched = true;
                 Some(Arc::new(parent.create_folder(path.name()).map_err(|source| named(&path, source))?))
             };
-            let other_xattrs = gone.is_some_and(|gone| gone.xattrs != entry.xattrs);
-            self.levels.push(Level { path, entry, new, base: None, touched: !kept, other_xattrs });
+            self.levels.push(Level { path, entry, new, base: None, touched: !kept });
             return Ok(());
         }
         let new = self.open_last()?;

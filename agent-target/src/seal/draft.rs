@@ -393,7 +393,10 @@ impl PlannedContents {
             self.positions.read_exact(&mut position).at("read", &self.plan_path)?;
             let content = u64::from_le_bytes(content);
             if content != FROM_BASE && content > 0 {
-                return Ok(Some((self.manifest.entry_at(u64::from_le_bytes(position))?, content)));
+                let mut entry = self.manifest.entry_at(u64::from_le_bytes(position))?;
+                // They are many megabytes in the worst case, and nobody who asks for contents looks at them.
+                entry.xattrs = Vec::new();
+                return Ok(Some((entry, content)));
             }
         }
         Ok(None)

@@ -236,6 +236,12 @@ const REMEDIES: &[(&str, &str)] = &[
         "The target did not take the tree. Start another run; if it comes back, look at the target's log.",
     ),
     (
+        crate::fidelity::CANNOT_HOLD,
+        "The target's file system cannot hold the entry that the message names as it is. Keep the store on another file system \
+         (assay-target doctor says what this one holds), exclude the entry, or declare what the repository does not need \
+         (ignore_attributes, clamp_times at the source).",
+    ),
+    (
         "check-lost",
         "The verdict did not arrive. assay-target verdict show has it, or assay-target verify makes another.",
     ),

@@ -216,11 +216,7 @@ impl Apply<'_> {
             }
         }
         if level.ours {
-            level
-                .folder
-                .remove_other_xattrs(&level.entry)
-                .and_then(|()| level.folder.set_own_metadata(&level.entry))
-                .map_err(entry_error(&level.path))?;
+            level.folder.set_own_metadata(&level.entry).map_err(entry_error(&level.path))?;
         }
         Ok(())
     }
@@ -275,10 +271,7 @@ impl Apply<'_> {
             self.lose(path, why);
             return Ok(false);
         }
-        scratch
-            .remove_other_xattrs_of(&name, entry)
-            .and_then(|()| scratch.set_metadata(&name, entry))
-            .map_err(failed)?;
+        scratch.set_metadata(&name, entry).map_err(failed)?;
         scratch.replace(&name, folder, path.name()).map_err(failed)?;
         Ok(true)
     }
@@ -350,7 +343,6 @@ impl Apply<'_> {
         }
         folder
             .create_special(path.name(), entry)
-            .and_then(|()| folder.remove_other_xattrs_of(path.name(), entry))
             .and_then(|()| folder.set_metadata(path.name(), entry))
             .map_err(failed)
     }
@@ -384,10 +376,7 @@ fn is_same_special(folder: &Folder, path: &TreePath, entry: &Entry) -> bool {
 
 /// Gives what is otherwise right its attributes, owner, mode and times.
 fn put_right(folder: &Folder, path: &TreePath, entry: &Entry) -> Result<(), RestoreError> {
-    folder
-        .remove_other_xattrs_of(path.name(), entry)
-        .and_then(|()| folder.set_metadata(path.name(), entry))
-        .map_err(entry_error(path))
+    folder.set_metadata(path.name(), entry).map_err(entry_error(path))
 }
 
 /// Whether a file is a SQLite database, by its header (sqlite.org/fileformat2.html, 1.3).

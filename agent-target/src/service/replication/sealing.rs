@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use assay_common::{
+    confined::cannot_hold,
     digest::RootDigest,
+    fidelity::{CANNOT_HOLD, CANNOT_HOLD_HINT},
     id::{GenerationNumber, RunId},
     limits::{MAX_MARK_BYTES, MAX_OVERRIDES, MAX_REASON_BYTES},
     manifest::ManifestError,
@@ -233,6 +235,9 @@ fn seal_fault(error: SealError) -> RpcFault {
         | SealError::LengthMismatch { .. }
         | SealError::ContentMissing { .. } => RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
             .with_hint("start the run again; nothing was sealed"),
+        SealError::Entry { source, .. } if cannot_hold(source).is_some() => {
+            RpcFault::new(Code::FailedPrecondition, CANNOT_HOLD, error.to_string()).with_hint(CANNOT_HOLD_HINT)
+        }
         SealError::Entry { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
             RpcFault::new(Code::DataLoss, "tree-mismatch", error.to_string())
                 .with_hint("start the run again; nothing was sealed")
