@@ -5,6 +5,9 @@
 
 mod disk;
 mod errors;
+#[path = "../shows/file_systems.rs"]
+#[allow(dead_code)]
+mod file_systems;
 mod judge;
 mod kills;
 #[path = "../shows/link.rs"]

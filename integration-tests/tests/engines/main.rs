@@ -1,6 +1,9 @@
 //! Real engines under write load, from the mark to the verdict, and their backups brought up again.
 
 mod accurev;
+#[path = "../shows/file_systems.rs"]
+#[allow(dead_code)]
+mod file_systems;
 mod git;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]

@@ -5,6 +5,9 @@ mod certificates;
 mod closed;
 mod confinement;
 mod documents;
+#[path = "../shows/file_systems.rs"]
+#[allow(dead_code)]
+mod file_systems;
 mod ground;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]

@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::link::Link;
+use crate::{
+    file_systems::{Kind, Mounted},
+    link::Link,
+};
 use assay_common::{
     ledger::Ledger,
     pki::{Party, PkiOptions, init_pki},
@@ -28,6 +31,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LIST: &str =
     "[[check]]\nname = \"list\"\nargv = [\"ls\", \"-la\", \"{root}\"]\nfail_exit = [1, 2]\n";
 
+/// What a source says of a plain tree beside its roots.
+const PLAIN: &str = "vars = { check = [\"ls\", \"-la\"] }\nmax_drop_percent = 100\n";
+
 /// What a command did.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -41,6 +47,8 @@ pub(crate) struct Done {
 
 /// A source and a target agent, everything in one folder that goes away with it.
 pub(crate) struct Pair {
+    // Unmounted before the folder goes.
+    mounts: Vec<Mounted>,
     folder: tempfile::TempDir,
     ports: (u16, u16),
     agents: Mutex<HashMap<String, Child>>,
@@ -101,7 +109,12 @@ pub(crate) fn free_port() -> u16 {
 impl Pair {
     /// Agents for a plain tree of `roots` folders, whose check lists the copy.
     pub(crate) fn plain(roots: usize) -> Self {
-        Self::new(roots, "generic", "vars = { check = [\"ls\", \"-la\"] }\nmax_drop_percent = 100\n", "")
+        Self::new(roots, "generic", PLAIN, "")
+    }
+
+    /// The same, with a file system of its own for the live tree and for the store.
+    pub(crate) fn on(root: Kind, store: Kind) -> Self {
+        Self::mounted(1, "generic", PLAIN, "", &[("root0", root), ("store", store)])
     }
 
     /// Agents for an engine with a built-in profile, rooted in `root0`.
@@ -125,8 +138,19 @@ impl Pair {
     }
 
     fn new(roots: usize, profile: &str, source_keys: &str, profile_text: &str) -> Self {
+        Self::mounted(roots, profile, source_keys, profile_text, &[])
+    }
+
+    fn mounted(
+        roots: usize,
+        profile: &str,
+        source_keys: &str,
+        profile_text: &str,
+        mounts: &[(&str, Kind)],
+    ) -> Self {
         let folder = tempfile::Builder::new().prefix("assay-test-").tempdir().expect("temp");
         let path = |name: &str| folder.path().join(name);
+        let mounts = mounts.iter().map(|(name, kind)| Mounted::new(*kind, &path(name))).collect();
         let party = |name: &str| Party { name: name.to_owned(), hosts: vec!["127.0.0.1".to_owned()] };
         let day = Duration::from_secs(24 * 3600);
         let options = PkiOptions {
@@ -165,7 +189,7 @@ impl Pair {
             tls("source")
         );
         for root in 0..roots {
-            fs::create_dir(path(&format!("root{root}"))).expect("mkdir");
+            fs::create_dir_all(path(&format!("root{root}"))).expect("mkdir");
             let live = path(&format!("root{root}"));
             source.push_str(&format!("[[repository.root]]\nname = \"root{root}\"\npath = {live:?}\n"));
         }
@@ -179,6 +203,7 @@ impl Pair {
         );
         fs::write(path("target.toml"), target).expect("write");
         let pair = Self {
+            mounts,
             folder,
             ports: (source_port, target_port),
             agents: Mutex::default(),
