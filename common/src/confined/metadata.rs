@@ -113,7 +113,7 @@ impl Folder {
             names().chain(entry.xattrs.iter().map(|wanted| wanted.name.as_slice())).any(is_acl_mirror);
         // There the mirror is the ACL itself: it comes and goes with it.
         let mirrors = has_mirror && fs::fstatfs(&self.0)?.f_type as i64 == XFS;
-        for name in names().filter(|name| !wanted(name) && !(mirrors && is_acl_mirror(name))) {
+        for name in names().filter(|name| !(wanted(name) || mirrors && is_acl_mirror(name))) {
             match fs::lremovexattr(path, name) {
                 Ok(()) | Err(Errno::NODATA) => {}
                 Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) if is_host_label(name) => {}
