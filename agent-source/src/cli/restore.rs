@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Seek as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
@@ -14,7 +14,7 @@ use assay_common::{
     error::Hint as _,
     id::GenerationNumber,
     restore::{Part, SupplyError, Want},
-    signing::VerifyingKey,
+    signing::{KeyError, SigningKey, VerifyingKey},
     tls::{ConnectOptions, Role, TlsFiles, connect},
 };
 use assay_proto::v1::{
@@ -34,7 +34,7 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 /// Takes a generation back from the target
 ///
 /// What the configuration does not say, or on a host without one, stands on the line: --server (the target), --ca, --cert and --key (of
-/// the role "restore"), --target-key.
+/// the role "restore"), --target-key, --source-key.
 #[derive(Debug, clap::Args)]
 pub(super) struct Restore {
     #[command(flatten)]
@@ -68,6 +68,7 @@ impl Restore {
         let key = self.target_key.clone().or_else(|| config.map(|config| config.target.signing_key.clone()));
         let key = VerifyingKey::load(&key.ok_or_else(|| missing("--target-key"))?)
             .map_err(|error| CommandError { hint: error.hint(), ..CommandError::usage(error.to_string()) })?;
+        let source_key = self.what.source_key(|| config.map(|config| own_key(&config.signing_key)))?;
         let files = TlsFiles {
             ca: connection
                 .ca
@@ -104,9 +105,9 @@ impl Restore {
         let generation = GenerationNumber(opened.generation);
         let verdict = (!opened.verdict.is_empty()).then_some(opened.verdict);
         let offered = Offered { repository, generation, root, verdict };
-        let vouched = self.what.believe(&offered, &key)?;
+        let vouched = self.what.believe(&offered, &key, source_key.as_ref())?;
         if !json {
-            print(&format!("{vouched}\n"));
+            print(&format!("{}\n", vouched.text));
         }
         let manifest = fetch_manifest(&mut client, &offered).await.map_err(|error| match error {
             Fetch::Status(status) => failed(status),
@@ -133,12 +134,21 @@ impl Restore {
             total_bytes: ended.asked.1,
             received_bytes: ended.report.progress.fetched_bytes,
             complete: ended.is_complete(),
+            unverified: vouched.unverified.clone().unwrap_or_default(),
         };
         if let Err(status) = client.report_restore(report).await {
             tracing::warn!(%status, "the target was not told how long it took");
         }
-        Ok(self.what.show(&offered, &ended, json))
+        Ok(self.what.show(&offered, &vouched, &ended, json))
     }
+}
+
+/// The public half of the key that this host's agent signs with, which may be root's to read: the file beside it says it as well.
+fn own_key(private: &Path) -> Result<VerifyingKey, KeyError> {
+    let public = private.with_extension("pub");
+    SigningKey::load(private)
+        .map(|key| key.verifying_key())
+        .or_else(|error| VerifyingKey::load(&public).map_err(|_| error))
 }
 
 fn needs_certificate(what: &str) -> CommandError {

@@ -6,7 +6,7 @@ use assay_common::{
     cli::{CommandError, Offered, RestoreArgs},
     config::no_such_repository,
     error::{Hint as _, ShowPath},
-    signing::SigningKey,
+    signing::{SigningKey, VerifyingKey},
 };
 
 use crate::{
@@ -48,9 +48,10 @@ pub(super) fn restore(
     // The key that this host signs with is the one that its own verdicts must bear.
     let key = SigningKey::load(&config.agent.signing_key)
         .map_err(|error| CommandError { hint: error.hint(), ..CommandError::usage(error.to_string()) })?;
-    let vouched = arguments.believe(&offered, &key.verifying_key())?;
+    let source_key = arguments.source_key(|| Some(VerifyingKey::load(&repository.source_key)))?;
+    let vouched = arguments.believe(&offered, &key.verifying_key(), source_key.as_ref())?;
     if !json {
-        assay_common::cli::print(&format!("{vouched}\n"));
+        assay_common::cli::print(&format!("{}\n", vouched.text));
     }
     let failed = |error: assay_common::error::PathError| CommandError::not_run(error.to_string());
     let (manifest, content) = (sealed.manifest().map_err(failed)?, sealed.content().map_err(failed)?);
@@ -67,9 +68,10 @@ pub(super) fn restore(
         received_bytes: ended.report.progress.fetched_bytes,
         complete: ended.is_complete(),
         by: "this host".to_owned(),
+        unverified: vouched.unverified.clone(),
     };
     if let Err(error) = note(&store, &done) {
         tracing::warn!(%error, "the restore cannot be noted");
     }
-    Ok(arguments.show(&offered, &ended, json))
+    Ok(arguments.show(&offered, &vouched, &ended, json))
 }

@@ -85,8 +85,9 @@ fn one(
             text,
             "  restore",
             &format!(
-                "generation {}, {bytes}, {what} in {:.1} s, {when}, by {}",
+                "generation {}, {bytes}, {what}{} in {:.1} s, {when}, by {}",
                 last.generation,
+                if last.unverified.is_empty() { "" } else { " UNVERIFIED" },
                 last.seconds,
                 safe(&last.by)
             ),

@@ -34,6 +34,9 @@ pub struct Done {
     pub complete: bool,
     /// Who did it.
     pub by: String,
+    /// Why what was restored was not vouched for by both agents and a check. Absent when it was, and from earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unverified: Option<String>,
 }
 
 /// Notes a restore.
@@ -94,6 +97,7 @@ mod tests {
             received_bytes: 3,
             complete: true,
             by: "x".repeat(1000),
+            unverified: None,
         };
         for number in 1..=600 {
             done.generation = GenerationNumber(number);

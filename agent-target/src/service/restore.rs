@@ -6,6 +6,7 @@ use assay_common::{
     error::Hint as _,
     id::GenerationNumber,
     limits::MAX_RESTORES,
+    path::display_bytes,
     pki::Role,
     restore::{Part, SupplyError, Want},
     rpc_status::RpcFault,
@@ -34,6 +35,8 @@ const WANTS_AHEAD: usize = 64;
 const PARTS_AHEAD: usize = 4;
 /// Pieces that one request may list.
 const MAX_WANTED_PIECES: usize = 64 * 1024;
+/// Longest reason of an unverified restore, in bytes.
+const MAX_UNVERIFIED_BYTES: usize = 4096;
 /// The first message of FetchContent must come within this time.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
@@ -233,6 +236,9 @@ impl RestoreService for Restore {
         if !(0.0..=MAX_SECONDS).contains(&report.seconds) {
             return Err(RpcFault::invalid("seconds must be a number from 0 to those of a year").into());
         }
+        if report.unverified.len() > MAX_UNVERIFIED_BYTES {
+            return Err(RpcFault::invalid("the reason of an unverified restore is too long").into());
+        }
         blocking(move || {
             let sealed = open(&repository, report.generation)?;
             if report.total_bytes > sealed.record.total_bytes || report.files > sealed.record.files {
@@ -247,6 +253,8 @@ impl RestoreService for Restore {
                 received_bytes: report.received_bytes,
                 complete: report.complete,
                 by,
+                unverified: (!report.unverified.is_empty())
+                    .then(|| display_bytes(report.unverified.as_bytes())),
             };
             tracing::info!(
                 repository = repository.config.name,
@@ -275,5 +283,6 @@ pub(super) fn last_restore(repository: &Repository) -> Option<RestoreRecord> {
         received_bytes: done.received_bytes,
         complete: done.complete,
         by: done.by,
+        unverified: done.unverified.unwrap_or_default(),
     })
 }

@@ -32,7 +32,7 @@ pub use health::{HealthAnswer, ask_health, health};
 pub use ledger::{AuditArgs, print_head};
 pub use notify::NotifyCommand;
 pub use pki::PkiCommand;
-pub use restore::{Ended, Offered, RestoreArgs};
+pub use restore::{Ended, Offered, RestoreArgs, Vouched};
 pub use verify::VerifyArgs;
 
 /// Usage or configuration.

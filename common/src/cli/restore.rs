@@ -20,14 +20,21 @@ use crate::{
     restore::{
         Allowed, Checked, Destination, Options, Part, Report, RestoreError, SupplyError, Want, restore,
     },
-    signing::VerifyingKey,
-    verdict::{HexDigest, Outcome, verify_verdict},
+    signing::{KeyError, VerifyingKey},
+    verdict::{HexDigest, Outcome, SourceSignature, VerifiedVerdict, verify_verdict},
 };
 
 /// Requests that are ahead of the content.
 const WANTS_AHEAD: usize = 4096;
 /// Parts that wait to be written: 1 MiB each, mostly.
 const PARTS_AHEAD: usize = 8;
+
+/// Where the source's key is to be had.
+const SOURCE_KEY_HINT: &str = "the source's host has it as source-signing.pub beside its signing_key, and the target's as source_key of the \
+                               repository: bring it here by a way that you trust; or say --unverified to take the target's word alone";
+/// What to do when the target's word is all there is.
+const DOUBT_HINT: &str = "do not restore from this target before you know why. --source-key names the key of the source that made this generation \
+                          (an earlier one, where the source was set up anew); --unverified takes the target's word alone";
 
 /// What to take back, and where to.
 #[derive(Debug, clap::Args)]
@@ -50,9 +57,12 @@ pub struct RestoreArgs {
     /// Remove what the folder has and the generation has not
     #[arg(long)]
     pub delete: bool,
-    /// Take a generation that no check has passed
+    /// Take a generation that no check has passed, or one for which the source's signature is not there or not checked
     #[arg(long)]
     pub unverified: bool,
+    /// The source's public signing key (source-signing.pub), instead of the configuration's
+    #[arg(long, value_name = "PUB")]
+    pub source_key: Option<PathBuf>,
     /// Write over the live repository at this path: its server must have been stopped; may be given several times
     #[arg(long, value_name = "PATH")]
     pub over_live_root: Vec<PathBuf>,
@@ -75,6 +85,15 @@ pub struct Offered {
     pub root: RootDigest,
     /// The newest verdict on it that is PASS or FAIL.
     pub verdict: Option<Vec<u8>>,
+}
+
+/// What is vouched for.
+#[derive(Debug)]
+pub struct Vouched {
+    /// A line for the operator.
+    pub text: String,
+    /// Why what is restored is not vouched for by both agents and a check, where `--unverified` was said.
+    pub unverified: Option<String>,
 }
 
 /// How it ended.
@@ -125,15 +144,50 @@ impl RestoreArgs {
         Ok(Options { paths: self.paths.iter().map(parse).collect::<Result<_, _>>()?, delete: self.delete })
     }
 
-    /// Holds what is offered against the pinned key. Says what is vouched for.
+    /// The source's key, without which a restore believes the target alone: that of `--source-key`, else the configured one.
     ///
     /// # Errors
-    /// When the verdict is not valid, or is about something else, or is no PASS and `--unverified` was not said.
-    pub fn believe(&self, offered: &Offered, key: &VerifyingKey) -> Result<String, CommandError> {
+    /// When it cannot be read, or is not given and `--unverified` was not said. The network has not been asked by then.
+    pub fn source_key(
+        &self,
+        configured: impl FnOnce() -> Option<Result<VerifyingKey, KeyError>>,
+    ) -> Result<Option<VerifyingKey>, CommandError> {
+        let given = self.source_key.as_deref().map(VerifyingKey::load);
+        match given.or_else(configured) {
+            Some(Ok(key)) => Ok(Some(key)),
+            // What is configured may be out of reach; nothing takes the place of a file that was named.
+            Some(Err(error)) if self.unverified && self.source_key.is_none() => {
+                tracing::warn!(%error, "the source's key cannot be read");
+                Ok(None)
+            }
+            Some(Err(error)) => Err(CommandError {
+                hint: error.hint().or_else(|| Some(SOURCE_KEY_HINT.to_owned())),
+                ..CommandError::usage(format!("the source's key: {error}"))
+            }),
+            None if self.unverified => Ok(None),
+            None => Err(CommandError::usage(
+                "--source-key is not given, and there is no configuration that says it: a target alone is not believed",
+            )
+            .hint(SOURCE_KEY_HINT)),
+        }
+    }
+
+    /// Holds what is offered against the pinned keys of both agents. Says what is vouched for.
+    ///
+    /// # Errors
+    /// When the target's signature is not valid or the verdict is about something else; and, unless `--unverified` was said, when the
+    /// source has not signed this tree or the verdict is no PASS.
+    pub fn believe(
+        &self,
+        offered: &Offered,
+        target_key: &VerifyingKey,
+        source_key: Option<&VerifyingKey>,
+    ) -> Result<Vouched, CommandError> {
         let generation = offered.generation;
         let insist = |why: String| {
             if self.unverified {
-                Ok(format!("generation {generation}: {why}, and is restored all the same"))
+                let text = format!("generation {generation}: UNVERIFIED: {why}; it is restored all the same");
+                Ok(Vouched { text, unverified: Some(why) })
             } else {
                 let hint = "name another by --generation, or say --unverified to take it all the same";
                 Err(CommandError::not_run(format!("generation {generation}: {why}")).hint(hint))
@@ -146,7 +200,9 @@ impl RestoreArgs {
             CommandError::not_run(format!("the verdict on generation {generation} is not believed: {why}"))
                 .hint("do not restore from this target before you know why; the key must be the target's, pinned")
         };
-        let verdict = verify_verdict(envelope, key, None).map_err(|error| doubt(error.to_string()))?.verdict;
+        let by_target =
+            verify_verdict(envelope, target_key, None).map_err(|error| doubt(error.to_string()))?;
+        let verdict = by_target.verdict;
         if verdict.repository != offered.repository || verdict.generation != Some(generation) {
             return Err(doubt("it is about another generation".to_owned()));
         }
@@ -155,10 +211,33 @@ impl RestoreArgs {
         }
         let mark =
             verdict.mark.map_or_else(|| "no mark".to_owned(), |mark| format!("the mark of {}", mark.time));
-        if verdict.outcome != Outcome::Pass {
-            return insist(format!("its verdict is {} {}", verdict.outcome, verdict.reason));
+        // The target's word is not enough: whoever took it over signs what it likes. That the source has read this tree, at this mark,
+        // is the source's to say.
+        let by_source = match source_key {
+            None => Err("the source's signature was not checked, since its key is not known here".to_owned()),
+            Some(key) => match verify_verdict(envelope, target_key, Some(key)) {
+                Ok(VerifiedVerdict { source_signature: SourceSignature::Checked, .. }) => Ok(()),
+                Ok(_) => Err("the source has signed no statement about it".to_owned()),
+                Err(error) => Err(format!("the source has not signed this tree: {error}")),
+            },
+        };
+        match by_source {
+            Ok(()) if verdict.outcome == Outcome::Pass => {}
+            Ok(()) => return insist(format!("its verdict is {} {}", verdict.outcome, verdict.reason)),
+            Err(why) if self.unverified && verdict.outcome == Outcome::Pass => return insist(why),
+            Err(why) if self.unverified => {
+                return insist(format!("{why}, and its verdict is {} {}", verdict.outcome, verdict.reason));
+            }
+            Err(why) => {
+                return Err(CommandError::not_run(format!("generation {generation} is not restored: {why}"))
+                    .hint(DOUBT_HINT));
+            }
         }
-        Ok(format!("generation {generation}: PASS, {mark}, verdict {:09}", verdict.sequence))
+        let text = format!(
+            "generation {generation}: PASS, {mark}, verdict {:09}, signed by source and target",
+            verdict.sequence
+        );
+        Ok(Vouched { text, unverified: None })
     }
 
     /// Restores. `manifest` holds the manifest as it came; `supply` starts what answers the requests.
@@ -208,7 +287,7 @@ impl RestoreArgs {
     }
 
     /// Shows how it ended.
-    pub fn show(&self, offered: &Offered, ended: &Ended, json: bool) -> ExitCode {
+    pub fn show(&self, offered: &Offered, vouched: &Vouched, ended: &Ended, json: bool) -> ExitCode {
         let Ended { report, asked: (files, bytes), took } = ended;
         let seconds = took.as_secs_f64();
         if json {
@@ -217,6 +296,8 @@ impl RestoreArgs {
                 "root": offered.root.to_string(),
                 "to": ShowPath(&self.to).to_string(),
                 "complete": ended.is_complete(),
+                "verified": vouched.unverified.is_none(),
+                "unverified": vouched.unverified,
                 "seconds": seconds,
                 "files": files,
                 "totalBytes": bytes,
@@ -238,6 +319,9 @@ impl RestoreArgs {
                 report.files_made,
                 show::bytes(report.progress.fetched_bytes),
             );
+            if let Some(why) = &vouched.unverified {
+                text += &format!("  UNVERIFIED: {}\n", crate::path::display_bytes(why.as_bytes()));
+            }
             if report.deleted > 0 {
                 text += &format!("  {} names that the generation has not were removed\n", report.deleted);
             }

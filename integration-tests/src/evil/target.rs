@@ -10,11 +10,15 @@ use assay_common::tls::{
     ConnectOptions, Credentials, IncomingLimits, Role, TlsFiles, connect, incoming, server_builder,
 };
 use assay_proto::v1::{
-    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, GetOutlookRequest,
-    ManifestPart, OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest, ReportReadingsResponse,
-    RunCheckProgress, SealRunRequest, SealRunResponse, SecondReading, TransferRequest, TransferResponse,
+    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, ContentPart, ContentRequest,
+    FetchManifestRequest, GetOutlookRequest, ManifestPart, OpenRestoreRequest, OpenRestoreResponse,
+    OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest, ReportReadingsResponse,
+    ReportRestoreRequest, ReportRestoreResponse, RunCheckProgress, SealRunRequest, SealRunResponse,
+    SecondReading, TransferRequest, TransferResponse,
     replication_service_client::ReplicationServiceClient,
     replication_service_server::{ReplicationService, ReplicationServiceServer},
+    restore_service_client::RestoreServiceClient,
+    restore_service_server::{RestoreService, RestoreServiceServer},
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
@@ -41,6 +45,8 @@ pub enum Lie {
     Seal(Change<SealRunResponse>),
     /// The verdict on a run that was given up.
     Abandon(ChangeOne<AbandonRunResponse>),
+    /// The answer to OpenRestore: which generation it is, and what is vouched for.
+    Restore(ChangeOne<OpenRestoreResponse>),
     /// No answer at all to the call of this name, on a connection that stands.
     Silence(&'static str),
 }
@@ -55,6 +61,7 @@ struct Shared {
     lie: Mutex<Arc<Lie>>,
     readings: Mutex<Vec<SecondReading>>,
     honest: ReplicationServiceClient<Channel>,
+    restores: Option<RestoreServiceClient<Channel>>,
 }
 
 impl EvilTarget {
@@ -72,7 +79,15 @@ impl EvilTarget {
         let connected = connect(url, Role::Target, &files("source"), &[Role::Source], &options).await;
         let (channel, _) = connected.expect("the target serves");
         let honest = ReplicationServiceClient::new(channel).max_encoding_message_size(64 << 20);
-        let shared = Arc::new(Shared { lie: Mutex::default(), readings: Mutex::default(), honest });
+        // Only where a restore's certificate was made.
+        let restores = if pki.join("restore-bob.crt").exists() {
+            let connected =
+                connect(url, Role::Target, &files("restore-bob"), &[Role::Restore], &options).await;
+            Some(RestoreServiceClient::new(connected.expect("the target serves").0))
+        } else {
+            None
+        };
+        let shared = Arc::new(Shared { lie: Mutex::default(), readings: Mutex::default(), honest, restores });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
         let credentials = Credentials::load(&files("target"), &[Role::Target]).expect("the tests made them");
@@ -81,7 +96,10 @@ impl EvilTarget {
         let service = ReplicationServiceServer::from_arc(Arc::new(Between(Arc::clone(&shared))))
             .max_decoding_message_size(64 << 20)
             .max_encoding_message_size(64 << 20);
-        tokio::spawn(server_builder().add_service(service).serve_with_incoming(connections));
+        let restores = RestoreServiceServer::from_arc(Arc::new(Between(Arc::clone(&shared))));
+        tokio::spawn(
+            server_builder().add_service(service).add_service(restores).serve_with_incoming(connections),
+        );
         Self { port, shared }
     }
 
@@ -241,5 +259,52 @@ impl ReplicationService for Between {
             Lie::Abandon(change) => change(abandoned)?,
             _ => abandoned,
         }))
+    }
+}
+
+impl Between {
+    fn restores(&self) -> RestoreServiceClient<Channel> {
+        self.0.restores.clone().expect("the test has made a restore's certificate")
+    }
+}
+
+#[tonic::async_trait]
+impl RestoreService for Between {
+    async fn open_restore(
+        &self,
+        request: Request<OpenRestoreRequest>,
+    ) -> Result<Response<OpenRestoreResponse>, Status> {
+        let opened = self.restores().open_restore(request.into_inner()).await?.into_inner();
+        Ok(Response::new(match &*self.lie() {
+            Lie::Restore(change) => change(opened)?,
+            _ => opened,
+        }))
+    }
+
+    type FetchSealedManifestStream = BoxStream<ManifestPart>;
+
+    async fn fetch_sealed_manifest(
+        &self,
+        request: Request<FetchManifestRequest>,
+    ) -> Result<Response<Self::FetchSealedManifestStream>, Status> {
+        let honest = self.restores().fetch_sealed_manifest(request.into_inner()).await?.into_inner();
+        Ok(changed(self.lie(), honest, |_| None))
+    }
+
+    type FetchContentStream = BoxStream<ContentPart>;
+
+    async fn fetch_content(
+        &self,
+        request: Request<Streaming<ContentRequest>>,
+    ) -> Result<Response<Self::FetchContentStream>, Status> {
+        let honest = self.restores().fetch_content(told(request.into_inner())).await?.into_inner();
+        Ok(changed(self.lie(), honest, |_| None))
+    }
+
+    async fn report_restore(
+        &self,
+        request: Request<ReportRestoreRequest>,
+    ) -> Result<Response<ReportRestoreResponse>, Status> {
+        self.restores().report_restore(request.into_inner()).await
     }
 }

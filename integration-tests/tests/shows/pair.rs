@@ -410,6 +410,11 @@ impl Pair {
         self.command("assay-source", "source", arguments)
     }
 
+    /// The source's program with nothing but its arguments.
+    pub(crate) fn source_without_configuration(&self, arguments: &[&str]) -> Done {
+        done(Command::new(program("assay-source")).args(arguments).current_dir(self.folder.path()))
+    }
+
     /// The target's command line.
     pub(crate) fn target(&self, arguments: &[&str]) -> Done {
         self.command("assay-target", "target", arguments)
