@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 use crate::{
     observe,
     run::{Attempt, Context, Options, Progress, new_run, plan},
-    state::StateError,
+    state::{ScheduleState, StateError},
 };
 
 /// A run that is under way.
@@ -227,7 +227,7 @@ impl Repository {
             return Err(RpcFault::new(Code::Aborted, "busy", text).with_hint("wait for it to end"));
         };
         let every = self.context.repository.full_read_every;
-        let runs = self.context.state.schedule().map_or(u32::MAX, |state| state.runs_since_full_read);
+        let runs = self.context.state.schedule().runs_since_full_read;
         let full_read = full_read || (every > 0 && runs.saturating_add(1) >= every);
         let stop = CancellationToken::new();
         let _stops_with_us = stop.clone().drop_guard();
@@ -241,21 +241,26 @@ impl Repository {
 
     fn full_read_is_due(&self) -> bool {
         let every = self.context.repository.full_read_every;
-        let Ok(mut schedule) = self.context.state.schedule() else {
-            return true;
-        };
         if every == 0 {
             return false;
         }
-        schedule.runs_since_full_read += 1;
-        let due = schedule.runs_since_full_read >= every;
-        if due {
-            schedule.runs_since_full_read = 0;
-        }
-        if let Err(error) = self.context.state.save_schedule(&schedule) {
-            tracing::warn!(%error, "the schedule's state cannot be kept");
-        }
+        let mut due = false;
+        self.update_schedule(|schedule| {
+            schedule.runs_since_full_read += 1;
+            due = schedule.runs_since_full_read >= every;
+            if due {
+                schedule.runs_since_full_read = 0;
+            }
+        });
         due
+    }
+
+    /// Changes where the schedule stands; a disk that does not take it does not stop the schedule.
+    pub fn update_schedule(&self, change: impl FnOnce(&mut ScheduleState)) {
+        if let Err(error) = self.context.state.update_schedule(change) {
+            let repository = &self.context.repository.name;
+            tracing::warn!(repository, %error, "the schedule's state cannot be written");
+        }
     }
 
     fn close_panicked(&self) {

@@ -63,8 +63,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "source", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);
-    let fixed =
-        observe::Fixed { started: jiff::Timestamp::now(), certificate_expiry: credentials.not_after() };
+    let fixed = observe::Fixed { started: jiff::Timestamp::now() };
     observe::start(&agent, (&notifier, &tracer), metrics, fixed);
     for repository in agent.repositories() {
         // An engine may hold back its own cleaning for as long as a mark is held.

@@ -18,6 +18,7 @@ use assay_common::{
     traces::{Collector, TracesSection},
 };
 use serde::Deserialize;
+use toml::Spanned;
 
 use crate::replicate::transfer::{Compression, TransferOptions};
 
@@ -38,6 +39,8 @@ const DEFAULT_MAX_DROP_PERCENT: u8 = 50;
 pub struct Config {
     /// The file.
     pub path: PathBuf,
+    /// A fault, with its line, for each schedule that has no slot from now on.
+    pub never: Vec<String>,
     /// `[agent]`.
     pub agent: AgentSection,
     /// This agent's certificate.
@@ -88,18 +91,6 @@ pub struct Schedule {
     pub slots: Slots,
     /// Each start is delayed by a random time up to this.
     pub jitter: Duration,
-}
-
-impl Schedule {
-    /// The longest time between two of the next slots, jitter and all.
-    fn longest_gap(&self) -> Option<Duration> {
-        // Enough for a schedule that leaves out the weekend.
-        const SLOTS: usize = 16;
-        let next = |time: &jiff::Timestamp| crate::schedule::next_slot(&self.slots, *time);
-        let slots: Vec<_> = std::iter::successors(next(&jiff::Timestamp::now()), next).take(SLOTS).collect();
-        let gap = slots.windows(2).map(|pair| pair[0].duration_until(pair[1]).unsigned_abs()).max()?;
-        Some(gap + self.jitter)
-    }
 }
 
 /// The slots of a schedule.
@@ -255,7 +246,8 @@ struct RepositorySection {
     #[serde(default)]
     exclude: Vec<String>,
     /// When it runs by itself. Default: when an operator starts it.
-    schedule: Option<ScheduleSection>,
+    #[serde(default, deserialize_with = "checked_schedule")]
+    schedule: Option<Spanned<ScheduleSection>>,
     /// Pause between the mark and the copy. Default: the profile's.
     settle: Option<Span>,
     /// A run that would drop more of the last generation's entries stops, in per cent. Default: 50.
@@ -287,7 +279,7 @@ fn main_root() -> String {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ScheduleSection {
-    /// A run at every whole multiple of this since 1970, at least 1s.
+    /// A run at every whole multiple of this since 1970, at least 1s, in whole milliseconds.
     every: Option<Span>,
     /// Five fields of cron, in UTC.
     cron: Option<String>,
@@ -312,7 +304,8 @@ pub enum LoadError {
 /// # Errors
 /// All that is wrong, with file and key.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
-    let file: File = config::load(path)?;
+    let text = config::read(path)?;
+    let file: File = config::parse(path, &text)?;
     let resolve = |file: &Path| config::resolve(path, file);
     let mut faults = Vec::new();
     if !is_plain_name(&file.agent.name) {
@@ -360,8 +353,21 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     let target = TargetSection { signing_key: resolve(&file.target.signing_key), ..file.target };
     let signing_key = resolve(&agent.signing_key);
     let metrics = file.metrics;
+    let never = schedules_without_slots(path, &text, &file.repositories);
     let path = path.to_owned();
-    Ok(Config { path, agent, tls, operator_tls, signing_key, target, metrics, traces, notify, repositories })
+    Ok(Config {
+        path,
+        never,
+        agent,
+        tls,
+        operator_tls,
+        signing_key,
+        target,
+        metrics,
+        traces,
+        notify,
+        repositories,
+    })
 }
 
 fn name_fault(key: &str, name: &str) -> String {
@@ -415,17 +421,15 @@ fn repository(
     if max_drop_percent > 100 {
         faults.push(format!("repository {name}: max_drop_percent: 0 to 100 was expected"));
     }
-    let schedule = match section.schedule.as_ref().map(schedule).transpose() {
-        Ok(schedule) => schedule,
-        Err(fault) => {
-            faults.push(format!("repository {name}: schedule: {fault}"));
-            None
-        }
-    };
+    // What is wrong with it was told with its line, when the file was read.
+    let schedule = section.schedule.as_ref().and_then(|section| schedule(section.get_ref()).ok());
     if section.max_age.is_some_and(|span| span.0.is_zero()) {
         faults.push(format!("repository {name}: max_age: more than no time was expected"));
     }
-    let max_age = section.max_age.map(|span| span.0).or_else(|| Some(2 * schedule.as_ref()?.longest_gap()?));
+    let max_age = section
+        .max_age
+        .map(|span| span.0)
+        .or_else(|| Some(2 * schedule.as_ref()?.longest_gap(jiff::Timestamp::now())?));
     if faults.len() > before {
         return Ok(None);
     }
@@ -446,16 +450,49 @@ fn repository(
     }))
 }
 
+/// A fault for each schedule that has no slot from now on. The agent serves all the same, and says so: after years, or with a clock that
+/// is wrong, this is no reason to take the other repositories down.
+fn schedules_without_slots(path: &Path, text: &str, sections: &[RepositorySection]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for section in sections {
+        let Some(spanned) = &section.schedule else { continue };
+        let Ok(schedule) = schedule(spanned.get_ref()) else { continue };
+        if schedule.next_slot(jiff::Timestamp::now()).is_none() {
+            let (line, column) = config::position(text, spanned.span().start);
+            faults.push(format!(
+                "{}:{line}:{column}: repository {}: schedule: never comes: there is no such day and time from now on",
+                path.display(),
+                section.name
+            ));
+        }
+    }
+    faults
+}
+
+/// The schedule is checked while the file is read, so that a fault has its line.
+fn checked_schedule<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Spanned<ScheduleSection>>, D::Error> {
+    let section = Spanned::<ScheduleSection>::deserialize(deserializer)?;
+    schedule(section.get_ref()).map_err(|fault| serde::de::Error::custom(format!("schedule: {fault}")))?;
+    Ok(Some(section))
+}
+
 fn schedule(section: &ScheduleSection) -> Result<Schedule, String> {
     let jitter = section.jitter.map_or(Duration::ZERO, |jitter| jitter.0);
     let slots = match (&section.every, &section.cron) {
-        (Some(every), None) if every.0 >= Duration::from_secs(1) => Slots::Every(every.0),
-        (Some(_), None) => return Err("every: at least \"1s\" was expected".to_owned()),
+        (Some(every), None) if every.0 < Duration::from_secs(1) => {
+            return Err("every: must be at least \"1s\"".to_owned());
+        }
+        (Some(every), None) if every.0.subsec_nanos() % 1_000_000 != 0 => {
+            return Err("every: must be a whole number of milliseconds".to_owned());
+        }
+        (Some(every), None) => Slots::Every(every.0),
         (None, Some(text)) => {
             let cron = croner::parser::CronParser::new().parse(text);
             Slots::Cron(Box::new(cron.map_err(|error| format!("cron: {error}"))?))
         }
-        _ => return Err("one of 'every' and 'cron' was expected".to_owned()),
+        _ => return Err("must have one of 'every' and 'cron'".to_owned()),
     };
     Ok(Schedule { slots, jitter })
 }
@@ -474,5 +511,55 @@ impl Repository {
     /// The profile's rules for this repository's files.
     pub fn rules(&self) -> FileRules {
         FileRules::new(&self.profile, &self.vars, &self.exclude).expect("the configuration was checked")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn section_of(line: &str) -> (String, Result<RepositorySection, String>) {
+        let text =
+            format!("name = 'app'\nprofile = 'generic'\n\nschedule = {line}\n[[root]]\npath = '/srv'\n");
+        let section = config::parse(Path::new("source.toml"), &text).map_err(|error| error.to_string());
+        (text, section)
+    }
+
+    #[test]
+    fn a_schedule_that_is_none_is_refused_with_its_line() {
+        for (line, told) in [
+            ("{ every = '1 lightyear' }", "a length of time"),
+            ("{ cron = 'daily' }", "cron: "),
+            ("{ every = '100ms' }", "every: must be at least"),
+            ("{ every = '1500us' }", "every: must be at least"),
+            ("{ every = '1500ms 1us' }", "every: must be a whole number of milliseconds"),
+            ("{ every = '1h', cron = '* * * * *' }", "one of 'every' and 'cron'"),
+            ("{ }", "one of 'every' and 'cron'"),
+        ] {
+            let fault = section_of(line).1.expect_err(line);
+            assert!(fault.starts_with("source.toml:4:") && fault.contains(told), "{line}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_schedule_that_never_comes_is_told_with_its_line() {
+        for (line, never) in [
+            ("{ cron = '0 2 30 2 *' }", true),
+            ("{ cron = '0 2 31 4,6,9,11 *' }", true),
+            ("{ cron = '0 0 2 1 1 * 1999' }", true),
+            ("{ every = '200000years' }", true),
+            ("{ every = '1500ms' }", false),
+            ("{ cron = '0 2 29 2 *' }", false),
+            ("{ cron = '@daily' }", false),
+        ] {
+            let (text, section) = section_of(line);
+            let sections = [section.expect(line)];
+            let faults = schedules_without_slots(Path::new("source.toml"), &text, &sections);
+            assert_eq!(faults.len(), usize::from(never), "{line}: {faults:?}");
+            if never {
+                let told = "source.toml:4:12: repository app: schedule: never comes";
+                assert!(faults[0].starts_with(told), "{faults:?}");
+            }
+        }
     }
 }

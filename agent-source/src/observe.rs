@@ -10,6 +10,7 @@ use assay_common::{
     metrics::{Facts, MetricsServer, Page, RepositoryFacts},
     notify::Notifier,
     service_manager,
+    tls::renewal,
     traces::Tracer,
     verdict::Outcome,
     watch::{Ended, Watch, look_after},
@@ -68,8 +69,6 @@ pub fn ended(watch: &Watch, run: &Run) {
 pub struct Fixed {
     /// When it started.
     pub started: Timestamp,
-    /// The end of its certificate.
-    pub certificate_expiry: Timestamp,
 }
 
 /// Starts all that makes the agent known.
@@ -106,7 +105,7 @@ fn facts(agent: &Agent, fixed: Fixed) -> Facts {
         agent: agent.name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: Some(fixed.started),
-        certificate_expiry: Some(fixed.certificate_expiry),
+        certificate_expiry: renewal::expires(),
         repositories: agent.repositories().map(|repository| repository_facts(repository)).collect(),
     }
 }
@@ -118,7 +117,7 @@ fn repository_facts(repository: &Repository) -> RepositoryFacts {
         max_age: repository.watch.max_age(),
         under_way: repository.current_run().is_some(),
         next_run: *repository.next_run.lock().unwrap_or_else(PoisonError::into_inner),
-        missed_slots: Some(repository.context.state.schedule().map_or(0, |schedule| schedule.missed)),
+        missed_slots: Some(repository.context.state.schedule().missed),
         ..Default::default()
     }
 }

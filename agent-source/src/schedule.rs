@@ -3,14 +3,19 @@
 //! A slot is missed when the agent did not run at its time, or when the run before it was still under way. Missed slots are
 //! told in the log and in status; one run then stands in for all of them, at once after a start.
 
+mod period;
+
 use std::{
     sync::{Arc, PoisonError},
     time::Duration,
 };
 
-use assay_common::rpc_status::RpcFault;
+use assay_common::{
+    clock::{self, Monitor},
+    rpc_status::RpcFault,
+};
 use assay_proto::v1::Trigger;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rand::Rng as _;
 
 use crate::{
@@ -21,15 +26,18 @@ use crate::{
 
 /// A slot that is this late still counts as served in time: a busy machine is not a missed hour.
 const GRACE: Duration = Duration::from_secs(30);
-/// Slots that are looked through after a long absence, so that a schedule of seconds and a year away end soon.
+/// Slots of a cron expression that are counted one by one after a long absence.
 const MAX_COUNTED: u64 = 100_000;
+/// The longest sleep: a clock that was set is noticed after it.
+const STEP: Duration = Duration::from_secs(5);
 
 /// The first slot after `time`.
 pub fn next_slot(slots: &Slots, time: Timestamp) -> Option<Timestamp> {
     match slots {
         Slots::Every(every) => {
-            let every = i64::try_from(every.as_secs()).ok()?.max(1);
-            Timestamp::from_second((time.as_second().div_euclid(every) + 1).checked_mul(every)?).ok()
+            let every = i64::try_from(every.as_millis()).ok()?.max(1);
+            let next = (time.as_millisecond().div_euclid(every) + 1).checked_mul(every)?;
+            Timestamp::from_millisecond(next).ok()
         }
         Slots::Cron(cron) => {
             let time = chrono::DateTime::from_timestamp(time.as_second(), 0)?;
@@ -41,62 +49,108 @@ pub fn next_slot(slots: &Slots, time: Timestamp) -> Option<Timestamp> {
 
 /// Slots after `last` that are over by `now`, and the newest of them.
 pub fn passed(slots: &Slots, last: Timestamp, now: Timestamp) -> (u64, Option<Timestamp>) {
-    let (mut count, mut newest) = (0, None);
-    let mut slot = next_slot(slots, last);
-    while let Some(time) = slot
-        && time <= now
-        && count < MAX_COUNTED
-    {
-        (count, newest) = (count + 1, Some(time));
-        slot = next_slot(slots, time);
+    match slots {
+        Slots::Every(every) => {
+            let every = i64::try_from(every.as_millis()).unwrap_or(i64::MAX).max(1);
+            let slot = |time: Timestamp| time.as_millisecond().div_euclid(every);
+            let count = u64::try_from(slot(now) - slot(last)).unwrap_or(0);
+            let newest = slot(now).checked_mul(every).and_then(|time| Timestamp::from_millisecond(time).ok());
+            (count, newest.filter(|_| count > 0))
+        }
+        Slots::Cron(cron) => {
+            let (mut count, mut newest) = (0, None);
+            let mut slot = next_slot(slots, last);
+            while let Some(time) = slot.filter(|time| *time <= now) {
+                if count == MAX_COUNTED {
+                    // The rest is not counted, and must not be served one by one either.
+                    let now = chrono::DateTime::from_timestamp(now.as_second(), 0);
+                    let before = now.and_then(|now| cron.find_previous_occurrence(&now, true).ok());
+                    newest = before.and_then(|time| Timestamp::from_second(time.timestamp()).ok()).or(newest);
+                    break;
+                }
+                (count, newest) = (count + 1, Some(time));
+                slot = next_slot(slots, time);
+            }
+            (count, newest)
+        }
     }
-    (count, newest)
 }
+
+/// The slot from which the schedule goes on at `now`. One in the future was served by a clock that was ahead: that time is not
+/// waited for.
+fn resume_from(last: Option<Timestamp>, now: Timestamp) -> Timestamp {
+    match last {
+        Some(last) if !clock::is_ahead(last, now) => last,
+        _ => now,
+    }
+}
+
+/// How many of the slots that passed were missed, when the newest of them is served at `now`. A slot that its jitter has put off is not.
+fn missed(count: u64, newest: Timestamp, jitter: Duration, now: Timestamp) -> u64 {
+    count - u64::from(is_in_time(newest, jitter, now))
+}
+
+fn is_in_time(slot: Timestamp, jitter: Duration, now: Timestamp) -> bool {
+    slot.duration_until(now).unsigned_abs() <= GRACE + jitter
+}
+
+/// When the run of `slot` starts: put off by chance, and never beyond the slot after it, which would be missed then.
+fn start_of(slot: Timestamp, schedule: &Schedule) -> Timestamp {
+    let room = next_slot(&schedule.slots, slot)
+        .map_or(Duration::MAX, |next| slot.duration_until(next).unsigned_abs().saturating_sub(MIN_GAP));
+    let most = u64::try_from(schedule.jitter.min(room).as_millis()).unwrap_or(0);
+    let delay = if most > 0 { rand::rng().random_range(0..=most) } else { 0 };
+    slot.saturating_add(SignedDuration::from_millis(i64::try_from(delay).unwrap_or(0))).unwrap_or(slot)
+}
+
+/// Left between a run that was put off and the next slot.
+const MIN_GAP: Duration = Duration::from_millis(1);
 
 /// Runs a repository's schedule for ever.
 pub async fn run(repository: Arc<Repository>, schedule: Schedule) {
     let name = repository.context.repository.name.clone();
     let state = &repository.context.state;
     loop {
-        let mut known = state.schedule().unwrap_or_default();
+        let mut monitor = Monitor::default();
         let now = Timestamp::now();
-        let last = known.last_slot.unwrap_or(now);
+        let known = state.schedule().last_slot;
+        let last = resume_from(known, now);
+        if let Some(ahead) = known.filter(|known| clock::is_ahead(*known, now)) {
+            tracing::warn!(
+                repository = name, last_slot = %ahead, %now,
+                "the clock was ahead when a slot was served last; the schedule goes on from now"
+            );
+        }
         let (count, newest) = passed(&schedule.slots, last, now);
         if let Some(newest) = newest {
-            let in_time = newest.duration_until(now).unsigned_abs() <= GRACE;
-            let missed = count - u64::from(in_time);
             let started = repository.start(Trigger::Schedule, Options::default());
-            known = state.schedule().unwrap_or_default();
-            known.last_slot = Some(newest);
-            known.missed += missed + u64::from(started.is_err() && in_time);
-            if missed > 0 || started.is_err() {
+            let is_busy = started.is_err() && is_in_time(newest, schedule.jitter, now);
+            let missed = missed(count, newest, schedule.jitter, now) + u64::from(is_busy);
+            repository.update_schedule(|known| {
+                known.last_slot = Some(newest);
+                known.missed += missed;
+            });
+            if missed > 0 {
                 let why = started.as_ref().err().map(|fault: &RpcFault| fault.message.clone());
                 tracing::warn!(repository = name, missed, why, "scheduled slots passed without a run");
             }
-        } else if known.last_slot.is_none() {
-            known.last_slot = Some(now);
+        } else if known != Some(last) {
+            repository.update_schedule(|known| known.last_slot = Some(last));
         }
-        if let Err(error) = state.save_schedule(&known) {
-            tracing::warn!(repository = name, %error, "the schedule's state cannot be kept");
-        }
-        let Some(slot) = next_slot(&schedule.slots, known.last_slot.unwrap_or(now).max(last)) else {
+        let Some(slot) = next_slot(&schedule.slots, newest.unwrap_or(last)) else {
+            *repository.next_run.lock().unwrap_or_else(PoisonError::into_inner) = None;
             tracing::error!(repository = name, "the schedule has no further slot");
             return;
         };
-        let jitter = match u64::try_from(schedule.jitter.as_millis()) {
-            Ok(jitter) if jitter > 0 => Duration::from_millis(rand::rng().random_range(0..=jitter)),
-            _ => Duration::ZERO,
-        };
-        let at =
-            slot.saturating_add(jiff::SignedDuration::try_from(jitter).unwrap_or_default()).unwrap_or(slot);
+        let at = start_of(slot, &schedule);
         *repository.next_run.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
-        // In steps, so that a clock that was set is noticed.
+        // In steps of the steady clock. When the wall clock jumps, another slot is the next one.
         loop {
             let left = Timestamp::now().duration_until(at);
-            if left.is_negative() || left.is_zero() {
+            if !left.is_positive() || monitor.look().is_some() {
                 break;
             }
-            tokio::time::sleep(left.unsigned_abs().min(Duration::from_secs(30))).await;
+            tokio::time::sleep(left.unsigned_abs().min(STEP)).await;
         }
     }
 }
@@ -117,6 +171,67 @@ mod tests {
         let cron = croner::parser::CronParser::new().parse("30 2 * * *").expect("cron");
         let nightly = Slots::Cron(Box::new(cron));
         assert_eq!(next_slot(&nightly, time("2026-11-22T02:30:00Z")), Some(time("2026-11-23T02:30:00Z")));
+    }
+
+    fn cron(text: &str) -> Slots {
+        Slots::Cron(Box::new(croner::parser::CronParser::new().parse(text).expect("cron")))
+    }
+
+    #[test]
+    fn slots_may_be_a_second_and_a_half_apart() {
+        let slots = Slots::Every(Duration::from_millis(1500));
+        let first = next_slot(&slots, time("2026-11-22T10:00:00Z")).expect("a slot");
+        assert_eq!(first, time("2026-11-22T10:00:01.5Z"));
+        assert_eq!(next_slot(&slots, first), Some(time("2026-11-22T10:00:03Z")));
+        let from = time("2026-11-22T10:00:00Z");
+        assert_eq!(
+            passed(&slots, from, time("2026-11-22T10:00:04.4Z")),
+            (2, Some(time("2026-11-22T10:00:03Z")))
+        );
+    }
+
+    /// A year away with a schedule of seconds: one run stands in for all, and it is over at once.
+    #[test]
+    fn the_newest_slot_is_served_however_many_passed() {
+        let (from, now) = (time("2025-11-22T10:00:00Z"), time("2026-11-22T10:00:00.2Z"));
+        let every = Slots::Every(Duration::from_secs(1));
+        assert_eq!(passed(&every, from, now), (365 * 86_400, Some(time("2026-11-22T10:00:00Z"))));
+        let (count, newest) = passed(&cron("* * * * *"), from, now);
+        assert_eq!((count, newest), (MAX_COUNTED, Some(time("2026-11-22T10:00:00Z"))));
+    }
+
+    #[test]
+    fn a_slot_that_its_jitter_has_put_off_is_not_missed() {
+        let slot = time("2026-11-22T10:00:00Z");
+        let jitter = Duration::from_secs(119);
+        assert_eq!(missed(1, slot, jitter, time("2026-11-22T10:01:59Z")), 0);
+        assert_eq!(missed(1, slot, Duration::ZERO, time("2026-11-22T10:01:59Z")), 1);
+        assert_eq!(missed(3, slot, jitter, time("2026-11-22T10:01:59Z")), 2);
+        assert_eq!(missed(3, slot, jitter, time("2026-11-22T10:03:00Z")), 3);
+    }
+
+    /// A jitter that is longer than the time between two slots would make every other slot a missed one.
+    #[test]
+    fn jitter_does_not_reach_the_next_slot() {
+        let schedule =
+            Schedule { slots: Slots::Every(Duration::from_secs(60)), jitter: Duration::from_secs(3600) };
+        let (slot, next) = (time("2026-11-22T10:00:00Z"), time("2026-11-22T10:01:00Z"));
+        let starts: Vec<_> = (0..200).map(|_| start_of(slot, &schedule)).collect();
+        assert!(starts.iter().all(|start| (slot..next).contains(start)));
+        assert!(starts.iter().any(|start| *start > slot + SignedDuration::from_secs(10)));
+    }
+
+    /// The clock was ahead once: nothing waits for that time to come.
+    #[test]
+    fn a_slot_in_the_future_is_not_waited_for() {
+        let now = time("2026-11-22T10:20:00Z");
+        assert_eq!(resume_from(Some(time("2027-12-27T10:00:00Z")), now), now);
+        assert_eq!(resume_from(None, now), now);
+        let last = time("2026-11-22T10:00:00Z");
+        assert_eq!(resume_from(Some(last), now), last);
+        // A time service that draws the clock back by a moment does not make a slot come twice.
+        let moment = time("2026-11-22T10:00:00.01Z");
+        assert_eq!(resume_from(Some(moment), time("2026-11-22T09:59:59.99Z")), moment);
     }
 
     /// A missed slot is noticed: all that passed are counted, and the newest is told apart.

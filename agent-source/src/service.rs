@@ -189,7 +189,7 @@ fn status(repository: &Repository, now: Timestamp) -> RepositoryStatus {
         last_pass: run(&standing.last_pass),
         last_pass_age_seconds: standing.age(now).map_or(0, |age| age.as_secs()),
         next_run: next_run.map(timestamp_to_proto),
-        missed_slots: repository.context.state.schedule().map_or(0, |schedule| schedule.missed),
+        missed_slots: repository.context.state.schedule().missed,
         max_age_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
     }
 }

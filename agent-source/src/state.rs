@@ -13,7 +13,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use assay_common::{
@@ -88,6 +91,7 @@ pub struct ScheduleState {
 pub struct RepositoryState {
     path: PathBuf,
     basis_looked_at: AtomicBool,
+    schedule: Mutex<Option<ScheduleState>>,
 }
 
 /// Takes the state folder for this process. The lock goes with the returned file.
@@ -130,7 +134,7 @@ impl RepositoryState {
         if let Err(error) = closed::close_below(&path, 2, &["mark"]) {
             tracing::error!(%error, "other users of this host may be able to read the state: give it to the agent's user, mode 0700");
         }
-        Ok(Self { path, basis_looked_at: AtomicBool::new(false) })
+        Ok(Self { path, basis_looked_at: AtomicBool::new(false), schedule: Mutex::default() })
     }
 
     /// Removes what a crash left of files that were being written. For the agent, which holds the state's lock.
@@ -247,20 +251,33 @@ impl RepositoryState {
         self.write("roots.json", &roots)
     }
 
-    /// Where the schedule stands.
-    ///
-    /// # Errors
-    /// When the file is there and not understood.
-    pub fn schedule(&self) -> Result<ScheduleState, StateError> {
-        Ok(self.read_optional("schedule.json")?.unwrap_or_default())
+    /// Where the schedule stands. It is read once: from then on memory is ahead of a disk that may be full.
+    pub fn schedule(&self) -> ScheduleState {
+        self.with_schedule(|known| known.clone())
     }
 
-    /// Keeps where the schedule stands.
+    /// Changes where the schedule stands.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub fn save_schedule(&self, schedule: &ScheduleState) -> Result<(), StateError> {
-        self.write("schedule.json", schedule)
+    /// When it cannot be written. The change holds all the same, until the agent ends.
+    pub fn update_schedule(&self, change: impl FnOnce(&mut ScheduleState)) -> Result<(), StateError> {
+        self.with_schedule(|known| {
+            change(known);
+            self.write("schedule.json", known)
+        })
+    }
+
+    fn with_schedule<T>(&self, work: impl FnOnce(&mut ScheduleState) -> T) -> T {
+        let mut known = self.schedule.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_with(|| {
+            self.read_optional("schedule.json")
+                .unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the schedule's state is begun anew");
+                    None
+                })
+                .unwrap_or_default()
+        });
+        work(known)
     }
 
     fn read_optional<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {

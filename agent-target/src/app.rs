@@ -61,11 +61,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "target", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);
-    let fixed = observe::Fixed {
-        agent: config.agent.name.clone(),
-        started: jiff::Timestamp::now(),
-        certificate_expiry: credentials.not_after(),
-    };
+    let fixed = observe::Fixed { agent: config.agent.name.clone(), started: jiff::Timestamp::now() };
     observe::start(&repositories, (&notifier, &tracer), metrics, fixed);
     let replication =
         ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))

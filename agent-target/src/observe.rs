@@ -9,6 +9,7 @@ use assay_common::{
     },
     notify::Notifier,
     service_manager,
+    tls::renewal,
     traces::Tracer,
     watch::{Ended, Watch, look_after},
 };
@@ -50,8 +51,6 @@ pub struct Fixed {
     pub agent: String,
     /// When it started.
     pub started: Timestamp,
-    /// The end of its certificate.
-    pub certificate_expiry: Timestamp,
 }
 
 /// Starts all that makes the agent known.
@@ -88,7 +87,7 @@ fn facts(repositories: &Repositories, fixed: &Fixed) -> Facts {
         agent: fixed.agent.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: Some(fixed.started),
-        certificate_expiry: Some(fixed.certificate_expiry),
+        certificate_expiry: renewal::expires(),
         repositories: repositories.iter().map(|repository| repository_facts(repository)).collect(),
     }
 }

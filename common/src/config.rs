@@ -59,9 +59,22 @@ fn list(path: &Path, faults: &[String]) -> String {
 /// # Errors
 /// [`ConfigError::Read`] or [`ConfigError::Shape`].
 pub fn load<T: de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-    parse(path, &text)
+    parse(path, &read(path)?)
+}
+
+/// Reads the text of a configuration file.
+///
+/// # Errors
+/// [`ConfigError::Read`].
+pub fn read(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+/// Line and column of the byte `offset` of `text`, both from 1.
+pub fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or("");
+    let column = before.chars().rev().take_while(|character| *character != '\n').count() + 1;
+    (before.matches('\n').count() + 1, column)
 }
 
 /// Parses TOML text that came from `path`.
@@ -70,11 +83,11 @@ pub fn load<T: de::DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
 /// [`ConfigError::Shape`].
 pub fn parse<T: de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
-        let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or(""));
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
         ConfigError::Shape {
             path: path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before.chars().rev().take_while(|character| *character != '\n').count() + 1,
+            line,
+            column,
             message: error.message().replace('\n', "; "),
         }
     })

@@ -6,9 +6,11 @@
 pub mod audit;
 pub mod chunking;
 pub mod cli;
+pub mod clock;
 pub mod closed;
 pub mod config;
 pub mod confined;
+pub mod dial;
 pub mod digest;
 pub mod dsse;
 pub mod durable;

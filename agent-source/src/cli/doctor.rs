@@ -110,7 +110,19 @@ fn look_at(report: &mut Report, repository: &Repository) {
             "none: it runs when somebody starts it",
             "add schedule = { every = \"1h\" }",
         ),
-        Some(_) => report.ok(&name("schedule"), "set"),
+        Some(schedule) => match schedule.next_slot(Timestamp::now()) {
+            Some(next) => {
+                report.ok(
+                    &name("schedule"),
+                    format!("the next slot is at {}", next.strftime("%Y-%m-%d %H:%M:%SZ")),
+                );
+            }
+            None => report.bad(
+                &name("schedule"),
+                "never comes: there is no such day and time from now on",
+                "correct schedule in the configuration",
+            ),
+        },
     }
 }
 

@@ -258,7 +258,7 @@ fn config_init(file: &Path) -> Result<ExitCode, CommandError> {
 
 fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
     let config = load(path)?;
-    let mut faults = Vec::new();
+    let mut faults = config.never.clone();
     faults.extend(Credentials::load(&config.tls, &[Role::Source]).err().map(|error| error.to_string()));
     faults.extend(SigningKey::load(&config.signing_key).err().map(|error| error.to_string()));
     faults.extend(VerifyingKey::load(&config.target.signing_key).err().map(|error| error.to_string()));

@@ -121,11 +121,19 @@ impl Report {
         match Credentials::load(files, roles) {
             Err(error) => self.bad(what, error.to_string(), error.hint().unwrap_or_default()),
             Ok(credentials) => {
-                let end = credentials.not_after();
+                let end = credentials.expires();
                 let days = now.duration_until(end).as_hours() / 24;
                 let found =
                     format!("{}, until {} ({days} days)", credentials.identity(), end.strftime("%Y-%m-%d"));
+                for fault in credentials.unusable_authorities() {
+                    self.warn(
+                        what,
+                        fault.clone(),
+                        "remove that CA from the file when nobody uses it any more",
+                    );
+                }
                 if days < CERTIFICATE_DAYS {
+                    let found = format!("{found}: {} ends first", credentials.expires_first());
                     self.warn(what, found, "issue a new one: pki issue");
                 } else {
                     self.ok(what, found);

@@ -15,7 +15,13 @@ pub mod screen;
 pub mod show;
 mod verify;
 
-use std::{fmt::Write as _, io::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use tonic::{Code, Status, transport::Channel};
 
@@ -107,14 +113,21 @@ impl From<ConnectError> for CommandError {
 /// Ends the process: prints an error if there is one, and gives the exit code.
 pub fn end(result: Result<ExitCode, CommandError>) -> ExitCode {
     match result {
-        Ok(code) => code,
+        Ok(code) => {
+            let fault = OUTPUT_FAULT.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let (code, text) = after_output(code, fault);
+            if let Some(text) = text {
+                drop(io::stderr().write_all(text.as_bytes()));
+            }
+            code
+        }
         Err(error) => {
             let mut text = format!("error: {}\n", error.message);
             if let Some(hint) = error.hint {
                 let _ = writeln!(text, "HINT: {hint}");
             }
             // A closed standard error leaves the exit code to speak.
-            drop(std::io::stderr().write_all(text.as_bytes()));
+            drop(io::stderr().write_all(text.as_bytes()));
             ExitCode::from(error.exit)
         }
     }
@@ -225,8 +238,41 @@ pub fn print_json(value: &serde_json::Value) {
     print(&format!("{value}\n"));
 }
 
-/// Prints text; a reader that has gone away ends the output and is not an error.
+/// Why the output is not whole: the first error of standard output.
+static OUTPUT_FAULT: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Prints text. When it cannot be written the process ends with an error ([`end`]): an output that is not whole must not pass for the
+/// truth. A reader that has gone away is told by the exit code alone.
 pub fn print(text: &str) {
-    drop(std::io::stdout().write_all(text.as_bytes()));
-    drop(std::io::stdout().flush());
+    let mut stdout = io::stdout().lock();
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        OUTPUT_FAULT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// The exit code of a command whose output may have been lost.
+fn after_output(code: ExitCode, fault: Option<io::Error>) -> (ExitCode, Option<String>) {
+    let Some(error) = fault else { return (code, None) };
+    let text = (error.kind() != io::ErrorKind::BrokenPipe).then(|| {
+        format!("error: the output cannot be written: {error}\nHINT: what was printed is not whole\n")
+    });
+    // A worse outcome keeps its own code.
+    (if code == ExitCode::SUCCESS { ExitCode::from(EXIT_NOT_RUN) } else { code }, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_that_is_not_whole_is_no_success() {
+        let full = || Some(io::Error::from(io::ErrorKind::StorageFull));
+        let (code, text) = after_output(ExitCode::SUCCESS, full());
+        assert_eq!(code, ExitCode::from(EXIT_NOT_RUN));
+        assert!(text.expect("a text").starts_with("error: the output cannot be written: no storage space"));
+        assert_eq!(after_output(ExitCode::from(1), full()).0, ExitCode::from(1));
+        let (code, text) = after_output(ExitCode::SUCCESS, Some(io::ErrorKind::BrokenPipe.into()));
+        assert_eq!((code, text), (ExitCode::from(EXIT_NOT_RUN), None));
+        assert_eq!(after_output(ExitCode::SUCCESS, None), (ExitCode::SUCCESS, None));
+    }
 }

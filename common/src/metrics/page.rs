@@ -174,7 +174,7 @@ impl Page {
             ("start_time_seconds", "When this agent started", facts.started),
             (
                 "certificate_expiry_timestamp_seconds",
-                "When this agent's certificate ends",
+                "When this agent's certificate, an intermediate that it needs, or its CA ends",
                 facts.certificate_expiry,
             ),
         ] {

@@ -125,7 +125,7 @@ impl Way {
                 faults.push(format!("notify {name}: timeout: more than nothing and at most 5m was expected"));
             }
             section.foreign_keys(&name, faults);
-            match section.outlet(path, timeout) {
+            match section.outlet(path) {
                 Ok(outlet) => ways.push(Self {
                     name,
                     on: section.on.clone(),
@@ -194,7 +194,7 @@ impl NotifySection {
         }
     }
 
-    fn outlet(&self, path: &Path, timeout: Duration) -> Result<Outlet, String> {
+    fn outlet(&self, path: &Path) -> Result<Outlet, String> {
         let file = |file: &Option<PathBuf>| file.as_ref().map(|file| crate::config::resolve(path, file));
         match self.kind {
             Kind::Command => match self.argv.as_deref() {
@@ -216,7 +216,7 @@ impl NotifySection {
                     (None, None) => None,
                     _ => return Err("username and password_file were expected together".to_owned()),
                 };
-                mail::Mail::new(smtp, from, to, login, timeout).map(Outlet::Mail)
+                mail::Mail::new(smtp, from, to, login).map(Outlet::Mail)
             }
         }
     }

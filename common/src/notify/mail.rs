@@ -1,19 +1,62 @@
 //! Mail, by SMTP to the host's own server or another.
 
-use std::{path::PathBuf, time::Duration};
-
-use lettre::{
-    AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor,
-    message::{Mailbox, header::ContentType},
-    transport::smtp::{AsyncSmtpTransportBuilder, authentication::Credentials},
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::SystemTime,
 };
 
+use http::Uri;
+use lettre::{
+    AsyncSmtpTransport, Message, Tokio1Executor,
+    message::{
+        Mailbox,
+        header::{ContentType, HeaderName, HeaderValue, MIME_VERSION_1_0},
+    },
+    transport::smtp::{
+        authentication::{Credentials, DEFAULT_MECHANISMS},
+        client::{AsyncSmtpConnection, AsyncTokioStream, TlsParameters},
+        extension::ClientId,
+    },
+};
+use rustls::{ClientConfig, crypto::ring};
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
 use super::Notice;
-use crate::{outbox::DeliveryError, signing::read_private};
+use crate::{
+    dial,
+    outbox::{DeliveryError, system_roots},
+    signing::read_private,
+};
+
+/// When TLS begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encryption {
+    /// Never.
+    Never,
+    /// After STARTTLS, if the server offers it.
+    Offered,
+    /// After STARTTLS.
+    Required,
+    /// With the first byte.
+    FromTheStart,
+}
 
 /// How mail is sent.
 pub(super) struct Mail {
-    transport: AsyncSmtpTransportBuilder,
+    host: String,
+    port: u16,
+    encryption: Encryption,
+    hello: ClientId,
     from: Mailbox,
     to: Vec<Mailbox>,
     login: Option<(String, PathBuf)>,
@@ -31,13 +74,26 @@ impl Mail {
         from: &str,
         to: &[String],
         login: Option<(String, PathBuf)>,
-        timeout: Duration,
     ) -> Result<Self, String> {
         if smtp.contains('@') {
             return Err("smtp: the login belongs in username and password_file, not in the URL".to_owned());
         }
-        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(smtp)
+        // The library's own reading of the URL says whether it is one.
+        AsyncSmtpTransport::<Tokio1Executor>::from_url(smtp)
             .map_err(|error| format!("smtp: {error}: smtp://HOST or smtps://HOST was expected"))?;
+        let fault = || "smtp: smtp://HOST or smtps://HOST was expected".to_owned();
+        let uri: Uri = smtp.parse().map_err(|_| fault())?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(fault)?;
+        let (encryption, port) = match (uri.scheme_str(), uri.query().unwrap_or_default()) {
+            (Some("smtps"), _) => (Encryption::FromTheStart, 465),
+            (_, query) if query.contains("tls=required") => (Encryption::Required, 587),
+            (_, query) if query.contains("tls=opportunistic") => (Encryption::Offered, 587),
+            _ => (Encryption::Never, 25),
+        };
+        let hello = match uri.path().trim_matches('/') {
+            "" => ClientId::default(),
+            name => ClientId::Domain(name.to_owned()),
+        };
         if login.is_some() && !smtp.starts_with("smtps://") && !smtp.contains("tls=required") {
             return Err("username: a password goes over TLS only: use smtps:// or ?tls=required".to_owned());
         }
@@ -45,30 +101,138 @@ impl Mail {
             text.parse::<Mailbox>().map_err(|_| format!("{key}: {text:?}: not a mail address"))
         };
         let to = to.iter().map(|to| mailbox("to", to)).collect::<Result<_, _>>()?;
-        Ok(Self { transport: transport.timeout(Some(timeout)), from: mailbox("from", from)?, to, login })
+        Ok(Self {
+            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: uri.port_u16().unwrap_or(port),
+            encryption,
+            hello,
+            from: mailbox("from", from)?,
+            to,
+            login,
+        })
     }
 
-    pub(super) async fn tell(&self, notice: &Notice) -> Result<(), DeliveryError> {
-        let lasting = |error: &dyn std::fmt::Display| DeliveryError::lasting(error.to_string());
+    /// The mail: with all header fields that receivers insist on (RFC 5322, 2045, 3834). Each try has the same `Message-ID`, so that
+    /// a mail that arrives twice is filed once.
+    fn message(&self, notice: &Notice) -> Result<Message, lettre::error::Error> {
+        let id = blake3::hash(format!("{} {} {}", notice.id, notice.time, notice.host).as_bytes());
+        let domain = self.from.email.domain();
         let mut message = Message::builder()
             .from(self.from.clone())
+            .date(SystemTime::from(notice.time))
+            .message_id(Some(format!("<assay-{}@{domain}>", &id.to_hex()[..32])))
             .subject(format!("[assay] {}", notice.summary))
+            .header(MIME_VERSION_1_0)
             .header(ContentType::TEXT_PLAIN);
         for to in &self.to {
             message = message.to(to.clone());
         }
-        let message = message.body(notice.text()).map_err(|error| lasting(&error))?;
-        let mut transport = self.transport.clone();
-        if let Some((name, file)) = &self.login {
-            let bytes = read_private(file).map_err(|error| lasting(&error))?;
-            let password = String::from_utf8_lossy(&bytes).trim().to_owned();
-            transport = transport.credentials(Credentials::new(name.clone(), password));
+        let mut message = message.body(notice.text())?;
+        let name = HeaderName::new_from_ascii_str("Auto-Submitted");
+        message.headers_mut().insert_raw(HeaderValue::new(name, "auto-generated".to_owned()));
+        Ok(message)
+    }
+
+    pub(super) async fn tell(&self, notice: &Notice) -> Result<(), DeliveryError> {
+        let lasting = |error: &dyn std::fmt::Display| DeliveryError::lasting(error.to_string());
+        let message = self.message(notice).map_err(|error| lasting(&error))?;
+        let credentials = match &self.login {
+            Some((name, file)) => {
+                let bytes = read_private(file).map_err(|error| lasting(&error))?;
+                let password = String::from_utf8_lossy(&bytes).trim().to_owned();
+                Some(Credentials::new(name.clone(), password))
+            }
+            None => None,
+        };
+        let stream = self.connect().await?;
+        self.send(stream, &message, credentials).await.map_err(|error| {
+            if error.is_permanent() {
+                lasting(&chain(&error))
+            } else {
+                DeliveryError::transient(chain(&error))
+            }
+        })
+    }
+
+    async fn connect(&self) -> Result<Box<dyn AsyncTokioStream>, DeliveryError> {
+        let transient =
+            |error: &dyn std::fmt::Display| DeliveryError::transient(format!("{}: {error}", self.host));
+        let stream = dial::connect(&self.host, self.port).await.map_err(|error| transient(&error))?;
+        if self.encryption != Encryption::FromTheStart {
+            return Ok(Box::new(stream));
         }
-        match transport.build().send(message).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_permanent() => Err(lasting(&chain(&error))),
-            Err(error) => Err(DeliveryError::transient(chain(&error))),
+        let lasting =
+            |error: &dyn std::fmt::Display| DeliveryError::lasting(format!("{}: {error}", self.host));
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| lasting(&error))?
+            .with_root_certificates(system_roots()?)
+            .with_no_client_auth();
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| lasting(&error))?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        Ok(Box::new(Encrypted(stream.map_err(|error| transient(&error))?)))
+    }
+
+    async fn send(
+        &self,
+        stream: Box<dyn AsyncTokioStream>,
+        message: &Message,
+        credentials: Option<Credentials>,
+    ) -> Result<(), lettre::transport::smtp::Error> {
+        let mut connection = AsyncSmtpConnection::connect_with_transport(stream, &self.hello).await?;
+        let starts_tls = match self.encryption {
+            Encryption::Required => true,
+            Encryption::Offered => connection.can_starttls(),
+            Encryption::Never | Encryption::FromTheStart => false,
+        };
+        if starts_tls {
+            connection.starttls(TlsParameters::new(self.host.clone())?, &self.hello).await?;
         }
+        if let Some(credentials) = credentials {
+            connection.auth(DEFAULT_MECHANISMS, &credentials).await?;
+        }
+        connection.send(message.envelope(), &message.formatted()).await?;
+        // The server has the mail; a goodbye that fails changes nothing.
+        connection.quit().await.ok();
+        Ok(())
+    }
+}
+
+/// A stream that speaks TLS from its first byte, as the library wants to have it.
+#[derive(Debug)]
+struct Encrypted(TlsStream<TcpStream>);
+
+impl AsyncTokioStream for Encrypted {
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.0.get_ref().0.peer_addr()
+    }
+}
+
+impl AsyncRead for Encrypted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Encrypted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 
@@ -80,4 +244,39 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{notify::Event, watch::About};
+
+    #[test]
+    fn a_mail_has_what_receivers_insist_on_and_each_try_is_the_same() {
+        let to = ["admins@example.com".to_owned()];
+        let mail = Mail::new("smtp://localhost:26", "assay@example.com", &to, None).expect("a way");
+        let about = About { role: "source", agent: "a".to_owned(), repository: "app".to_owned() };
+        let mut notice = Notice::new(Event::Fail, &about, None, None, jiff::Timestamp::UNIX_EPOCH);
+        notice.message = "K\u{e4}se".to_owned();
+        let texts: Vec<_> = (0..2)
+            .map(|_| String::from_utf8(mail.message(&notice).expect("a mail").formatted()).expect("ASCII"))
+            .collect();
+        assert_eq!(texts[0], texts[1]);
+        for field in [
+            "MIME-Version: 1.0\r\n",
+            "Message-ID: <assay-",
+            "@example.com>\r\n",
+            "Date: Thu, 01 Jan 1970 00:00:00 +0000\r\n",
+            "Auto-Submitted: auto-generated\r\n",
+            "Content-Transfer-Encoding: ",
+        ] {
+            assert!(texts[0].contains(field), "{field}: {}", texts[0]);
+        }
+        notice.id.push('x');
+        let other = String::from_utf8(mail.message(&notice).expect("a mail").formatted()).expect("ASCII");
+        assert_ne!(other, texts[0]);
+        assert_eq!((mail.host.as_str(), mail.port, mail.encryption), ("localhost", 26, Encryption::Never));
+        let mail = Mail::new("smtps://[::1]", "assay@example.com", &to, None).expect("a way");
+        assert_eq!((mail.host.as_str(), mail.port, mail.encryption), ("::1", 465, Encryption::FromTheStart));
+    }
 }

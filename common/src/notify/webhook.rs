@@ -8,13 +8,13 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, crypto::ring};
 use rustls_pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
-use crate::outbox::{DeliveryError, Peer};
+use crate::{
+    dial,
+    outbox::{DeliveryError, Peer},
+};
 
 /// Where to.
 #[derive(Debug)]
@@ -29,8 +29,7 @@ impl Webhook {
         let request = self.request(json)?;
         let failed =
             |error: &dyn std::fmt::Display| DeliveryError::transient(format!("{}: {error}", self.0.label()));
-        let stream =
-            TcpStream::connect((self.0.host.as_str(), self.0.port)).await.map_err(|error| failed(&error))?;
+        let stream = dial::connect(&self.0.host, self.0.port).await.map_err(|error| failed(&error))?;
         if !self.0.is_tls {
             return self.post(stream, request).await;
         }

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-pub use peer::Peer;
+pub use peer::{Peer, system_roots};
 
 /// Messages that wait on one way out: a day of hourly trouble of a few repositories.
 pub const QUEUE: usize = 64;

@@ -89,22 +89,27 @@ impl Peer {
     /// # Errors
     /// When there are none.
     pub fn roots(&self) -> Result<RootCertStore, DeliveryError> {
-        let roots = match &self.ca {
-            Some(file) => authorities(file)?,
-            None => {
-                let found = rustls_native_certs::load_native_certs();
-                let mut roots = RootCertStore::empty();
-                roots.add_parsable_certificates(found.certs);
-                roots
-            }
-        };
-        if roots.is_empty() {
-            return Err(DeliveryError::lasting(
-                "this system has no certificate authorities: install ca-certificates, or set ca",
-            ));
+        match &self.ca {
+            Some(file) => authorities(file),
+            None => system_roots(),
         }
-        Ok(roots)
     }
+}
+
+/// The certificate authorities of this system.
+///
+/// # Errors
+/// When there are none.
+pub fn system_roots() -> Result<RootCertStore, DeliveryError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err(DeliveryError::lasting(
+            "this system has no certificate authorities: install ca-certificates, or set ca",
+        ));
+    }
+    Ok(roots)
 }
 
 fn authorities(file: &Path) -> Result<RootCertStore, DeliveryError> {
@@ -112,9 +117,18 @@ fn authorities(file: &Path) -> Result<RootCertStore, DeliveryError> {
         |error: &dyn std::fmt::Display| DeliveryError::lasting(format!("{}: {error}", file.display()));
     let bytes = std::fs::read(file).map_err(|error| fault(&error))?;
     let mut roots = RootCertStore::empty();
+    // One member that cannot be used does not take the others away.
+    let mut unusable = None;
     for certificate in CertificateDer::pem_slice_iter(&bytes) {
-        let certificate = certificate.map_err(|_| fault(&"not a certificate in PEM"))?;
-        roots.add(certificate).map_err(|error| fault(&error))?;
+        match certificate {
+            Ok(certificate) => {
+                unusable = roots.add(certificate).err().map(|error| error.to_string()).or(unusable)
+            }
+            Err(_) => unusable = Some("not a certificate in PEM".to_owned()),
+        }
+    }
+    if roots.is_empty() {
+        return Err(fault(&unusable.unwrap_or_else(|| "it holds no certificate in PEM".to_owned())));
     }
     Ok(roots)
 }

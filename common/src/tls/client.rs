@@ -36,6 +36,7 @@ use tonic::{
 
 use super::credentials::{Credentials, PeerFault, TlsError, TlsFiles};
 use crate::{
+    dial::{self, DialError},
     error::{Hint, ShowPath},
     limits::{CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES},
     path::display_bytes,
@@ -452,12 +453,14 @@ impl Dialer {
             let (peer, timeout) = (self.peer.clone(), self.timeout);
             move |_| ConnectError::Timeout { peer, phase, timeout }
         };
-        let resolve = |source| ConnectError::Resolve { host: self.host.clone(), source };
-        let addresses = timeout_at(deadline, tokio::net::lookup_host((&*self.host, self.port)))
+        let addresses = timeout_at(deadline, dial::resolve(&self.host, self.port))
             .await
             .map_err(late("address from the name service"))?
-            .map_err(resolve)?;
-        let tcp = timeout_at(deadline, self.reach(addresses)).await.map_err(late("answer"))??;
+            .map_err(|error| self.not_reached(error))?;
+        let tcp = timeout_at(deadline, dial::connect_any(&addresses))
+            .await
+            .map_err(late("answer"))?
+            .map_err(|error| self.not_reached(error))?;
         let tcp = Counted { inner: tcp, counter: Arc::clone(&self.counter) };
         let tls = timeout_at(deadline, TlsConnector::from(config).connect(self.server_name.clone(), tcp))
             .await
@@ -474,23 +477,13 @@ impl Dialer {
         Ok(stream)
     }
 
-    async fn reach(&self, addresses: impl Iterator<Item = SocketAddr>) -> Result<TcpStream, ConnectError> {
-        let mut last = None;
-        for address in addresses {
-            match TcpStream::connect(address).await.and_then(|stream| {
-                stream.set_nodelay(true)?;
-                Ok(stream)
-            }) {
-                Ok(stream) => return Ok(stream),
-                Err(source) => {
-                    last = Some(ConnectError::Unreachable { peer: self.peer.clone(), address, source });
-                }
+    fn not_reached(&self, error: DialError) -> ConnectError {
+        match error {
+            DialError::Resolve { source, .. } => ConnectError::Resolve { host: self.host.clone(), source },
+            DialError::Unreachable { address, source, .. } => {
+                ConnectError::Unreachable { peer: self.peer.clone(), address, source }
             }
         }
-        Err(last.unwrap_or_else(|| ConnectError::Resolve {
-            host: self.host.clone(),
-            source: io::Error::new(io::ErrorKind::NotFound, "it has no address"),
-        }))
     }
 
     fn explain(&self, error: io::Error, phase: &'static str) -> ConnectError {

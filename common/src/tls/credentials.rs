@@ -5,6 +5,12 @@ use std::{
     sync::Arc,
 };
 
+use super::chain::{Bundle, Link, first_end};
+use crate::{
+    error::{Hint, ShowPath},
+    pki::{IdentityError, PeerIdentity, Role},
+    signing::{KeyError, read_private, read_public},
+};
 use jiff::Timestamp;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore,
@@ -22,13 +28,6 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use serde::Deserialize;
-use x509_parser::prelude::FromDer as _;
-
-use crate::{
-    error::{Hint, ShowPath},
-    pki::{IdentityError, PeerIdentity, Role},
-    signing::{KeyError, read_private, read_public},
-};
 
 /// Where an agent's TLS files are.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -158,7 +157,10 @@ pub struct Credentials {
     key: Arc<SingleCertAndKey>,
     identity: PeerIdentity,
     not_after: Timestamp,
-    authority_not_after: Timestamp,
+    expires: Timestamp,
+    expires_first: String,
+    authorities_end: Timestamp,
+    unusable: Vec<String>,
     files: TlsFiles,
 }
 
@@ -169,14 +171,18 @@ impl Credentials {
     /// [`TlsError`], which names the file and the remedy.
     pub fn load(files: &TlsFiles, roles: &[Role]) -> Result<Self, TlsError> {
         let now = Timestamp::now();
-        let mut roots = RootCertStore::empty();
-        let mut authority_not_after = Timestamp::MAX;
-        for certificate in certificates(&files.ca)? {
-            authority_not_after = authority_not_after.min(check_validity(&certificate, &files.ca, now)?);
-            roots.add(certificate).map_err(|source| TlsError::Library { path: files.ca.clone(), source })?;
-        }
+        let Bundle { roots, links: authorities, unusable } = Bundle::load(&files.ca, now)?;
         let chain = certificates(&files.cert)?;
-        let not_after = check_validity(&chain[0], &files.cert, now)?;
+        let links: Vec<_> = chain.iter().map_while(|certificate| Link::of(certificate)).collect();
+        let own = links.first().ok_or_else(|| TlsError::NoCertificate { path: files.cert.clone() })?;
+        own.check(&files.cert, now)?;
+        let not_after = own.not_after;
+        let (expires, expires_first) =
+            first_end(&links, &authorities).unwrap_or_else(|| (not_after, own.name.clone()));
+        if now > expires {
+            return Err(TlsError::Expired { path: files.cert.clone(), when: expires });
+        }
+        let authorities_end = authorities.iter().map(|link| link.not_after).min().unwrap_or(Timestamp::MAX);
         let identity = PeerIdentity::from_certificate(&chain[0])
             .map_err(|source| TlsError::Identity { path: files.cert.clone(), source })?;
         if !roles.contains(&identity.role) {
@@ -198,7 +204,10 @@ impl Credentials {
             key: Arc::new(SingleCertAndKey::from(certified)),
             identity,
             not_after,
-            authority_not_after,
+            expires,
+            expires_first,
+            authorities_end,
+            unusable,
             files: files.clone(),
         })
     }
@@ -213,9 +222,24 @@ impl Credentials {
         self.not_after
     }
 
-    /// Until when connections can be made with it: the own certificate and the CA are valid.
+    /// Until when connections can be made with it: the own certificate, the intermediates that it needs and the CA are valid.
     pub fn expires(&self) -> Timestamp {
-        self.not_after.min(self.authority_not_after)
+        self.expires
+    }
+
+    /// The name of the certificate that ends at [`Self::expires`].
+    pub fn expires_first(&self) -> &str {
+        &self.expires_first
+    }
+
+    /// When the first of the CAs that are used now ends: from then on it vouches for nobody, and the file must be read anew.
+    pub fn authorities_end(&self) -> Timestamp {
+        self.authorities_end
+    }
+
+    /// A sentence about each member of the file of CAs that cannot be used.
+    pub fn unusable_authorities(&self) -> &[String] {
+        &self.unusable
     }
 
     /// Where it was loaded from.
@@ -296,22 +320,6 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         Ok(found) if !found.is_empty() => Ok(found),
         _ => Err(TlsError::NoCertificate { path: path.to_owned() }),
     }
-}
-
-fn check_validity(der: &[u8], path: &Path, now: Timestamp) -> Result<Timestamp, TlsError> {
-    let no_certificate = || TlsError::NoCertificate { path: path.to_owned() };
-    let (_, certificate) =
-        x509_parser::certificate::X509Certificate::from_der(der).map_err(|_| no_certificate())?;
-    let time = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp());
-    let not_before = time(certificate.validity().not_before).map_err(|_| no_certificate())?;
-    let not_after = time(certificate.validity().not_after).map_err(|_| no_certificate())?;
-    if now < not_before {
-        return Err(TlsError::NotYetValid { path: path.to_owned(), when: not_before });
-    }
-    if now > not_after {
-        return Err(TlsError::Expired { path: path.to_owned(), when: not_after });
-    }
-    Ok(not_after)
 }
 
 /// Why a peer's certificate is refused although the CA issued it.

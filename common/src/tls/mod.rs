@@ -11,6 +11,7 @@
 //! | the client: issuer, validity, exactly one identity | [`incoming`] |
 //! | the client's role | [`require_role`], in each call |
 
+mod chain;
 mod client;
 mod credentials;
 pub mod renewal;

@@ -28,7 +28,7 @@ pub const WARN_DAYS: i64 = 30;
 /// How often it is warned of.
 const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// When this agent's certificate, or the CA's, expires; whichever comes first. An agent has one certificate.
+/// When this agent's certificate, an intermediate that it needs, or the CA's expires; whichever comes first. An agent has one certificate.
 static EXPIRES: Mutex<Option<Timestamp>> = Mutex::new(None);
 
 /// When the certificate expires that this process serves with, or its CA's; `None` when it serves nothing.
@@ -45,9 +45,20 @@ pub fn warning(expires: Timestamp, now: Timestamp) -> Option<String> {
     let left =
         if hours < 0.0 { "has expired".to_owned() } else { format!("expires in {:.0} days", hours / 24.0) };
     Some(format!(
-        "this agent's certificate or its CA's {left}, on {}: issue a new one (assay-target pki issue) and put it in its place",
+        "this agent's certificate, one that it needs, or its CA's {left}, on {}: issue a new one (assay-target pki issue) and put it in its place",
         expires.strftime("%Y-%m-%d %H:%M:%SZ")
     ))
+}
+
+/// The metric and the answers to operators follow what is in use.
+fn note_end(credentials: &Credentials) {
+    *EXPIRES.lock().unwrap_or_else(PoisonError::into_inner) = Some(credentials.expires());
+}
+
+fn warn_of_unusable(credentials: &Credentials) {
+    for fault in credentials.unusable_authorities() {
+        tracing::warn!("a CA in the file is left out: {fault}");
+    }
 }
 
 /// What to serve with, from now on. Must be called within a tokio runtime.
@@ -56,6 +67,8 @@ pub fn warning(expires: Timestamp, now: Timestamp) -> Option<String> {
 /// [`TlsError`] for what is there now.
 pub fn renewed(credentials: &Credentials) -> Result<watch::Receiver<Arc<ServerConfig>>, TlsError> {
     let (sender, receiver) = watch::channel(credentials.server_config()?);
+    note_end(credentials);
+    warn_of_unusable(credentials);
     let renewal = Renewal { sender, stamp: Stamp::of(credentials), current: credentials.clone() };
     tokio::spawn(renewal.run());
     Ok(receiver)
@@ -91,13 +104,13 @@ impl Renewal {
                 None
             }
         };
-        let mut warned = None::<tokio::time::Instant>;
+        let (mut warned, mut tried) = (None::<tokio::time::Instant>, None::<Timestamp>);
         loop {
-            *EXPIRES.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.current.expires());
+            note_end(&self.current);
             if let Some(text) = warning(self.current.expires(), Timestamp::now())
                 && warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
             {
-                tracing::warn!("{text}");
+                tracing::warn!(certificate = self.current.expires_first(), "{text}");
                 warned = Some(tokio::time::Instant::now());
             }
             let hangup = async {
@@ -112,9 +125,13 @@ impl Renewal {
                 () = self.sender.closed() => return,
             };
             let stamp = Stamp::of(&self.current);
-            if (asked || stamp != self.stamp) && self.renew() {
+            // A CA that has ended since it was loaded vouches for nobody any more.
+            let ended = self.current.authorities_end();
+            let has_ended = Timestamp::now() > ended && tried != Some(ended);
+            if (asked || has_ended || stamp != self.stamp) && self.renew() {
                 warned = None;
             }
+            tried = has_ended.then_some(ended).or(tried);
             self.stamp = stamp;
         }
     }
@@ -133,7 +150,9 @@ impl Renewal {
                 false
             }
             Ok((config, loaded)) => {
+                note_end(&loaded);
                 tracing::info!(%identity, expires = %loaded.expires(), "the certificate was read anew");
+                warn_of_unusable(&loaded);
                 self.current = loaded;
                 self.sender.send_replace(config);
                 true

@@ -488,3 +488,36 @@ async fn a_dropped_stream_closes_the_listener() {
     .await
     .expect("the port is closed soon");
 }
+
+/// A CA whose time is over, as it stands in a bundle after the CA was replaced.
+fn old_authority() -> String {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
+    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    (params.not_before, params.not_after) =
+        (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").pem()
+}
+
+/// The members of a bundle that can be used are used, wherever the others stand; without any the first fault is told.
+#[tokio::test]
+async fn a_bundle_is_as_good_as_its_usable_members() {
+    let pki = pki();
+    let good = fs::read_to_string(pki.path().join("ca.crt")).expect("CA");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for bundle in [format!("{}{good}", old_authority()), format!("{good}{}{broken}", old_authority())] {
+        fs::write(pki.path().join("ca.crt"), &bundle).expect("written");
+        let credentials = Credentials::load(&files(pki.path(), "source"), &[Role::Source]).expect("usable");
+        let told = credentials.unusable_authorities().join("\n");
+        assert!(told.contains("ca.crt expired on 2021-01-01"), "{told}");
+        assert_eq!(credentials.expires(), credentials.not_after());
+        let server = target(pki.path()).await;
+        let (mut client, _) = server.connect(&files(pki.path(), "source")).await.expect("connect");
+        check(&mut client).await.expect("call");
+    }
+    fs::write(pki.path().join("ca.crt"), old_authority()).expect("written");
+    let error =
+        Credentials::load(&files(pki.path(), "source"), &[Role::Source]).expect_err("nobody to trust");
+    assert!(matches!(error, TlsError::Expired { .. }), "{error}");
+}

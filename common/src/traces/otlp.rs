@@ -1,5 +1,6 @@
 //! OTLP over gRPC (opentelemetry.io/docs/specs/otlp), with the standard's own messages.
 
+use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
 use tonic::{
     Code, Request, Status,
@@ -8,7 +9,10 @@ use tonic::{
 };
 
 use super::{Collector, Trace};
-use crate::outbox::{DeliveryError, Way};
+use crate::{
+    dial,
+    outbox::{DeliveryError, Way},
+};
 
 /// The way to a collector.
 #[derive(Debug)]
@@ -49,7 +53,12 @@ impl Otlp {
             let tls = ClientTlsConfig::new().domain_name(&peer.host).trust_anchors(peer.roots()?.roots);
             endpoint = endpoint.tls_config(tls).map_err(|error| self.lasting(&error))?;
         }
-        endpoint.connect().await.map_err(|error| self.transient(&chain(&error)))
+        let (host, port) = (peer.host.clone(), peer.port);
+        let connector = tower::service_fn(move |_| {
+            let host = host.clone();
+            async move { dial::connect(&host, port).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connector).await.map_err(|error| self.transient(&chain(&error)))
     }
 
     async fn export(&self, trace: &Trace) -> Result<(), DeliveryError> {

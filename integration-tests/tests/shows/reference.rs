@@ -137,6 +137,8 @@ fn written(kind: &Type, enums: &BTreeMap<String, String>) -> (String, bool) {
     let (name, of) = parts(kind);
     match name.as_str() {
         "Option" => (written(of[0], enums).0, true),
+        // With its place in the file.
+        "Spanned" => written(of[0], enums),
         "Vec" if parts(of[0]).0.ends_with("Section") => ("sections".to_owned(), false),
         "Vec" => (format!("list of {}s", written(of[0], enums).0), false),
         "BTreeMap" => (format!("table: {}", written(of[1], enums).0), false),

@@ -1,0 +1,182 @@
+//! TCP connections to a host that has several addresses: Happy Eyeballs (RFC 8305).
+//!
+//! A name often leads to an address that swallows packets: a broken IPv6 route beside a good IPv4 one, or one dead node of two. The
+//! addresses are therefore tried side by side, each a moment after the one before it, and the first that answers wins. Every
+//! connection that an agent makes over the network goes through here.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::{net::TcpStream, time::sleep};
+
+/// Pause before the next address is tried beside the ones before it (RFC 8305, 5: "Connection Attempt Delay").
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 32;
+
+/// Why no address could be reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The name service does not know the host.
+    #[error("cannot find the address of {host}: {source}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// The name service's answer.
+        source: io::Error,
+    },
+    /// Every address refused.
+    #[error("{address}: {source}{}", others(*tried))]
+    Unreachable {
+        /// The address that was tried last.
+        address: SocketAddr,
+        /// Its answer.
+        source: io::Error,
+        /// The number of addresses that were tried.
+        tried: usize,
+    },
+}
+
+fn others(tried: usize) -> String {
+    if tried > 1 { format!(" (the last of {tried} addresses)") } else { String::new() }
+}
+
+/// The addresses of `host`, in the order in which they are tried: the name service's order, with the two families in turn.
+///
+/// # Errors
+/// When there is none.
+pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    let fault = |source| DialError::Resolve { host: host.to_owned(), source };
+    let found = tokio::net::lookup_host((host, port)).await.map_err(fault)?;
+    let addresses = in_turn(found.collect());
+    if addresses.is_empty() {
+        return Err(fault(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
+    }
+    Ok(addresses)
+}
+
+/// The first family keeps its place, the other one comes between (RFC 8305, 4). Duplicates are dropped.
+fn in_turn(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let mut unique: Vec<SocketAddr> = Vec::new();
+    for address in found {
+        if !unique.contains(&address) {
+            unique.push(address);
+        }
+    }
+    let first_is_v6 = unique.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        unique.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut ordered = Vec::new();
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair.iter().all(Option::is_none) {
+            break;
+        }
+        ordered.extend(pair.into_iter().flatten());
+    }
+    ordered.truncate(MAX_ADDRESSES);
+    ordered
+}
+
+/// Connects to one of `addresses`: the first that answers. The caller limits the time.
+///
+/// # Errors
+/// When each of them refuses.
+pub async fn connect_any(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
+    let mut waiting = addresses.iter().copied();
+    let mut attempts = FuturesUnordered::new();
+    let attempt = |address: SocketAddr| async move { (address, TcpStream::connect(address).await) };
+    let Some(first) = waiting.next() else {
+        let source = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        return Err(DialError::Resolve { host: String::new(), source });
+    };
+    attempts.push(attempt(first));
+    let mut refused = None;
+    loop {
+        let next = waiting.len() > 0;
+        tokio::select! {
+            ended = attempts.next() => match ended {
+                Some((_, Ok(stream))) => {
+                    stream.set_nodelay(true).ok();
+                    return Ok(stream);
+                }
+                Some((address, Err(source))) => {
+                    refused = Some((address, source));
+                    // A refusal frees the next one at once.
+                    attempts.extend(waiting.next().map(attempt));
+                }
+                None => {
+                    let (address, source) = refused.unwrap_or((first, io::ErrorKind::NotConnected.into()));
+                    return Err(DialError::Unreachable { address, source, tried: addresses.len() });
+                }
+            },
+            () = sleep(ATTEMPT_DELAY), if next => attempts.extend(waiting.next().map(attempt)),
+        }
+    }
+}
+
+/// Finds `host` and connects to one of its addresses. The caller limits the time.
+///
+/// # Errors
+/// When the name is not known, or each address refuses.
+pub async fn connect(host: &str, port: u16) -> Result<TcpStream, DialError> {
+    connect_any(&resolve(host, port).await?).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn families_take_turns_and_duplicates_are_dropped() {
+        let found = ["[::1]:1", "[::1]:1", "[::2]:1", "1.1.1.1:1", "1.1.1.2:1", "1.1.1.3:1"];
+        let ordered = in_turn(found.into_iter().map(address).collect());
+        let expected = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "1.1.1.2:1", "1.1.1.3:1"];
+        assert_eq!(ordered, expected.into_iter().map(address).collect::<Vec<_>>());
+    }
+
+    /// A listener whose queue is full: the kernel drops what else knocks there, as a dead node does.
+    async fn hole() -> (SocketAddr, Vec<tokio::net::TcpStream>, TcpListener) {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(address("127.0.0.1:0")).expect("bound");
+        let listener = socket.listen(1).expect("listening");
+        let local = listener.local_addr().expect("an address");
+        let mut kept = Vec::new();
+        // Until the queue is full, and a connection hangs.
+        while let Ok(Ok(stream)) =
+            tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(local)).await
+        {
+            kept.push(stream);
+        }
+        (local, kept, listener)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_hold_up_the_next() {
+        let (hole, _kept, _listener) = hole().await;
+        let good = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let good_address = good.local_addr().expect("an address");
+        let refused = {
+            let closed = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+            closed.local_addr().expect("an address")
+        };
+        let stream = connect_any(&[hole, refused, good_address]).await.expect("the third answers");
+        assert_eq!(stream.peer_addr().expect("a peer"), good_address);
+    }
+
+    #[tokio::test]
+    async fn when_all_refuse_the_error_says_how_many() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("an address");
+        let text = connect_any(&[closed, closed]).await.expect_err("nobody listens").to_string();
+        assert!(text.contains("Connection refused") && text.contains("the last of 2 addresses"), "{text}");
+        assert!(resolve("no.such.host.invalid", 1).await.is_err());
+    }
+}
