@@ -18,7 +18,9 @@ use assay_common::{
 };
 use serde::Deserialize;
 
-use crate::keep::retention::Retention;
+use crate::{check::sandbox, keep::retention::Retention, userns::Account};
+
+mod account;
 
 /// A configuration that has been checked as far as that goes without running anything.
 #[derive(Debug)]
@@ -93,6 +95,10 @@ pub struct Repository {
     pub workspace: WorkspacePreference,
     /// How the check is isolated.
     pub isolation: IsolationPolicy,
+    /// Who its steps are on this host, where the agent is root.
+    pub account: Account,
+    /// Where the roots are live, by their names; `None`: where the source says.
+    pub live_paths: Option<BTreeMap<String, PathBuf>>,
     /// What a step of the check may use, before what the profile says.
     pub limits: Limits,
     /// Whether a check that says FAIL is also run on a generation that it had passed.
@@ -137,9 +143,9 @@ pub enum WorkspacePreference {
 #[serde(rename_all = "lowercase")]
 pub enum IsolationPolicy {
     /// As far as this host can; the verdict says what could not be.
-    #[default]
     Auto,
     /// Fully, or the outcome is INCONCLUSIVE.
+    #[default]
     Require,
     /// Not at all.
     None,
@@ -173,11 +179,26 @@ pub struct AgentSection {
     pub store: PathBuf,
     /// Private Ed25519 key (PKCS#8, PEM) for verdicts.
     pub signing_key: PathBuf,
+    /// User that checks run as on this host where the agent is root: a name or a number, never root and no system account but
+    /// one named assay-check. Default: assay-check where this host has it, else 65530.
+    pub check_user: Option<UserName>,
+    /// Their group. Default: the user's own, of a number the same number.
+    pub check_group: Option<UserName>,
     /// Names in the certificates of those operators who may operate this target. Default: every operator of the CA.
     pub operators: Option<Vec<String>>,
     /// Form of the log, a line or a JSON object for each event. Default: plain.
     #[serde(default)]
     pub log: LogFormat,
+}
+
+/// A user or a group of this host, by name or number.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum UserName {
+    /// By number.
+    Number(u32),
+    /// By name, or by a number in quotes.
+    Name(String),
 }
 
 /// `[tls]`.
@@ -226,10 +247,13 @@ struct RepositorySection {
     /// How the throw-away copy is made; `"auto"` takes the cheapest that works. Default: auto.
     #[serde(default)]
     workspace: WorkspacePreference,
-    /// How the check is shut off from the network and this host; with `"require"` one that cannot be is INCONCLUSIVE. Default: auto, as
-    /// far as this host can.
+    /// How the check is shut off from the network and this host; with `"require"` one that cannot be is INCONCLUSIVE, with `"auto"` it
+    /// is as far as this host can, and the verdict says what could not be. Default: require.
     #[serde(default)]
     isolation: IsolationPolicy,
+    /// Where the roots are live, name to absolute path: with it, the check sees each root there, and a root that is not named here
+    /// ends it. Default: where the source says, which must not be a place that the check reads.
+    live_paths: Option<BTreeMap<String, PathBuf>>,
     /// What a step of the check may use, before what the profile says.
     #[serde(default)]
     limits: Limits,
@@ -383,6 +407,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let hidden = keys.map(PathBuf::as_path).chain(passwords).chain([file.agent.store.as_path()]).map(resolve);
     // The configuration itself may hold what a webhook's address or a profile's variable should not tell.
     let hidden: Vec<_> = hidden.chain([path.to_owned()]).collect();
+    let account = account::find(file.agent.check_user.as_ref(), file.agent.check_group.as_ref(), &mut faults);
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
     for section in file.repositories {
@@ -414,8 +439,28 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         }
         let host = section.host.unwrap_or_default();
         let own = own_names();
+        let profile = assay_common::profile::named(path, &section.profile)?;
+        for shown in &profile.sandbox.visible {
+            if let Some(why) = sandbox::reaches(shown, &hidden) {
+                faults.push(format!("repository.profile: {}: [sandbox] visible: {why}", section.profile));
+            }
+        }
+        let absolute = |path: &Path| {
+            path.is_absolute()
+                && !path.components().any(|part| matches!(part, std::path::Component::ParentDir))
+        };
+        for (root, live) in section.live_paths.iter().flatten() {
+            if !absolute(live) {
+                let live = live.display();
+                faults.push(format!(
+                    "repository.live_paths.{root}: {live} must be an absolute path without '..'"
+                ));
+            }
+        }
         repositories.push(Repository {
-            profile: assay_common::profile::named(path, &section.profile)?,
+            profile,
+            account,
+            live_paths: section.live_paths,
             source_key: resolve(&section.source_key),
             overlays: section.overlay.into_iter().map(|(place, file)| (place, resolve(&file))).collect(),
             hidden: hidden.clone(),

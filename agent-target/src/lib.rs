@@ -23,5 +23,6 @@ pub mod seal;
 pub mod service;
 pub mod store;
 pub mod trust;
+pub mod userns;
 pub mod verify;
 pub mod workspace;

@@ -24,8 +24,8 @@ use crate::{
     config::{IsolationPolicy, WorkspacePreference},
     keep::prune,
     repository::{CheckState, Repository},
-    store::{Record, TREE},
-    workspace::{Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
+    store::{MANIFEST, Record, TREE},
+    workspace::{Oddities, Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
 };
 
 /// The checker says two things of the same bytes.
@@ -320,6 +320,11 @@ pub(crate) fn check_after(
         .collect();
     let names: Vec<_> = roots.iter().map(|root| root.name.as_str()).collect();
     let vars = config.profile.bind(&config.vars, &names).map_err(|faults| faults.join("; "))?;
+    let manifest = generation.join(MANIFEST);
+    let oddities = Oddities::read(&manifest).unwrap_or_else(|error| {
+        tracing::warn!(manifest = %manifest.display(), %error, "the manifest cannot be read before a check");
+        Oddities::unknown(error)
+    });
     let options = WorkspaceOptions {
         generation_tree: generation.join(TREE),
         roots: roots.clone(),
@@ -330,6 +335,9 @@ pub(crate) fn check_after(
             WorkspacePreference::Reflink => Preference::Reflink,
             WorkspacePreference::Copy => Preference::Copy,
         },
+        account: config.account,
+        oddities,
+        special_files: config.profile.sandbox.special_files,
     };
     // A check may write as much as there is, and what was copied ahead is only ever in its way.
     let wanted =
@@ -348,6 +356,8 @@ pub(crate) fn check_after(
             IsolationPolicy::Require => Isolation::Require,
             IsolationPolicy::None => Isolation::None,
         },
+        account: config.account,
+        live_paths: config.live_paths.clone(),
         limits: config.limits,
         hidden: config.hidden.clone(),
         cancel: cancel.clone(),

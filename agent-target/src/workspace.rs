@@ -4,13 +4,23 @@
 //! overlays cannot be mounted it is a reflink copy, else a full copy. A workspace lives in its own folder:
 //!
 //! ```text
-//! DIRECTORY/ws-XXXXXXXXXXXXXXXX/tree/      the view
-//!                               upper/     what was changed (overlay only)
-//!                               work/      the kernel's own (overlay only)
-//!                               scratch/   for the check and those who run it
+//! DIRECTORY/ws-XXXXXXXXXXXXXXXX/tree/            the view
+//!                               layers/upper/    what was changed (overlay only)
+//!                               layers/work/     the kernel's own (overlay only)
+//!                               scratch/         for the check and those who run it
 //! ```
 //!
 //! Nothing in it is worth keeping: nothing is flushed, and [`sweep`] removes what a killed agent left.
+//!
+//! # What the tree cannot do here
+//!
+//! * Only root, or the agent's own user, may enter `DIRECTORY`, and what is mounted in it is `nosuid` and `nodev`.
+//! * A check runs as the configured user. Where the agent is root, the mounts of a workspace show the owner of the first root
+//!   as that user ([`IdMap`]). Where the file system cannot do that, the workspace is a copy that belongs to the user.
+//! * Devices, FIFOs and sockets are left out, unless the profile wants FIFOs and sockets: a checker that opens one would wait
+//!   for ever. Copies have no set-id bits.
+//! * An overlay obeys attributes `trusted.overlay.*` and takes a character device 0/0 for a removal. A tree that has such
+//!   entries ([`Oddities`]) is copied instead.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -34,9 +44,15 @@ use assay_common::{
     path::TreePath,
 };
 use rustix::{
-    fs::{AtFlags, Mode, OFlags},
-    mount::{MountFlags, UnmountFlags},
+    fs::{AtFlags, FileType, Mode, OFlags},
+    mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
+
+pub use self::oddities::Oddities;
+
+use crate::userns::{Account, IdMap};
+
+mod oddities;
 
 const PREFIX: &str = "ws-";
 
@@ -148,6 +164,12 @@ pub struct WorkspaceOptions {
     pub directory: PathBuf,
     /// How to make it.
     pub preference: Preference,
+    /// Who checks are on this host, where the agent is root.
+    pub account: Account,
+    /// Entries of the tree that an overlay or a checker must not meet.
+    pub oddities: Oddities,
+    /// True: FIFOs and sockets of the tree are there. Devices never are.
+    pub special_files: bool,
 }
 
 /// A workspace. Dropped without [`Workspace::remove`], it is removed as well as can be.
@@ -156,6 +178,12 @@ pub struct Workspace {
     directory: PathBuf,
     kind: WorkspaceKind,
     roots: Vec<RootView>,
+    /// Set where the agent is root.
+    id_map: Option<IdMap>,
+    /// Special files that were left out.
+    left_out: u64,
+    /// Where the check without a sandbox finds it.
+    exposed: Option<PathBuf>,
     removed: bool,
 }
 
@@ -180,22 +208,43 @@ impl Workspace {
     pub fn create(options: &WorkspaceOptions) -> Result<Self, WorkspaceError> {
         DirBuilder::new()
             .recursive(true)
-            .mode(0o711)
+            .mode(0o700)
             .create(&options.directory)
             .map_err(told(&options.directory))?;
+        close(&options.directory).map_err(told(&options.directory))?;
         // Resolved once, so that what the kernel says of mounts can be compared with it.
         let parent = fs::canonicalize(&options.directory).map_err(told(&options.directory))?;
         fault::at(Point::WorkspaceCreate).map_err(told(&parent))?;
         // No collision is likely, and where one is, creation fails.
         let directory = parent.join(format!("{PREFIX}{:016x}", RandomState::new().build_hasher().finish()));
-        // Others may pass, because a check without a sandbox runs as another user, and the name cannot be
-        // listed.
-        DirBuilder::new().mode(0o711).create(&directory).map_err(told(&directory))?;
-        let mut workspace =
-            Self { directory, kind: WorkspaceKind::Copy, roots: options.roots.clone(), removed: false };
+        DirBuilder::new().mode(0o700).create(&directory).map_err(told(&directory))?;
+        let mut workspace = Self {
+            directory,
+            kind: WorkspaceKind::Copy,
+            roots: options.roots.clone(),
+            id_map: None,
+            left_out: 0,
+            exposed: None,
+            removed: false,
+        };
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root && let Err(error) = tame(&workspace.directory) {
+            // Then no overlay can be mounted either, and a copy has neither set-id bits nor devices.
+            tracing::debug!(%error, "a workspace's folder cannot be mounted nosuid and nodev");
+        }
         let scratch = workspace.scratch();
         DirBuilder::new().mode(0o711).create(&scratch).map_err(told(&scratch))?;
-        workspace.kind = workspace.fill(&options.generation_tree, options.preference)?;
+        let mut unmapped = None;
+        if is_root {
+            match workspace
+                .owner_in(&options.generation_tree)
+                .and_then(|it| IdMap::create(it, options.account))
+            {
+                Ok(map) => workspace.id_map = Some(map),
+                Err(error) => unmapped = Some(error.to_string()),
+            }
+        }
+        workspace.kind = workspace.fill(options, unmapped)?;
         fault::at(Point::WorkspaceMade).map_err(told(&workspace.directory))?;
         for root in &workspace.roots {
             workspace.root_folder(&root.name)?;
@@ -203,27 +252,48 @@ impl Workspace {
         Ok(workspace)
     }
 
-    fn fill(&self, tree: &Path, preference: Preference) -> Result<WorkspaceKind, WorkspaceError> {
-        let kinds: &[WorkspaceKind] = match preference {
+    /// The owner of the first root's folder, as the source sent it.
+    fn owner_in(&self, tree: &Path) -> io::Result<Account> {
+        let below = self.roots.first().map(|root| root.subdirectory.clone()).unwrap_or_default();
+        let below = TreePath::parse(below.as_bytes()).map_err(|fault| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("a root's folder {fault}"))
+        })?;
+        let folder = open_beneath(open_folder(tree)?.as_fd(), &below, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let stat = rustix::fs::fstat(&folder)?;
+        Ok(Account { uid: stat.st_uid, gid: stat.st_gid })
+    }
+
+    fn fill(
+        &mut self,
+        options: &WorkspaceOptions,
+        unmapped: Option<String>,
+    ) -> Result<WorkspaceKind, WorkspaceError> {
+        let kinds: &[WorkspaceKind] = match options.preference {
             Preference::Auto => &[WorkspaceKind::Overlay, WorkspaceKind::Reflink, WorkspaceKind::Copy],
             Preference::Overlay => &[WorkspaceKind::Overlay],
             Preference::Reflink => &[WorkspaceKind::Reflink],
             Preference::Copy => &[WorkspaceKind::Copy],
         };
+        let tree = &options.generation_tree;
         let mut tried = Vec::new();
         for kind in kinds {
-            let result = match kind {
-                WorkspaceKind::Overlay => self.mount_overlay(tree),
-                WorkspaceKind::Reflink => self.copy(tree, "--reflink=always"),
-                WorkspaceKind::Copy => self.copy(tree, "--reflink=auto"),
+            let result = match (kind, &unmapped) {
+                (WorkspaceKind::Overlay, Some(why)) => Err(io::Error::other(why.clone())),
+                (WorkspaceKind::Overlay, None) => self.overlay(tree, options),
+                (WorkspaceKind::Reflink, _) => self.copy(tree, "--reflink=always", options),
+                (WorkspaceKind::Copy, _) => self.copy(tree, "--reflink=auto", options),
             };
             match result {
-                Ok(()) => return Ok(*kind),
+                Ok(left_out) => {
+                    self.left_out = left_out;
+                    return Ok(*kind);
+                }
                 Err(error) => {
                     tracing::debug!(kind = kind.as_str(), %error, "this kind of workspace cannot be made");
                     tried.push(format!("{}: {error}", kind.as_str()));
-                    for name in ["tree", "upper", "work"] {
+                    for name in ["tree", "layers", "lower"] {
                         let path = self.directory.join(name);
+                        unmount_below(&path)?;
                         remove_tree(&path).map_err(told(&path))?;
                     }
                 }
@@ -232,20 +302,57 @@ impl Workspace {
         Err(WorkspaceError::NoWay { tried })
     }
 
+    fn overlay(&self, lower: &Path, options: &WorkspaceOptions) -> io::Result<u64> {
+        if let Some(why) = options.oddities.refuses_overlay() {
+            return Err(io::Error::other(why));
+        }
+        self.mount_overlay(lower)?;
+        if options.special_files {
+            return Ok(0);
+        }
+        let tree = open_folder(&self.path())?;
+        for path in options.oddities.special_files() {
+            let parent = TreePath::parse(path.parent().unwrap_or_default()).unwrap_or_default();
+            let folder = open_beneath(tree.as_fd(), &parent, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            rustix::fs::unlinkat(&folder, path.name(), AtFlags::empty())?;
+        }
+        Ok(options.oddities.special_files().len() as u64)
+    }
+
     fn mount_overlay(&self, lower: &Path) -> io::Result<()> {
         let make = |name: &str| -> io::Result<OwnedFd> {
             let path = self.directory.join(name);
             DirBuilder::new().mode(0o700).create(&path)?;
             open_folder(&path)
         };
-        let (lower, upper, work, tree) = (open_folder(lower)?, make("upper")?, make("work")?, make("tree")?);
+        let below = open_folder(lower)?;
+        make("layers")?;
+        let (upper, _, tree) = (make("layers/upper")?, make("layers/work")?, make("tree")?);
         // The view's top folder has the metadata of the upper one, which must therefore be that of the
         // generation.
-        let stat = rustix::fs::fstat(&lower)?;
+        let stat = rustix::fs::fstat(&below)?;
         let (owner, group) = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
         rustix::fs::fchown(&upper, Some(owner), Some(group))?;
-        copy_xattrs(&lower, &upper)?;
+        copy_xattrs(&below, &upper)?;
         rustix::fs::fchmod(&upper, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        drop(upper);
+        let mut lower = below;
+        let mut mapped = Vec::new();
+        if let Some(map) = &self.id_map {
+            make("lower")?;
+            for (from, at) in
+                [(lower.as_fd(), "lower"), (open_folder(&self.directory.join("layers"))?.as_fd(), "layers")]
+            {
+                let at = self.directory.join(at);
+                mount_mapped(map, from, &at)?;
+                mapped.push(at);
+            }
+            lower = open_folder(&mapped[0])?;
+        }
+        let (upper, work) = (
+            open_folder(&self.directory.join("layers/upper"))?,
+            open_folder(&self.directory.join("layers/work"))?,
+        );
         // Paths through descriptors: a comma, a colon or a backslash in a path would have a meaning in these
         // options.
         let way = |folder: &OwnedFd| format!("/proc/self/fd/{}", folder.as_raw_fd());
@@ -257,10 +364,15 @@ impl Workspace {
         };
         // Volatile leaves out every flush of what is thrown away anyway; Linux knows it from 5.10 on.
         mount(format!("{options},volatile")).or_else(|_| mount(options))?;
+        // The overlay has mounts of its own of them.
+        drop((lower, upper, work));
+        for at in mapped.iter().rev() {
+            rustix::mount::unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+        }
         Ok(())
     }
 
-    fn copy(&self, from: &Path, reflink: &str) -> io::Result<()> {
+    fn copy(&self, from: &Path, reflink: &str, options: &WorkspaceOptions) -> io::Result<u64> {
         let output = Command::new("cp")
             .args(["-a", "--no-target-directory", reflink, "--"])
             .arg(from)
@@ -269,13 +381,23 @@ impl Workspace {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .output()?;
-        if output.status.success() {
-            return Ok(());
+        if !output.status.success() {
+            let said = assay_common::path::display_bytes(
+                output.stderr.split(|it| *it == b'\n').next().unwrap_or_default(),
+            );
+            return Err(io::Error::other(format!("cp ended with {}: {said}", output.status)));
         }
-        let said = assay_common::path::display_bytes(
-            output.stderr.split(|it| *it == b'\n').next().unwrap_or_default(),
-        );
-        Err(io::Error::other(format!("cp ended with {}: {said}", output.status)))
+        let tree = open_folder(&self.path())?;
+        if let Some(map) = &self.id_map {
+            match mount_mapped(map, tree.as_fd(), &self.path()) {
+                Ok(()) => return tame_copy(&tree, options.special_files, None),
+                Err(error) => {
+                    tracing::debug!(%error, "the workspace's file system maps no owners: the copy gets the check's");
+                }
+            }
+        }
+        let account = rustix::process::geteuid().is_root().then_some(options.account);
+        tame_copy(&tree, options.special_files, account)
     }
 
     /// How it was made.
@@ -295,9 +417,66 @@ impl Workspace {
 
     /// The folders in which a check can write on the disk.
     pub(crate) fn writable(&self) -> Vec<PathBuf> {
-        let written =
-            if self.kind == WorkspaceKind::Overlay { self.directory.join("upper") } else { self.path() };
+        let written = if self.kind == WorkspaceKind::Overlay {
+            self.directory.join("layers/upper")
+        } else {
+            self.path()
+        };
         vec![written, self.scratch()]
+    }
+
+    /// Who the steps are, inside and outside; nothing where the agent is not root.
+    pub(crate) fn id_map(&self) -> Option<&IdMap> {
+        self.id_map.as_ref()
+    }
+
+    /// How many special files of the tree are not in it.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// Shows the workspace, under another name, to the user `account`, which may not enter the store. For a check without a
+    /// sandbox, where this host mounts at all.
+    ///
+    /// # Errors
+    /// [`WorkspaceError`], when what was begun cannot be taken away.
+    pub(crate) fn expose(&mut self, account: Account) -> Result<(), WorkspaceError> {
+        let at = exposed(&self.directory);
+        DirBuilder::new().mode(0o700).create(&at).map_err(told(&at))?;
+        let make = || -> io::Result<()> {
+            std::os::unix::fs::chown(&at, None, Some(account.gid))?;
+            fs::set_permissions(&at, std::os::unix::fs::PermissionsExt::from_mode(0o710))?;
+            for name in ["tree", "scratch"] {
+                let place = at.join(name);
+                DirBuilder::new().mode(0o700).create(&place)?;
+                rustix::mount::mount_bind(self.directory.join(name), &place)?;
+            }
+            Ok(())
+        };
+        match make() {
+            Ok(()) => self.exposed = Some(at),
+            Err(error) => {
+                tracing::debug!(%error, "the workspace cannot be mounted for the check's user");
+                unmount_exposed(&self.directory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a check without a sandbox sees it under another name.
+    pub(crate) fn is_exposed(&self) -> bool {
+        self.exposed.is_some()
+    }
+
+    /// Where a check without a sandbox finds a root.
+    pub(crate) fn shown_root(&self, name: &str) -> Result<PathBuf, WorkspaceError> {
+        let tree = self.exposed.as_ref().map_or_else(|| self.path(), |it| it.join("tree"));
+        Ok(tree.join(&self.root(name)?.subdirectory))
+    }
+
+    /// Where a check without a sandbox finds the folder beside the tree.
+    pub(crate) fn shown_scratch(&self) -> PathBuf {
+        self.exposed.as_ref().map_or_else(|| self.scratch(), |it| it.join("scratch"))
     }
 
     /// The roots, in the order of the configuration.
@@ -455,6 +634,8 @@ pub fn sweep(directory: &Path) -> Result<usize, WorkspaceError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(told(directory)(error)),
     };
+    // Before 2026-11-29 others could pass through it.
+    close(&directory).map_err(told(&directory))?;
     let mut count = 0;
     let mut first_error = Ok(());
     for entry in fs::read_dir(&directory).map_err(told(&directory))? {
@@ -464,14 +645,45 @@ pub fn sweep(directory: &Path) -> Result<usize, WorkspaceError> {
         }
         count += 1;
         crate::leftover::kill_left(&entry.path());
+        crate::leftover::kill_left(&exposed(&entry.path()));
         let result = discard(&entry.path());
         first_error = first_error.and(result);
     }
     first_error.map(|()| count)
 }
 
-/// Unmounts what is mounted below a workspace's folder and removes it. Nothing is removed through a mount.
+/// Where a workspace is shown to the user of checks that have no sandbox.
+fn exposed(directory: &Path) -> PathBuf {
+    let name = directory.file_name().unwrap_or_default();
+    Path::new("/tmp").join([OsStr::new("assay-check-"), name].join(OsStr::new("")))
+}
+
+/// Takes away what [`Workspace::expose`] made.
+fn unmount_exposed(directory: &Path) -> Result<(), WorkspaceError> {
+    let shown = exposed(directory);
+    let is_ours = |stat: fs::Metadata| stat.is_dir() && std::os::unix::fs::MetadataExt::uid(&stat) == 0;
+    if !fs::symlink_metadata(&shown).is_ok_and(is_ours) {
+        return Ok(());
+    }
+    unmount_below(&shown)?;
+    for folder in [shown.join("tree"), shown.join("scratch"), shown] {
+        match fs::remove_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(told(&folder)(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts what is mounted at a workspace's folder and below and removes it. Nothing is removed through a mount.
 fn discard(directory: &Path) -> Result<(), WorkspaceError> {
+    unmount_exposed(directory)?;
+    unmount_below(directory)?;
+    remove_tree(directory).map_err(told(directory))
+}
+
+/// Takes away what is mounted at a folder and below.
+fn unmount_below(directory: &Path) -> Result<(), WorkspaceError> {
     for mount in mounts_below(directory)? {
         let unmount = |flags| rustix::mount::unmount(&mount, flags | UnmountFlags::NOFOLLOW);
         // A straggler may still hold it; detached, it is gone for everyone else.
@@ -482,10 +694,89 @@ fn discard(directory: &Path) -> Result<(), WorkspaceError> {
     if let Some(path) = mounts_below(directory)?.into_iter().next() {
         return Err(WorkspaceError::Unmount { path, source: io::Error::other("it is mounted still") });
     }
-    remove_tree(directory).map_err(told(directory))
+    Ok(())
 }
 
-/// The mount points strictly below `directory`, the latest first.
+/// Closes a folder to everyone but its owner.
+fn close(path: &Path) -> io::Result<()> {
+    let folder = open_folder(path)?;
+    let mode = rustix::fs::fstat(&folder)?.st_mode & 0o7777;
+    if mode & 0o077 != 0 {
+        rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode & 0o700))?;
+    }
+    Ok(())
+}
+
+/// Mounts a folder upon itself, so that no program in it changes its user and no device in it works.
+fn tame(folder: &Path) -> io::Result<()> {
+    rustix::mount::mount_bind(folder, folder)?;
+    rustix::mount::mount_change(folder, MountPropagationFlags::PRIVATE)?;
+    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    Ok(rustix::mount::mount_remount(folder, flags, "")?)
+}
+
+/// Mounts the folder `from` at `at`, with the owners of a map.
+fn mount_mapped(map: &IdMap, from: impl AsFd, at: &Path) -> io::Result<()> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = rustix::mount::open_tree(from, "", flags)?;
+    map.apply(mount.as_fd())?;
+    rustix::mount::move_mount(&mount, "", rustix::fs::CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+/// Removes special files and set-id bits of a copy, and gives all of it to `account`. Says how many files it removed.
+fn tame_copy(folder: &OwnedFd, keeps_special: bool, account: Option<Account>) -> io::Result<u64> {
+    let mut removed = 0;
+    if let Some(account) = account {
+        chown_at(folder, c"", AtFlags::EMPTY_PATH, account)?;
+    }
+    let mut names = Vec::new();
+    // The copy's mode may forbid its owner to read it. An agent that is not root made it, and can change that.
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        let name = entry?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    for name in names {
+        let stat = rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_kept = match kind {
+            FileType::RegularFile | FileType::Directory | FileType::Symlink => true,
+            FileType::Fifo | FileType::Socket => keeps_special,
+            _ => false,
+        };
+        if !is_kept {
+            rustix::fs::unlinkat(folder, &name, AtFlags::empty())?;
+            removed += 1;
+            continue;
+        }
+        if let (Some(account), true) = (account, kind != FileType::Directory) {
+            chown_at(folder, &name, AtFlags::SYMLINK_NOFOLLOW, account)?;
+        }
+        if kind == FileType::RegularFile && stat.st_mode & 0o6000 != 0 {
+            rustix::fs::chmodat(folder, &name, Mode::from_raw_mode(stat.st_mode & 0o1777), AtFlags::empty())?;
+        }
+        if kind == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match rustix::fs::openat(folder, &name, flags, Mode::empty()) {
+                Ok(inner) => removed += tame_copy(&inner, keeps_special, account)?,
+                // Of an agent that is not root: what it cannot enter, its check cannot either.
+                Err(rustix::io::Errno::ACCESS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(removed)
+}
+
+fn chown_at(folder: &OwnedFd, name: &std::ffi::CStr, flags: AtFlags, account: Account) -> io::Result<()> {
+    let (user, group) = (rustix::fs::Uid::from_raw(account.uid), rustix::fs::Gid::from_raw(account.gid));
+    Ok(rustix::fs::chownat(folder, name, Some(user), Some(group), flags)?)
+}
+
+/// The mount points at `directory` and below, the latest first.
 fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read(table).map_err(told(table))?;
@@ -493,7 +784,7 @@ fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, WorkspaceError> {
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
         .map(unescape)
-        .filter(|mount| mount.starts_with(directory) && mount != directory)
+        .filter(|mount| mount.starts_with(directory))
         .collect();
     mounts.reverse();
     Ok(mounts)

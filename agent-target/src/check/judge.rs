@@ -69,8 +69,9 @@ pub(super) fn judge(
         }
         End::Exited(code) => *code,
     };
-    // What setpriv says of itself comes before the step exists.
-    if by_setpriv && ran.stderr.head.starts_with(b"setpriv: ") {
+    // What these say of themselves comes before the step exists.
+    let starters: [&[u8]; 2] = [b"setpriv: ", b"nsenter: "];
+    if by_setpriv && starters.iter().any(|it| ran.stderr.head.starts_with(it)) {
         let missing = ran.stderr.head.starts_with(b"setpriv: failed to execute");
         let reason = if missing { "program-missing" } else { "isolation-failed" };
         return Judgement::inconclusive(reason, said().trim_start_matches(": ").to_owned());

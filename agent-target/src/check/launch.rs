@@ -4,8 +4,7 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
-    fs,
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -14,19 +13,21 @@ use std::{
 use assay_common::{
     confined::open_beneath,
     path::TreePath,
-    profile::{Scope, TargetNames, Value},
+    profile::{Scope, Value},
 };
 use rustix::fs::{Mode, OFlags};
 
 use super::{
     CheckContext, CheckReport, Identity, Isolation, SEARCH_PATH, Session,
     cgroup::Group,
+    etc,
     judge::Judgement,
     limits::Bounds,
     output,
     process::{self, Launch},
     sandbox, seccomp,
 };
+use crate::userns::IdMap;
 
 /// How steps are started on this host.
 pub(super) struct Launcher {
@@ -53,7 +54,13 @@ impl Launcher {
         let refusal = match context.isolation {
             Isolation::None => Some("switched off in the configuration".to_owned()),
             Isolation::Auto | Isolation::Require => {
-                probe(&context.sandbox_program, setpriv.as_deref(), privileged).err()
+                let map = session.workspace.id_map();
+                match probe(&context.sandbox_program, setpriv.as_deref(), privileged, map) {
+                    Ok(()) if privileged && map.is_none() => {
+                        Some("no user namespace with numbers of its own can be made".to_owned())
+                    }
+                    probed => probed.err(),
+                }
             }
         };
         if let (Isolation::Require, Some(why)) = (context.isolation, &refusal) {
@@ -69,14 +76,15 @@ impl Launcher {
             must_limit: limits.require == Some(true),
             filter: None,
         };
-        let namespaces = ["mount", "pid", "network", "uts", "ipc"].map(|name| format!("{name}-namespace"));
+        let namespaces =
+            ["mount", "pid", "network", "uts", "ipc", "user"].map(|name| format!("{name}-namespace"));
         let whole = namespaces.into_iter().chain(["live-paths".to_owned()]);
         match &refusal {
             None => report.isolation.extend(whole),
             Some(why) => report.not_isolated.extend(whole.map(|name| format!("{name}: {why}"))),
         }
         if launcher.sandbox.is_some() {
-            report.isolation.push(if privileged { "capabilities-dropped" } else { "user-namespace" }.into());
+            report.isolation.push("capabilities-dropped".into());
         }
         if launcher.setpriv.is_some() {
             report.isolation.push("no-new-privileges".into());
@@ -85,13 +93,9 @@ impl Launcher {
         }
         launcher.confine(session.context, report)?;
         for check in &session.profile.checks {
-            let uid = session.identity(check)?.uid;
-            let isolated = format!("user:{uid}");
-            let open = format!("user: the step '{}' runs as root", check.name);
-            if uid != 0 && !report.isolation.contains(&isolated) {
+            let isolated = format!("user:{}", session.identity(check, launcher.is_sandbox())?.outside.uid);
+            if !report.isolation.contains(&isolated) {
                 report.isolation.push(isolated);
-            } else if uid == 0 && !report.not_isolated.contains(&open) {
-                report.not_isolated.push(open);
             }
         }
         Ok(launcher)
@@ -137,6 +141,11 @@ impl Launcher {
         Ok(())
     }
 
+    /// Whether steps run in a sandbox.
+    pub(super) fn is_sandbox(&self) -> bool {
+        self.sandbox.is_some()
+    }
+
     /// A control group for a step, where this host lets us have one.
     pub(super) fn group(&self, context: &CheckContext) -> Result<Option<Group>, Judgement> {
         if !context.control_groups {
@@ -159,12 +168,14 @@ impl Launcher {
         for root in session.workspace.roots() {
             let path = match self.sandbox {
                 Some(_) => root.live_path.clone(),
-                None => session.workspace.root_path(&root.name).map_err(Judgement::workspace)?,
+                None => session.workspace.shown_root(&root.name).map_err(Judgement::workspace)?,
             };
             roots.push((root.name.clone(), path));
         }
-        let scratch =
-            if self.sandbox.is_some() { PathBuf::from(sandbox::SCRATCH) } else { scratch.to_owned() };
+        let scratch = match self.sandbox {
+            Some(_) => PathBuf::from(sandbox::SCRATCH),
+            None => session.workspace.shown_scratch().join(scratch.file_name().unwrap_or_default()),
+        };
         let target = session.context.target.clone();
         let helper = match self.sandbox {
             Some(_) => own_program().map(|_| PathBuf::from(sandbox::HELPER)),
@@ -192,8 +203,8 @@ impl Launcher {
         command.extend(self.change_user(identity));
         command.extend_from_slice(argv);
         // Without setpriv the change of user is left to the start of the process.
-        let change = self.privileged && self.setpriv.is_none() && identity.uid != 0;
-        let user = change.then_some((identity.uid, identity.gid));
+        let change = self.privileged && self.setpriv.is_none();
+        let user = change.then_some((identity.outside.uid, identity.outside.gid));
         let mut launch = Launch {
             argv: command,
             env,
@@ -201,6 +212,7 @@ impl Launcher {
             working_directory: None,
             sandbox_status: None,
             filter: None,
+            namespace: None,
             stdin: None,
             user,
             timeout,
@@ -209,37 +221,40 @@ impl Launcher {
             launch.working_directory = Some(folder);
             return Ok(launch);
         };
-        let hosts = scratch.with_extension("hosts");
         let host_name = rustix::system::uname().nodename().to_str().unwrap_or("localhost").to_owned();
-        write_hosts(&hosts, &host_name, &session.context.target)
-            .map_err(|error| Judgement::workspace(format!("{}: {error}", hosts.display())))?;
-        let mut roots = Vec::new();
-        for root in session.workspace.roots() {
-            let path = session.workspace.root_path(&root.name).map_err(Judgement::workspace)?;
-            roots.push((path, root.live_path.clone()));
+        let mut etc = Vec::new();
+        for (name, text) in [
+            ("hosts", etc::hosts(&host_name, &session.context.target)),
+            ("passwd", etc::passwd(identity.inside)),
+            ("group", etc::group(identity.inside)),
+        ] {
+            let file = scratch.with_extension(name);
+            etc::write(&file, &text)
+                .map_err(|error| Judgement::workspace(format!("{}: {error}", file.display())))?;
+            etc.push((file, PathBuf::from("/etc").join(name)));
+        }
+        let unusable =
+            |error: sandbox::PlanError| Judgement::inconclusive("live-path-unusable", error.to_string());
+        let roots = session.live_roots()?;
+        let visible: Vec<_> =
+            session.profile.sandbox.visible.iter().chain(&session.context.visible).cloned().collect();
+        for path in &visible {
+            if let Some(why) = sandbox::reaches(path, &session.context.hidden) {
+                return Err(Judgement::inconclusive("configuration", format!("[sandbox] visible: {why}")));
+            }
         }
         let plan = sandbox::Plan {
             roots,
-            visible: session
-                .profile
-                .sandbox
-                .visible
-                .iter()
-                .chain(&session.context.visible)
-                .cloned()
-                .collect(),
-            hidden: session.context.hidden.clone(),
+            visible,
+            etc,
             scratch: scratch.to_owned(),
             helper: own_program(),
-            hosts: Some(hosts),
             host_name: Some(host_name),
             working_directory: folder,
             privileged: self.privileged,
             memory: self.bounds.memory,
         };
-        let arguments = plan
-            .arguments()
-            .map_err(|error| Judgement::inconclusive("live-path-unusable", error.to_string()))?;
+        let arguments = plan.arguments().map_err(unusable)?;
         for (outer, way) in plan.nested() {
             make_nested(outer, way).map_err(|error| {
                 let message = format!("the folder {} for a root within a root: {error}", way.display());
@@ -256,6 +271,10 @@ impl Launcher {
         }
         whole.extend(arguments);
         whole.push("--".into());
+        if let Some(map) = session.workspace.id_map() {
+            whole.extend(ENTER.map(OsString::from));
+            launch.namespace = Some(map.processes_path().into());
+        }
         whole.append(&mut launch.argv);
         Ok(Launch {
             argv: whole,
@@ -271,15 +290,27 @@ impl Launcher {
             return Vec::new();
         };
         let mut command = vec![setpriv.clone().into_os_string(), "--no-new-privs".into()];
-        if self.privileged && identity.uid != 0 {
-            command.push(format!("--reuid={}", identity.uid).into());
-            command.push(format!("--regid={}", identity.gid).into());
-            command.extend(["--clear-groups", "--inh-caps=-all", "--bounding-set=-all"].map(OsString::from));
+        if self.privileged {
+            command.push(format!("--reuid={}", identity.inside.uid).into());
+            command.push(format!("--regid={}", identity.inside.gid).into());
+            // In a sandbox, user 0 is that of the user namespace: it may read and change what the workspace shows, whoever owns
+            // it there, and nothing else.
+            let kept = if self.is_sandbox() && identity.inside.uid == 0 {
+                ",+chown,+dac_override,+fowner,+fsetid"
+            } else {
+                ""
+            };
+            command.extend(["--clear-groups", "--inh-caps=-all"].map(OsString::from));
+            command.push(format!("--bounding-set=-all{kept}").into());
         }
         command.push("--".into());
         command
     }
 }
+
+/// Enters the user namespace that is descriptor 5, as its user 0, and closes the descriptor.
+const ENTER: [&str; 7] =
+    ["nsenter", "--user=/proc/self/fd/5", "--", "/bin/sh", "-c", r#"exec "$@" 5<&-"#, "sh"];
 
 /// This program, which brings checks of its own; nothing when it was replaced while it runs.
 pub(super) fn own_program() -> Option<PathBuf> {
@@ -292,41 +323,46 @@ pub(super) fn own_program() -> Option<PathBuf> {
 const PROBES: usize = 5;
 
 /// Makes the smallest sandbox that has all that the steps will need, and says why it cannot be made.
-pub(super) fn probe(program: &Path, setpriv: Option<&Path>, privileged: bool) -> Result<(), String> {
-    let mut probed = probe_once(program, setpriv, privileged);
+pub(super) fn probe(
+    program: &Path,
+    setpriv: Option<&Path>,
+    privileged: bool,
+    map: Option<&IdMap>,
+) -> Result<(), String> {
+    let mut probed = probe_once(program, setpriv, privileged, map);
     for _ in 1..PROBES {
         if probed.is_ok() {
             break;
         }
-        probed = probe_once(program, setpriv, privileged);
+        probed = probe_once(program, setpriv, privileged, map);
     }
     probed
 }
 
-fn probe_once(program: &Path, setpriv: Option<&Path>, privileged: bool) -> Result<(), String> {
+fn probe_once(
+    program: &Path,
+    setpriv: Option<&Path>,
+    privileged: bool,
+    map: Option<&IdMap>,
+) -> Result<(), String> {
     let bwrap = process::find_program(program.as_os_str()).ok_or("bubblewrap (bwrap) is not installed")?;
     let setpriv = setpriv.ok_or("setpriv is not installed")?;
-    let mut command = Command::new(bwrap);
+    let mut command = Command::new("/bin/sh");
+    let namespace = map.map_or_else(|| "/dev/null".to_owned(), IdMap::processes_path);
+    command.args(["-c", r#"namespace=$1; shift; exec "$@" 5<"$namespace""#, "sh", &namespace]).arg(bwrap);
     command.args(["--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-ipc", "--die-with-parent"]);
-    if !privileged {
+    if privileged {
+        command.args(["--cap-drop", "ALL"]);
+    } else {
         command.arg("--unshare-user");
     }
-    command.args([
-        "--ro-bind",
-        "/",
-        "/",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--perms",
-        "1777",
-        "--tmpfs",
-        "/tmp",
-        "--",
-    ]);
+    command.args(["--ro-bind", "/", "/", "--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]);
+    command.args(["--perms", "1777", "--tmpfs", "/tmp", "--"]);
+    if map.is_some() {
+        command.args(ENTER);
+    }
     command.arg(setpriv).arg("--no-new-privs");
-    if privileged {
+    if map.is_some() {
         command.args([
             "--reuid=65534",
             "--regid=65534",
@@ -347,26 +383,6 @@ fn probe_once(program: &Path, setpriv: Option<&Path>, privileged: bool) -> Resul
     }
     let said = output.stderr.split(|byte| *byte == b'\n').next().unwrap_or_default();
     Err(format!("bubblewrap cannot make a sandbox here: {}", output::quote(said)))
-}
-
-/// The host's names lead to an address even without a network.
-fn write_hosts(path: &Path, host_name: &str, target: &TargetNames) -> io::Result<()> {
-    let mut names: Vec<&str> = Vec::new();
-    for name in target.fqdn.iter().chain(&target.host).map(String::as_str).chain([host_name]) {
-        let plain =
-            !name.is_empty() && !name.contains(|it: char| it.is_whitespace() || it.is_control() || it == '#');
-        if plain && !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    let address =
-        target.address.as_deref().filter(|it| it.parse::<std::net::IpAddr>().is_ok()).unwrap_or("127.0.1.1");
-    let mut file = fs::File::create(path)?;
-    write!(
-        file,
-        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {}\n",
-        names.join(" ")
-    )
 }
 
 /// Makes the folder, inside a root's workspace, on which another root is mounted. A link on the way is an

@@ -38,6 +38,7 @@
 
 mod cgroup;
 mod coverage;
+mod etc;
 mod judge;
 mod launch;
 mod limits;
@@ -71,7 +72,11 @@ pub use report::{
     Progress, StepEnd, StepReport,
 };
 
-use crate::{patch, workspace::Workspace};
+use crate::{
+    patch,
+    userns::{Account, IdMap},
+    workspace::Workspace,
+};
 use judge::{Judgement, judge};
 use launch::Launcher;
 use limits::Watch;
@@ -81,7 +86,7 @@ use passage::Passage;
 use process::End;
 
 /// Where a step's programs are looked for.
-const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const HOST_NAME_ERROR: &str = "host-name-error";
 
 /// Runs the check of `profile` in `workspace`.
@@ -116,6 +121,19 @@ pub fn run_check(
     report
 }
 
+/// Makes the smallest sandbox that a check would run in on this host, and says why it cannot be made.
+///
+/// # Errors
+/// The reason.
+pub(crate) fn probe_host(account: Option<Account>) -> Result<(), String> {
+    let is_root = rustix::process::geteuid().is_root();
+    let account = account.unwrap_or(Account::DEFAULT);
+    let map =
+        is_root.then(|| IdMap::create(account, account)).transpose().map_err(|error| error.to_string())?;
+    let setpriv = process::find_program(std::ffi::OsStr::new("setpriv"));
+    launch::probe(Path::new("bwrap"), setpriv.as_deref(), is_root, map.as_ref())
+}
+
 struct Session<'a> {
     profile: &'a Profile,
     workspace: &'a mut Workspace,
@@ -125,11 +143,13 @@ struct Session<'a> {
     used_before: u64,
 }
 
-/// A user and a group, by number.
+/// Who a step is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
-    uid: u32,
-    gid: u32,
+    /// As it sees itself.
+    inside: Account,
+    /// On this host.
+    outside: Account,
 }
 
 impl Session<'_> {
@@ -141,6 +161,9 @@ impl Session<'_> {
         self.lay_overlays(report)?;
         let candidates = self.candidates()?;
         let launcher = Launcher::find(self, report)?;
+        if !launcher.is_sandbox() && rustix::process::geteuid().is_root() {
+            self.workspace.expose(self.context.account).map_err(Judgement::workspace)?;
+        }
         self.used_before = limits::measure(&self.workspace.writable());
         let attempts = candidates.iter().map(Vec::len).max().unwrap_or(1);
         let mut tried = Vec::new();
@@ -308,9 +331,9 @@ impl Session<'_> {
         vars: BTreeMap<String, Value>,
         number: usize,
     ) -> Result<StepReport, Judgement> {
-        let identity = self.identity(check)?;
+        let identity = self.identity(check, launcher.is_sandbox())?;
         let scratch = self.workspace.scratch().join(format!("step-{number}"));
-        make_scratch(&scratch, identity)
+        make_scratch(&scratch, identity.outside)
             .map_err(|error| Judgement::workspace(format!("{}: {error}", scratch.display())))?;
         let scope = launcher.scope(self, vars, &scratch)?;
         let expand = |text: &str| scope.expand(text).map_err(|error| Judgement::configuration(&error));
@@ -341,8 +364,9 @@ impl Session<'_> {
         let mut watch = Watch::new(launcher.bounds, group, self.workspace.writable(), self.used_before);
         let limit = usize::try_from(check.output_limit).unwrap_or(usize::MAX);
         // Closed folders stop whoever runs outside of a sandbox as another user.
-        let way_in = if launch.sandbox_status.is_none() { Some(self.workspace.scratch()) } else { None };
-        let _passage = way_in.map(|folder| Passage::open(&folder, identity.uid)).transpose().map_err(|error| {
+        let needs_way = launch.sandbox_status.is_none() && !self.workspace.is_exposed();
+        let way_in = needs_way.then(|| self.workspace.scratch());
+        let _passage = way_in.map(|folder| Passage::open(&folder, identity.outside.uid)).transpose().map_err(|error| {
             let text = "without a sandbox, the step's user cannot be let into the workspace (the store's file system needs ACLs)";
             Judgement::workspace(format!("{text}: {error}"))
         })?;
@@ -374,36 +398,66 @@ impl Session<'_> {
             stdout: ran.stdout,
             stderr: ran.stderr,
             duration: ran.duration,
-            uid: identity.uid,
+            uid: identity.outside.uid,
         })
     }
 
-    /// Who a step runs as. Only root can become someone else.
-    fn identity(&self, check: &Check) -> Result<Identity, Judgement> {
-        let own =
-            Identity { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        if own.uid != 0 {
-            return Ok(own);
+    /// Where each root is in the workspace, and where a step in a sandbox sees it.
+    fn live_roots(&self) -> Result<Vec<sandbox::LiveRoot>, Judgement> {
+        let mut roots = Vec::new();
+        for root in self.workspace.roots() {
+            let workspace = self.workspace.root_path(&root.name).map_err(Judgement::workspace)?;
+            let (live, is_pinned) = match &self.context.live_paths {
+                None => (root.live_path.clone(), false),
+                Some(pinned) => match pinned.get(&root.name) {
+                    Some(live) => (live.clone(), true),
+                    None => {
+                        let message = format!(
+                            "live_paths in the target's configuration names no root '{}', which the source has at {}",
+                            root.name,
+                            root.live_path.display()
+                        );
+                        return Err(Judgement::inconclusive("live-path-unusable", message));
+                    }
+                },
+            };
+            roots.push(sandbox::LiveRoot { workspace, live, is_pinned });
         }
-        Ok(match self.context.run_as.unwrap_or(check.run_as) {
-            RunAs::Root => own,
-            RunAs::Uid(uid) => Identity { uid, gid: uid },
-            RunAs::Owner => {
-                let folder = self.workspace.root_folder(&self.first_root()).map_err(Judgement::workspace)?;
-                let stat = rustix::fs::fstat(&folder).map_err(Judgement::workspace)?;
-                Identity { uid: stat.st_uid, gid: stat.st_gid }
-            }
-        })
+        Ok(roots)
+    }
+
+    /// Who a step is. No number of the tree and none of the profile says who it is on this host: an agent that is root has
+    /// steps run as the configured user, and any other agent as itself. What a step sees itself as is decided in its user
+    /// namespace alone.
+    fn identity(&self, check: &Check, is_sandboxed: bool) -> Result<Identity, Judgement> {
+        let own =
+            Account { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        if own.uid != 0 {
+            return Ok(Identity { inside: own, outside: own });
+        }
+        let (true, Some(map)) = (is_sandboxed, self.workspace.id_map()) else {
+            return Ok(Identity { inside: self.context.account, outside: self.context.account });
+        };
+        let inside = match self.context.run_as.unwrap_or(check.run_as) {
+            RunAs::Root => Account { uid: 0, gid: 0 },
+            RunAs::Uid(number) => Account { uid: number, gid: number },
+            RunAs::Owner => map.inside(),
+        };
+        let outside = map.uid_outside(inside.uid).zip(map.gid_outside(inside.gid));
+        let (uid, gid) = outside.ok_or_else(|| {
+            let message = format!(
+                "the step '{}' cannot be shown the user {}: it is 2^31 or more",
+                check.name, inside.uid
+            );
+            Judgement::inconclusive("configuration", message)
+        })?;
+        Ok(Identity { inside, outside: Account { uid, gid } })
     }
 }
 
-fn make_scratch(path: &Path, identity: Identity) -> io::Result<()> {
+fn make_scratch(path: &Path, owner: Account) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o700).create(path)?;
-    if rustix::process::geteuid().is_root() {
-        chown(path, Some(identity.uid), Some(identity.gid))
-    } else {
-        Ok(())
-    }
+    if rustix::process::geteuid().is_root() { chown(path, Some(owner.uid), Some(owner.gid)) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ pub(super) struct Launch {
     pub(super) sandbox_status: Option<PathBuf>,
     /// The filter of system calls that bubblewrap loads.
     pub(super) filter: Option<PathBuf>,
+    /// The user namespace that the command in the sandbox enters, as descriptor 5.
+    pub(super) namespace: Option<PathBuf>,
     /// What its standard input is; nothing when it is not set.
     pub(super) stdin: Option<PathBuf>,
     /// User and group, where `argv` does not change them itself.
@@ -186,10 +188,11 @@ fn printed_too_much(captures: &[Arc<Mutex<Capture>>; 2], limits: &Watch) -> Opti
     (bytes.sum::<u64>() > limits.bounds.output).then_some(Limit::Output)
 }
 
-/// Enters the control group and opens what bubblewrap reports to and loads; everything else is passed through untouched.
-const WRAPPER: &str = r#"status=$1 filter=$2 first=$3 second=$4; shift 4
+/// Enters the control group and opens what bubblewrap reports to and loads, and the user namespace; everything else is passed
+/// through untouched.
+const WRAPPER: &str = r#"status=$1 filter=$2 namespace=$3 first=$4 second=$5; shift 5
 { echo 0 >"$first" && echo 0 >"$second"; } || exit 126
-exec "$@" 3>"$status" 4<"$filter""#;
+exec "$@" 3>"$status" 4<"$filter" 5<"$namespace""#;
 
 fn command(launch: &Launch, limits: &Watch) -> io::Result<Command> {
     let nowhere = || PathBuf::from("/dev/null");
@@ -198,6 +201,7 @@ fn command(launch: &Launch, limits: &Watch) -> io::Result<Command> {
         shell.args(["-c", WRAPPER, "sh"]);
         shell.arg(launch.sandbox_status.clone().unwrap_or_else(nowhere));
         shell.arg(launch.filter.clone().unwrap_or_else(nowhere));
+        shell.arg(launch.namespace.clone().unwrap_or_else(nowhere));
         shell.args(limits.group.as_ref().map_or_else(|| [nowhere(), nowhere()], Group::entrances));
         shell.args(&launch.argv);
         shell

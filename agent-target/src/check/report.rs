@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::Captured;
 use crate::{
     patch::PatchRecord,
+    userns::Account,
     workspace::{LaidFile, WorkspaceKind},
 };
 
@@ -26,9 +27,9 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolation {
     /// In a sandbox where this host can make one; the report says where it could not.
-    #[default]
     Auto,
     /// In a sandbox or not at all.
+    #[default]
     Require,
     /// Without one, on the workspace's own paths.
     None,
@@ -46,7 +47,11 @@ pub struct CheckContext {
     pub patch_values: BTreeMap<String, Vec<String>>,
     /// The operator's files, by the path of the profile's overlay.
     pub overlay_files: BTreeMap<String, PathBuf>,
-    /// Who the steps run as, instead of what the profile says.
+    /// Who the steps are on this host, where the agent is root.
+    pub account: Account,
+    /// Live paths that the target's configuration names, by the root's name; `None`: they are the source's.
+    pub live_paths: Option<BTreeMap<String, PathBuf>>,
+    /// Who the steps see themselves as, instead of what the profile says.
     pub run_as: Option<RunAs>,
     /// Whether they run in a sandbox.
     pub isolation: Isolation,
@@ -56,7 +61,7 @@ pub struct CheckContext {
     pub control_groups: bool,
     /// Paths of this host that the sandbox shows read-only beside the profile's.
     pub visible: Vec<PathBuf>,
-    /// Paths of this host that the sandbox covers: the store, keys, configuration.
+    /// Paths of this host that no sandbox may show: the store, keys, configuration.
     pub hidden: Vec<PathBuf>,
     /// Bubblewrap: a name or an absolute path.
     pub sandbox_program: PathBuf,
@@ -71,8 +76,10 @@ impl Default for CheckContext {
             vars: BTreeMap::new(),
             patch_values: BTreeMap::new(),
             overlay_files: BTreeMap::new(),
+            account: Account::DEFAULT,
+            live_paths: None,
             run_as: None,
-            isolation: Isolation::Auto,
+            isolation: Isolation::default(),
             limits: Limits::default(),
             control_groups: true,
             visible: Vec::new(),

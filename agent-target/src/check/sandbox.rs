@@ -1,9 +1,16 @@
 //! The world that a check step sees: built by bubblewrap out of namespaces of its own.
 //!
-//! The step sees `/usr`, `/bin`, `/sbin`, `/lib*` and `/etc` read-only, what the profile and the agent's
-//! configuration add, fresh `/proc`, `/dev`, `/tmp` and `/run`, and the roots of its workspace, writable,
-//! **at the absolute paths that they have on the live server**. It sees no network but its own `lo`, no
-//! process but its own, and never the store.
+//! The step sees `/usr`, `/bin`, `/sbin` and `/lib*` read-only, a list of `/etc` ([`super::etc`]), what the profile adds, a
+//! fresh and read-only `/proc`, fresh `/dev`, `/tmp` and `/run`, and the roots of its workspace, writable, **at the absolute
+//! paths that they have on the live server**. It sees no network but its own `lo`, no process but its own, no `/sys`, and
+//! never the store.
+//!
+//! # Live paths
+//!
+//! A source says where its roots are live, and may have been taken over. Its word is taken for a path that nothing of the
+//! check is at, above or below: not `/usr` (but for folders of `/usr/local` that this host does not have), not `/etc`, not
+//! what the profile shows, not what the sandbox makes. A path that the target's configuration names (`live_paths`) may also be
+//! below what is shown, where this host has nothing.
 //!
 //! The top of that world is an empty tmpfs, so every live path can be made. A live path below something that
 //! is shown read-only (`/usr/local/svn`) is made by showing the folders above it entry by entry instead of
@@ -12,13 +19,11 @@
 use std::{
     ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
 };
 
 /// What is shown of the host without being asked for.
-const BASES: [&str; 9] =
-    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/nix/store"];
+const BASES: [&str; 8] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
 /// Where programs and what they load are looked for, there or not: no root of a source can be here.
 const PROGRAMS: [&str; 22] = [
     "/bin",
@@ -44,8 +49,32 @@ const PROGRAMS: [&str; 22] = [
     "/usr/local/libexec",
     "/usr/local/share",
 ];
-/// What is covered of [`BASES`] in any case: a step that runs as root could read them.
-const SECRETS: [&str; 5] = ["/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/ssh"];
+/// Folders of `/usr/local` beside those of [`PROGRAMS`] that programs look into: no root that only the source names.
+const LOCAL: [&str; 4] = ["/usr/local/etc", "/usr/local/include", "/usr/local/games", "/usr/local/ssl"];
+/// What no profile shows, nor anything that holds it: a step could read keys, or reach this host.
+const SECRETS: [&str; 21] = [
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/ssh",
+    "/etc/ssl/private",
+    "/etc/pki/tls/private",
+    "/etc/letsencrypt",
+    "/etc/assay",
+    "/etc/sudoers",
+    "/etc/sudoers.d",
+    "/etc/krb5.keytab",
+    "/etc/machine-id",
+    "/root",
+    "/boot",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/run",
+    "/var/run",
+    "/var/lib/assay",
+];
 /// What the sandbox makes itself: no root can be there.
 const OWN: [&str; 5] = ["/proc", "/dev", "/sys", SCRATCH, HELPER];
 /// A folder with more entries than this is not shown entry by entry.
@@ -59,27 +88,36 @@ pub(super) const HELPER: &str = "/run/assay-helper";
 /// What a sandbox is made of. All paths are absolute.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    /// Where each root is in the workspace, and where the step sees it.
-    pub(super) roots: Vec<(PathBuf, PathBuf)>,
+    /// The roots of the workspace.
+    pub(super) roots: Vec<LiveRoot>,
     /// Shown read-only beside [`BASES`], where it exists.
     pub(super) visible: Vec<PathBuf>,
-    /// Covered by emptiness, for example the store and the agent's keys.
-    pub(super) hidden: Vec<PathBuf>,
+    /// Files that are made for the step, and where it sees them in `/etc`.
+    pub(super) etc: Vec<(PathBuf, PathBuf)>,
     /// Shown as [`SCRATCH`].
     pub(super) scratch: PathBuf,
     /// Shown as [`HELPER`].
     pub(super) helper: Option<PathBuf>,
-    /// Shown as `/etc/hosts`.
-    pub(super) hosts: Option<PathBuf>,
     /// The name of the host that the step believes to be on.
     pub(super) host_name: Option<String>,
     /// The folder in which the step starts.
     pub(super) working_directory: PathBuf,
-    /// True when this process is root: then the sandbox drops capabilities, otherwise it needs a user
-    /// namespace.
+    /// True when this process is root: then what starts the step in the sandbox enters a user namespace that is there,
+    /// otherwise bubblewrap makes one.
     pub(super) privileged: bool,
     /// Bytes that each file system in memory may hold at most.
     pub(super) memory: u64,
+}
+
+/// A root.
+#[derive(Clone, Debug)]
+pub(super) struct LiveRoot {
+    /// Where it is in the workspace.
+    pub(super) workspace: PathBuf,
+    /// Where it is on the live server, and where the step sees it.
+    pub(super) live: PathBuf,
+    /// The target's configuration names this path, and not the source alone.
+    pub(super) is_pinned: bool,
 }
 
 /// Why a sandbox cannot show what it should.
@@ -96,11 +134,11 @@ pub(super) enum PlanError {
 impl Plan {
     /// The arguments for `bwrap`, up to and without the command.
     pub(super) fn arguments(&self) -> Result<Vec<OsString>, PlanError> {
-        let mut roots: Vec<&(PathBuf, PathBuf)> = self.roots.iter().collect();
+        let mut roots: Vec<&LiveRoot> = self.roots.iter().collect();
         // Outer before inner, because a mount covers what is below it.
-        roots.sort_by_key(|(_, live)| live.components().count());
-        let live: Vec<&Path> = roots.iter().map(|(_, live)| live.as_path()).collect();
-        check_live_paths(&live)?;
+        roots.sort_by_key(|root| root.live.components().count());
+        let live: Vec<&Path> = roots.iter().map(|root| root.live.as_path()).collect();
+        check_live_paths(&roots, &self.visible)?;
 
         let mut list = Arguments::default();
         list.add([
@@ -115,21 +153,23 @@ impl Plan {
             list.add(["--hostname", name]);
         }
         if self.privileged {
-            // Enough to read and write any file of the workspace and to become its owner; not to mount, to
-            // trace or to make devices.
-            list.add(["--cap-drop", "ALL"]);
-            for capability in
-                ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"]
-            {
-                list.add(["--cap-add".into(), format!("CAP_{capability}")]);
-            }
+            // Enough to start in a folder of the workspace. Entering the user namespace takes none.
+            list.add(["--cap-drop", "ALL", "--cap-add", "CAP_DAC_READ_SEARCH"]);
         } else {
             list.add(["--unshare-user"]);
         }
         for base in BASES {
             list.show(Path::new(base), &live)?;
         }
-        list.add(["--proc", "/proc", "--dev", "/dev"]);
+        for path in super::etc::SHOWN {
+            list.show(Path::new(path), &live)?;
+        }
+        for (file, path) in &self.etc {
+            list.parents(path);
+            list.add(["--ro-bind"]).add([file, path]);
+        }
+        // Read-only as a whole: what stands in it is the kernel's, and mostly this host's.
+        list.add(["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]);
         list.add(["--perms", "0755", "--dir", "/var"]);
         for (mode, path) in [("1777", "/dev/shm"), ("1777", "/tmp"), ("0755", "/run"), ("1777", "/var/tmp")] {
             // The limit on memory is reached before such a file system is full.
@@ -143,18 +183,10 @@ impl Plan {
         if let Some(helper) = &self.helper {
             list.add(["--ro-bind"]).add([helper.as_os_str(), OsStr::new(HELPER)]);
         }
-        if let Some(hosts) = &self.hosts
-            && fs::symlink_metadata("/etc/hosts").is_ok_and(|stat| stat.is_file())
-        {
-            list.add(["--ro-bind"]).add([hosts.as_os_str(), OsStr::new("/etc/hosts")]);
-        }
-        for hidden in self.hidden.iter().map(PathBuf::as_path).chain(SECRETS.map(Path::new)) {
-            list.hide(hidden, self.visible.iter().map(PathBuf::as_path));
-        }
-        for (index, (workspace, live)) in roots.iter().enumerate() {
+        for (index, LiveRoot { workspace, live, .. }) in roots.iter().enumerate() {
             // The folder for a root within another root is one of the workspace, and exists there (see
             // `make_nested`).
-            if !roots[..index].iter().any(|(_, outer)| live.starts_with(outer)) {
+            if !roots[..index].iter().any(|outer| live.starts_with(&outer.live)) {
                 list.parents(live);
                 list.add(["--perms", "0755", "--dir"]).add([live]);
             }
@@ -168,44 +200,82 @@ impl Plan {
     /// workspace, and the way from it to the second.
     pub(super) fn nested(&self) -> impl Iterator<Item = (&Path, &Path)> {
         let outer = |inner: &PathBuf| {
-            let holds = |(_, live): &&(PathBuf, PathBuf)| inner != live && inner.starts_with(live);
+            let holds = |root: &&LiveRoot| *inner != root.live && inner.starts_with(&root.live);
             // The innermost of those that hold it, because that is the one that is seen there.
-            let found = self.roots.iter().filter(holds).max_by_key(|(_, live)| live.components().count())?;
-            Some((found.0.as_path(), found.1.clone()))
+            self.roots.iter().filter(holds).max_by_key(|root| root.live.components().count())
         };
-        self.roots.iter().filter_map(move |(_, inner)| {
-            let (workspace, live) = outer(inner)?;
-            Some((workspace, inner.strip_prefix(live).ok()?))
+        self.roots.iter().filter_map(move |inner| {
+            let found = outer(&inner.live)?;
+            Some((found.workspace.as_path(), inner.live.strip_prefix(&found.live).ok()?))
         })
     }
 }
 
-fn check_live_paths(live: &[&Path]) -> Result<(), PlanError> {
-    for (index, path) in live.iter().enumerate() {
-        let refused = |why| Err(PlanError::LivePath { path: path.to_path_buf(), why });
+/// Why a profile may not show a path of this host to a check, if so: it holds, or is in, what no check may see. `hidden` are the
+/// store, the keys and the configuration.
+pub(crate) fn reaches(path: &Path, hidden: &[PathBuf]) -> Option<String> {
+    let secrets = SECRETS.map(PathBuf::from);
+    let both = |path: &Path| [Some(path.to_owned()), fs::canonicalize(path).ok()].into_iter().flatten();
+    for shown in both(path) {
+        if shown.parent().is_none() {
+            return Some(format!("{} is the whole file system of this host", path.display()));
+        }
+        for secret in hidden.iter().chain(&secrets) {
+            if both(secret).any(|secret| shown.starts_with(&secret) || secret.starts_with(&shown)) {
+                let (path, secret) = (path.display(), secret.display());
+                return Some(format!("{path} would show {secret}, which no check may see"));
+            }
+        }
+    }
+    None
+}
+
+fn check_live_paths(roots: &[&LiveRoot], visible: &[PathBuf]) -> Result<(), PlanError> {
+    let real = visible.iter().filter_map(|path| fs::canonicalize(path).ok());
+    let shown: Vec<PathBuf> = visible.iter().cloned().chain(real).collect();
+    for (index, LiveRoot { live: path, is_pinned, .. }) in roots.iter().enumerate() {
+        let refused = |why| Err(PlanError::LivePath { path: path.clone(), why });
         let normal = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
         if !path.is_absolute() || !path.components().all(normal) {
-            return refused("an absolute path without '..' was expected");
+            return refused("it must be an absolute path without '..'");
         }
         if path.parent().is_none() {
             return refused("the whole file system cannot be a root");
         }
+        let holds_or_is_below = |other: &Path| path.starts_with(other) || other.starts_with(path);
         if BASES.iter().any(|base| Path::new(base).starts_with(path)) {
             return refused("the check's programs are there");
         }
         if PROGRAMS.iter().any(|programs| path.starts_with(programs)) {
             return refused("programs are looked for there, and the source's would take their place");
         }
-        if BASES.iter().any(|base| path.starts_with(base)) && fs::symlink_metadata(path).is_ok() {
+        if shown.iter().any(|shown| shown.starts_with(path)) {
+            return refused(
+                "the profile shows this host's files there, and the source's would take their place",
+            );
+        }
+        if OWN.iter().any(|own| holds_or_is_below(Path::new(own))) {
+            return refused("the sandbox itself uses it");
+        }
+        if ["/tmp", "/var", "/var/tmp", "/etc"].iter().any(|own| *path == Path::new(own)) {
+            return refused("the sandbox itself uses it");
+        }
+        let is_below = |others: &[&str]| others.iter().any(|other| path.starts_with(other));
+        let is_in_what_is_shown =
+            is_below(&BASES) || is_below(&["/etc"]) || shown.iter().any(|it| path.starts_with(it));
+        if is_in_what_is_shown && fs::symlink_metadata(path).is_ok() {
             return refused("this host has something there, and the source's would take its place");
         }
-        if OWN.iter().any(|own| path.starts_with(own) || Path::new(own).starts_with(path)) {
-            return refused("the sandbox itself uses it");
+        let is_local = path.starts_with("/usr/local")
+            && !is_below(&LOCAL)
+            && !shown.iter().any(|it| path.starts_with(it));
+        if is_in_what_is_shown && !is_local && !is_pinned {
+            return refused(
+                "the check reads this host's files there, and only the source says that the root is live there: \
+                 name it in live_paths of the target's configuration",
+            );
         }
-        if ["/tmp", "/var", "/var/tmp"].iter().any(|own| *path == Path::new(own)) {
-            return refused("the sandbox itself uses it");
-        }
-        if live[..index].contains(path) {
+        if roots[..index].iter().any(|other| other.live == *path) {
             return refused("two roots have it");
         }
     }
@@ -272,24 +342,6 @@ impl Arguments {
         }
         Ok(())
     }
-
-    /// Covers what is shown at `path` by something empty. A key is renewed by renaming another over it, and that takes the
-    /// cover off: where nobody but its owner may enter the folder around it, the folder is covered.
-    fn hide<'a>(&mut self, path: &Path, visible: impl Iterator<Item = &'a Path>) {
-        let Ok(mut real) = fs::canonicalize(path) else { return };
-        let shown = BASES.iter().map(Path::new).chain(visible).any(|base| real.starts_with(base));
-        if real.is_file()
-            && let Some(folder) = real.parent()
-            && fs::metadata(folder).is_ok_and(|stat| stat.mode() & 0o077 == 0)
-        {
-            real = folder.to_owned();
-        }
-        match fs::metadata(&real) {
-            Ok(stat) if shown && stat.is_dir() => self.add(["--perms", "0755", "--tmpfs"]).add([real]),
-            Ok(_) if shown => self.add(["--ro-bind", "/dev/null"]).add([real]),
-            _ => self,
-        };
-    }
 }
 
 #[cfg(test)]
@@ -297,8 +349,18 @@ mod tests {
     use super::*;
 
     fn plan(live: &[&str]) -> Result<Vec<String>, PlanError> {
-        let roots = live.iter().map(|live| (PathBuf::from("/ws"), PathBuf::from(live))).collect();
-        let plan = Plan { roots, scratch: "/s".into(), working_directory: "/".into(), ..Default::default() };
+        plan_with(live, false, &[])
+    }
+
+    fn plan_with(live: &[&str], is_pinned: bool, visible: &[&Path]) -> Result<Vec<String>, PlanError> {
+        let root = |live: &&str| LiveRoot { workspace: "/ws".into(), live: live.into(), is_pinned };
+        let plan = Plan {
+            roots: live.iter().map(root).collect(),
+            visible: visible.iter().map(PathBuf::from).collect(),
+            scratch: "/s".into(),
+            working_directory: "/".into(),
+            ..Default::default()
+        };
         Ok(plan.arguments()?.into_iter().map(|it| it.into_string().expect("UTF-8")).collect())
     }
 
@@ -329,9 +391,82 @@ mod tests {
         ] {
             assert!(matches!(plan(&[path]), Err(PlanError::LivePath { .. })), "{path}");
         }
-        assert!(plan(&["/usr/local/nowhere", "/etc/nowhere"]).is_ok());
+        assert!(plan(&["/usr/local/nowhere"]).is_ok());
         assert!(plan(&["/opt/x", "/opt/x"]).is_err());
         assert!(plan(&["/opt/accurev", "/tmp/a/b", "/srv/x y", "/home/u", "/var/lib/x"]).is_ok());
+    }
+
+    /// A source that was taken over names its roots itself: none of them is at, above or below what the check runs or reads.
+    #[test]
+    fn a_source_names_no_root_over_what_the_check_reads() {
+        let host = tempfile::tempdir().expect("temp");
+        fs::create_dir_all(host.path().join("tools/bin")).expect("mkdir");
+        std::os::unix::fs::symlink(host.path().join("tools"), host.path().join("current")).expect("symlink");
+        let (tools, current) = (host.path().join("tools"), host.path().join("current"));
+        let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+        for visible in [&tools, &current] {
+            for path in [
+                &text(visible),
+                &text(&tools),
+                &text(&tools.join("bin")),
+                &text(host.path()),
+                &text(&tools.join("lib")),
+            ] {
+                let refused = plan_with(&["/opt/main", path], false, &[visible]);
+                assert!(
+                    matches!(refused, Err(PlanError::LivePath { .. })),
+                    "{path} over {}",
+                    visible.display()
+                );
+            }
+            // The operator may put a root below what the profile shows, where this host has nothing.
+            assert!(plan_with(&["/opt/main", &text(&tools.join("lib"))], true, &[visible]).is_ok());
+            assert!(plan_with(&["/opt/main", &text(&tools.join("bin"))], true, &[visible]).is_err());
+            assert!(plan_with(&["/opt/main", &text(host.path())], true, &[visible]).is_err());
+        }
+        for path in [
+            "/etc/nowhere",
+            "/etc/subversion",
+            "/etc/ld.so.conf.d/x",
+            "/usr/local/etc",
+            "/usr/nowhere",
+            "/usr/local/ssl/x",
+        ] {
+            assert!(plan(&[path]).is_err(), "{path}");
+        }
+        assert!(plan_with(&["/etc/assay-nowhere"], true, &[]).is_ok());
+        assert!(plan_with(&["/usr/bin"], true, &[]).is_err() && plan_with(&["/etc/ssl"], true, &[]).is_err());
+    }
+
+    /// A profile shows neither keys nor the store nor this host's kernel, under no name and not as a part of more.
+    #[test]
+    fn what_no_check_may_see_is_refused_by_name() {
+        let host = tempfile::tempdir().expect("temp");
+        fs::create_dir_all(host.path().join("keys")).expect("mkdir");
+        fs::create_dir_all(host.path().join("tools")).expect("mkdir");
+        fs::write(host.path().join("keys/agent.key"), "secret").expect("write");
+        std::os::unix::fs::symlink(host.path().join("keys"), host.path().join("link")).expect("symlink");
+        let hidden = [host.path().join("keys/agent.key"), host.path().join("store")];
+        for name in ["", "keys", "link", "keys/agent.key", "store", "store/repo"] {
+            assert!(reaches(&host.path().join(name), &hidden).is_some(), "{name}");
+        }
+        for path in [
+            "/",
+            "/etc",
+            "/etc/ssl",
+            "/etc/ssh",
+            "/etc/assay/ca",
+            "/proc",
+            "/proc/sys",
+            "/sys",
+            "/dev",
+            "/run/postgresql",
+            "/root",
+        ] {
+            assert!(reaches(Path::new(path), &[]).is_some(), "{path}");
+        }
+        assert_eq!(reaches(&host.path().join("tools"), &hidden), None);
+        assert_eq!(reaches(Path::new("/opt/pgsql"), &hidden), None);
     }
 
     #[test]

@@ -34,9 +34,13 @@ const EAFNOSUPPORT: u32 = 97;
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
+const SECOND_ARGUMENT: u32 = 24;
 
 /// Every flag of clone(2) that makes a namespace.
 const CLONE_NAMESPACES: u32 = 0x7e02_0000;
+/// The one kind of namespace that setns(2) may enter: the start of a step enters its user namespace after the filter is
+/// loaded. The step itself can make no other, and is refused its own.
+const CLONE_NEWUSER: u32 = 0x1000_0000;
 /// x32 calls have this bit.
 const X32: u32 = 0x4000_0000;
 /// AF_UNIX, AF_INET, AF_INET6, and AF_NETLINK, by which the C library finds the host's addresses.
@@ -51,6 +55,8 @@ struct Table {
     /// The C library falls back to clone, whose flags can be read.
     clone3: u32,
     socket: u32,
+    /// Refused but for user namespaces; `None`: it is among those that are refused.
+    setns: Option<u32>,
     refused: &'static [u32],
 }
 
@@ -70,7 +76,7 @@ const NATIVE: &[u32] = numbers![
     SYS_io_uring_register SYS_io_uring_setup SYS_kcmp SYS_kexec_load SYS_keyctl SYS_lookup_dcookie SYS_mount
     SYS_mount_setattr SYS_move_mount SYS_open_by_handle_at SYS_open_tree SYS_perf_event_open SYS_pivot_root
     SYS_process_vm_readv SYS_process_vm_writev SYS_ptrace SYS_quotactl SYS_reboot SYS_request_key SYS_setdomainname
-    SYS_sethostname SYS_setns SYS_settimeofday SYS_swapoff SYS_swapon SYS_syslog SYS_umount2 SYS_unshare
+    SYS_sethostname SYS_settimeofday SYS_swapoff SYS_swapon SYS_syslog SYS_umount2 SYS_unshare
     SYS_userfaultfd SYS_vhangup
 ];
 
@@ -91,10 +97,19 @@ const TABLES: &[Table] = &[
         clone: libc::SYS_clone as u32,
         clone3: libc::SYS_clone3 as u32,
         socket: libc::SYS_socket as u32,
+        setns: Some(libc::SYS_setns as u32),
         refused: NATIVE,
     },
     // A socket that is made by socketcall(2) cannot be told by its family: its arguments are in memory.
-    Table { architecture: 0x4000_0003, has_x32: false, clone: 120, clone3: 435, socket: 359, refused: I386 },
+    Table {
+        architecture: 0x4000_0003,
+        has_x32: false,
+        clone: 120,
+        clone3: 435,
+        socket: 359,
+        setns: None,
+        refused: I386,
+    },
 ];
 #[cfg(target_arch = "aarch64")]
 const TABLES: &[Table] = &[Table {
@@ -103,6 +118,7 @@ const TABLES: &[Table] = &[Table {
     clone: libc::SYS_clone as u32,
     clone3: libc::SYS_clone3 as u32,
     socket: libc::SYS_socket as u32,
+    setns: Some(libc::SYS_setns as u32),
     refused: NATIVE,
 }];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -156,6 +172,15 @@ fn block(table: &Table, further: &[u32]) -> Vec<Instruction> {
         answer(REFUSE | EPERM),
         answer(ALLOW),
     ]);
+    if let Some(setns) = table.setns {
+        block.extend([
+            jump(JUMP_EQUAL, setns, 0, 4),
+            load(SECOND_ARGUMENT),
+            jump(JUMP_EQUAL, CLONE_NEWUSER, 0, 1),
+            answer(ALLOW),
+            answer(REFUSE | EPERM),
+        ]);
+    }
     block.extend([jump(JUMP_EQUAL, table.socket, 0, 2 * FAMILIES.len() as u8 + 2), load(FIRST_ARGUMENT)]);
     for family in FAMILIES {
         block.extend([jump(JUMP_EQUAL, family, 0, 1), answer(ALLOW)]);
@@ -192,7 +217,7 @@ mod tests {
                     accumulator = match it.value {
                         NUMBER => number,
                         ARCHITECTURE => architecture,
-                        FIRST_ARGUMENT => first,
+                        FIRST_ARGUMENT | SECOND_ARGUMENT => first,
                         other => panic!("offset {other}"),
                     };
                     continue;
@@ -223,6 +248,11 @@ mod tests {
         assert_eq!(decide(X86_64, libc::SYS_clone as u32, libc::CLONE_NEWUSER as u32), refused);
         assert_eq!(decide(X86_64, libc::SYS_clone as u32, libc::CLONE_VM as u32), ALLOW);
         assert_eq!(decide(X86_64, libc::SYS_clone3 as u32, 0), REFUSE | ENOSYS);
+        for kind in [0, libc::CLONE_NEWNS as u32, libc::CLONE_NEWNET as u32, u32::MAX] {
+            assert_eq!(decide(X86_64, libc::SYS_setns as u32, kind), refused, "{kind:x}");
+        }
+        assert_eq!(decide(X86_64, libc::SYS_setns as u32, CLONE_NEWUSER), ALLOW);
+        assert_eq!(decide(I386, 346, CLONE_NEWUSER), refused);
         for family in 0..50 {
             let expected = if FAMILIES.contains(&family) { ALLOW } else { REFUSE | EAFNOSUPPORT };
             assert_eq!(decide(X86_64, libc::SYS_socket as u32, family), expected, "{family}");

@@ -1,7 +1,7 @@
 //! Small shell scripts stand in for checkers. They lie in the generation, as a copied server's programs do.
 
 use super::*;
-use crate::workspace::{Preference, RootView, WorkspaceOptions};
+use crate::workspace::{Oddities, Preference, RootView, WorkspaceOptions};
 use assay_common::profile::{Depth, TargetNames};
 use std::{
     ffi::OsStr,
@@ -77,14 +77,20 @@ impl Bed {
         self.run_profile(&profile)
     }
 
-    fn run_profile(&self, profile: &Profile) -> CheckReport {
-        let mut workspace = Workspace::create(&WorkspaceOptions {
+    fn options(&self) -> WorkspaceOptions {
+        WorkspaceOptions {
             generation_tree: self.tree(),
             roots: self.roots.clone(),
             directory: self.temp.path().join("workspaces"),
             preference: Preference::Auto,
-        })
-        .expect("workspace");
+            account: self.context.account,
+            oddities: Oddities::default(),
+            special_files: false,
+        }
+    }
+
+    fn run_profile(&self, profile: &Profile) -> CheckReport {
+        let mut workspace = Workspace::create(&self.options()).expect("workspace");
         let report = run_check(profile, &mut workspace, &self.context, &mut |_| {});
         workspace.remove().expect("removed");
         report
@@ -110,7 +116,7 @@ fn is_root() -> bool {
 /// False, with a note, where this machine cannot make sandboxes.
 fn can_isolate() -> bool {
     let setpriv = process::find_program(OsStr::new("setpriv"));
-    let able = launch::probe(Path::new("bwrap"), setpriv.as_deref(), is_root());
+    let able = launch::probe(Path::new("bwrap"), setpriv.as_deref(), is_root(), None);
     if let Err(why) = &able {
         eprintln!("{why}: what needs a sandbox is not tested");
     }
@@ -218,13 +224,7 @@ fn a_check_without_end_is_killed_with_all_that_it_started() {
 fn a_cancelled_check_is_killed() {
     let bed = Bed::new("sleep infinity");
     let profile = Profile::parse(Path::new("x.toml"), &bed.profile).expect("valid");
-    let mut workspace = Workspace::create(&WorkspaceOptions {
-        generation_tree: bed.tree(),
-        roots: bed.roots.clone(),
-        directory: bed.temp.path().join("workspaces"),
-        preference: Preference::Auto,
-    })
-    .expect("workspace");
+    let mut workspace = Workspace::create(&bed.options()).expect("workspace");
     let cancel = bed.context.cancel.clone();
     let report = run_check(&profile, &mut workspace, &bed.context, &mut |progress| {
         if matches!(progress, Progress::StepStarted { .. }) {
@@ -261,30 +261,39 @@ fn a_flood_of_output_is_read_whole_and_kept_in_part() {
     assert_eq!(captured.digest, blake3::hash(&whole).to_hex().as_str());
 }
 
-/// A check that the profile runs as root reads no key of this host: neither the agent's, in a folder that is shown, nor the
-/// system's. The agent's may be renewed meanwhile, which takes a cover off that lies on the file itself.
+/// A check that sees itself as root reads no key of this host: of `/etc` it sees a list, and a profile that would show a key
+/// is refused.
 #[test]
 fn a_check_that_runs_as_root_reads_no_key() {
     if !is_root() || !can_isolate() {
         return;
     }
-    for mode in [0o700, 0o755] {
-        let host = tempfile::tempdir().expect("temp");
-        fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let keys = host.path().join("keys");
-        fs::create_dir(&keys).expect("mkdir");
-        fs::set_permissions(&keys, fs::Permissions::from_mode(mode)).expect("chmod");
-        fs::write(keys.join("agent.key"), "agent's secret").expect("write");
-        fs::write(host.path().join("tool"), "shown").expect("write");
-        let script = format!(
-            "id -u; cat '{0}/tool'; echo; cat '{0}/keys/agent.key' /etc/shadow; ls -A /etc/ssh; echo end",
-            host.path().display()
-        );
-        let mut bed = Bed::new(&script).keys("run_as = 'root'").isolation(Isolation::Require);
-        bed.context.visible = vec![host.path().to_owned()];
-        bed.context.hidden = vec![keys.join("agent.key"), host.path().join("is not there")];
-        let report = bed.run();
-        assert_eq!(output(&report), "0\nshown\nend\n", "{mode:o}: {report:#?}");
+    let host = tempfile::tempdir().expect("temp");
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    for folder in ["keys", "tools"] {
+        fs::create_dir(host.path().join(folder)).expect("mkdir");
+    }
+    fs::write(host.path().join("keys/agent.key"), "agent's secret").expect("write");
+    fs::write(host.path().join("tools/tool"), "shown").expect("write");
+    let script = format!(
+        "id -u; cat '{0}/tools/tool'; echo; cat '{0}/keys/agent.key' /etc/shadow /etc/assay/ca/ca.key; ls -A /etc/ssh\n\
+         cat /etc/ssl/private/*; find /etc -name '*.key'; find /etc -maxdepth 1 -mindepth 1 | sort",
+        host.path().display()
+    );
+    let mut bed = Bed::new(&script).keys("run_as = 'root'").isolation(Isolation::Require);
+    bed.context.visible = vec![host.path().join("tools")];
+    bed.context.hidden = vec![host.path().join("keys/agent.key"), host.path().join("is not there")];
+    let report = bed.run();
+    let said = output(&report);
+    assert!(said.starts_with("0\nshown\n/etc/"), "{report:#?}");
+    let made = ["/etc/hosts", "/etc/passwd", "/etc/group", "/etc/ssl", "/etc/pki", "/etc/default"];
+    for name in said.lines().skip(2) {
+        assert!(etc::SHOWN.contains(&name) || made.contains(&name), "{name}: {said}");
+    }
+    for shown in [host.path().to_owned(), host.path().join("keys"), "/etc".into(), "/etc/ssl/private".into()]
+    {
+        bed.context.visible = vec![shown];
+        assert_ends(&bed.run(), Outcome::Inconclusive, "configuration");
     }
 }
 
@@ -309,7 +318,10 @@ fn the_sandbox_shows_live_paths_and_nothing_of_the_store() {
             bed.temp.path().display()
         );
         bed.write("bin/check", &script, 0o755);
-        bed.context.hidden = vec!["/etc/ssl".into()];
+        if live.starts_with("/etc/") {
+            assert_ends(&bed.run(), Outcome::Inconclusive, "live-path-unusable");
+            bed.context.live_paths = Some(BTreeMap::from([("main".into(), live.into())]));
+        }
         let report = bed.run();
         assert_ends(&report, Outcome::Pass, "check-passed");
         let said = output(&report);
@@ -336,32 +348,67 @@ fn the_check_believes_to_be_on_this_host_and_finds_its_names() {
     assert!(said.lines().nth(1).is_some_and(|line| line.starts_with("192.0.2.7")), "{said}");
 }
 
+/// A step sees itself as the owner of what it checks, and on this host it is the configured user, whatever the tree says.
 #[test]
-fn the_check_runs_as_the_owner_of_the_root_folder() {
-    if !is_root() {
+fn the_check_sees_itself_as_the_owner_and_is_nobody_here() {
+    if !is_root() || !can_isolate() {
         return;
     }
-    // No other user may enter a temporary folder, so without a sandbox the programs there could not be
-    // started.
-    if can_isolate() {
-        let bed = Bed::new(
-            "id -u; id -g; id -G; grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; touch \"$TMPDIR/x\" && echo $TMPDIR",
-        );
-        chown(bed.tree(), Some(1234), Some(4321)).expect("chown");
-        let report = bed.run();
-        assert_ends(&report, Outcome::Pass, "check-passed");
-        let said = output(&report);
-        assert!(said.starts_with("1234\n4321\n4321\n"), "{said}");
-        assert!(said.contains("CapEff:\t0000000000000000\n") && said.contains("NoNewPrivs:\t1\n"), "{said}");
-        assert!(
-            said.ends_with(sandbox::SCRATCH.to_owned().as_str())
-                || said.trim_end().ends_with(sandbox::SCRATCH)
-        );
-        assert!(report.isolation.contains(&"user:1234".into()) && report.steps[0].uid == 1234);
+    let number = unique_number();
+    let script = "id -u; id -g; id -G; grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status; touch \"$1/new\" \"$TMPDIR/x\"\n\
+         stat -c %u:%g \"$1\" \"$1/new\"; cat \"$1/foreign\" || echo refused; echo $TMPDIR; sleep ";
+    let script = format!("{script}{number}");
+    for (owner, foreign, caps) in [
+        (0, "secret", "000000000000001b"),
+        (1234, "refused", "0000000000000000"),
+        (65_530, "refused", "0000000000000000"),
+        (33, "refused", "0000000000000000"),
+    ] {
+        let bed = Bed::new(&script).keys("timeout = '20s'");
+        bed.write("foreign", "secret\n", 0o600);
+        chown(bed.tree().join("foreign"), Some(77), Some(77)).expect("chown");
+        chown(bed.tree(), Some(owner), Some(owner)).expect("chown");
+        // Looked at from outside, while it runs.
+        let cancel = bed.context.cancel.clone();
+        let ids = std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                let ids = wait_for_ids(&number);
+                cancel.cancel();
+                ids
+            });
+            let report = bed.run();
+            assert_ends(&report, Outcome::Inconclusive, "check-cancelled");
+            let expected = format!(
+                "{owner}\n{owner}\n{owner}\nCapEff:\t{caps}\nCapBnd:\t{caps}\nNoNewPrivs:\t1\n{owner}:{owner}\n{owner}:{owner}\n{foreign}\n{}\n",
+                sandbox::SCRATCH
+            );
+            assert_eq!(output(&report), expected, "{report:#?}");
+            assert!(report.isolation.contains(&"user:65530".into()) && report.steps[0].uid == 65_530);
+            assert!(report.isolation.contains(&"user-namespace".into()));
+            looking.join().expect("looked")
+        });
+        assert_eq!(ids, ["65530 65530 65530 65530", "65530 65530 65530 65530", ""], "{owner}");
     }
-    let report = Bed::new("id -u; grep ^CapEff /proc/self/status").run();
-    assert!(report.not_isolated.contains(&"user: the step 'check' runs as root".into()), "{report:#?}");
-    assert!(output(&report).starts_with("0\n"));
+}
+
+/// The numbers that the kernel has outside for the `sleep` of a check with this argument: users, groups, further groups.
+fn wait_for_ids(argument: &str) -> [String; 3] {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while std::time::Instant::now() < patience {
+        for entry in fs::read_dir("/proc").expect("list").flatten() {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            if line == format!("sleep\0{argument}\0").as_bytes() && status.contains("\nSeccomp:\t2\n") {
+                let field = |name: &str| {
+                    let found = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+                    found.split_whitespace().collect::<Vec<_>>().join(" ")
+                };
+                return [field("Uid:"), field("Gid:"), field("Groups:")];
+            }
+        }
+        std::thread::yield_now();
+    }
+    panic!("no process 'sleep {argument}' was seen");
 }
 
 #[test]

@@ -1,9 +1,6 @@
 //! `doctor` at the target.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::path::Path;
 
 use assay_common::{
     cli::doctor::{Report, find_program},
@@ -59,27 +56,8 @@ pub(super) fn examine(config: &Config, path: &Path) -> Report {
 fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
     let is_wanted = |policy| config.repositories.iter().any(|repository| repository.isolation == policy);
     if is_wanted(IsolationPolicy::Auto) || is_wanted(IsolationPolicy::Require) {
-        let mut bwrap = Command::new("bwrap");
-        bwrap.args([
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-uts",
-            "--unshare-ipc",
-            "--ro-bind",
-            "/",
-            "/",
-        ]);
-        if !is_root {
-            bwrap.arg("--unshare-user");
-        }
-        let tried = bwrap.args(["--proc", "/proc", "true"]).stdin(Stdio::null()).output();
-        let fault = match tried {
-            Ok(output) if output.status.success() => None,
-            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            Err(error) => Some(format!("bwrap: {error}")),
-        };
-        let remedy =
-            "install bubblewrap, and let this host make namespaces; isolation = \"none\" does without";
+        let fault = crate::check::probe_host(config.repositories.first().map(|it| it.account)).err();
+        let remedy = "install bubblewrap and util-linux, and let this host make namespaces, of users too; isolation = \"none\" does without";
         match fault {
             None => report.ok("isolation", "bubblewrap makes its namespaces"),
             Some(fault) if is_wanted(IsolationPolicy::Require) => report.bad("isolation", fault, remedy),

@@ -1,4 +1,5 @@
 use super::*;
+use assay_common::manifest::{Entry, EntryKind, ExtendedAttribute};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 fn path(text: &str) -> TreePath {
@@ -29,6 +30,9 @@ fn options(temp: &Path, preference: Preference) -> WorkspaceOptions {
         roots: vec![root("one"), root("two")],
         directory: temp.join("workspaces"),
         preference,
+        account: Account::DEFAULT,
+        oddities: Oddities::default(),
+        special_files: false,
     }
 }
 
@@ -62,6 +66,18 @@ fn image(tree: &Path) -> Vec<String> {
     lines
 }
 
+/// The same, of a tree whose first root has the owner that a check is.
+fn seen(tree: &Path) -> Vec<String> {
+    let mut lines = image(tree);
+    if rustix::process::geteuid().is_root() {
+        let stat = fs::metadata(tree).expect("stat");
+        let Account { uid, gid } = Account::DEFAULT;
+        *lines.iter_mut().find(|line| line.starts_with(". ")).expect("the top") =
+            format!(". {:o} {uid} {gid}", stat.mode());
+    }
+    lines
+}
+
 fn can_mount() -> bool {
     let temp = temp();
     let able = Workspace::create(&options(temp.path(), Preference::Overlay)).is_ok();
@@ -89,7 +105,7 @@ fn the_generation_stays_as_it_was() {
         };
         assert_eq!(
             without_times(&image(&workspace.path())),
-            without_times(&sealed),
+            without_times(&seen(&options.generation_tree)),
             "the top folder's metadata"
         );
         let root = workspace.root_path("one").expect("root");
@@ -146,10 +162,12 @@ fn a_workspace_that_is_dropped_leaves_nothing() {
 fn an_overlay_file_belongs_to_the_roots_owner_and_only_to_it() {
     let temp = temp();
     let options = options(temp.path(), Preference::Auto);
-    if rustix::process::geteuid().is_root() {
+    let mut owner =
+        Account { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    if owner.uid == 0 {
         std::os::unix::fs::chown(options.generation_tree.join("one"), Some(1234), Some(4321)).expect("chown");
+        owner = Account::DEFAULT;
     }
-    let owner = fs::metadata(options.generation_tree.join("one")).expect("stat");
     let mut workspace = Workspace::create(&options).expect("workspace");
     let source = temp.path().join("licence");
     fs::write(&source, "licence").expect("write");
@@ -157,7 +175,7 @@ fn an_overlay_file_belongs_to_the_roots_owner_and_only_to_it() {
     assert_eq!(laid.digest, blake3::hash(b"licence").to_hex().as_str());
     assert_eq!(workspace.digest_of("one", &path("bin/keys.txt")).expect("there"), Some(laid));
     let stat = fs::metadata(workspace.path().join("one/bin/keys.txt")).expect("stat");
-    assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (owner.uid(), owner.gid(), 0o600));
+    assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (owner.uid, owner.gid, 0o600));
     assert!(workspace.lay_file("one", &path("none/keys.txt"), &source).is_err(), "its folder must be there");
     assert!(workspace.lay_file("one", &path("bin"), &source).is_err(), "a folder is not replaced");
     assert!(workspace.lay_file("three", &path("keys.txt"), &source).is_err());
@@ -180,4 +198,145 @@ fn a_link_is_no_root_and_no_way_to_one() {
 fn escapes_of_the_mount_table_are_undone() {
     assert_eq!(unescape(b"/a\\040b\\134c"), Path::new("/a b\\c"));
     assert_eq!(unescape(b"/a\\"), Path::new("/a\\"));
+}
+
+/// No other user enters the folder of workspaces, also where an earlier version left it open, and what is in a workspace is
+/// on a mount on which no program changes its user and no device works.
+#[test]
+fn workspaces_are_closed_and_tame() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    let mode = |path: &Path| fs::metadata(path).expect("stat").mode() & 0o7777;
+    fs::create_dir(&options.directory).expect("mkdir");
+    fs::set_permissions(&options.directory, fs::Permissions::from_mode(0o711)).expect("chmod");
+    sweep(&options.directory).expect("swept");
+    assert_eq!(mode(&options.directory), 0o700);
+    for preference in [Preference::Auto, Preference::Copy] {
+        fs::set_permissions(&options.directory, fs::Permissions::from_mode(0o711)).expect("chmod");
+        let workspace =
+            Workspace::create(&WorkspaceOptions { preference, ..options.clone() }).expect("workspace");
+        assert_eq!(mode(&options.directory), 0o700);
+        assert_eq!(mode(&workspace.directory), 0o700);
+        if rustix::process::geteuid().is_root() {
+            for folder in workspace.writable().into_iter().chain([workspace.path()]) {
+                let flags = rustix::fs::statvfs(&folder).expect("statvfs").f_flag;
+                let wanted = rustix::fs::StatVfsMountFlags::NOSUID | rustix::fs::StatVfsMountFlags::NODEV;
+                assert!(flags.contains(wanted), "{}: {flags:?}", folder.display());
+            }
+        }
+        workspace.remove().expect("removed");
+    }
+}
+
+/// What a copy has of set-id bits, devices, FIFOs and sockets is not in a workspace, whichever kind it is.
+#[test]
+fn special_files_and_set_id_bits_stay_out() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    let tree = options.generation_tree.join("one");
+    let mut oddities = Oddities::default();
+    let mut make = |name: &str, kind: FileType, entry: EntryKind, device: (u32, u32)| {
+        let number = rustix::fs::makedev(device.0, device.1);
+        rustix::fs::mknodat(rustix::fs::CWD, tree.join(name), kind, Mode::from_raw_mode(0o666), number)
+            .expect("mknod");
+        let (device_major, device_minor) = device;
+        let entry = Entry { kind: entry.into(), device_major, device_minor, ..Default::default() };
+        oddities.add(&path(&format!("one/{name}")), &entry);
+    };
+    make("fifo", FileType::Fifo, EntryKind::Fifo, (0, 0));
+    make("socket", FileType::Socket, EntryKind::Socket, (0, 0));
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        make("null", FileType::CharacterDevice, EntryKind::CharDevice, (1, 3));
+    }
+    fs::hard_link(tree.join("fifo"), tree.join("fifo-2")).expect("link");
+    let link =
+        Entry { kind: EntryKind::Hardlink.into(), link_target: b"one/fifo".to_vec(), ..Default::default() };
+    oddities.add(&path("one/fifo-2"), &link);
+    fs::write(tree.join("shell"), "x").expect("write");
+    fs::set_permissions(tree.join("shell"), fs::Permissions::from_mode(0o6755)).expect("chmod");
+    let sealed = image(&options.generation_tree);
+    for preference in [Preference::Auto, Preference::Copy] {
+        for special_files in [false, true] {
+            let options =
+                WorkspaceOptions { preference, oddities: oddities.clone(), special_files, ..options.clone() };
+            let workspace = Workspace::create(&options).expect("workspace");
+            let root = workspace.root_path("one").expect("root");
+            for name in ["fifo", "fifo-2", "socket"] {
+                assert_eq!(
+                    root.join(name).symlink_metadata().is_ok(),
+                    special_files,
+                    "{preference:?} {name}"
+                );
+            }
+            let null_is_there = root.join("null").exists();
+            assert!(!null_is_there || special_files && workspace.kind() == WorkspaceKind::Overlay);
+            assert!(root.join("bin/file").exists());
+            if workspace.kind() == WorkspaceKind::Copy {
+                assert_eq!(fs::metadata(root.join("shell")).expect("stat").mode() & 0o7777, 0o755);
+            }
+            workspace.remove().expect("removed");
+        }
+    }
+    assert_eq!(image(&options.generation_tree), sealed);
+}
+
+/// What an overlay would take for its own words is seen as it is: the tree is copied instead.
+#[test]
+fn no_overlay_is_laid_over_its_own_words() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    if !can_mount() {
+        return;
+    }
+    let whiteout = Entry { kind: EntryKind::CharDevice.into(), ..Default::default() };
+    let attribute = |name: &str| Entry {
+        kind: EntryKind::Directory.into(),
+        xattrs: vec![ExtendedAttribute { name: name.as_bytes().to_vec(), value: b"y".to_vec() }],
+        ..Default::default()
+    };
+    for entry in [whiteout, attribute("trusted.overlay.opaque"), attribute("user.overlay.whiteout")] {
+        let mut oddities = Oddities::default();
+        oddities.add(&path("one/x"), &entry);
+        let options = WorkspaceOptions { oddities, ..options.clone() };
+        let workspace = Workspace::create(&options).expect("workspace");
+        assert_ne!(workspace.kind(), WorkspaceKind::Overlay, "{entry:?}");
+        drop(workspace);
+        let overlay = WorkspaceOptions { preference: Preference::Overlay, ..options };
+        let error = Workspace::create(&overlay).expect_err("refused").to_string();
+        assert!(error.contains("one/x"), "{error}");
+    }
+    let mut harmless = Oddities::default();
+    harmless.add(&path("one/x"), &attribute("user.mime_type"));
+    let workspace =
+        Workspace::create(&WorkspaceOptions { oddities: harmless, ..options }).expect("workspace");
+    assert_eq!(workspace.kind(), WorkspaceKind::Overlay);
+}
+
+/// Whoever owns the root on the disk, the check is its owner in the workspace; others' files are nobody's here.
+#[test]
+fn owners_are_seen_as_the_check_and_as_nobody() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for preference in [Preference::Auto, Preference::Copy] {
+        let temp = temp();
+        let options = options(temp.path(), preference);
+        let tree = options.generation_tree.join("one");
+        let own =
+            |path: &Path, uid, gid| std::os::unix::fs::chown(path, Some(uid), Some(gid)).expect("chown");
+        own(&tree, 101, 103);
+        own(&tree.join("bin"), 0, 0);
+        own(&tree.join("long"), 65_530, 7);
+        let workspace = Workspace::create(&options).expect("workspace");
+        let root = workspace.root_path("one").expect("root");
+        let owner = |name: &str| {
+            let stat = fs::symlink_metadata(root.join(name)).expect("stat");
+            (stat.uid(), stat.gid())
+        };
+        let others = 1_u32 << 31;
+        assert_eq!(owner(""), (65_530, 65_530), "{preference:?}");
+        assert_eq!(owner("bin"), (others, others), "{preference:?}");
+        assert_eq!(owner("long"), (others + 65_530, others + 7), "{preference:?}");
+    }
 }

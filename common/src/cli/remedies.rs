@@ -159,7 +159,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ("licence-missing", "Give the target a licence for its host: overlay in the target's configuration."),
     (
         "isolation-unavailable",
-        "Install bubblewrap and run the target agent as root, or allow isolation = \"auto\" for this repository.",
+        "Install bubblewrap and util-linux on the target, and let its agent make user namespaces. assay-target doctor says what is missing.",
     ),
     (
         "isolation-failed",
@@ -167,7 +167,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     (
         "live-path-unusable",
-        "A root's live path cannot be shown in the sandbox. Choose another path for that root.",
+        "The check uses this path itself. Name the root's live path in live_paths of the target's configuration, or move the root.",
     ),
     (
         "workspace-failed",

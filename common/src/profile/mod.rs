@@ -347,6 +347,10 @@ pub struct Sandbox {
     /// Further absolute paths, shown read-only where they exist, for example `/opt/pgsql`.
     #[serde(default)]
     pub visible: Vec<PathBuf>,
+    /// FIFOs and sockets of the copy are there while it is checked. A checker that opens one waits for ever, so they are left out
+    /// unless the engine needs them. Devices never are there.
+    #[serde(default)]
+    pub special_files: bool,
 }
 
 /// `[[check]]`: one step of the engine's own check, run in the workspace.

@@ -335,7 +335,7 @@ fn nothing_that_the_copy_names_is_run() {
     run(git(&tree).args(["config", "include.path", "/nowhere/included"]));
     fs::remove_dir(pair.root(0)).expect("remove");
     fs::rename(tree.join(".git"), pair.root(0)).expect("rename");
-    for isolation in ["auto", "none"] {
+    for isolation in ["require", "none"] {
         if isolation == "none" {
             pair.restart_with("target", "profile = \"git\"\n", "profile = \"git\"\nisolation = \"none\"\n");
         }

@@ -383,13 +383,13 @@ fn the_copy_reaches_nothing_outside() {
     cluster.query("CREATE DATABASE app");
     cluster.query("ALTER DATABASE app SET session_preload_libraries = 'no_such_library'");
     cluster.query("ALTER DATABASE app SET default_transaction_read_only = on");
-    for isolation in ["auto", "none"] {
+    for isolation in ["require", "none"] {
         let before = "profile = \"postgresql\"\n";
         let isolation_line = format!("{before}isolation = \"{isolation}\"\n");
-        if isolation == "auto" {
+        if isolation == "require" {
             pair.restart_with("target", before, &isolation_line);
         } else {
-            pair.restart_with("target", "isolation = \"auto\"", "isolation = \"none\"");
+            pair.restart_with("target", "isolation = \"require\"", "isolation = \"none\"");
         }
         let run = pair.run(0);
         assert_eq!(run["outcome"], "OUTCOME_PASS", "{isolation}: {run}");

@@ -193,6 +193,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-source/src/cli/detect.rs", "a folder that the operator names"),
     ("agent-target/src/cli/doctor.rs", "folders that the configuration names"),
     ("agent-target/src/check/cgroup.rs", "the kernel's files"),
+    ("agent-target/src/check/etc.rs", "this host's accounts, and files of the workspace's scratch folder"),
+    ("agent-target/src/config/account.rs", "this host's accounts"),
+    ("agent-target/src/userns.rs", "the kernel's files"),
+    ("agent-target/src/workspace/oddities.rs", "the store's own names"),
     ("agent-target/src/check/limits.rs", "the kernel's files"),
     ("agent-target/src/check/seccomp.rs", "the kernel's files"),
 ];

@@ -154,13 +154,7 @@ fn a_control_group_ends_with_its_step() {
 #[test]
 fn what_a_killed_agent_left_is_swept() {
     let bed = Bed::new("exit 0");
-    let mut workspace = Workspace::create(&WorkspaceOptions {
-        generation_tree: bed.tree(),
-        roots: bed.roots.clone(),
-        directory: bed.temp.path().join("workspaces"),
-        preference: Preference::Auto,
-    })
-    .expect("workspace");
+    let mut workspace = Workspace::create(&bed.options()).expect("workspace");
     let number = unique_number();
     let start = |folder: &Path| {
         let mut straggler = Command::new("sleep");
@@ -242,6 +236,45 @@ fn a_checker_that_writes_outside_its_workspace_changes_nothing() {
             assert!(!Path::new(folder).join(&name).exists(), "{folder}");
         }
         assert!(!std::env::temp_dir().join(&name).exists());
+    }
+}
+
+/// Nothing in `/proc` and `/sys` opens for writing, as whoever the tree names: where a file opens, its own value is written
+/// back, and the test looks whether that worked.
+#[test]
+fn a_checker_writes_nothing_of_the_kernels() {
+    if !can_isolate() {
+        return;
+    }
+    const WALK: &str = r#"find /proc /sys -xdev -type f 2>/dev/null | perl -e '
+        use Fcntl;
+        my ($files, @open, @wrote) = (0);
+        while (my $path = <STDIN>) {
+            chomp $path; $files++;
+            sysopen(my $file, $path, O_WRONLY | O_NONBLOCK) or next;
+            push @open, $path;
+            next if $path =~ /sysrq|clear_refs|drop_caches|reclaim/;
+            sysopen(my $own, $path, O_RDONLY | O_NONBLOCK) or next;
+            my $bytes = sysread($own, my $value, 4096);
+            push @wrote, $path if $bytes && defined syswrite($file, $value);
+        }
+        print "files ", ($files > 1000 ? "many" : $files), "\nopen @open\nwrote @wrote\n";
+    '; for folder in / /proc /proc/sys /sys; do mkdir $folder/new 2>/dev/null && echo made $folder; done; echo walked"#;
+    for run_as in ["'owner'", "'root'", "1", "33", "101", "65534"] {
+        for owner in if is_root() { &[0, 33, 1000, 65_534][..] } else { &[0][..] } {
+            let bed = Bed::new(&WALK.replace("\\n", "\n"))
+                .keys(&format!("run_as = {run_as}\nmust_match = ['^walked$']"));
+            if is_root() {
+                chown(bed.tree(), Some(*owner), Some(*owner)).expect("chown");
+            }
+            let report = bed.run();
+            assert_ends(&report, Outcome::Pass, "check-passed");
+            assert_eq!(
+                output(&report),
+                "files many\nopen \nwrote \nwalked\n",
+                "{run_as} {owner}: {report:#?}"
+            );
+        }
     }
 }
 
