@@ -82,6 +82,8 @@ pub struct Repository {
     pub full_read_every: u32,
     /// How old the newest PASS may become before somebody is told; `None`: nobody is.
     pub max_age: Option<Duration>,
+    /// How old a reading of an unchanged file may be for a verdict to claim anything of the live repository; `None`: any age.
+    pub max_reading_age: Option<Duration>,
 }
 
 /// When runs start by themselves.
@@ -258,6 +260,9 @@ struct RepositorySection {
     /// How old the newest PASS may become before somebody is told. Default: twice the longest time between two slots of the
     /// schedule; none without a schedule.
     max_age: Option<Span>,
+    /// How old a reading of a file that has not changed may be for a verdict to claim anything of the live repository. Default:
+    /// any age, which the verdict names.
+    max_reading_age: Option<Span>,
 }
 
 /// `[[repository.root]]`: a folder that is copied.
@@ -426,6 +431,9 @@ fn repository(
     if section.max_age.is_some_and(|span| span.0.is_zero()) {
         faults.push(format!("repository {name}: max_age: more than no time was expected"));
     }
+    if section.max_reading_age.is_some_and(|span| span.0.is_zero()) {
+        faults.push(format!("repository {name}: max_reading_age: must be longer than no time"));
+    }
     let max_age = section
         .max_age
         .map(|span| span.0)
@@ -444,6 +452,7 @@ fn repository(
         header,
         exclude: section.exclude.clone(),
         max_age,
+        max_reading_age: section.max_reading_age.map(|span| span.0),
         schedule,
         max_drop_percent,
         full_read_every: section.full_read_every,

@@ -12,7 +12,6 @@ use assay_common::{
     service_manager,
     tls::renewal,
     traces::Tracer,
-    verdict::Outcome,
     watch::{Ended, Watch, look_after},
 };
 use assay_proto::v1::Run;
@@ -42,7 +41,7 @@ pub fn learn(context: &Context) -> Result<Watch, StateError> {
         if last.is_none() {
             last = Some(ended.clone());
         }
-        if ended.outcome == Outcome::Pass {
+        if ended.is_proof() {
             last_pass = Some(ended);
             break;
         }
@@ -57,10 +56,7 @@ pub fn ended(watch: &Watch, run: &Run) {
     let Some(ended) = Ended::of_run(run) else {
         return;
     };
-    let proven = match ended.outcome {
-        Outcome::Pass => Some(ended.clone()),
-        _ => watch.standing().last_pass,
-    };
+    let proven = if ended.is_proof() { Some(ended.clone()) } else { watch.standing().last_pass };
     watch.ended(ended, proven);
 }
 

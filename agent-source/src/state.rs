@@ -27,6 +27,7 @@ use assay_common::{
     format::{self, FormatError},
     id::RunId,
     json,
+    ledger::EntryId,
 };
 use assay_proto::v1::Run;
 use serde::{Deserialize, Serialize};
@@ -126,7 +127,7 @@ impl RepositoryState {
     /// When a folder cannot be made.
     pub fn open(state: &Path, repository: &str) -> Result<Self, StateError> {
         let path = state.join(repository);
-        for folder in ["runs", "verdicts"] {
+        for folder in ["runs", "verdicts", "receipts"] {
             let folder = path.join(folder);
             closed::create_folder(&folder).at("create", &folder)?;
         }
@@ -142,8 +143,9 @@ impl RepositoryState {
     /// # Errors
     /// When a folder cannot be read, or a file not be removed.
     pub fn remove_unfinished(&self) -> Result<(), StateError> {
-        for folder in [self.path.clone(), self.path.join("runs"), self.path.join("verdicts")] {
-            remove_temporary(&folder)?;
+        remove_temporary(&self.path)?;
+        for folder in ["runs", "verdicts", "receipts"] {
+            remove_temporary(&self.path.join(folder))?;
         }
         Ok(())
     }
@@ -233,6 +235,38 @@ impl RepositoryState {
         let path = self.verdicts().join(format!("{id}.json"));
         write_durable(&path, envelope.as_bytes(), 0o600)?;
         Ok(path)
+    }
+
+    fn receipt_path(&self, verdict_id: &str) -> PathBuf {
+        self.path.join("receipts").join(format!("{verdict_id}.json"))
+    }
+
+    /// Keeps a receipt until the target has it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_receipt(&self, verdict_id: &str, receipt: &str) -> Result<(), StateError> {
+        Ok(write_durable(&self.receipt_path(verdict_id), receipt.as_bytes(), 0o600)?)
+    }
+
+    /// The receipts that the target does not have yet, by the ids of their verdicts, oldest first, at most `count` of them.
+    pub fn unsent_receipts(&self, count: usize) -> Vec<(String, String)> {
+        let entries = fs::read_dir(self.path.join("receipts")).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let ids = names.filter_map(|name| EntryId::parse(name.strip_suffix(".json")?));
+        let mut ids: Vec<_> = ids.collect();
+        ids.sort_unstable();
+        let ids = ids.into_iter().take(count).map(|id| id.to_string());
+        ids.filter_map(|id| {
+            let text = fs::read_to_string(self.receipt_path(&id)).ok()?;
+            Some((id, text))
+        })
+        .collect()
+    }
+
+    /// The target has the receipt for this verdict, or will never take it.
+    pub fn forget_receipt(&self, verdict_id: &str) {
+        drop(fs::remove_file(self.receipt_path(verdict_id)));
     }
 
     /// The roots of the last sealed run.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use assay_common::{
-    config::{self, ConfigError, Size, Span},
+    config::{self, ConfigError, Size, Span, SpanOrNever},
     id::is_plain_name,
     metrics::MetricsSection,
     notify::{NotifySection, Way},
@@ -105,6 +105,8 @@ pub struct Repository {
     pub recheck_on_fail: bool,
     /// How old the newest negative control may become; `None`: it is made when an operator asks for it.
     pub control_every: Option<Duration>,
+    /// How old a reading of the live repository may be for a verdict to claim anything of it; `None`: as the source says.
+    pub max_reading_age: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
     /// Names in certificates of the role "restore" that may take generations back.
@@ -260,8 +262,12 @@ struct RepositorySection {
     /// Before FAIL is said, the check is also run on the newest verified generation. Default: true.
     #[serde(default = "yes")]
     recheck_on_fail: bool,
-    /// How old the newest negative control may become. Default: one is made when an operator asks for it.
-    control_every: Option<Span>,
+    /// How old the newest negative control may become, or `"never"`: then one is made when an operator asks for it, and until one
+    /// has passed no PASS counts. Default: 7 days; the first control follows the first PASS.
+    control_every: Option<SpanOrNever>,
+    /// How old a reading of a file that has not changed may be for a verdict to claim anything of the live repository. Default:
+    /// as the source's configuration says.
+    max_reading_age: Option<Span>,
     /// How old the newest verdict on a generation may become before it is checked again. Default: when an operator asks for it.
     reverify_after: Option<Span>,
     /// Names in certificates of the role "restore" that may take generations back. Default: nobody.
@@ -280,6 +286,16 @@ struct RepositorySection {
     copy_ahead: Option<Size>,
     /// What is kept. Default: all of it, for ever.
     retention: Option<RetentionSection>,
+}
+
+/// How old the newest negative control may become where the configuration does not say.
+const CONTROL_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn every(said: SpanOrNever) -> Option<Span> {
+    match said {
+        SpanOrNever::Every(span) => Some(span),
+        SpanOrNever::Never => None,
+    }
 }
 
 fn yes() -> bool {
@@ -415,8 +431,9 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             faults.push(format!("repository.name: {:?} stands twice", section.name));
         }
         for (key, span) in [
-            ("control_every", section.control_every),
+            ("control_every", section.control_every.and_then(every)),
             ("reverify_after", section.reverify_after),
+            ("max_reading_age", section.max_reading_age),
             ("max_age", section.max_age),
             ("scrub_every", section.scrub_every),
         ] {
@@ -476,7 +493,11 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             isolation: section.isolation,
             limits: section.limits,
             recheck_on_fail: section.recheck_on_fail,
-            control_every: section.control_every.map(|span| span.0),
+            control_every: match section.control_every {
+                None => Some(CONTROL_EVERY),
+                Some(said) => every(said).map(|span| span.0),
+            },
+            max_reading_age: section.max_reading_age.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
             restore: section.restore,
             max_age: section.max_age.map(|span| span.0),

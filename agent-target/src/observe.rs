@@ -11,6 +11,7 @@ use assay_common::{
     service_manager,
     tls::renewal,
     traces::Tracer,
+    verdict::coverage::sentence,
     watch::{Ended, Watch, look_after},
 };
 use jiff::Timestamp;
@@ -34,7 +35,12 @@ pub fn learn(repository: &Repository) -> Watch {
 /// The newest PASS that holds: that of the generation that is called verified.
 fn proven(repository: &Repository) -> Option<Ended> {
     let (id, verdict) = repository.last_conclusive(repository.store.verified()?)?;
-    Some(Ended::of_verdict(&id, &verdict))
+    // A control that came after the verdict counts.
+    let trust = repository.trust_in(&verdict);
+    let claims = verdict.claims_under(trust);
+    let (sentence, claims) =
+        (sentence(verdict.outcome, &claims), Some(claims.to_proto(verdict.outcome, trust)));
+    Some(Ended { sentence, claims, ..Ended::of_verdict(&id, &verdict) })
 }
 
 /// A verdict has been recorded.
@@ -42,6 +48,11 @@ pub fn ended(repository: &Repository, id: &str, ended: Option<Ended>) {
     if let Some(ended) = ended {
         repository.watch.ended(Ended { verdict_id: id.to_owned(), ..ended }, proven(repository));
     }
+}
+
+/// A negative control has ended: which PASS counts may have changed.
+pub fn proved(repository: &Repository) {
+    repository.watch.proved(proven(repository));
 }
 
 /// What stays the same for as long as the agent runs.

@@ -14,14 +14,17 @@
 //! what goes, and what anybody holds ([`Repository::holds`]) stays.
 //!
 //! What is done by the clock ([`crate::trust::schedule`]) begins only while nothing of this is under way, and OpenRun and every
-//! check end it.
+//! check end it. A negative control that has lost its turn to runs several times begins all the same, and OpenRun does not end it.
 //!
 //! All of it is decided under one lock, which is never held across a wait.
 
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use assay_common::{
@@ -33,7 +36,7 @@ use assay_common::{
     limits::MAX_MANIFEST_STREAMS,
     signing::{SigningKey, VerifyingKey},
     verdict::{
-        self, HexDigest, NegativeControl, Outcome, Verdict, VerdictError, sign_control, sign_verdict,
+        self, HexDigest, NegativeControl, Outcome, Trust, Verdict, VerdictError, sign_control, sign_verdict,
         unverified_verdict, verify_control,
     },
     watch::{Ended, Watch},
@@ -94,6 +97,15 @@ pub struct CheckState {
     pub done: Option<Result<(String, String), String>>,
 }
 
+/// What is known of a run since it was opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opened {
+    /// When, by this host's clock.
+    pub time: jiff::Timestamp,
+    /// The number that its source chose; `None` from a source that knows no coverage.
+    pub nonce: Option<HexDigest>,
+}
+
 /// What is being done now.
 pub enum Stage {
     /// Content arrives.
@@ -106,8 +118,8 @@ pub enum Stage {
         receiver: Arc<Receiver>,
         /// Ends the stream that is attached, when another takes its place. `None`: no stream is attached.
         attached: Option<CancellationToken>,
-        /// When the run was opened.
-        opened: jiff::Timestamp,
+        /// When the run was opened, and with what.
+        opened: Opened,
     },
     /// Names arrive, or the generation is being sealed.
     Sealing,
@@ -157,15 +169,31 @@ pub struct Repository {
     rot: Mutex<Rot>,
     ledger: Ledger,
     standings: Mutex<BTreeMap<GenerationNumber, Standing>>,
+    /// What the newest negative control of each checker says.
+    trust: Mutex<TrustTable>,
     signing_key: Arc<SigningKey>,
     active: Mutex<Option<Active>>,
     /// Slots for manifests that are being sent.
     pub manifest_streams: Arc<Semaphore>,
     /// Runs that have a verdict.
     ended_runs: Mutex<HashSet<RunId>>,
-    /// Ends what is done by the clock.
-    background: Mutex<Option<CancellationToken>>,
+    /// What is done by the clock.
+    background: Mutex<Option<Background>>,
+    /// Turns in a row that a negative control lost to runs.
+    lost_turns: AtomicU32,
 }
+
+/// What is done by the clock now.
+struct Background {
+    /// Ends it.
+    token: CancellationToken,
+    /// It has lost so many turns to runs that it goes on beside them.
+    insists: bool,
+}
+
+/// Turns that a negative control loses to runs before it goes on beside them: with a run every minute it would never come to its
+/// end otherwise.
+const LOST_TURNS: u32 = 3;
 
 /// What the ledger says of a generation. It is read once, when the repository is opened; nobody else writes to the ledger.
 #[derive(Debug, Clone)]
@@ -173,7 +201,16 @@ struct Standing {
     /// Its newest verdict.
     last: String,
     /// The newest that is PASS or FAIL.
-    conclusive: Option<(String, Outcome)>,
+    conclusive: Option<Conclusive>,
+}
+
+/// A verdict that is PASS or FAIL.
+#[derive(Debug, Clone)]
+struct Conclusive {
+    id: String,
+    outcome: Outcome,
+    /// Whose word it is.
+    checker: Option<Checker>,
 }
 
 impl Repository {
@@ -222,11 +259,13 @@ impl Repository {
             rot: Mutex::new(rot),
             ledger,
             standings: Mutex::default(),
+            trust: Mutex::default(),
             signing_key,
             active: Mutex::new(None),
             manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
             ended_runs: Mutex::default(),
             background: Mutex::new(None),
+            lost_turns: AtomicU32::new(0),
         };
         repository.learn_standings();
         repository.settle_verified()?;
@@ -251,13 +290,38 @@ impl Repository {
 
     /// Something that is done by the clock may begin, unless anything is under way. It ends when the token is cancelled.
     pub fn begin_background(&self) -> Option<CancellationToken> {
+        self.begin(false)
+    }
+
+    /// The same for a negative control. One that has lost its turn to runs again and again begins beside them and goes on.
+    pub fn begin_control(&self) -> Option<CancellationToken> {
+        let begun = self.begin(self.lost_turns.load(Ordering::Relaxed) >= LOST_TURNS);
+        if begun.is_none() {
+            self.control_lost_its_turn();
+        }
+        begun
+    }
+
+    /// A negative control could not begin, or was ended by a run.
+    pub fn control_lost_its_turn(&self) {
+        self.lost_turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A negative control has come to its end.
+    pub fn control_had_its_turn(&self) {
+        self.lost_turns.store(0, Ordering::Relaxed);
+    }
+
+    fn begin(&self, insists: bool) -> Option<CancellationToken> {
         // In this order everywhere: a run that is opened meanwhile finds the token.
         let active = self.active();
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
-        if active.is_some() || background.is_some() {
+        if (active.is_some() && !insists) || background.is_some() {
             return None;
         }
-        Some(background.insert(CancellationToken::new()).clone())
+        let token = CancellationToken::new();
+        *background = Some(Background { token: token.clone(), insists });
+        Some(token)
     }
 
     /// What was done by the clock has ended.
@@ -266,12 +330,22 @@ impl Repository {
         *self.background.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Ends what is done by the clock, because a run or an operator wants something. It shares nothing with it but the
-    /// machine, so nobody waits for its end.
+    /// Ends what is done by the clock, because an operator wants something. It shares nothing with it but the machine, so
+    /// nobody waits for its end.
     pub fn give_way(&self) {
+        self.end_background_unless(|_| false);
+    }
+
+    /// The same because a run is opened; a negative control that insists goes on.
+    pub fn give_way_to_run(&self) {
+        self.end_background_unless(|background| background.insists);
+    }
+
+    fn end_background_unless(&self, stays: impl Fn(&Background) -> bool) {
         self.copies.stop();
-        if let Some(background) = self.background.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            background.cancel();
+        let background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(background) = background.as_ref().filter(|background| !stays(background)) {
+            background.token.cancel();
         }
     }
 
@@ -306,10 +380,15 @@ impl Repository {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn trust(&self) -> MutexGuard<'_, TrustTable> {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn learn_standings(&self) {
         let mut standings: BTreeMap<GenerationNumber, Standing> = BTreeMap::new();
         let mut ended_runs = self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, verdict) in self.verdicts() {
+            self.trust().learn(&verdict);
             ended_runs.insert(verdict.run_id.clone());
             if let Some(generation) = verdict.generation {
                 // Newest first: what came before does not count any more.
@@ -317,17 +396,46 @@ impl Repository {
                     .entry(generation)
                     .or_insert_with(|| Standing { last: id.clone(), conclusive: None });
                 if standing.conclusive.is_none() && is_conclusive(verdict.outcome) {
-                    standing.conclusive = Some((id, verdict.outcome));
+                    let checker = Checker::of(&verdict);
+                    standing.conclusive = Some(Conclusive { id, outcome: verdict.outcome, checker });
                 }
             }
         }
         *self.standings() = standings;
+        self.learn_control();
+    }
+
+    /// The control that is kept counts for the checker that the configuration names now.
+    fn learn_control(&self) {
+        if let Some(control) = self.control() {
+            self.trust().add(Checker::Digest(self.checker().0), &control);
+            if let Some(profile) = control.profile {
+                self.trust().add(Checker::Profile(profile.0), &control);
+            }
+        }
+    }
+
+    /// What the newest negative control of the checker that gave this verdict says; `None` when there was none.
+    pub fn trust_in(&self, verdict: &Verdict) -> Option<Trust> {
+        self.trust().of(Checker::of(verdict).as_ref())
+    }
+
+    /// True for a generation whose last conclusive verdict is a PASS that counts: its checker has found damage in its newest
+    /// negative control.
+    pub fn is_proven(&self, generation: GenerationNumber) -> bool {
+        let conclusive = self.standings().get(&generation).and_then(|standing| standing.conclusive.clone());
+        conclusive.is_some_and(|conclusive| {
+            conclusive.outcome == Outcome::Pass
+                && self.trust().of(conclusive.checker.as_ref()) == Some(Trust::Trusted)
+        })
     }
 
     /// As if the ledger said so.
     #[cfg(test)]
     pub(crate) fn set_standing(&self, generation: GenerationNumber, outcome: Outcome) {
-        let (last, conclusive) = ("000000001".to_owned(), Some(("000000001".to_owned(), outcome)));
+        let (last, checker) = ("000000001".to_owned(), Checker::Digest(self.checker().0));
+        self.trust().set(checker.clone(), Trust::Trusted);
+        let conclusive = Some(Conclusive { id: last.clone(), outcome, checker: Some(checker) });
         self.standings().insert(generation, Standing { last, conclusive });
         self.settle_verified().expect("the link");
     }
@@ -345,14 +453,14 @@ impl Repository {
 
     /// The newest verdict on a generation that is PASS or FAIL.
     pub fn last_conclusive(&self, generation: GenerationNumber) -> Option<(String, Verdict)> {
-        let (id, _) = self.standings().get(&generation)?.conclusive.clone()?;
+        let Conclusive { id, .. } = self.standings().get(&generation)?.conclusive.clone()?;
         let verdict = self.verdict(&id)?;
         Some((id, verdict))
     }
 
     /// The outcome of the newest verdict on a generation that is PASS or FAIL.
     pub fn standing(&self, generation: GenerationNumber) -> Option<Outcome> {
-        self.standings().get(&generation)?.conclusive.as_ref().map(|(_, outcome)| *outcome)
+        self.standings().get(&generation)?.conclusive.as_ref().map(|conclusive| conclusive.outcome)
     }
 
     /// The newest generation that is there, stands before `generation`, whose last conclusive verdict is PASS, and in which no
@@ -360,11 +468,25 @@ impl Repository {
     pub fn last_pass_before(&self, generation: GenerationNumber) -> Option<GenerationNumber> {
         let standings = self.standings();
         let mut passed = standings.range(..generation).rev().filter(|(number, standing)| {
-            matches!(standing.conclusive, Some((_, Outcome::Pass)))
+            matches!(standing.conclusive, Some(Conclusive { outcome: Outcome::Pass, .. }))
                 && self.store.generation_path(**number).is_dir()
                 && !self.rot().has(**number)
         });
         passed.next().map(|(number, _)| *number)
+    }
+
+    /// The newest generation that passed, whether its PASS counts or not: what a negative control damages a copy of.
+    pub fn newest_pass(&self) -> Option<GenerationNumber> {
+        self.last_pass_before(GenerationNumber(u64::MAX))
+    }
+
+    /// The newest generation whose PASS counts and that is there and sound.
+    fn newest_proven(&self) -> Option<GenerationNumber> {
+        let mut before = self.newest_pass();
+        while let Some(generation) = before.filter(|generation| !self.is_proven(*generation)) {
+            before = self.last_pass_before(generation);
+        }
+        before
     }
 
     /// What the check of this repository is: a digest of its profile and variables. Another profile, or another program in a
@@ -381,6 +503,11 @@ impl Repository {
             value.texts().iter().for_each(|text| add(text));
         }
         ContentDigest(*hasher.finalize().as_bytes())
+    }
+
+    /// Digest of the checker of this repository, as verdicts name it: a control vouches for verdicts of the same checker only.
+    pub fn checker(&self) -> HexDigest {
+        self.check_digest().into()
     }
 
     /// The newest negative control; none when there was none of this check, or when it does not bear this target's signature.
@@ -402,7 +529,11 @@ impl Repository {
     /// When it cannot be written.
     pub fn record_control(&self, control: &NegativeControl) -> Result<(), StoreError> {
         let envelope = sign_control(&self.config.name, control, &self.signing_key);
-        self.store.set_control(envelope.to_json().as_bytes(), self.check_digest())
+        self.store.set_control(envelope.to_json().as_bytes(), self.check_digest())?;
+        self.learn_control();
+        self.settle_verified()?;
+        observe::proved(self);
+        Ok(())
     }
 
     /// Signs a verdict, appends it to the ledger, and moves `verified`, in this order: a `verified` without
@@ -425,17 +556,20 @@ impl Repository {
         step(Point::Sign)?;
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
-            about = verdict.generation.map(|generation| (generation, verdict.outcome));
+            about = verdict.generation.map(|generation| (generation, verdict.outcome, Checker::of(&verdict)));
             run = Some(verdict.run_id.clone());
             ended = Some(Ended::of_verdict("", &verdict));
             sign_verdict(&verdict, &self.signing_key)
         })?;
         let id = id.to_string();
         self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).extend(run);
-        if let Some((generation, outcome)) = about {
+        if let Some((generation, outcome, checker)) = about {
             let mut standings = self.standings();
             let before = standings.get(&generation).and_then(|standing| standing.conclusive.clone());
-            let conclusive = if is_conclusive(outcome) { Some((id.clone(), outcome)) } else { before };
+            let conclusive = match is_conclusive(outcome) {
+                true => Some(Conclusive { id: id.clone(), outcome, checker }),
+                false => before,
+            };
             standings.insert(generation, Standing { last: id.clone(), conclusive });
         }
         step(Point::LedgerAppended)?;
@@ -446,18 +580,26 @@ impl Repository {
         Ok((id, envelope))
     }
 
-    /// Points `verified` at the newest generation whose last conclusive verdict is PASS. A new generation that fails moves
-    /// nothing; a generation that passed once and fails when it is checked again, or in which rot is found, is not called verified
-    /// any longer.
+    /// Points `verified` at the newest generation whose PASS counts ([`Self::is_proven`]). It moves forward only: a new
+    /// generation that fails moves nothing, and neither does a checker that turns out to miss damage. A generation that passed
+    /// once and fails when it is checked again, or in which rot is found, is not called verified any longer: then `verified`
+    /// moves to the newest whose PASS counts, else to the newest before it that passed.
     fn settle_verified(&self) -> Result<(), StoreError> {
-        let passed = self.last_pass_before(GenerationNumber(u64::MAX));
-        match (passed, self.store.verified()) {
-            (Some(passed), verified) if verified != Some(passed) => self.store.set_verified(passed),
-            (None, Some(verified))
-                if self.standing(verified) == Some(Outcome::Fail) || self.rot().has(verified) =>
-            {
-                self.store.clear_verified()
-            }
+        let (verified, proven) = (self.store.verified(), self.newest_proven());
+        let Some(current) = verified else {
+            return proven.map_or(Ok(()), |proven| self.store.set_verified(proven));
+        };
+        let is_bad = self.standing(current) == Some(Outcome::Fail) || self.rot().has(current);
+        let is_gone = !self.store.generation_path(current).is_dir();
+        if is_bad || is_gone {
+            return match proven.or_else(|| self.last_pass_before(current)) {
+                Some(other) => self.store.set_verified(other),
+                None if is_bad => self.store.clear_verified(),
+                None => Ok(()),
+            };
+        }
+        match proven {
+            Some(proven) if proven > current => self.store.set_verified(proven),
             _ => Ok(()),
         }
     }
@@ -509,6 +651,55 @@ pub enum RecordError {
     /// The verdict.
     #[error(transparent)]
     Verdict(#[from] VerdictError),
+}
+
+/// Who gave a verdict: a negative control vouches for verdicts of the same checker only.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Checker {
+    /// The profile and its variables.
+    Digest([u8; 32]),
+    /// The profile: verdicts of before there was a coverage name no more.
+    Profile([u8; 32]),
+}
+
+impl Checker {
+    fn of(verdict: &Verdict) -> Option<Self> {
+        match (&verdict.coverage, &verdict.profile) {
+            (Some(coverage), _) => Some(Self::Digest(coverage.checker.0)),
+            (None, Some(profile)) => Some(Self::Profile(profile.digest.0)),
+            (None, None) => None,
+        }
+    }
+}
+
+/// What the newest negative control of each checker says.
+#[derive(Debug, Default)]
+struct TrustTable(BTreeMap<Checker, (jiff::Timestamp, Trust)>);
+
+impl TrustTable {
+    /// A control of a checker; one that is older than what is known changes nothing.
+    fn add(&mut self, checker: Checker, control: &NegativeControl) {
+        let newest = self.0.entry(checker).or_insert((control.time, control.trust()));
+        if newest.0 < control.time {
+            *newest = (control.time, control.trust());
+        }
+    }
+
+    /// The control that a verdict embeds is of the checker that gave it.
+    fn learn(&mut self, verdict: &Verdict) {
+        if let (Some(checker), Some(control)) = (Checker::of(verdict), &verdict.negative_control) {
+            self.add(checker, control);
+        }
+    }
+
+    fn of(&self, checker: Option<&Checker>) -> Option<Trust> {
+        self.0.get(checker?).map(|(_, trust)| *trust)
+    }
+
+    #[cfg(test)]
+    fn set(&mut self, checker: Checker, trust: Trust) {
+        self.0.insert(checker, (jiff::Timestamp::now(), trust));
+    }
 }
 
 fn is_conclusive(outcome: Outcome) -> bool {

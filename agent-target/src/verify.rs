@@ -9,8 +9,9 @@ use assay_common::{
     profile::Depth as ProfileDepth,
     telemetry,
     verdict::{
-        Attribution, Depth, FaultOrigin, HexDigest, Mark, Outcome, OverlayFile, Patch, ProfileUsed, Step,
-        Times, Trust, Verdict, Versions, WorkspaceKind as UsedKind, WorkspaceUsed, output_tail,
+        Attribution, Coverage, Depth, FaultOrigin, HexDigest, Mark, NotCovered, Outcome, OverlayFile,
+        PartsChecked, Patch, ProfileUsed, Step, Times, Trust, Verdict, Versions, WorkspaceKind as UsedKind,
+        WorkspaceUsed, output_tail,
     },
 };
 use assay_proto::v1::ReadAgain;
@@ -25,6 +26,7 @@ use crate::{
     keep::prune,
     repository::{CheckState, Repository},
     store::{MANIFEST, Record, TREE},
+    trust::schedule,
     workspace::{Oddities, Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
 };
 
@@ -85,6 +87,7 @@ pub fn start(
         sender.send_modify(|state| state.done = Some(done));
         ahead::lay_out_tree(&repository);
         prune::after_verdict(&repository);
+        schedule::after_verdict(&repository);
         ahead::copy_files(&repository);
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
@@ -165,7 +168,7 @@ pub(crate) fn check_unless_cancelled(
         return Ok(None);
     }
     let times = (check_started, check_finished);
-    let recorded = keep(repository, id, record, &judged, times)?;
+    let recorded = keep(repository, id, record, &judged, asked_by, times)?;
     if let Some(gather::Rotten { record, report, attribution }) = rotten {
         keep_rotten(repository, &record, report, attribution, times);
     }
@@ -188,7 +191,7 @@ fn keep_rotten(
         attribution: Some(attribution),
     };
     let kept = match record.run_id.parse() {
-        Ok(id) => keep(repository, &id, record, &judged, times).map(drop),
+        Ok(id) => keep(repository, &id, record, &judged, AskedBy::Operator, times).map(drop),
         Err(_) => Err("its record names no run".to_owned()),
     };
     if let Err(error) = kept {
@@ -216,6 +219,7 @@ fn keep(
     id: &RunId,
     record: &Record,
     judged: &Judged,
+    asked_by: AskedBy,
     (check_started, check_finished): (jiff::Timestamp, jiff::Timestamp),
 ) -> Result<(String, String), String> {
     let profile = &repository.config.profile;
@@ -236,11 +240,14 @@ fn keep(
         ));
     }
     let Judged { outcome, reason, report, attribution, .. } = judged;
-    let build = |sequence, previous| Verdict {
+    // An older source reads no verdict with a coverage, and refuses fields that it does not know.
+    let with_coverage = statement.nonce.is_some() || asked_by == AskedBy::Operator;
+    let mut verdict = Verdict {
         repository: repository.config.name.clone(),
         run_id: id.clone(),
-        sequence,
-        previous,
+        // Filled in when its place in the ledger is known.
+        sequence: 0,
+        previous: HexDigest::ZERO,
         outcome: *outcome,
         reason: reason.clone(),
         message: message.clone(),
@@ -253,7 +260,7 @@ fn keep(
             version: profile.version.clone(),
             digest: profile_digest,
         }),
-        steps: report.iter().flat_map(|report| &report.steps).map(step).collect(),
+        steps: report.iter().flat_map(|report| &report.steps).map(|it| step(it, with_coverage)).collect(),
         patches: report.iter().flat_map(patches).collect(),
         overlay_files: report.iter().flat_map(overlay_files).collect(),
         workspace: report.as_ref().map(|report| WorkspaceUsed {
@@ -279,6 +286,16 @@ fn keep(
         source_statement: Some(source_statement.clone()),
         coverage: None,
         nonce: statement.nonce,
+    };
+    if with_coverage {
+        let limit = repository.config.max_reading_age;
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, repository.checker(), limit, None));
+    }
+    let build = |sequence, previous| Verdict {
+        sequence,
+        previous,
+        times: Times { signed: jiff::Timestamp::now(), ..verdict.times.clone() },
+        ..verdict.clone()
     };
     let recorded = repository.record_verdict(build).map_err(|error| error.to_string())?;
     let fault = attribution.as_ref().map(|attribution| attribution.fault.as_str());
@@ -393,7 +410,7 @@ fn depth(depth: ProfileDepth) -> Depth {
     }
 }
 
-fn step(report: &StepReport) -> Step {
+fn step(report: &StepReport, with_coverage: bool) -> Step {
     let (exit_code, signal) = match report.end {
         StepEnd::Exited(code) => (Some(code), None),
         StepEnd::Signalled(signal) => (None, Some(signal)),
@@ -417,11 +434,19 @@ fn step(report: &StepReport) -> Step {
         output_tail: output_tail(&output),
         outcome: outcome(report.outcome),
         findings: report.findings.iter().take(FINDINGS).cloned().collect(),
-        depth: None,
-        engine: None,
-        checked: Vec::new(),
-        not_covered: Vec::new(),
+        depth: with_coverage.then_some(depth(report.depth)),
+        engine: report.engine.clone().filter(|_| with_coverage),
+        checked: report.checked.iter().filter(|_| with_coverage).map(parts).collect(),
+        not_covered: report.not_covered.iter().filter(|_| with_coverage).map(missed).collect(),
     }
+}
+
+fn parts(parts: &check::PartsChecked) -> PartsChecked {
+    PartsChecked { kind: parts.kind.clone(), count: parts.count }
+}
+
+fn missed(missed: &check::NotCovered) -> NotCovered {
+    NotCovered { part: missed.part.clone(), reason: missed.reason.clone(), message: missed.message.clone() }
 }
 
 fn patches(report: &CheckReport) -> impl Iterator<Item = Patch> + '_ {

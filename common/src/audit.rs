@@ -8,13 +8,17 @@
 //! | a run that never happened | the slots of the schedule |
 //! | a clock that was set back | times of signing that run backwards |
 //! | another tree put in a generation's place | the root digest of the generation that is there |
+//! | a verdict made before its mark, or long after it | the mark inside, and the source's receipt ([`Interval`]) |
 //!
 //! Keys are given by the caller; nothing that a file says of its key counts.
+
+mod intervals;
 
 use std::{fs, path::Path, time::Duration};
 
 use jiff::Timestamp;
 
+use self::intervals::Dated;
 use crate::{
     error::IoContext as _,
     id::{GenerationNumber, RunId},
@@ -23,6 +27,8 @@ use crate::{
     signing::VerifyingKey,
     verdict::{HexDigest, link_digest, verify_verdict},
 };
+
+pub use intervals::{Bound, Interval};
 
 /// Times may run backwards by so much: a clock that is put right by a step of seconds is no jump.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
@@ -78,6 +84,14 @@ pub enum Finding {
         /// What is wrong.
         what: String,
     },
+    /// A receipt of the source does not fit the ledger.
+    #[error("the receipt for verdict {name}: {what}")]
+    Receipt {
+        /// The verdict's id, or the name of what stands there.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
     /// The target's clock was set back.
     #[error("verdict {id:09} was signed at {signed}, before the one that it follows ({before})")]
     Clock {
@@ -117,6 +131,8 @@ pub struct Expected<'a> {
     pub head: Option<Head>,
     /// A folder of verdicts that the source kept.
     pub copies: Option<&'a Path>,
+    /// The folder of the source's receipts.
+    pub receipts: Option<&'a Path>,
     /// A run is begun in each slot of this length (counted from 1970).
     pub every: Option<Duration>,
     /// Until when slots are counted; none: until the newest run.
@@ -137,6 +153,8 @@ pub struct Audit {
     pub head: Option<Head>,
     /// Verdicts whose generation was there to be compared.
     pub compared: usize,
+    /// When each verdict was signed, oldest first; those that cannot be verified are left out.
+    pub intervals: Vec<Interval>,
 }
 
 /// The newest entry of a ledger.
@@ -167,6 +185,7 @@ pub fn audit(
     ids.reverse();
     let (mut newest_time, mut begun, mut compared): (Option<Timestamp>, Vec<Timestamp>, _) =
         (None, Vec::new(), 0);
+    let (receipts, mut dated) = (expected.receipts.zip(source_key), Vec::with_capacity(ids.len()));
     for id in &ids {
         // What cannot be read or verified was told above.
         let Ok(bytes) = ledger.get(&id.to_string()) else { continue };
@@ -180,6 +199,9 @@ pub fn audit(
         }
         newest_time = newest_time.max(Some(signed));
         begun.extend(begun_at(&verdict.run_id));
+        let (one, wrong) = Dated::new(*id, &verdict, &bytes, receipts);
+        dated.push(one);
+        findings.extend(wrong);
         let (Some(generation), Some(root), Some(root_of)) =
             (verdict.generation, verdict.root, expected.root_of)
         else {
@@ -203,10 +225,14 @@ pub fn audit(
     if let Some(folder) = expected.copies {
         findings.extend(copies(ledger, target_key, folder)?);
     }
+    if let Some((folder, _)) = receipts {
+        findings.extend(intervals::strays(folder, &ids)?);
+    }
     if let Some(every) = expected.every {
         findings.extend(missed(begun, every, expected.until));
     }
-    Ok(Audit { findings, verdicts: ids.len(), head: head(ledger)?, compared })
+    let intervals = intervals::intervals(&dated);
+    Ok(Audit { findings, verdicts: ids.len(), head: head(ledger)?, compared, intervals })
 }
 
 /// The source's copies must stand in the ledger, byte for byte.

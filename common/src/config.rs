@@ -133,6 +133,27 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A length of time, or the word `"never"`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SpanOrNever {
+    /// Each time that this has passed.
+    Every(Span),
+    /// Not by the clock.
+    Never,
+}
+
+impl<'de> Deserialize<'de> for SpanOrNever {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        humantime::parse_duration(&text).map(|span| Self::Every(Span(span))).map_err(|_| {
+            de::Error::custom("must be a length of time with its unit, for example \"7d\", or \"never\"")
+        })
+    }
+}
+
 /// A number of bytes with its unit, as in `"512MiB"`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);

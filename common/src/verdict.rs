@@ -16,6 +16,7 @@
 mod attribution;
 mod control;
 pub mod coverage;
+mod receipt;
 
 use std::fmt;
 
@@ -37,6 +38,10 @@ pub use coverage::{
     BackupClaim, Carried, CheckCoverage, Claims, Coverage, LiveClaim, NotCovered, PartsChecked, Readings,
 };
 
+pub use receipt::{
+    MAX_RECEIPT_BYTES, RECEIPT_TYPE, Receipt, read_receipt, receipt_name, sign_receipt, verify_receipt,
+};
+
 /// `_type` of every statement.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// Predicate type of [`SourceStatement`].
@@ -48,6 +53,10 @@ pub const LEDGER_CONTEXT: &str = "assay v1 ledger link";
 /// How much of a step's output a verdict quotes: enough for the last words of a failing check.
 pub const OUTPUT_TAIL_BYTES: usize = 2048;
 
+/// The newest form of statements that this version reads and signs, as an agent tells the other one: 0 is that of versions
+/// before there was a coverage; 1 has nonce, readings, coverage and receipts.
+pub const STATEMENTS: u32 = 1;
+
 /// A 32-byte digest, in JSON 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HexDigest(pub [u8; 32]);
@@ -55,6 +64,16 @@ pub struct HexDigest(pub [u8; 32]);
 impl HexDigest {
     /// What the first verdict of a ledger names as the one before it.
     pub const ZERO: Self = Self([0; 32]);
+
+    /// A number that nobody can guess.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+
+    /// From its 32 bytes; nothing for any other number of bytes.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
 
     /// From 64 lower-case hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
@@ -193,6 +212,18 @@ pub enum Depth {
     L2,
     /// The application's own rules hold.
     L3,
+}
+
+impl Depth {
+    /// What a check of this depth looks at, in words.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::L0 => "the bytes only",
+            Self::L1 => "the pages",
+            Self::L2 => "the structure",
+            Self::L3 => "the application's own rules",
+        }
+    }
 }
 
 /// The point in time that the backup stands for.
@@ -566,6 +597,12 @@ pub enum VerdictError {
         /// What is wrong with it.
         source: EnvelopeError,
     },
+    /// The source's receipt for a verdict.
+    #[error("receipt: {source}")]
+    Receipt {
+        /// What is wrong with it.
+        source: EnvelopeError,
+    },
     /// The payload is not a statement of the right shape.
     #[error("{part}: not a statement of type {expected}: {source}")]
     Shape {
@@ -613,7 +650,9 @@ pub enum VerdictError {
 impl Hint for VerdictError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Envelope { source } | Self::SourceEnvelope { source } => source.hint(),
+            Self::Envelope { source } | Self::SourceEnvelope { source } | Self::Receipt { source } => {
+                source.hint()
+            }
             Self::Shape { .. } | Self::OtherType { .. } => Some(
                 "name a verdict from the ledger, and use an agent at least as new as its writer".to_owned(),
             ),

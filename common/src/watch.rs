@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use crate::{
     notify::{Event, LastPass, Notice, Notifier},
     traces::Tracer,
-    verdict::{Outcome, Verdict, timestamp_from_proto},
+    verdict::{LiveClaim, Outcome, Verdict, timestamp_from_proto},
 };
 
 /// A phase that has ended.
@@ -53,6 +53,10 @@ pub struct Ended {
     pub outcome: Outcome,
     /// The short stable word.
     pub reason: String,
+    /// What that means, in one sentence.
+    pub sentence: String,
+    /// What the verdict claims; `None` without a verdict, and in records of older versions.
+    pub claims: Option<v1::Claims>,
     /// For a person.
     pub message: String,
     /// The sealed generation.
@@ -72,6 +76,18 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// True for a PASS by a checker that is known to find damage. A record of an older version does not say, and counts as it
+    /// did then.
+    pub fn is_proof(&self) -> bool {
+        self.outcome == Outcome::Pass && self.claims.as_ref().is_none_or(|claims| claims.proven)
+    }
+
+    /// True when it claims something of the live repository.
+    pub fn proves_live(&self) -> bool {
+        let nothing = LiveClaim::Nothing.as_str();
+        self.outcome == Outcome::Pass && self.claims.as_ref().is_some_and(|claims| claims.live != nothing)
+    }
+
     /// A run as the source tells of it; `None` while it is under way.
     pub fn of_run(run: &Run) -> Option<Self> {
         let outcome = Outcome::try_from(run.outcome()).ok()?;
@@ -89,6 +105,8 @@ impl Ended {
             run_id: run.id.clone(),
             outcome,
             reason: run.reason.clone(),
+            sentence: crate::cli::show::says(run.outcome(), &run.sentence),
+            claims: run.claims.clone(),
             message: run.message.clone(),
             generation: (run.generation > 0).then_some(run.generation),
             verdict_id: run.verdict_id.clone(),
@@ -123,6 +141,8 @@ impl Ended {
             run_id: verdict.run_id.to_string(),
             outcome: verdict.outcome,
             reason: verdict.reason.clone(),
+            sentence: verdict.sentence(),
+            claims: Some(verdict.claims_proto()),
             message: verdict.message.clone(),
             generation: verdict.generation.map(|generation| generation.0),
             verdict_id: id.to_owned(),
@@ -158,6 +178,8 @@ pub struct Standing {
     /// From when on a repository without a PASS counts as waiting for one.
     pub since: Option<Timestamp>,
     overdue_told: bool,
+    /// Somebody was alerted, and the PASS that came since does not count as a proof.
+    owes_recovery: bool,
 }
 
 impl Standing {
@@ -187,17 +209,19 @@ impl Standing {
             || max_age
                 .is_some_and(|max_age| self.last_pass.is_some() && self.is_overdue(max_age, ended.finished));
         let before = self.last.as_ref().map(|last| last.outcome);
+        let owes_recovery =
+            self.owes_recovery || was_overdue || before.is_some_and(|before| before != Outcome::Pass);
+        let is_proof = proven.as_ref().is_some_and(|proven| proven.run_id == ended.run_id);
         let event = match ended.outcome {
             Outcome::Fail => Some(Event::Fail),
             Outcome::Inconclusive => Some(Event::Inconclusive),
             Outcome::NotRun => Some(Event::NotRun),
-            Outcome::Pass if was_overdue || before.is_some_and(|before| before != Outcome::Pass) => {
-                Some(Event::Recovery)
-            }
+            Outcome::Pass if owes_recovery && is_proof => Some(Event::Recovery),
             Outcome::Pass => None,
         };
         if ended.outcome == Outcome::Pass {
-            self.overdue_told = false;
+            self.overdue_told &= !is_proof;
+            self.owes_recovery = owes_recovery && !is_proof;
         }
         self.last_pass = proven;
         self.last = Some(ended);
@@ -282,6 +306,23 @@ impl Watch {
         self.tell(notice);
     }
 
+    /// It became known which PASS counts, without the end of a run: a negative control has passed, or has failed.
+    pub fn proved(&self, proven: Option<Ended>) {
+        let notice = {
+            let mut standing = self.lock();
+            let is_proof = match (&proven, &standing.last) {
+                (Some(proven), Some(last)) => proven.run_id == last.run_id,
+                _ => false,
+            };
+            standing.last_pass = proven;
+            let recovered = is_proof && std::mem::take(&mut standing.owes_recovery);
+            standing.overdue_told &= !is_proof;
+            let last = standing.last.clone();
+            recovered.then(|| self.notice(Event::Recovery, last.as_ref(), &standing, Timestamp::now()))
+        };
+        self.tell(notice);
+    }
+
     /// Tells, once until the next PASS, when the newest proof has become too old.
     pub fn look_at_age(&self, now: Timestamp) {
         let Some(max_age) = self.max_age else {
@@ -356,6 +397,8 @@ mod tests {
             run_id: format!("run-{hour}"),
             outcome,
             reason: "why".to_owned(),
+            sentence: String::new(),
+            claims: None,
             message: String::new(),
             generation: (generation > 0).then_some(generation),
             verdict_id: String::new(),

@@ -33,6 +33,11 @@ fn one(text: &mut String, repository: &RepositoryStatus, now: Timestamp) {
             run.generation
         )),
     }
+    // What the newest PASS says, whether it counts as a proof or not.
+    let newest = repository.last_run.as_ref().filter(|run| run.outcome() == Outcome::Pass);
+    if let Some(run) = newest.or(repository.last_pass.as_ref()).filter(|run| !run.sentence.is_empty()) {
+        row(text, "  says", &show::says(Outcome::Pass, &run.sentence));
+    }
     let max_age = repository.max_age_seconds;
     if max_age > 0 && repository.last_pass.is_some() && repository.last_pass_age_seconds > max_age {
         row(text, "  OVERDUE", &format!("a PASS was expected every {}", show::age(max_age)));

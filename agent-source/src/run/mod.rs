@@ -4,6 +4,7 @@ mod fault;
 mod fetch;
 pub mod plan;
 mod progress;
+mod receipt;
 mod replication;
 mod reread;
 mod roots;
@@ -18,7 +19,9 @@ use assay_common::{
     rpc_status::fault_from_status,
     signing::{SigningKey, VerifyingKey},
     tls::WireCounter,
-    verdict::{self, Outcome, VerifiedVerdict, timestamp_to_proto, verify_verdict},
+    verdict::{
+        self, HexDigest, Outcome, VerifiedVerdict, coverage::meaning, timestamp_to_proto, verify_verdict,
+    },
 };
 use assay_proto::v1::{
     AbandonRunRequest, Counts, Mark as MarkMessage, OpenRunResponse, Phase, Run, SealRunResponse,
@@ -102,6 +105,10 @@ pub struct Attempt {
     cancel: CancellationToken,
     counters: Arc<Counters>,
     overrides: Vec<String>,
+    /// What the verdict of this run must name, so that it was not made before.
+    nonce: HexDigest,
+    /// The newest form of statements that the target knows.
+    target_statements: u32,
 }
 
 type Client = ReplicationServiceClient<Channel>;
@@ -118,7 +125,8 @@ impl Attempt {
         cancel: CancellationToken,
     ) -> Self {
         let counters = Arc::default();
-        Self { context, id, options, progress, cancel, counters, overrides: Vec::new() }
+        let (nonce, overrides) = (HexDigest::random(), Vec::new());
+        Self { context, id, options, progress, cancel, counters, overrides, nonce, target_statements: 0 }
     }
 
     /// Runs to the end, whatever it is: the outcome is in the progress, and on disk, when this returns.
@@ -145,9 +153,12 @@ impl Attempt {
                     run.outcome = assay_proto::v1::Outcome::from(verdict.outcome).into();
                     (run.reason, run.message) = (verdict.reason.clone(), verdict.message.clone());
                     run.attribution = verdict.attribution.as_ref().map(Into::into);
+                    run.sentence = verdict.sentence();
+                    run.claims = Some(verdict.claims_proto());
                 }
                 Err(fault) => {
                     run.outcome = assay_proto::v1::Outcome::from(fault.outcome).into();
+                    run.sentence = meaning(fault.outcome).to_owned();
                     (run.reason, run.message) = (fault.reason.to_owned(), fault.text());
                 }
             }
@@ -229,6 +240,7 @@ impl Attempt {
 
     async fn open(&mut self, client: &Client) -> Result<OpenRunResponse, Fault> {
         let opened = self.open_again(client.clone()).await?;
+        self.meet(client, &opened).await;
         self.progress.update(|run| {
             run.base_generation = opened.base_generation;
             run.base_entries = opened.base_entries;
@@ -279,16 +291,23 @@ impl Attempt {
                 let response = response.into_inner();
                 let valid = verify_verdict(response.envelope.as_bytes(), &self.context.target_key, None);
                 // The word for this run's end, and not one that the target gave for another.
-                let ours = valid.is_ok_and(|VerifiedVerdict { verdict, .. }| {
+                let nonce = (self.target_statements > 0).then_some(self.nonce);
+                let ours = valid.ok().map(|VerifiedVerdict { verdict, .. }| verdict).filter(|verdict| {
                     verdict.run_id == self.id
                         && verdict.repository == self.context.repository.name
                         && verdict.outcome == Outcome::NotRun
+                        && verdict.nonce == nonce
                         && response.verdict_id == EntryId(verdict.sequence).to_string()
                 });
-                if !ours {
-                    tracing::warn!("the target's verdict on the end of the run is not believed");
-                } else if self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
-                    self.progress.update(|run| run.verdict_id = response.verdict_id);
+                match ours {
+                    None => tracing::warn!("the target's verdict on the end of the run is not believed"),
+                    Some(verdict) => {
+                        if self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
+                            let (id, envelope) = (&response.verdict_id, &response.envelope);
+                            self.acknowledge(&client, &verdict, id, envelope).await;
+                            self.progress.update(|run| run.verdict_id = response.verdict_id);
+                        }
+                    }
                 }
             }
             Ok(Err(status)) => {

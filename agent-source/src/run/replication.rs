@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use assay_common::{digest::RootDigest, error::IoContext as _, limits::MAX_MANIFEST_BYTES, tls::WireCounter};
+use assay_common::{
+    digest::RootDigest, error::IoContext as _, limits::MAX_MANIFEST_BYTES, tls::WireCounter,
+    verdict::STATEMENTS,
+};
 use assay_proto::v1::{FetchManifestRequest, OpenRunRequest, OpenRunResponse, TransferStart};
 
 use super::{Attempt, Client, Fault, PROTOCOL, fault, fetch, progress, roots};
@@ -111,6 +114,8 @@ impl Attempt {
             repository: self.context.repository.name.clone(),
             run_id: self.id.to_string(),
             protocol: PROTOCOL,
+            nonce: self.nonce.0.to_vec(),
+            statements: STATEMENTS,
         };
         let opened = tokio::select! {
             opened = client.open_run(request) => opened,

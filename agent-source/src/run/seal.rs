@@ -94,6 +94,7 @@ impl Attempt {
         };
         let patience = context.transfer.patience;
         let (id, overrides, base) = (self.id.clone(), self.overrides.clone(), start.base_generation);
+        let (nonce, knows_coverage) = (self.nonce, opened.statements > 0);
         let mut counts = self.progress.get().counts.unwrap_or_default();
         let mark = mark.clone();
         let telling = tokio::task::spawn_blocking(move || {
@@ -120,7 +121,8 @@ impl Attempt {
                 counts: StatementCounts::from(&counts),
                 overrides: overrides.clone(),
                 source_version: env!("CARGO_PKG_VERSION").to_owned(),
-                nonce: None,
+                nonce: knows_coverage.then_some(nonce),
+                // An older target refuses fields that it does not know.
                 readings: None,
             };
             let envelope = sign_source_statement(&statement, &context.signing_key);
@@ -191,6 +193,7 @@ impl Attempt {
         step(Point::VerdictSave)?;
         self.context.state.save_verdict(&self.id, &envelope)?;
         step(Point::VerdictSaved)?;
+        self.acknowledge(client, &verdict, &verdict_id, &envelope).await;
         self.progress.update(|run| run.verdict_id = verdict_id);
         Ok(verdict)
     }

@@ -127,7 +127,12 @@ fn look_at(report: &mut Report, repository: &Repository) {
         program(report, &name(&format!("check {}", check.name)), repository, &check.argv);
     }
     if repository.control_every.is_none() {
-        report.warn(&name("negative control"), "on request only", "set control_every = \"7d\"");
+        let found = "on request only: until one has passed no PASS counts";
+        report.warn(
+            &name("negative control"),
+            found,
+            "leave control_every out, or set control_every = \"7d\"",
+        );
     }
     if repository.max_age.is_none() {
         report.warn(

@@ -80,7 +80,7 @@ pub(super) fn run(
         let key = VerifyingKey::load(key).map_err(key_error)?;
         let source_key =
             place.source_key.as_deref().map(VerifyingKey::load).transpose().map_err(key_error)?;
-        return audit.run(&ledger, &key, source_key.as_ref(), None, json);
+        return audit.run(&ledger, &key, source_key.as_ref(), None, None, json);
     }
     let config = load()?;
     let mut known = config.repositories.iter();
@@ -109,5 +109,6 @@ pub(super) fn run(
             Ok(HexDigest(*hasher.finalize().as_bytes()))
         })
     };
-    audit.run(&ledger, &key, Some(&source_key), Some(&root_of), json)
+    let receipts = store.join("receipts");
+    audit.run(&ledger, &key, Some(&source_key), Some(&root_of), Some(&receipts), json)
 }

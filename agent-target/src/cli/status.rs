@@ -7,7 +7,7 @@ use assay_common::{
     },
     verdict::timestamp_from_proto,
 };
-use assay_proto::v1::{GetTargetStatusResponse, Outcome, TargetRepositoryStatus};
+use assay_proto::v1::{Generation, GetTargetStatusResponse, Outcome, TargetRepositoryStatus};
 use jiff::Timestamp;
 
 use super::{examine, keep};
@@ -22,6 +22,13 @@ pub(super) fn text(status: &GetTargetStatusResponse) -> String {
     // After the answer to the one question.
     lines(&mut text, "", &show::certificate(status.certificate_expires.as_ref()));
     text
+}
+
+/// What the newest verdict on a generation says, where that is a PASS.
+fn says(text: &mut String, generation: &Generation) {
+    if generation.outcome() == Outcome::Pass {
+        row(text, "  says", &show::says(generation.outcome(), &generation.sentence));
+    }
 }
 
 fn one(
@@ -42,6 +49,7 @@ fn one(
                 show::time(mark),
                 generation.number
             ));
+            says(text, generation);
         }
     }
     let max_age = repository.overdue_after_seconds;
@@ -55,6 +63,9 @@ fn one(
         };
         let sealed = show::ago(latest.sealed.as_ref(), now);
         row(text, "  newest", &format!("generation {}, {outcome}, sealed {sealed}", latest.number));
+        if repository.verified.as_ref().is_none_or(|verified| verified.number != latest.number) {
+            says(text, latest);
+        }
     }
     // A run that made no generation, or a later check of an older one.
     if let Some(last) = &repository.last_verdict {

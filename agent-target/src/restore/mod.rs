@@ -34,10 +34,16 @@ pub enum SealedError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// Nothing is verified.
-    #[error("no generation of {repository} is verified")]
+    #[error(
+        "no generation of {repository} is verified{}",
+        passed.map(|passed| format!(": generation {passed} is the newest that passed its check, and no negative control has \
+            shown yet that this checker finds damage")).unwrap_or_default()
+    )]
     NoneVerified {
         /// The repository.
         repository: String,
+        /// The newest generation that passed all the same.
+        passed: Option<GenerationNumber>,
     },
     /// There is none of this number.
     #[error("{repository} has no generation {number}")]
@@ -64,7 +70,10 @@ pub enum SealedError {
 impl assay_common::error::Hint for SealedError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoneVerified { .. } => Some(
+            Self::NoneVerified { passed: Some(passed), .. } => Some(format!(
+                "`assay-target control` tries the checker on damaged data; or take that generation as it is: --generation {passed}"
+            )),
+            Self::NoneVerified { passed: None, .. } => Some(
                 "`assay-target generations` lists what is there; name one by --generation, and say --unverified to take what no check has passed"
                     .to_owned(),
             ),
@@ -105,7 +114,10 @@ impl Sealed {
             None => fs::read_link(repository.join("verified"))
                 .ok()
                 .and_then(|link| GenerationNumber::from_folder(link.file_name()?.to_str()?))
-                .ok_or_else(|| SealedError::NoneVerified { repository: name() })?,
+                .ok_or_else(|| SealedError::NoneVerified {
+                    repository: name(),
+                    passed: newest_pass(repository),
+                })?,
         };
         let folder = repository.join("generations").join(number.folder());
         let held = match File::open(&folder) {
@@ -151,6 +163,25 @@ impl Sealed {
         let positions = File::open(&positions).at("open", &positions)?;
         Ok(Content::new(self.manifest()?, positions, Folder::open(&tree).at("open", &tree)?))
     }
+}
+
+/// The newest generation that is there and whose newest PASS or FAIL is a PASS.
+fn newest_pass(repository: &Path) -> Option<GenerationNumber> {
+    let ledger = Ledger::at(&repository.join("ledger"));
+    let mut judged = std::collections::BTreeMap::new();
+    for id in ledger.entries().ok()? {
+        let Some(verdict) =
+            ledger.get(&id.to_string()).ok().and_then(|bytes| unverified_verdict(&bytes).ok())
+        else {
+            continue;
+        };
+        if let (Some(generation), Outcome::Pass | Outcome::Fail) = (verdict.generation, verdict.outcome) {
+            judged.entry(generation).or_insert(verdict.outcome);
+        }
+    }
+    let is_there = |number: &GenerationNumber| repository.join("generations").join(number.folder()).is_dir();
+    let passed = judged.into_iter().rev().filter(|(_, outcome)| *outcome == Outcome::Pass);
+    passed.map(|(number, _)| number).find(is_there)
 }
 
 /// The newest PASS or FAIL on generation `number`.

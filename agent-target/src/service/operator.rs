@@ -7,7 +7,7 @@ use assay_common::{
     pki::Role,
     rpc_status::RpcFault,
     tls::{renewal, require_role},
-    verdict::{Verdict, timestamp_to_proto},
+    verdict::{Verdict, coverage::sentence, timestamp_to_proto},
     watch::Ended,
 };
 use assay_proto::v1::{
@@ -210,8 +210,8 @@ impl TargetService for Operator {
         request: Request<RunControlRequest>,
     ) -> Result<Response<Self::RunControlStream>, Status> {
         let repository = self.repository(&request, &request.get_ref().repository)?;
-        let number = repository.store.verified().ok_or_else(|| {
-            RpcFault::new(Code::FailedPrecondition, "none-verified", "no generation has been verified yet")
+        let number = repository.newest_pass().ok_or_else(|| {
+            RpcFault::new(Code::FailedPrecondition, "none-passed", "no generation has passed its check yet")
                 .with_hint("a control damages a copy of a generation that passed: let a run pass first")
         })?;
         let name = repository.config.name.clone();
@@ -389,6 +389,13 @@ pub(super) fn describe(
     last: Option<(String, Verdict)>,
 ) -> Generation {
     let number = GenerationNumber(record.generation);
+    // What it claims today: a control that came after its verdict counts.
+    let says = last.as_ref().map(|(_, verdict)| {
+        let trust = repository.trust_in(verdict);
+        let claims = verdict.claims_under(trust);
+        (sentence(verdict.outcome, &claims), claims.to_proto(verdict.outcome, trust))
+    });
+    let (sentence, claims) = says.unzip();
     let (verdict_id, outcome, reason) = last.map_or_else(Default::default, |(id, verdict)| {
         (id, v1::Outcome::from(verdict.outcome).into(), verdict.reason)
     });
@@ -413,6 +420,9 @@ pub(super) fn describe(
         pinned: pin.is_some(),
         pin_note: pin.unwrap_or_default(),
         rot,
+        sentence: sentence.unwrap_or_default(),
+        claims,
+        proven: repository.is_proven(number),
     }
 }
 
@@ -431,6 +441,9 @@ fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
         envelope,
         attribution: verdict.attribution.as_ref().map(Into::into),
         negative_control: verdict.negative_control.as_ref().map(Into::into),
+        sentence: verdict.sentence(),
+        claims: Some(verdict.claims_proto()),
+        received: None,
     }
 }
 
@@ -460,6 +473,8 @@ fn newest_verdict(last: &Ended, latest: Option<&Generation>) -> Option<v1::Verdi
         outcome: v1::Outcome::from(last.outcome).into(),
         reason: last.reason.clone(),
         message: last.message.clone(),
+        sentence: last.sentence.clone(),
+        claims: last.claims.clone(),
         time: Some(timestamp_to_proto(last.finished)),
         ..Default::default()
     })

@@ -20,7 +20,7 @@ pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
         depth: check.depth.unwrap_or(profile.depth).to_string(),
         may_take_seconds: check.timeout.0.as_secs(),
     };
-    // The first one is made as soon as something is verified.
+    // The first one follows the first PASS.
     let control_due = config.control_every.map(|every| {
         let last = control.as_ref().map(|control| control.time);
         last.and_then(|last| last.checked_add(every).ok()).unwrap_or_else(jiff::Timestamp::now)

@@ -9,6 +9,7 @@
 //! ahead/                             the next tree, laid out between the runs
 //! copies/                            large files that change often, copied between the runs
 //! ledger/                            verdicts, chained
+//! receipts/                          the source's receipts for verdicts, one file each
 //! control.json                       the newest negative control, signed
 //! workspaces/                        throw-away views for checks
 //! trash/                             pruned generations on their way out
@@ -42,11 +43,13 @@ use assay_common::{
     closed,
     confined::Folder,
     digest::ContentDigest,
-    durable::{remove_temporary, write_durable},
+    durable::{create_durable, remove_temporary, write_durable},
     error::{IoContext as _, PathError},
     fault::{self, Point},
     format::{self, FormatError},
     id::GenerationNumber,
+    ledger::EntryId,
+    verdict::receipt_name,
 };
 
 pub use piece_list::{add_to_piece_list, piece_list_digest};
@@ -58,6 +61,8 @@ pub use whole::{Original, Promised};
 
 /// Version of the form of all this: [`assay_common::format`].
 const FORMAT: u32 = 1;
+/// The source's receipts for verdicts.
+const RECEIPTS: &str = "receipts";
 /// The newest negative control.
 const CONTROL: &str = "control.json";
 /// What check the newest negative control was made of.
@@ -112,7 +117,7 @@ impl Store {
         if let Some(parent) = path.parent().filter(|parent| passable_by_all(parent)) {
             close_own(closed::close(parent));
         }
-        for folder in ["generations", "staging", "ledger", "ahead", "workspaces", "trash"] {
+        for folder in ["generations", "staging", "ledger", RECEIPTS, "ahead", "workspaces", "trash"] {
             let folder = path.join(folder);
             closed::create_folder(&folder).at("create", &folder)?;
         }
@@ -148,7 +153,7 @@ impl Store {
     /// # Errors
     /// When a folder cannot be read, or a file not be removed.
     pub fn remove_unfinished(&self) -> Result<(), StoreError> {
-        for folder in [self.path.clone(), self.path.join("ahead")] {
+        for folder in [self.path.clone(), self.path.join("ahead"), self.receipts()] {
             remove_temporary(&folder)?;
         }
         for link in ["latest", "verified"] {
@@ -240,6 +245,26 @@ impl Store {
         write_durable(&of, b"none", closed::FILE_MODE)?;
         write_durable(&self.path.join(CONTROL), envelope, closed::FILE_MODE)?;
         Ok(write_durable(&of, &check.0, closed::FILE_MODE)?)
+    }
+
+    /// The folder of the source's receipts.
+    pub fn receipts(&self) -> PathBuf {
+        self.path.join(RECEIPTS)
+    }
+
+    /// Keeps the source's receipt for a verdict. False when there is another one already, which stays.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add_receipt(&self, id: EntryId, receipt: &[u8]) -> Result<bool, StoreError> {
+        let path = self.receipts().join(receipt_name(id));
+        match create_durable(&path, receipt, closed::FILE_MODE) {
+            Ok(()) => Ok(true),
+            Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(fs::read(&path).is_ok_and(|known| known == receipt))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Points `latest` at a sealed generation.

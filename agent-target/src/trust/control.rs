@@ -33,7 +33,7 @@ const NOT_DATA: [&str; 15] = [
 /// Relations of a PostgreSQL cluster that are nobody's data have smaller numbers (access/transam.h).
 const FIRST_NORMAL_OID: u64 = 16384;
 
-/// Runs a control on the newest verified generation, signs it and keeps it. `None` when it was cancelled.
+/// Runs a control on the newest generation that passed, signs it and keeps it. `None` when it was cancelled.
 ///
 /// # Errors
 /// When there is no such generation, or when the result cannot be kept.
@@ -43,7 +43,7 @@ pub fn run(
     cancel: &CancellationToken,
     on_step: &dyn Fn(&str),
 ) -> Result<Option<NegativeControl>, String> {
-    let generation = repository.store.verified().ok_or("no generation has been verified yet")?;
+    let generation = repository.newest_pass().ok_or("no generation has passed its check yet")?;
     let record = repository.store.record(generation).map_err(|error| error.to_string())?;
     let mut run = Run { repository, record: &record, seed, cancel, on_step, damages: Vec::new() };
     let (outcome, message) = run.all();

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
-    verdict::Outcome,
+    verdict::{Outcome, Trust},
 };
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,9 @@ use crate::{
     repository::Repository,
     verify::{self, AskedBy, Teller},
 };
+
+/// When a control that could not do its work is tried again, at the latest.
+const RETRY_CONTROL: Duration = Duration::from_secs(3600);
 
 /// How often it is looked whether something is due, at most.
 const TICK: Duration = Duration::from_secs(30);
@@ -58,15 +61,46 @@ pub async fn run(repository: Arc<Repository>) {
     }
 }
 
+/// After a verdict: the first control follows the first PASS by itself, and one that is due does not wait for the next tick.
+pub fn after_verdict(repository: &Arc<Repository>) {
+    if !control_due(repository, Timestamp::now()) {
+        return;
+    }
+    let held = Arc::clone(repository);
+    let body = move || run_control(&held);
+    if let Err(error) = std::thread::Builder::new().name("control".to_owned()).spawn(body) {
+        tracing::warn!(%error, "no thread for the negative control");
+    }
+}
+
+/// Runs a control, unless something else has the turn.
+fn run_control(repository: &Repository) {
+    let Some(cancel) = repository.begin_control() else {
+        return;
+    };
+    let done = control::run(repository, control::new_seed(), &cancel, &|_| {});
+    repository.end_background(&cancel);
+    match done {
+        Ok(Some(_)) => repository.control_had_its_turn(),
+        Ok(None) => repository.control_lost_its_turn(),
+        Err(error) => {
+            tracing::error!(repository = repository.config.name, error, "the negative control was not done");
+        }
+    }
+}
+
 fn once(repository: &Repository, now: Timestamp) {
     let Some(due) = due(repository, now) else {
         return;
     };
+    if matches!(due, Due::Control) {
+        return run_control(repository);
+    }
     let Some(cancel) = repository.begin_background() else {
         return;
     };
     let done = match &due {
-        Due::Control => control::run(repository, control::new_seed(), &cancel, &|_| {}).map(drop),
+        Due::Control => Ok(()),
         Due::Verify(generation) => verify_again(repository, *generation, &cancel),
         Due::Scrub(wanted) => {
             rustix::process::setpriority_process(None, 19).ok();
@@ -85,15 +119,8 @@ fn once(repository: &Repository, now: Timestamp) {
 
 /// A control first: what a checker says counts for more when it is known to find damage.
 fn due(repository: &Repository, now: Timestamp) -> Option<Due> {
-    // A time in the future was given by a clock that has been put right since: it says nothing.
-    let is_older = |time: Timestamp, span: Duration| {
-        let apart = time.duration_until(now).unsigned_abs();
-        if time <= now { apart >= span } else { apart >= FUTURE }
-    };
-    if let Some(every) = repository.config.control_every
-        && repository.store.verified().is_some()
-        && repository.control().is_none_or(|control| is_older(control.time, every))
-    {
+    let is_older = |time: Timestamp, span: Duration| is_older(time, span, now);
+    if control_due(repository, now) {
         return Some(Due::Control);
     }
     if let Some(due) = verify_due(repository, &is_older) {
@@ -113,6 +140,26 @@ fn due(repository: &Repository, now: Timestamp) -> Option<Due> {
     let any = generations.iter().any(is_due);
     any.then(|| {
         Due::Scrub(scrub::Wanted { generations: generations.into_iter().collect(), only: None, after: None })
+    })
+}
+
+fn is_older(time: Timestamp, span: Duration, now: Timestamp) -> bool {
+    // A time in the future was given by a clock that has been put right since: it says nothing.
+    let apart = time.duration_until(now).unsigned_abs();
+    if time <= now { apart >= span } else { apart >= FUTURE }
+}
+
+fn control_due(repository: &Repository, now: Timestamp) -> bool {
+    let Some(every) = repository.config.control_every else {
+        return false;
+    };
+    // It damages a copy of a generation that passed.
+    if repository.newest_pass().is_none() {
+        return false;
+    }
+    repository.control().is_none_or(|control| match control.trust() {
+        Trust::Trusted | Trust::NotTrusted => is_older(control.time, every, now),
+        Trust::Unknown => is_older(control.time, every.min(RETRY_CONTROL), now),
     })
 }
 

@@ -236,7 +236,12 @@ fn recheck_known_good(
     if !repository.config.recheck_on_fail {
         return not_done("it is switched off in the configuration");
     }
-    let Some(generation) = repository.store.verified().filter(|generation| *generation != own) else {
+    // Before the first negative control has passed nothing is called verified, and there may be a PASS all the same.
+    let verified = match repository.store.verified() {
+        Some(verified) => Some(verified).filter(|generation| *generation != own),
+        None => repository.last_pass_before(own),
+    };
+    let Some(generation) = verified else {
         return not_done("there is none");
     };
     let Ok(known_good) = repository.store.record(generation) else {
@@ -305,6 +310,6 @@ fn is_same_check(repository: &Repository, before: &Verdict, now: &CheckReport) -
         && now
             .steps
             .iter()
-            .map(step)
+            .map(|now| step(now, false))
             .all(|now| then.next().is_some_and(|then| then.name == now.name && then.argv == now.argv))
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use assay_proto::v1::Run;
 
 use super::{
+    coverage,
     remedies::{about_fault, remedy},
     screen::safe,
     show,
@@ -16,17 +17,12 @@ const LISTED: usize = 20;
 
 /// What failed, in which step, at which place, where the fault came in, since when, and what to do next.
 pub fn explain(verdict: &Verdict) -> String {
-    let meaning = match verdict.outcome {
-        Outcome::Pass if is_not_trusted(verdict) => {
-            "the check found nothing, and its checker is NOT TRUSTED: it passed damaged data"
-        }
-        outcome => show::meaning(outcome),
-    };
-    let mut text = format!("{}: {meaning}.\n", verdict.outcome);
+    let mut text = format!("{}: {}.\n", verdict.outcome, safe(&verdict.sentence()));
     what(verdict, &mut text);
     findings(verdict, &mut text);
     fault(verdict, &mut text);
     since(verdict, &mut text);
+    looked_at(verdict, &mut text);
     checker(verdict, &mut text);
     next(verdict, &mut text);
     text
@@ -40,7 +36,8 @@ fn is_not_trusted(verdict: &Verdict) -> bool {
 /// The same for a run that came to no verdict of which anything is kept.
 pub fn explain_run(run: &Run) -> String {
     let outcome = Outcome::try_from(run.outcome()).unwrap_or(Outcome::NotRun);
-    let mut text = format!("{outcome}: {}.\n\nWhat happened\n", show::meaning(outcome));
+    let says = show::says(run.outcome(), &run.sentence);
+    let mut text = format!("{outcome}: {says}.\n\nWhat happened\n");
     let (id, repository) = (safe(&run.id), safe(&run.repository));
     let when = show::time(run.started.as_ref());
     let _ = match &run.finished {
@@ -163,6 +160,20 @@ fn since(verdict: &Verdict, text: &mut String) {
     };
 }
 
+fn looked_at(verdict: &Verdict, text: &mut String) {
+    let lines = coverage::lines(verdict);
+    if lines.is_empty() {
+        return;
+    }
+    text.push_str("\nWhat it rests on\n");
+    for line in lines {
+        let _ = writeln!(text, "  {line}");
+    }
+    for clause in verdict.claims().because {
+        let _ = writeln!(text, "  It claims no more, because: {}.", safe(&clause));
+    }
+}
+
 fn checker(verdict: &Verdict, text: &mut String) {
     text.push_str("\nThe checker\n");
     match &verdict.negative_control {
@@ -173,9 +184,8 @@ fn checker(verdict: &Verdict, text: &mut String) {
             let _ = writeln!(text, "  {}.", show::control(control, verdict.times.signed));
         }
     }
-    if verdict.outcome == Outcome::Pass && verdict.depth.is_some() {
-        let depth = verdict.depth.map(|depth| format!("{depth:?}")).unwrap_or_default();
-        let _ = writeln!(text, "  It looked to depth {depth}.");
+    if let (Outcome::Pass, Some(depth)) = (verdict.outcome, verdict.depth) {
+        let _ = writeln!(text, "  The check looks at {} (depth {depth:?}).", depth.in_words());
     }
 }
 

@@ -1,6 +1,9 @@
 //! `ledger verify` and `ledger head`: a ledger looked at as a whole, also as a copy on another machine.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use super::{CommandError, print, print_json};
 use crate::{
@@ -8,7 +11,7 @@ use crate::{
     config::Span,
     error::Hint as _,
     id::GenerationNumber,
-    ledger::{Ledger, LedgerError},
+    ledger::{EntryId, Ledger, LedgerError},
     signing::VerifyingKey,
     verdict::HexDigest,
 };
@@ -22,9 +25,29 @@ pub struct AuditArgs {
     /// Folder of the verdicts that the source kept (STATE/REPOSITORY/verdicts)
     #[arg(long, value_name = "DIR")]
     pub copies: Option<PathBuf>,
+    /// Folder of the source's receipts (STORE/REPOSITORY/receipts); default: that of the store
+    #[arg(long, value_name = "DIR")]
+    pub receipts: Option<PathBuf>,
     /// A run is begun in every slot of this length, for example 1h: those without one are told, up to now
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub every: Option<Span>,
+}
+
+/// How many verdicts rest on the target's word alone, and which.
+fn receipts_line(looked_at: bool, without: &[EntryId]) -> String {
+    const NAMED: usize = 20;
+    if !looked_at {
+        return "the source's receipts were not looked at: give --receipts and the source's key\n".to_owned();
+    }
+    if without.is_empty() {
+        return "each verdict has the source's receipt\n".to_owned();
+    }
+    let named: Vec<_> = without.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = match without.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{} without a receipt: {}{more}\n", without.len(), named.join(", "))
 }
 
 fn span(text: &str) -> Result<Span, humantime::DurationError> {
@@ -59,31 +82,39 @@ impl AuditArgs {
         key: &VerifyingKey,
         source_key: Option<&VerifyingKey>,
         root_of: Option<&dyn Fn(GenerationNumber) -> Option<Result<HexDigest, String>>>,
+        receipts: Option<&Path>,
         json: bool,
     ) -> Result<ExitCode, CommandError> {
+        let receipts = self.receipts.as_deref().or(receipts);
         let expected = Expected {
             head: self.expect_head,
             copies: self.copies.as_deref(),
+            receipts,
             every: self.every.map(|span| span.0),
             until: Some(jiff::Timestamp::now()),
             root_of,
         };
         let done = audit(ledger, key, source_key, &expected).map_err(read_error)?;
+        let without: Vec<_> = done.intervals.iter().filter(|it| it.received.is_none()).collect();
+        let without: Vec<_> = without.into_iter().map(|it| EntryId(it.verdict)).collect();
         let head = done.head.map(|head| head.to_string()).unwrap_or_default();
         if json {
             let findings: Vec<_> = done.findings.iter().map(ToString::to_string).collect();
             print_json(&serde_json::json!({
                 "sound": findings.is_empty(), "verdicts": done.verdicts, "head": head,
-                "generationsCompared": done.compared, "findings": findings,
+                "generationsCompared": done.compared, "findings": findings, "intervals": done.intervals,
+                "withoutReceipt": without.iter().map(ToString::to_string).collect::<Vec<_>>(),
             }));
         } else {
             let mut text = String::new();
+            done.intervals.iter().for_each(|interval| text.push_str(&format!("{}\n", interval.line())));
             done.findings.iter().for_each(|finding| text.push_str(&format!("WRONG: {finding}\n")));
             let word = if done.findings.is_empty() { "sound" } else { "NOT SOUND" };
             text.push_str(&format!(
                 "{word}: {} verdicts, {} compared with generations that are there; head {head}\n",
                 done.verdicts, done.compared
             ));
+            text.push_str(&receipts_line(receipts.is_some() && source_key.is_some(), &without));
             if self.expect_head.is_none() && self.copies.is_none() {
                 text.push_str(
                     "whether the newest are gone was not looked at: give --expect-head or --copies\n",

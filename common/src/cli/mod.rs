@@ -1,6 +1,7 @@
 //! What both command lines share: exit codes, errors with their `HINT:` line, `pki`, `verdict verify`, and how things
 //! read for a person.
 
+pub mod coverage;
 pub mod doctor;
 mod explain;
 mod health;

@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use assay_proto::v1::{self, Generation, Phase, Run};
 
-use crate::verdict::{NegativeControl, Outcome, Trust, Verdict, timestamp_from_proto};
+use super::screen::safe;
+use crate::verdict::{
+    BackupClaim, NegativeControl, Outcome, Trust, Verdict, coverage::meaning, timestamp_from_proto,
+};
 
 /// Bytes with a unit: `0 B`, `812 B`, `1.4 MB`. Decimal, as disks and networks are sold.
 pub fn bytes(count: u64) -> String {
@@ -70,13 +73,12 @@ pub fn outcome(outcome: v1::Outcome) -> &'static str {
     }
 }
 
-/// What an outcome means, in a sentence for three in the morning.
-pub fn meaning(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Pass => "this backup is good, and the live repository was good at the mark",
-        Outcome::Fail => "the check found damage; the last verified generation is untouched",
-        Outcome::Inconclusive => "the check could not do its work; nothing is known of the data",
-        Outcome::NotRun => "the run ended before its check; nothing was checked",
+/// What an agent says that an outcome means: its own sentence, and that of the outcome alone where an older agent says none.
+pub fn says(outcome: v1::Outcome, sentence: &str) -> String {
+    match Outcome::try_from(outcome) {
+        _ if !sentence.is_empty() => safe(sentence),
+        Ok(outcome) => meaning(outcome).to_owned(),
+        Err(_) => String::new(),
     }
 }
 
@@ -96,8 +98,12 @@ pub fn phase(phase: Phase) -> &'static str {
 /// A run that has ended, in a few lines.
 pub fn run(run: &Run) -> String {
     let mut text = format!("{}  {}\n", outcome(run.outcome()), run.reason);
-    if let Ok(outcome) = Outcome::try_from(run.outcome()) {
-        let _ = writeln!(text, "  {}", meaning(outcome));
+    let says = says(run.outcome(), &run.sentence);
+    if !says.is_empty() {
+        let _ = writeln!(text, "  {says}");
+    }
+    if let (v1::Outcome::Pass, Some(claims)) = (run.outcome(), &run.claims) {
+        text.push_str(&because(&claims.backup, &claims.because));
     }
     for (index, line) in run.message.lines().enumerate() {
         let _ = writeln!(text, "  {}{line}", if index == 0 || line.starts_with("HINT:") { "" } else { "  " });
@@ -123,6 +129,13 @@ pub fn run(run: &Run) -> String {
         let _ = writeln!(text, "  verdict {}", run.verdict_id);
     }
     text
+}
+
+/// Why a PASS claims nothing of content: the sentence does not say it.
+fn because(backup: &str, because: &[String]) -> String {
+    let clauses = because.iter().filter(|_| backup == BackupClaim::AsRead.as_str());
+    let clauses = clauses.filter(|clause| !clause.starts_with("not covered: "));
+    clauses.fold(String::new(), |text, clause| format!("{text}  because {}\n", safe(clause)))
 }
 
 /// What shows where a fault came in.
@@ -270,7 +283,11 @@ pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
 /// A verdict, whole.
 pub fn verdict(verdict: &Verdict) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "{}  {}\n  {}", verdict.outcome, verdict.reason, meaning(verdict.outcome));
+    let _ = writeln!(text, "{}  {}\n  {}", verdict.outcome, verdict.reason, safe(&verdict.sentence()));
+    let claims = verdict.claims();
+    if verdict.outcome == Outcome::Pass {
+        text.push_str(&because(claims.backup.as_str(), &claims.because));
+    }
     for line in verdict.message.lines() {
         let _ = writeln!(text, "  {line}");
     }
@@ -290,8 +307,13 @@ pub fn verdict(verdict: &Verdict) -> String {
         let _ = writeln!(text, "  generation {generation}, root {root}");
     }
     if let Some(profile) = &verdict.profile {
-        let depth = verdict.depth.map_or_else(|| "-".to_owned(), |depth| format!("{depth:?}"));
-        let _ = writeln!(text, "  profile {} {}, depth {depth}", profile.name, profile.version);
+        let depth = verdict.depth.map_or_else(String::new, |depth| {
+            format!(", depth {depth:?}: the check looks at {}", depth.in_words())
+        });
+        let _ = writeln!(text, "  profile {} {}{depth}", profile.name, profile.version);
+    }
+    for line in super::coverage::lines(verdict) {
+        let _ = writeln!(text, "  {line}");
     }
     for step in &verdict.steps {
         let end = match (step.exit_code, step.signal) {

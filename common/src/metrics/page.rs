@@ -193,6 +193,10 @@ impl Page {
             "last_pass_timestamp_seconds",
             "Mark of the newest PASS that holds: until then proven good",
         );
+        let live = self.gauge(
+            "last_pass_live_proven",
+            "1 when the newest PASS that holds claims that the live repository was good at its mark, as far as it was covered",
+        );
         let max_age = self.gauge(
             "max_age_seconds",
             "How old the newest PASS may become (max_age); absent when nothing is set",
@@ -203,6 +207,9 @@ impl Page {
             age.get_or_create(&labels).set(known);
             if let Some(mark) = facts.standing.last_pass.as_ref().and_then(|pass| pass.mark) {
                 time.get_or_create(&labels).set(seconds(mark));
+            }
+            if let Some(pass) = &facts.standing.last_pass {
+                live.get_or_create(&labels).set(f64::from(u8::from(pass.proves_live())));
             }
             if let Some(limit) = facts.max_age {
                 max_age.get_or_create(&labels).set(limit.as_secs_f64());

@@ -88,6 +88,8 @@ pub struct Notice {
     pub outcome: Option<Outcome>,
     /// Its short stable word.
     pub reason: String,
+    /// What the outcome means, in one sentence: a PASS claims what was looked at and no more.
+    pub sentence: String,
     /// Why, for a person.
     pub message: String,
     /// Its id.
@@ -124,6 +126,7 @@ impl Notice {
             time,
             outcome: ended.map(|ended| ended.outcome),
             reason: ended.map(|ended| ended.reason.clone()).unwrap_or_default(),
+            sentence: ended.map(|ended| ended.sentence.clone()).unwrap_or_default(),
             message: ended.map(|ended| ended.message.clone()).unwrap_or_default(),
             run_id,
             generation: ended.and_then(|ended| ended.generation),
@@ -163,8 +166,8 @@ impl Notice {
     /// The same as text, for mail.
     pub fn text(&self) -> String {
         let mut lines = vec![self.summary.clone(), String::new()];
-        if let Some(outcome) = self.outcome.filter(|_| self.event != Event::Overdue) {
-            lines.push(show::meaning(outcome).to_owned());
+        if !self.sentence.is_empty() && self.event != Event::Overdue {
+            lines.push(self.sentence.clone());
         }
         lines.extend(self.message.lines().map(str::to_owned));
         lines.push(String::new());

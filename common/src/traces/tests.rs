@@ -22,6 +22,8 @@ fn ended(phases: Vec<PhaseTaken>, verdict_id: &str) -> Ended {
         run_id: RUN.to_owned(),
         outcome: Outcome::Fail,
         reason: "damage-found".to_owned(),
+        sentence: String::new(),
+        claims: None,
         message: "page 7".to_owned(),
         generation: Some(3),
         verdict_id: verdict_id.to_owned(),

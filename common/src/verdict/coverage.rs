@@ -10,7 +10,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Depth, HexDigest, NegativeControl, Outcome, SourceStatement, Trust, Verdict, VerdictError};
+use super::{
+    Depth, HexDigest, NegativeControl, Outcome, SourceStatement, Trust, Verdict, VerdictError,
+    unverified_source_statement,
+};
 
 /// Entries that each list of a coverage names; the rest is counted.
 pub const MAX_LISTED: usize = 200;
@@ -147,6 +150,9 @@ pub struct CheckCoverage {
     pub carried: Option<Carried>,
 }
 
+/// What is known of a check whose verdict says nothing of its parts.
+const NO_PARTS: CheckCoverage = CheckCoverage { parts_checked: Vec::new(), carried: None };
+
 /// The account of what a verdict rests on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -209,15 +215,38 @@ pub struct Claims {
     pub because: Vec<String>,
 }
 
-impl Claims {
-    /// True when the PASS counts as a proof of the backup: a checker that is known to find damage found none.
-    pub fn proves_backup(&self) -> bool {
-        matches!(self.backup, BackupClaim::Good | BackupClaim::GoodAsCovered)
+impl BackupClaim {
+    /// The word for it, in verdicts and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::GoodAsCovered => "good-as-covered",
+            Self::AsRead => "as-read",
+            Self::Nothing => "nothing",
+        }
     }
+}
 
-    /// True when something is claimed of the live repository, limited or not.
-    pub fn proves_live(&self) -> bool {
-        matches!(self.live, LiveClaim::Good | LiveClaim::GoodAsCovered)
+impl LiveClaim {
+    /// The word for it, in verdicts and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::GoodAsCovered => "good-as-covered",
+            Self::Nothing => "nothing",
+        }
+    }
+}
+
+impl Claims {
+    /// To the wire; `trust` is what the newest negative control of the checker says.
+    pub fn to_proto(&self, outcome: Outcome, trust: Option<Trust>) -> assay_proto::v1::Claims {
+        assay_proto::v1::Claims {
+            backup: self.backup.as_str().to_owned(),
+            live: self.live.as_str().to_owned(),
+            because: self.because.clone(),
+            proven: outcome == Outcome::Pass && trust == Some(Trust::Trusted),
+        }
     }
 }
 
@@ -429,9 +458,17 @@ fn pass_sentence(claims: &Claims) -> String {
 pub fn sentence(outcome: Outcome, claims: &Claims) -> String {
     match outcome {
         Outcome::Pass => pass_sentence(claims),
-        Outcome::Fail => "the check found damage; the last verified generation is untouched".to_owned(),
-        Outcome::Inconclusive => "the check could not do its work; nothing is known of the data".to_owned(),
-        Outcome::NotRun => "the run ended before its check; nothing was checked".to_owned(),
+        other => meaning(other).to_owned(),
+    }
+}
+
+/// The same where no verdict is at hand: of a PASS that alone says no more than that the check found nothing.
+pub fn meaning(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Pass => "the check found no damage",
+        Outcome::Fail => "the check found damage; the last verified generation is untouched",
+        Outcome::Inconclusive => "the check could not do its work; nothing is known of the data",
+        Outcome::NotRun => "the run ended before its check; nothing was checked",
     }
 }
 
@@ -558,18 +595,38 @@ impl Verdict {
     pub fn claims(&self) -> Claims {
         match &self.coverage {
             Some(coverage) => coverage.claims.clone(),
-            None => claims(&Grounds {
-                outcome: self.outcome,
-                depth: self.depth,
-                trust: self.negative_control.as_ref().map(NegativeControl::trust),
-                reading: None,
-                is_first: false,
-                mark: self.mark.as_ref().map(|mark| mark.time),
-                max_reading_age: None,
-                check: &CheckCoverage::default(),
-                not_covered: (0, &[]),
-            }),
+            None => claims(&self.grounds_without_coverage()),
         }
+    }
+
+    /// What the verdict would claim had it been signed when the newest negative control of its checker said `trust`: a control
+    /// that passes later vouches for it, and one that fails later takes that back.
+    pub fn claims_under(&self, trust: Option<Trust>) -> Claims {
+        let source =
+            self.source_statement.as_ref().and_then(|envelope| unverified_source_statement(envelope).ok());
+        match &self.coverage {
+            Some(coverage) => claims(&Grounds { trust, ..coverage.grounds(self, source.as_ref()) }),
+            None => claims(&Grounds { trust, ..self.grounds_without_coverage() }),
+        }
+    }
+
+    fn grounds_without_coverage(&self) -> Grounds<'static> {
+        Grounds {
+            outcome: self.outcome,
+            depth: self.depth,
+            trust: self.negative_control.as_ref().map(NegativeControl::trust),
+            reading: None,
+            is_first: false,
+            mark: self.mark.as_ref().map(|mark| mark.time),
+            max_reading_age: None,
+            check: const { &NO_PARTS },
+            not_covered: (0, &[]),
+        }
+    }
+
+    /// What it claims, for the wire.
+    pub fn claims_proto(&self) -> assay_proto::v1::Claims {
+        self.claims().to_proto(self.outcome, self.negative_control.as_ref().map(NegativeControl::trust))
     }
 
     /// What the verdict says, in one sentence.

@@ -243,7 +243,12 @@ impl EvilSource {
 
     /// The request that opens `run`.
     pub fn opening(&self, run: &RunId) -> OpenRunRequest {
-        OpenRunRequest { repository: self.repository.clone(), run_id: run.to_string(), protocol: PROTOCOL }
+        OpenRunRequest {
+            repository: self.repository.clone(),
+            run_id: run.to_string(),
+            protocol: PROTOCOL,
+            ..Default::default()
+        }
     }
 
     /// The messages that bring and seal `tree` in `run`, whose generation will be `generation`.

@@ -10,11 +10,11 @@ use assay_common::tls::{
     ConnectOptions, Credentials, IncomingLimits, Role, TlsFiles, connect, incoming, server_builder,
 };
 use assay_proto::v1::{
-    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, ContentPart, ContentRequest,
-    FetchManifestRequest, GetOutlookRequest, ManifestPart, OpenRestoreRequest, OpenRestoreResponse,
-    OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest, ReportReadingsResponse,
-    ReportRestoreRequest, ReportRestoreResponse, RunCheckProgress, SealRunRequest, SealRunResponse,
-    SecondReading, TransferRequest, TransferResponse,
+    AbandonRunRequest, AbandonRunResponse, AcknowledgeVerdictRequest, AcknowledgeVerdictResponse,
+    CheckRunRequest, ContentPart, ContentRequest, FetchManifestRequest, GetOutlookRequest, ManifestPart,
+    OpenRestoreRequest, OpenRestoreResponse, OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest,
+    ReportReadingsResponse, ReportRestoreRequest, ReportRestoreResponse, RunCheckProgress, SealRunRequest,
+    SealRunResponse, SecondReading, TransferRequest, TransferResponse,
     replication_service_client::ReplicationServiceClient,
     replication_service_server::{ReplicationService, ReplicationServiceServer},
     restore_service_client::RestoreServiceClient,
@@ -244,6 +244,13 @@ impl ReplicationService for Between {
         let report = request.into_inner();
         self.0.readings.lock().unwrap_or_else(PoisonError::into_inner).extend(report.readings);
         Ok(Response::new(ReportReadingsResponse {}))
+    }
+
+    async fn acknowledge_verdict(
+        &self,
+        request: Request<AcknowledgeVerdictRequest>,
+    ) -> Result<Response<AcknowledgeVerdictResponse>, Status> {
+        self.0.honest.clone().acknowledge_verdict(request.into_inner()).await
     }
 
     async fn get_outlook(&self, request: Request<GetOutlookRequest>) -> Result<Response<Outlook>, Status> {

@@ -15,7 +15,7 @@ use assay_common::{
 };
 use integration_tests::evil::source::{EvilSource, Tree};
 
-use crate::pair::{Pair, json};
+use crate::pair::{PLAIN_CHECK, Pair, json};
 
 /// A target agent, the source that lies to it, and a canary beside its store.
 pub(crate) struct Ground {
@@ -32,7 +32,7 @@ impl Ground {
     pub(crate) fn new(limits: &str) -> Self {
         let pair = Pair::plain(1);
         pair.kill("source");
-        let check = "check = [\"ls\", \"-la\"] }";
+        let check = &format!("check = {PLAIN_CHECK} }}");
         pair.configure("target", check, &format!("{check}\nisolation = \"none\""));
         pair.restart_with("target", "[[repository]]", &format!("{limits}\n[[repository]]"));
         let canary = pair.path("canary");

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use crate::{
     ground::target_url,
-    pair::{Pair, json},
+    pair::{PLAIN_CHECK, Pair, json},
 };
 
 /// Real agents with a liar between them.
@@ -35,7 +35,7 @@ impl Between {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
         let url = target_url(&pair);
         let evil = runtime.block_on(EvilTarget::start(&pair.path("pki"), &url));
-        let check = "check = [\"ls\", \"-la\"] }";
+        let check = &format!("check = {PLAIN_CHECK} }}");
         pair.restart_with("target", check, &format!("{check}\nisolation = \"none\""));
         let honest = format!("url = \"https://127.0.0.1:{}\"", pair.link().port());
         pair.restart_with("source", &honest, &format!("{source_keys}\nurl = {:?}", evil.url()));

@@ -9,7 +9,10 @@ use std::{
 
 use assay_common::verdict::Outcome;
 
-use crate::{engines::accurev, pair::Pair};
+use crate::{
+    engines::accurev,
+    pair::{Pair, plain_vars},
+};
 
 /// A run that must end so.
 #[track_caller]
@@ -68,7 +71,7 @@ fn checkers_that_misbehave_are_inconclusive_each_with_its_reason() {
     let pair = Pair::plain(1);
     fs::write(pair.root(0).join("file"), "x").expect("write");
     pair.run(0);
-    let sound = "vars = { check = [\"ls\", \"-la\"] }".to_owned();
+    let sound = plain_vars();
     let mut before = sound.clone();
     let limits = "limits = { memory = \"64MiB\", processes = 60, disk = \"16MiB\", output = \"16MiB\" }";
     for (script, reason) in [

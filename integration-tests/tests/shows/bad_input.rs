@@ -9,7 +9,7 @@ use assay_common::{
 };
 use jiff::ToSpan as _;
 
-use crate::pair::{Done, Pair};
+use crate::pair::{Done, Pair, plain_vars};
 
 /// Agents that have one verified generation.
 fn proven() -> Pair {
@@ -158,7 +158,7 @@ fn a_mark_that_fails_copies_nothing() {
     )
     .expect("write");
     pair.kill("source");
-    pair.configure("source", "vars = { check = [\"ls\", \"-la\"] }\n", "");
+    pair.configure("source", &format!("{}\n", plain_vars()), "");
     pair.restart_with("source", "\"generic\"", "\"failing.toml\"");
     assert_told(&pair, 4, &["NOT_RUN", "mark-failed", "no server answers"]);
 }

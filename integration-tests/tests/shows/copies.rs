@@ -40,7 +40,7 @@ fn edit(path: &Path, work: impl FnOnce(&File, u64)) {
 /// Whatever becomes of a file: the generation has it as it is at the source, and it is the copy that was made of it before.
 #[test]
 fn a_large_file_becomes_what_it_is_at_the_source() {
-    let pair = Pair::plain(1);
+    let pair = Pair::plain(1).unproved();
     let store = pair.path("store/repo");
     let large = pair.root(0).join("large");
     let put = |bytes: &[u8]| fs::write(&large, bytes).expect("write");
@@ -93,7 +93,7 @@ fn a_large_file_becomes_what_it_is_at_the_source() {
 /// A file that is nobody's copy is nobody's business: of other files' copies none is left when the setting forbids them.
 #[test]
 fn no_copies_are_made_when_they_may_take_nothing() {
-    let pair = Pair::plain(1);
+    let pair = Pair::plain(1).unproved();
     pair.restart_with("target", "source = \"source\"", "source = \"source\"\ncopy_ahead = \"0B\"");
     fs::write(pair.root(0).join("large"), noise(1, 6 * MIB)).expect("write");
     pair.run(0);
@@ -107,7 +107,7 @@ fn no_copies_are_made_when_they_may_take_nothing() {
 /// Copies never stand in the way: a run that has no room beside them, and a check that may have none, make it.
 #[test]
 fn copies_give_way_to_a_run_and_to_a_check() {
-    let pair = Pair::plain(1);
+    let pair = Pair::plain(1).unproved();
     pair.kill("target");
     let disk = pair.path("store");
     let _disk = SmallDisk::mount(&disk, 64);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::pair::{Done, Pair};
+use crate::pair::{Done, PLAIN_CHECK, Pair};
 
 fn assert_found(done: &Done, code: i32, words: &[&str]) {
     assert_eq!(done.code, code, "{done:?}");
@@ -40,7 +40,7 @@ fn what_would_keep_a_run_from_passing_is_found() {
     let json = pair.source(&["--json", "doctor"]);
     let bad = json.stdout.lines().map(crate::pair::json).filter(|finding| finding["level"] == "BAD").count();
     assert_eq!((json.code, bad), (1, 1), "{json:?}");
-    pair.configure("target", "check = [\"ls\", \"-la\"]", "check = [\"/no/such/program\"]");
+    pair.configure("target", &format!("check = {PLAIN_CHECK}"), "check = [\"/no/such/program\"]");
     fs::remove_file(pair.path("pki/source-signing.pub")).expect("remove");
     assert_found(
         &pair.target(&["doctor"]),

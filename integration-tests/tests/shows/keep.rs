@@ -4,10 +4,12 @@ use std::fs;
 
 use assay_common::verdict::Outcome;
 
-use crate::pair::{Pair, json, rsync_finds_no_difference};
+use crate::pair::{Pair, json, plain_check_and, plain_vars, rsync_finds_no_difference};
 
 /// A check that fails when there is a file of this name.
-const NOT_BAD: &str = "vars = { check = [\"sh\", \"-c\", \"test ! -e bad || exit 1\"] }";
+fn not_bad() -> String {
+    format!("vars = {{ check = {} }}", plain_check_and("test ! -e bad"))
+}
 
 /// Numbers of the generations that are there.
 fn generations(pair: &Pair) -> Vec<u64> {
@@ -28,7 +30,7 @@ fn edit_and_run(pair: &Pair, content: &str, code: i32) {
 #[test]
 fn what_no_rule_keeps_goes_after_the_verdict() {
     let pair = Pair::plain(1);
-    pair.restart_with("target", "vars = { check = [\"ls\", \"-la\"] }", NOT_BAD);
+    pair.restart_with("target", &plain_vars(), &not_bad());
     fs::write(pair.root(0).join("same"), "always").expect("write");
     edit_and_run(&pair, "1", 0);
     edit_and_run(&pair, "2", 0);
@@ -100,6 +102,9 @@ fn a_run_that_is_under_way_keeps_everything() {
         pair.release_mark();
         let watched = pair.source(&["watch", &id]);
         assert_eq!(watched.code, 0, "{watched:?}");
+        if round == 1 {
+            pair.prove();
+        }
     }
     pair.eventually("it is pruned", || generations(&pair) == [1, 3]);
     pair.kill("target");
@@ -115,7 +120,7 @@ fn ransomware_does_not_reach_what_is_verified() {
     const SUMS: &str = "vars = { check = [\"sh\", \"-c\", \"sha256sum --check --quiet sums || exit 1\"] }\nretention = { last = 1, failed_last = 2 }";
     let pair = Pair::plain(1);
     pair.restart_with("source", "max_drop_percent = 100", "max_drop_percent = 50");
-    pair.restart_with("target", "vars = { check = [\"ls\", \"-la\"] }", SUMS);
+    pair.restart_with("target", &plain_vars(), SUMS);
     let root = pair.root(0);
     let names: Vec<_> = (0..20).map(|number| format!("file{number}")).collect();
     for (seed, name) in (0..).zip(&names) {

@@ -166,6 +166,7 @@ fn grpcurl_needs_no_proto_files() {
     assert_eq!((&last["outcome"], &last["id"]), (&"OUTCOME_PASS".into(), &id.as_str().into()), "{watched}");
     let verdict = pair.grpcurl_call(true, "{}", "assay.v1.TargetService/GetVerdict");
     assert_eq!(pair::json(&verdict)["runId"], id.as_str());
+    pair.prove();
     let generations = pair.grpcurl_call(true, "{}", "assay.v1.TargetService/ListGenerations");
     assert_eq!(pair::json(&generations)["generations"][0]["verified"], true);
     let health = pair.grpcurl_call(false, "{}", "grpc.health.v1.Health/Check");

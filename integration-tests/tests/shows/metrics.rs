@@ -63,9 +63,12 @@ fn metrics_tell_of_the_newest_run_and_cover_rules_and_dashboard() {
     fs::write(pair.root(0).join("file"), vec![7; 100_000]).expect("write");
     let before = get(source, "/metrics");
     assert_eq!(value(&before, "assay_last_pass_age_seconds{repository=\"repo\"}"), f64::INFINITY);
+    pair.run(0);
+    // The second one is the first whose checker is known to find damage when it ends.
+    fs::write(pair.root(0).join("file"), vec![8; 100_000]).expect("write");
     let run = pair.run(0);
     // The run is over for those who watch it a moment before it is for the page.
-    let passed = "assay_runs_total{repository=\"repo\",outcome=\"pass\"} 1";
+    let passed = "assay_runs_total{repository=\"repo\",outcome=\"pass\"} 2";
     pair.eventually("the page knows", || get(source, "/metrics").contains(passed));
     let pages = [get(source, "/metrics"), get(target, "/metrics")];
     for (page, role) in pages.iter().zip(["source", "target"]) {
@@ -75,7 +78,9 @@ fn metrics_tell_of_the_newest_run_and_cover_rules_and_dashboard() {
         assert!((0.0..600.0).contains(&age), "{age}");
         assert_eq!(value(page, "assay_last_run_outcome{repository=\"repo\",outcome=\"pass\"}"), 1.0);
         assert_eq!(value(page, "assay_last_run_outcome{repository=\"repo\",outcome=\"fail\"}"), 0.0);
-        assert_eq!(value(page, "assay_runs_total{repository=\"repo\",outcome=\"pass\"}"), 1.0);
+        assert_eq!(value(page, "assay_runs_total{repository=\"repo\",outcome=\"pass\"}"), 2.0);
+        // The generic profile's check may look at anything: it proves nothing of the live repository.
+        assert_eq!(value(page, "assay_last_pass_live_proven{repository=\"repo\"}"), 0.0);
         assert!(value(page, "assay_certificate_expiry_timestamp_seconds") > 1.7e9);
         assert!(value(page, "assay_last_run_phase_seconds{repository=\"repo\",phase=\"checking\"}") > 0.0);
     }
@@ -83,7 +88,7 @@ fn metrics_tell_of_the_newest_run_and_cover_rules_and_dashboard() {
     assert_eq!(Some(read), run["counts"]["bytesRead"].as_f64(), "{run}");
     assert_eq!(value(&pages[0], "assay_last_run_content_bytes{repository=\"repo\"}"), 100_000.0);
     assert_eq!(value(&pages[1], "assay_latest_generation_stored_bytes{repository=\"repo\"}"), 100_000.0);
-    assert_eq!(value(&pages[1], "assay_verified_generation{repository=\"repo\"}"), 1.0);
+    assert_eq!(value(&pages[1], "assay_verified_generation{repository=\"repo\"}"), 2.0);
     let times = run["phaseTimes"].as_array().expect("times").len();
     assert_eq!(times, 5, "opening, marking, replicating, sealing, checking: {run}");
     // A restart forgets nothing that counts.
@@ -134,6 +139,8 @@ fn whole_page() -> String {
         run_id: "run".to_owned(),
         outcome: Outcome::Pass,
         reason: String::new(),
+        sentence: String::new(),
+        claims: None,
         message: String::new(),
         generation: Some(1),
         verdict_id: String::new(),

@@ -7,7 +7,7 @@ use assay_common::{profile::Profile, verdict::Outcome};
 use crate::{
     engines::{accurev, standin},
     nasty,
-    pair::{Pair, json, rsync_finds_no_difference},
+    pair::{PLAIN_CHECK, Pair, json, plain_vars, rsync_finds_no_difference},
 };
 
 /// A live stand-in passes; then it is damaged, and the check finds it in `file` of the copy. Afterwards the evidence speaks
@@ -107,7 +107,7 @@ fn assert_inconclusive(check: &str, reason: &str) {
     let pair = Pair::plain(1);
     fs::write(pair.root(0).join("file"), "x").expect("write");
     pair.run(0);
-    pair.restart_with("target", "vars = { check = [\"ls\", \"-la\"] }", check);
+    pair.restart_with("target", &plain_vars(), check);
     let run = pair.run(3);
     assert_eq!((&run["outcome"], &run["reason"]), (&"OUTCOME_INCONCLUSIVE".into(), &reason.into()), "{run}");
     assert_eq!(pair.verified(), "generations/000001");
@@ -155,7 +155,7 @@ fn a_check_that_writes_does_not_touch_the_generation() {
     fs::write(pair.root(0).join("folder/inner"), "y").expect("write");
     let work =
         "vars = { check = [\"sh\", \"-c\", \"echo z > file; rm -r folder; echo new > new; chmod 7 file\"] }";
-    pair.restart_with("target", "vars = { check = [\"ls\", \"-la\"] }", work);
+    pair.restart_with("target", &plain_vars(), work);
     assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
     rsync_finds_no_difference(&pair.root(0), &pair.latest());
 }
@@ -175,7 +175,7 @@ fn every_outcome_is_in_the_chain() {
         "{empty}"
     );
     fs::write(&file, "x").expect("write");
-    pair.restart_with("target", "[\"ls\", \"-la\"]", "[\"false\"]");
+    pair.restart_with("target", PLAIN_CHECK, "[\"false\"]");
     pair.run(1);
     pair.restart_with("target", "[\"false\"]", "[\"ls\"]");
     pair.run(0);

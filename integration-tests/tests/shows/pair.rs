@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU16, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -27,12 +27,32 @@ use assay_common::{
 /// How long something may take that should take a moment: patience for a busy machine, not a measurement.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A check that reads the copy's names, for profiles of tests.
-pub(crate) const LIST: &str =
-    "[[check]]\nname = \"list\"\nargv = [\"ls\", \"-la\", \"{root}\"]\nfail_exit = [1, 2]\n";
+/// The check of plain pairs, as it stands in their configuration. It lists the copy and finds files that were written to since
+/// they were copied: their content and their inode changed at the same instant. That is how a negative control's damage shows in
+/// content of any kind.
+pub(crate) const PLAIN_CHECK: &str = r#"["sh", "-c", "ls -la . && ! find . -type f -size +0 -printf '%T@ %C@ %p\\n' | awk '$1 == $2' | grep ."]"#;
+
+/// The line that has it.
+pub(crate) fn plain_vars() -> String {
+    format!("vars = {{ check = {PLAIN_CHECK} }}")
+}
+
+/// The same check, which passes only when `condition`, a command of the shell, succeeds too.
+pub(crate) fn plain_check_and(condition: &str) -> String {
+    PLAIN_CHECK.replace("ls -la .", condition)
+}
+
+/// The same as a step, for profiles of tests.
+pub(crate) const LIST: &str = r#"[[check]]
+name = "list"
+argv = ["sh", "-c", '''cd "$0" && ls -la . && ! find . -type f -size +0 -printf '%T@ %C@ %p\n' | awk '$1 == $2' | grep .''', "{root}"]
+fail_exit = [1, 2]
+"#;
 
 /// What a source says of a plain tree beside its roots.
-const PLAIN: &str = "vars = { check = [\"ls\", \"-la\"] }\nmax_drop_percent = 100\n";
+fn plain() -> String {
+    format!("{}\nmax_drop_percent = 100\n", plain_vars())
+}
 
 /// What a command did.
 #[derive(Debug)]
@@ -54,6 +74,11 @@ pub(crate) struct Pair {
     agents: Mutex<HashMap<String, Child>>,
     environments: Mutex<HashMap<String, Vec<(String, String)>>>,
     link: Arc<Link>,
+    /// The next PASS is to be followed by a negative control, so that it counts. The agent does that by itself; here it happens
+    /// at a known time.
+    proves: AtomicBool,
+    /// That holds for the first PASS with each configuration of the target.
+    proves_each: AtomicBool,
 }
 
 /// Parses JSON that must be some.
@@ -109,17 +134,17 @@ pub(crate) fn free_port() -> u16 {
 impl Pair {
     /// Agents for a plain tree of `roots` folders, whose check lists the copy.
     pub(crate) fn plain(roots: usize) -> Self {
-        Self::new(roots, "generic", PLAIN, "")
+        Self::new(roots, "generic", &plain(), "").proved()
     }
 
     /// The same, with a file system of its own for the live tree and for the store.
     pub(crate) fn on(root: Kind, store: Kind) -> Self {
-        Self::mounted(1, "generic", PLAIN, "", &[("root0", root), ("store", store)])
+        Self::mounted(1, "generic", &plain(), "", &[("root0", root), ("store", store)]).proved()
     }
 
     /// Agents for an engine with a built-in profile, rooted in `root0`.
     pub(crate) fn engine(profile: &str, repository_keys: &str) -> Self {
-        Self::new(1, profile, repository_keys, "")
+        Self::new(1, profile, repository_keys, "").proved()
     }
 
     /// Agents whose mark command says that it waits, and waits for a line from a FIFO.
@@ -134,7 +159,7 @@ impl Pair {
     /// Agents with an operator's own profile: its tables, without the keys that every profile has.
     pub(crate) fn with_profile(tables: &str, repository_keys: &str) -> Self {
         let keys = "name = \"own\"\ndescription = \"made by a test\"\nversion = \"1\"\ndepth = \"L0\"\n";
-        Self::new(1, "profile.toml", repository_keys, &format!("{keys}{tables}"))
+        Self::new(1, "profile.toml", repository_keys, &format!("{keys}{tables}")).proved()
     }
 
     fn new(roots: usize, profile: &str, source_keys: &str, profile_text: &str) -> Self {
@@ -198,7 +223,7 @@ impl Pair {
         let target = format!(
             "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = \"store\"\n\
              signing_key = \"pki/target-signing.key\"\n{}[[repository]]\nname = \"repo\"\nsource = \"source\"\n\
-             source_key = \"pki/source-signing.pub\"\nprofile = {profile:?}\n{vars}\n",
+             source_key = \"pki/source-signing.pub\"\ncontrol_every = \"never\"\nprofile = {profile:?}\n{vars}\n",
             tls("target")
         );
         fs::write(path("target.toml"), target).expect("write");
@@ -209,10 +234,32 @@ impl Pair {
             agents: Mutex::default(),
             environments: Mutex::default(),
             link,
+            proves: AtomicBool::new(false),
+            proves_each: AtomicBool::new(false),
         };
         pair.start("target");
         pair.start("source");
         pair
+    }
+
+    /// Its first run that passes is followed by a negative control.
+    fn proved(self) -> Self {
+        self.proves.store(true, Ordering::SeqCst);
+        self.proves_each.store(true, Ordering::SeqCst);
+        self
+    }
+
+    /// No run is followed by a negative control.
+    pub(crate) fn unproved(self) -> Self {
+        self.proves.store(false, Ordering::SeqCst);
+        self.proves_each.store(false, Ordering::SeqCst);
+        self
+    }
+
+    /// Runs a negative control, which must find its damage.
+    pub(crate) fn prove(&self) {
+        let control = self.target(&["control"]);
+        assert_eq!(control.code, 0, "{control:?}\n{}", self.logs());
     }
 
     /// Starts an agent and waits until it serves.
@@ -316,6 +363,10 @@ impl Pair {
         let path = self.path(&format!("{role}.toml"));
         let text = fs::read_to_string(&path).expect("read");
         assert!(text.contains(from), "{from:?} is not in {text}");
+        if role == "target" && self.proves_each.load(Ordering::SeqCst) {
+            // It may be another checker now.
+            self.proves.store(true, Ordering::SeqCst);
+        }
         fs::write(path, text.replace(from, to)).expect("write");
     }
 
@@ -432,6 +483,10 @@ impl Pair {
     pub(crate) fn run(&self, code: i32) -> serde_json::Value {
         let done = self.source(&["--json", "run", "--follow"]);
         assert_eq!(done.code, code, "{done:?}\n{}", self.logs());
+        if code == 0 && self.proves.swap(false, Ordering::SeqCst) {
+            // A check of a test's own may find nothing: then its generations are not called verified.
+            self.target(&["control"]);
+        }
         json(done.stdout.lines().last().expect("a line"))
     }
 

@@ -195,6 +195,15 @@ fn a_plan_waits_for_no_run() {
     assert!(pair.source(&["explain", &id]).stdout.contains("is under way"));
     pair.release_mark();
     assert_eq!(pair.source(&["watch", &id]).code, 0);
+    // A PASS does not count before its checker has found damage.
+    for status in [pair.source(&["status"]).stdout, pair.target(&["status"]).stdout] {
+        let says = status.contains("\n  says       the copy is what was read;");
+        assert!(status.contains("repo: never proven good\n") && says, "{status}");
+    }
+    pair.prove();
+    let id = json(&pair.source(&["--json", "run"]).stdout)["id"].as_str().expect("an id").to_owned();
+    pair.release_mark();
+    assert_eq!(pair.source(&["watch", &id]).code, 0);
     for (role, status) in
         [("source", pair.source(&["status"]).stdout), ("target", pair.target(&["status"]).stdout)]
     {
@@ -202,7 +211,7 @@ fn a_plan_waits_for_no_run() {
         // The answer to the one question comes first.
         let first = status.lines().nth(1).expect("a line");
         assert!(
-            first.starts_with("repo: proven good ") && first.ends_with(", generation 1"),
+            first.starts_with("repo: proven good ") && first.ends_with(", generation 2"),
             "{role}: {status}"
         );
     }

@@ -57,12 +57,13 @@ const SECTIONS: [(&str, &[Section]); 3] = [
 ];
 
 /// What a type of the code is in TOML; types that are not here are enums, whose words are listed.
-const TYPES: [(&str, &str); 19] = [
+const TYPES: [(&str, &str); 20] = [
     ("UserName", "text or number"),
     ("String", "text"),
     ("PathBuf", "path"),
     ("SocketAddr", "`\"ADDRESS:PORT\"`"),
     ("Span", "time"),
+    ("SpanOrNever", "time or `\"never\"`"),
     ("Size", "size"),
     ("bool", "`true`, `false`"),
     ("u8", "number"),

@@ -347,7 +347,7 @@ fn what_the_target_does_not_have_any_longer_is_named() {
 #[test]
 fn what_was_not_verified_is_restored_on_request_only() {
     let pair = Pair::with_profile(
-        "[[check]]\nname = \"judge\"\nargv = [\"sh\", \"-c\", \"! grep -q bad {root}/file\"]\nfail_exit = [1]\n",
+        "[[check]]\nname = \"judge\"\nargv = [\"sh\", \"-c\", \"grep -qx good {root}/file\"]\nfail_exit = [1]\n",
         "",
     );
     fs::write(pair.root(0).join("file"), "good").expect("write");

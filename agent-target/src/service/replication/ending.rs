@@ -19,7 +19,7 @@ use super::{
     sealing::checked_mark,
 };
 use crate::{
-    repository::{Active, CheckState, Repository, Stage, times_now},
+    repository::{Active, CheckState, Opened, Repository, Stage, times_now},
     verify,
 };
 
@@ -88,7 +88,7 @@ pub(super) fn abandon(
     repository: &Repository,
     id: RunId,
     request: AbandonRunRequest,
-    opened: Option<jiff::Timestamp>,
+    opened: Option<Opened>,
 ) -> Result<(String, String), RpcFault> {
     let reason = request.reason;
     let plain = !reason.is_empty()
@@ -121,11 +121,11 @@ pub(super) fn abandon(
         attribution: None,
         negative_control: repository.control(),
         overrides: Vec::new(),
-        times: verdict::Times { opened, ..times_now() },
+        times: verdict::Times { opened: opened.map(|opened| opened.time), ..times_now() },
         versions: verify::versions(None),
         source_statement: None,
         coverage: None,
-        nonce: None,
+        nonce: opened.and_then(|opened| opened.nonce),
     });
     recorded.map_err(|error| internal("recording the verdict", &error))
 }

@@ -1,5 +1,6 @@
 //! `assay.v1.ReplicationService`: what a source asks of the target.
 
+mod acknowledging;
 mod ending;
 mod opening;
 mod sealing;
@@ -18,12 +19,14 @@ use assay_common::{
     rpc_status::RpcFault,
     telemetry,
     tls::require_role,
+    verdict::HexDigest,
 };
 use assay_proto::v1::{
-    AbandonRunRequest, AbandonRunResponse, CheckRunRequest, FetchManifestRequest, GetOutlookRequest,
-    ManifestPart, OpenRunRequest, OpenRunResponse, Outlook, ReportReadingsRequest, ReportReadingsResponse,
-    RunCheckProgress, SealRunRequest, SealRunResponse, TransferRequest, TransferResponse,
-    replication_service_server::ReplicationService, seal_run_request, transfer_request,
+    AbandonRunRequest, AbandonRunResponse, AcknowledgeVerdictRequest, AcknowledgeVerdictResponse,
+    CheckRunRequest, FetchManifestRequest, GetOutlookRequest, ManifestPart, OpenRunRequest, OpenRunResponse,
+    Outlook, ReportReadingsRequest, ReportReadingsResponse, RunCheckProgress, SealRunRequest,
+    SealRunResponse, TransferRequest, TransferResponse, replication_service_server::ReplicationService,
+    seal_run_request, transfer_request,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
@@ -145,8 +148,13 @@ impl ReplicationService for Replication {
                 .into());
         }
         let id = run_id(&request.run_id)?;
+        let nonce = match (request.statements, HexDigest::from_slice(&request.nonce)) {
+            (0, None) if request.nonce.is_empty() => None,
+            (1.., Some(nonce)) => Some(nonce),
+            _ => return Err(invalid("nonce: must have 32 bytes, and none with statements of form 0").into()),
+        };
         let span = telemetry::of_run(&id);
-        let response = blocking(move || span.in_scope(|| open(&repository, id))).await?;
+        let response = blocking(move || span.in_scope(|| open(&repository, id, nonce))).await?;
         Ok(Response::new(response))
     }
 
@@ -339,6 +347,16 @@ impl ReplicationService for Replication {
         let noted = blocking(move || span.in_scope(|| abandon(&repository, id, request, opened))).await;
         let (verdict_id, envelope) = noted?;
         Ok(Response::new(AbandonRunResponse { verdict_id, envelope }))
+    }
+
+    async fn acknowledge_verdict(
+        &self,
+        request: Request<AcknowledgeVerdictRequest>,
+    ) -> Result<Response<AcknowledgeVerdictResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        let request = request.into_inner();
+        blocking(move || acknowledging::acknowledge(&repository, &request)).await?;
+        Ok(Response::new(AcknowledgeVerdictResponse {}))
     }
 
     async fn get_outlook(&self, request: Request<GetOutlookRequest>) -> Result<Response<Outlook>, Status> {

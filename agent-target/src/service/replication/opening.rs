@@ -2,7 +2,12 @@
 
 use std::sync::{Arc, PoisonError};
 
-use assay_common::{digest::RootDigest, id::RunId, rpc_status::RpcFault};
+use assay_common::{
+    digest::RootDigest,
+    id::RunId,
+    rpc_status::RpcFault,
+    verdict::{HexDigest, STATEMENTS},
+};
 use assay_proto::v1::OpenRunResponse;
 use tonic::Code;
 
@@ -10,15 +15,19 @@ use super::{super::internal, busy};
 use crate::{
     config,
     receive::{Allowance, Base, PlaceReader, Receiver},
-    repository::{Active, Repository, Stage},
+    repository::{Active, Opened, Repository, Stage},
 };
 
 /// With less than this free there is no room for a run beside what an earlier one left.
 const LITTLE_BYTES: u64 = 1024 * 1024;
 
-pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse, RpcFault> {
+pub(super) fn open(
+    repository: &Repository,
+    id: RunId,
+    nonce: Option<HexDigest>,
+) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
-    repository.give_way();
+    repository.give_way_to_run();
     let mut compares = false;
     match active.as_ref() {
         Some(Active { run_id, stage: Stage::Receiving { attached, receiver, .. } }) => {
@@ -75,6 +84,7 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
         base_root_digest: base_root,
         staged_bytes: staging.staged_bytes(),
         base_entries,
+        statements: STATEMENTS,
         rotten: rotten.iter().cloned().collect(),
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
@@ -93,7 +103,7 @@ pub(super) fn open(repository: &Repository, id: RunId) -> Result<OpenRunResponse
     };
     let receiver =
         Arc::new(Receiver::new(Arc::clone(&staging), places, known.map(|base| (base, copies)), allowance));
-    let opened = jiff::Timestamp::now();
+    let opened = Opened { time: jiff::Timestamp::now(), nonce };
     let stage = Stage::Receiving { staging, base, receiver, attached: None, opened };
     *active = Some(Active { run_id: id, stage });
     Ok(response)

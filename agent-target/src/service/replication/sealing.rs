@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     receive::Receiver,
-    repository::{Active, Repository, Stage},
+    repository::{Active, Opened, Repository, Stage},
     seal::{self, Draft, Provenance, SealError, seal},
     store::{MarkRecord, Record, Staging},
 };
@@ -33,7 +33,7 @@ pub(super) struct Sealing {
     staging: Arc<Staging>,
     base: Option<GenerationNumber>,
     receiver: Arc<Receiver>,
-    opened: jiff::Timestamp,
+    opened: Opened,
 }
 
 /// The generation of a run whose source did not hear that it was sealed.
@@ -128,7 +128,7 @@ pub(super) async fn seal_and_settle(
 
 fn seal_blocking(
     repository: &Repository,
-    (id, opened): (&RunId, jiff::Timestamp),
+    (id, opened): (&RunId, Opened),
     staging: &Staging,
     base: Option<GenerationNumber>,
     start: &SealStart,
@@ -172,7 +172,7 @@ pub(super) fn checked_mark(mark: Option<&assay_proto::v1::Mark>) -> Result<Optio
 /// Checks what the source says of the generation: its statement must carry its signature and agree with the rest.
 fn provenance(
     repository: &Repository,
-    (id, opened): (&RunId, jiff::Timestamp),
+    (id, opened): (&RunId, Opened),
     finish: SealFinish,
 ) -> Result<(RootDigest, Provenance), RpcFault> {
     let root = RootDigest::from_slice(&finish.root_digest)
@@ -202,15 +202,18 @@ fn provenance(
         && statement.run_id == *id
         && statement.root.is_some_and(|signed| signed.0 == root.0)
         && statement.mark == mark
-        && statement.overrides == finish.overrides;
+        && statement.overrides == finish.overrides
+        && statement.nonce == opened.nonce;
     if !agrees {
-        return Err(refused("it is about another run, mark or tree than the one that was sent".to_owned()));
+        return Err(refused(
+            "it is about another run, nonce, mark or tree than the one that was sent".to_owned(),
+        ));
     }
     let counts = finish.counts.unwrap_or_default();
     let provenance = Provenance {
         repository: repository.config.name.clone(),
         run_id: id.to_string(),
-        opened,
+        opened: opened.time,
         mark: MarkRecord { id: mark.id, time: mark.time },
         overrides: finish.overrides,
         counts: assay_common::json::to_json("Counts", &counts),

@@ -1,0 +1,194 @@
+//! Between which two moments each verdict was signed, by what the source signed.
+//!
+//! A verdict is younger than the mark that the source signed and that stands in it, and older than the receipt that the source
+//! signed when it had it. The chain carries both further: a verdict is younger than every mark before it, and older than every
+//! receipt after it. Both moments are by the source's clock. What the target's clock says, [`Interval::signed`], is its word alone.
+
+use std::{path::Path, time::Duration};
+
+use jiff::Timestamp;
+
+use super::Finding;
+use crate::{
+    error::{IoContext as _, PathError},
+    ledger::EntryId,
+    path::display_bytes,
+    signing::VerifyingKey,
+    verdict::{Receipt, Verdict, read_receipt, verify_receipt},
+};
+
+/// A clock that is put right by a small step between mark and receipt is no contradiction.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// When a verdict was signed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interval {
+    /// Its place in the ledger.
+    pub verdict: u64,
+    /// By the target's clock.
+    pub signed: Timestamp,
+    /// The mark in it, which the source signed.
+    pub mark: Option<Timestamp>,
+    /// When the source had it; none without a receipt: then its time rests on the target's word alone.
+    pub received: Option<Timestamp>,
+    /// The newest mark of a verdict before it, where that is younger than its own.
+    pub after: Option<Bound>,
+    /// The oldest receipt for a verdict after it, where that is older than its own.
+    pub before: Option<Bound>,
+}
+
+/// A moment that another verdict of the chain gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bound {
+    /// The other verdict's place.
+    pub verdict: u64,
+    /// The moment, by the source's clock.
+    pub time: Timestamp,
+}
+
+impl Interval {
+    /// A line for a person.
+    pub fn line(&self) -> String {
+        let time = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+        let mut text = format!("verdict {}", EntryId(self.verdict));
+        match (self.mark, self.received) {
+            (Some(mark), Some(received)) => {
+                text.push_str(&format!(": signed between {} (mark) and {} (receipt)", time(mark), time(received)));
+            }
+            (None, Some(received)) => text.push_str(&format!(": signed before {} (receipt)", time(received))),
+            (Some(mark), None) => text.push_str(&format!(
+                ": signed after {} (mark); WITHOUT A RECEIPT: that it is not younger rests on the target's word alone",
+                time(mark)
+            )),
+            (None, None) => text.push_str(&format!(
+                ": WITHOUT A RECEIPT: its time, {}, rests on the target's word alone",
+                time(self.signed)
+            )),
+        }
+        if let Some(bound) = &self.after {
+            text.push_str(&format!(
+                "; it follows verdict {}: after {}",
+                EntryId(bound.verdict),
+                time(bound.time)
+            ));
+        }
+        if let Some(bound) = &self.before {
+            text.push_str(&format!(
+                "; verdict {} follows it and has a receipt: before {}",
+                EntryId(bound.verdict),
+                time(bound.time)
+            ));
+        }
+        text
+    }
+}
+
+/// What is known of a verdict on its way to an interval.
+pub(super) struct Dated {
+    pub(super) id: EntryId,
+    pub(super) signed: Timestamp,
+    pub(super) mark: Option<Timestamp>,
+    pub(super) received: Option<Timestamp>,
+}
+
+impl Dated {
+    /// A verdict that was verified, with the receipt for it that `receipts` has, and what is wrong with that.
+    pub(super) fn new(
+        id: EntryId,
+        verdict: &Verdict,
+        envelope: &[u8],
+        receipts: Option<(&Path, &VerifyingKey)>,
+    ) -> (Self, Option<Finding>) {
+        // A mark without the source's statement is the target's word.
+        let mark = verdict.source_statement.as_ref().and(verdict.mark.as_ref()).map(|mark| mark.time);
+        let receipt =
+            receipts.and_then(|(folder, key)| receipt(folder, key, id, verdict, envelope).transpose());
+        let (received, what) = match receipt {
+            None => (None, None),
+            Some(Err(what)) => (None, Some(what)),
+            Some(Ok(receipt)) => match mark.map(|mark| receipt.received.duration_until(mark)) {
+                Some(early) if Duration::try_from(early).is_ok_and(|early| early > CLOCK_SLACK) => {
+                    let text =
+                        format!("it was signed at {}, before the mark of its verdict", receipt.received);
+                    (Some(receipt.received), Some(text))
+                }
+                _ => (Some(receipt.received), None),
+            },
+        };
+        let finding = what.map(|what| Finding::Receipt { name: id.to_string(), what });
+        (Self { id, signed: verdict.times.signed, mark, received }, finding)
+    }
+}
+
+fn receipt(
+    folder: &Path,
+    key: &VerifyingKey,
+    id: EntryId,
+    verdict: &Verdict,
+    envelope: &[u8],
+) -> Result<Option<Receipt>, String> {
+    let Some(bytes) = read_receipt(folder, id).map_err(|error| error.to_string())? else {
+        return Ok(None);
+    };
+    verify_receipt(&bytes, key, verdict, envelope).map(Some).map_err(|error| error.to_string())
+}
+
+/// The intervals of verdicts in the order of the chain.
+pub(super) fn intervals(dated: &[Dated]) -> Vec<Interval> {
+    let mut intervals = Vec::with_capacity(dated.len());
+    let mut newest: Option<Bound> = None;
+    for one in dated {
+        let after = newest.filter(|bound| one.mark.is_none_or(|mark| mark < bound.time));
+        intervals.push(Interval {
+            verdict: one.id.sequence(),
+            signed: one.signed,
+            mark: one.mark,
+            received: one.received,
+            after,
+            before: None,
+        });
+        if let Some(time) = one.mark.filter(|mark| newest.is_none_or(|bound| bound.time < *mark)) {
+            newest = Some(Bound { verdict: one.id.sequence(), time });
+        }
+    }
+    let mut oldest: Option<Bound> = None;
+    for interval in intervals.iter_mut().rev() {
+        interval.before = oldest.filter(|bound| interval.received.is_none_or(|own| bound.time < own));
+        if let Some(time) = interval.received.filter(|own| oldest.is_none_or(|bound| *own < bound.time)) {
+            oldest = Some(Bound { verdict: interval.verdict, time });
+        }
+    }
+    intervals
+}
+
+/// Receipts for verdicts that the ledger does not have, and what is no receipt: the newest entries were removed, or it is another
+/// ledger's folder.
+///
+/// # Errors
+/// When the folder is there and cannot be listed.
+pub(super) fn strays(folder: &Path, known: &[EntryId]) -> Result<Vec<Finding>, PathError> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(PathError::new("list", folder, error)),
+    };
+    let mut findings = Vec::new();
+    for entry in entries {
+        let name = entry.at("list", folder)?.file_name();
+        let id = name.to_str().and_then(|name| EntryId::parse(name.strip_suffix(".json")?));
+        let what = match id {
+            Some(id) if known.binary_search(&id).is_ok() => continue,
+            Some(_) => "the ledger has no such verdict: its newest entries are gone, or it was made anew",
+            None if name.as_encoded_bytes().starts_with(crate::durable::TEMPORARY_PREFIX.as_bytes()) => {
+                continue;
+            }
+            None => "is no receipt's name",
+        };
+        let name = id.map_or_else(|| display_bytes(name.as_encoded_bytes()), |id| id.to_string());
+        findings.push(Finding::Receipt { name, what: what.to_owned() });
+    }
+    findings.sort_by_key(ToString::to_string);
+    Ok(findings)
+}

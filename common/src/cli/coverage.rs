@@ -1,0 +1,181 @@
+//! The coverage of a verdict in whole sentences: what was read, what was checked, and what nobody looked at.
+
+use std::fmt::Write as _;
+
+use super::{screen::safe, show};
+use crate::verdict::{Coverage, NotCovered, Outcome, Readings, Step, Verdict};
+
+/// Parts and files that are listed: the verdict has more.
+const LISTED: usize = 20;
+
+/// What a verdict rests on, a sentence a line. Empty when nothing was checked.
+pub fn lines(verdict: &Verdict) -> Vec<String> {
+    let mut lines = Vec::new();
+    let Some(coverage) = &verdict.coverage else {
+        if verdict.outcome == Outcome::Pass {
+            lines.push("The verdict is of a version that did not record what was looked at.".to_owned());
+        }
+        return lines;
+    };
+    match &coverage.reading {
+        Some(reading) => reading_lines(reading, &mut lines),
+        None => lines.push("The source does not say when it read which file.".to_owned()),
+    }
+    if let Some(limit) = coverage.max_reading_age_seconds {
+        let limit = show::age(limit);
+        lines
+            .push(format!("A reading that is older than {limit} allows no claim about the live repository."));
+    }
+    let last = verdict.steps.last().map(|step| step.attempt);
+    let steps = verdict.steps.iter().filter(|step| Some(step.attempt) == last);
+    lines.extend(steps.map(step_line));
+    if let Some(carried) = &coverage.check.carried {
+        let time = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+        let (parts, oldest, newest) = (carried.parts, time(carried.oldest), time(carried.newest));
+        lines.push(format!(
+            "The results of {parts} parts come from earlier checks, between {oldest} and {newest}."
+        ));
+    }
+    not_covered_lines(coverage, &mut lines);
+    lines
+}
+
+fn reading_lines(reading: &Readings, lines: &mut Vec<String>) {
+    let (total, now) = (reading.files_total, reading.files_read_now);
+    let bytes = show::bytes;
+    if now >= total {
+        lines.push(format!("The source read all {total} files in this run, {}.", bytes(reading.bytes_total)));
+    } else {
+        let mut line = format!(
+            "The source read {now} of {total} files in this run, {} of {}.",
+            bytes(reading.bytes_read_now),
+            bytes(reading.bytes_total)
+        );
+        if let (Some(oldest), Some(newest)) = (reading.oldest_reading, reading.newest_carried_reading) {
+            let time = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+            let _ = write!(
+                line,
+                " It read the rest, which has not changed since, between {} and {}.",
+                time(oldest),
+                time(newest)
+            );
+        }
+        if reading.files_of_unknown_age > 0 {
+            let _ = write!(
+                line,
+                " Of {} files it does not know when it read them.",
+                reading.files_of_unknown_age
+            );
+        }
+        lines.push(line);
+    }
+    let traceless = reading.changed_without_trace_total;
+    if traceless > 0 {
+        lines.push(format!(
+            "WARNING: the content of {traceless} files changed although size, times and inode did not. The disk or the memory of \
+             the live host changed them, or a program that leaves no trace. The new content was copied and checked:"
+        ));
+        let listed = reading.changed_without_trace.iter().take(LISTED);
+        lines.extend(listed.map(|path| format!("  file {}", safe(path))));
+        lines.extend(rest(traceless, reading.changed_without_trace.len(), "files"));
+    }
+}
+
+fn step_line(step: &Step) -> String {
+    let mut line = format!("The step \"{}\"", safe(&step.name));
+    if let Some(engine) = &step.engine {
+        let _ = write!(line, " ({})", safe(engine));
+    }
+    match step.depth {
+        Some(depth) => {
+            let _ = write!(line, " looks at {}", depth.in_words());
+        }
+        None => line.push_str(" ran"),
+    }
+    let parts: Vec<_> = step.checked.iter().map(|it| format!("{} {}", it.count, safe(&it.kind))).collect();
+    if !parts.is_empty() {
+        let _ = write!(line, "; it checked {}", parts.join(", "));
+    }
+    line.push('.');
+    line
+}
+
+fn not_covered_lines(coverage: &Coverage, lines: &mut Vec<String>) {
+    let total = coverage.not_covered_total;
+    if total == 0 {
+        return;
+    }
+    lines.push(format!("Not covered, {total}:"));
+    let one = |part: &NotCovered| match part.message.as_str() {
+        "" => format!("  {}: {}", safe(&part.part), safe(&part.reason)),
+        message => format!("  {}: {}", safe(&part.part), safe(message)),
+    };
+    lines.extend(coverage.not_covered.iter().take(LISTED).map(one));
+    lines.extend(rest(total, coverage.not_covered.len(), "parts"));
+}
+
+/// A line for those of `total` that are not among the `listed` ones.
+fn rest(total: u64, listed: usize, what: &str) -> Option<String> {
+    let shown = listed.min(LISTED) as u64;
+    (total > shown).then(|| format!("  and {} more {what}", total - shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        signing::SigningKey,
+        verdict::{Depth, HexDigest, PartsChecked, tests::Example},
+    };
+
+    #[test]
+    fn what_was_looked_at_is_told_in_whole_sentences() {
+        let source = SigningKey::generate();
+        let mut verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+        assert!(lines(&verdict)[0].contains("did not record"), "{:?}", lines(&verdict));
+        let mut statement = Example::default().statement();
+        statement.readings = Some(Readings {
+            files_total: 30,
+            bytes_total: 3000,
+            files_read_now: 4,
+            bytes_read_now: 400,
+            oldest_reading: "2026-11-20T00:00:00Z".parse().ok(),
+            newest_carried_reading: "2026-11-21T00:00:00Z".parse().ok(),
+            changed_without_trace: vec!["cold/file".into()],
+            changed_without_trace_total: 1,
+            not_covered: vec![NotCovered {
+                part: "torn".into(),
+                reason: "unstable".into(),
+                message: "moved".into(),
+            }],
+            not_covered_total: 5,
+            ..Default::default()
+        });
+        let step = &mut verdict.steps[0];
+        step.depth = Some(Depth::L2);
+        step.engine = Some("Engine 5\u{1b}[2J".into());
+        step.checked = vec![PartsChecked { kind: "tables".into(), count: 12 }];
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, None));
+        let text = lines(&verdict).join("\n");
+        for part in [
+            "The source read 4 of 30 files in this run, 400 B of 3.0 kB. It read the rest, which has not changed since, between \
+             2026-11-20 00:00:00Z and 2026-11-21 00:00:00Z.",
+            "WARNING: the content of 1 files changed although size, times and inode did not.",
+            "  file cold/file",
+            "The step \"dbcheck\" (Engine 5",
+            "looks at the structure; it checked 12 tables.",
+            "Not covered, 5:\n  torn: moved\n  and 4 more parts",
+        ] {
+            assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+        }
+        assert!(!text.contains('\u{1b}'), "{text}");
+        let readings = statement.readings.as_mut().expect("some");
+        *readings = Readings { files_total: 2, files_read_now: 2, ..Default::default() };
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, None));
+        assert!(
+            lines(&verdict)[0].starts_with("The source read all 2 files in this run"),
+            "{:?}",
+            lines(&verdict)
+        );
+    }
+}
