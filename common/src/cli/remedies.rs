@@ -20,6 +20,11 @@ const REMEDIES: &[(&str, &str)] = &[
          Repair the rows on the live side.",
     ),
     (
+        "list-too-long",
+        "The step names more parts that it did not look at than a verdict lists. Read the step's output on the target: run its \
+         command by hand in a copy of the generation.",
+    ),
+    (
         "checker-contradiction",
         "Find out what changed around the checker on the target since it last passed: packages, locale, memory, disk space, the \
          files that it needs. Then: assay-target verify.",

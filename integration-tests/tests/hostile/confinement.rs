@@ -84,6 +84,11 @@ const ALLOWED: &[(&str, &str)] = &[
         "common/src/confined.rs",
         "the module that owns them: one checked component below a held folder, or RESOLVE_BENEATH",
     ),
+    (
+        "common/src/verdict/receipt.rs",
+        "a folder of receipts that the operator or the store names, and in it the id of a verdict, nine digits",
+    ),
+    ("common/src/audit/intervals.rs", "lists the folder of receipts that the operator or the store names"),
     // This host's administrator named them.
     (
         "common/src/restore/destination.rs",

@@ -100,6 +100,7 @@ fn a_stream_left_open_after_its_end_holds_nothing_up() {
         assert!(!envelope.is_empty(), "the verdict came");
         drop(held);
     });
+    ground.pair.prove();
     assert_eq!(ground.pair.verified(), "generations/000001");
     ground.honest_run();
     ground.assert_all_whole();

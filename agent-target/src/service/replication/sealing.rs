@@ -206,7 +206,8 @@ fn provenance(
         && statement.nonce == opened.nonce;
     if !agrees {
         return Err(refused(
-            "it is about another run, nonce, mark or tree than the one that was sent".to_owned(),
+            "it is about another run, mark or tree than the one that was sent, or names another nonce"
+                .to_owned(),
         ));
     }
     let counts = finish.counts.unwrap_or_default();
