@@ -332,6 +332,8 @@ async fn ask(
                 } else {
                     print(&examine::control(&control));
                 }
+                // The repository is free again when the stream ends.
+                while let Ok(Some(_)) = progress.message().await {}
                 return Ok(examine::control_code(control.outcome()));
             }
             Err(CommandError::not_run(format!("{url}: the control ended without a result")))
