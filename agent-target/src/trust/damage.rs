@@ -12,10 +12,7 @@ use std::{
 use assay_common::{confined::open_beneath, path::TreePath, profile::DamageKind};
 use rustix::fs::OFlags;
 
-/// A PostgreSQL page, as every distribution builds it.
-const PAGE_BYTES: usize = 8192;
-/// Where a PostgreSQL page's line pointers begin.
-const LINE_POINTERS: usize = 24;
+use crate::engine::postgresql::page::{LINE_POINTERS, PAGE_BYTES, checksum as postgresql_checksum};
 
 /// Numbers that depend on nothing but the seed.
 pub(super) struct Dice(blake3::OutputReader);
@@ -176,34 +173,6 @@ fn heap_item(page: &[u8]) -> Option<usize> {
         let (offset, state) = (pointer & 0x7fff, pointer >> 15 & 3);
         state == 1 && offset as usize >= upper && offset % 8 == 0
     })
-}
-
-/// The checksum of a PostgreSQL page (storage/checksum_impl.h): FNV-1a in 32 lanes, with the block's number.
-fn postgresql_checksum(page: &[u8], block: u32) -> u16 {
-    const OFFSETS: [u32; 32] = [
-        0x5B1F36E9, 0xB8525960, 0x02AB50AA, 0x1DE66D2A, 0x79FF467A, 0x9BB9F8A3, 0x217E7CD2, 0x83E13D2C,
-        0xF8D4474F, 0xE39EB970, 0x42C6AE16, 0x993216FA, 0x7B093B5D, 0x98DAFF3C, 0xF718902A, 0x0B1C9CDB,
-        0xE58F764B, 0x187636BC, 0x5D7B3BB1, 0xE73DE7DE, 0x92BEC979, 0xCCA6C0B2, 0x304A0979, 0x85AA43D4,
-        0x783125BB, 0x6CA8EAA2, 0xE407EAC6, 0x4B5CFC3E, 0x9FBF8C76, 0x15CA20BE, 0xF2CA9FD3, 0x959BD756,
-    ];
-    let mix = |sum: &mut u32, value: u32| {
-        let mixed = *sum ^ value;
-        *sum = mixed.wrapping_mul(16_777_619) ^ (mixed >> 17);
-    };
-    let mut sums = OFFSETS;
-    for (index, value) in page.chunks_exact(4).enumerate() {
-        let mut value = u32::from_le_bytes([value[0], value[1], value[2], value[3]]);
-        if index == 2 {
-            // The place of the checksum itself counts as zero.
-            value &= 0xffff_0000;
-        }
-        mix(&mut sums[index % 32], value);
-    }
-    for _ in 0..2 {
-        sums.iter_mut().for_each(|sum| mix(sum, 0));
-    }
-    let folded = sums.iter().fold(0, |all, sum| all ^ sum) ^ block;
-    (folded % 65535 + 1) as u16
 }
 
 #[cfg(test)]

@@ -15,5 +15,6 @@ mod matrix;
 mod pair;
 mod postgresql;
 mod postgresql_live;
+mod postgresql_looks;
 mod sqlite;
 mod subversion;

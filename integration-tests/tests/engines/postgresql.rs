@@ -70,7 +70,7 @@ impl Cluster {
         cluster
     }
 
-    fn start_again(&mut self, pair: &Pair, settings: &[&str]) {
+    pub(crate) fn start_again(&mut self, pair: &Pair, settings: &[&str]) {
         let log = File::create(self.data.with_extension("log")).expect("log");
         let mut command = postgres("postgres");
         command.arg("-D").arg(&self.data);
@@ -88,7 +88,7 @@ impl Cluster {
         });
     }
 
-    fn stop(&mut self, signal: &str) {
+    pub(crate) fn stop(&mut self, signal: &str) {
         if let Some(mut server) = self.server.take() {
             drop(Command::new("kill").args([signal, &server.id().to_string()]).status());
             drop(server.wait());
@@ -265,9 +265,9 @@ fn an_index_that_disagrees_with_its_table_fails_and_is_named() {
     );
     let shown = pair.target(&["verdict", "show"]).stdout;
     assert!(shown.contains("orders_by_number"), "{shown}");
-    // Where the C library sorts otherwise, an index proves nothing.
+    // Numbers have one order, whatever the C library is.
     cluster.query("UPDATE pg_database SET datcollversion = 'of another library'");
-    assert_eq!(pair.run(3)["reason"], "collation-mismatch");
+    assert_eq!(pair.run(1)["reason"], "damage-found");
 }
 
 /// A page whose checksum is wrong in a place that no row uses: only pg_checksums sees it.

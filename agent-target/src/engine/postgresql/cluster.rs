@@ -1,0 +1,142 @@
+//! The copy, and the target's own programs for it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::{Arguments, End, Unchecked, tool};
+use crate::check::sandbox::SCRATCH;
+
+/// The copied cluster.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) data: PathBuf,
+    pub(super) scratch: PathBuf,
+    pub(super) programs: PathBuf,
+    pub(super) superuser: String,
+    pub(super) major: u32,
+    pub(super) unchecked: Unchecked,
+    control: String,
+}
+
+impl Cluster {
+    pub(super) fn find(arguments: &Arguments) -> Result<Self, End> {
+        let file = arguments.data.join("PG_VERSION");
+        let text = fs::read_to_string(&file).map_err(tool(file.display()))?;
+        let major: u32 = text.trim().parse().map_err(|_| {
+            End::Version(format!("{} must hold a major version: {:?}", file.display(), text.trim()))
+        })?;
+        let programs = PathBuf::from(arguments.programs.replace("%v", &major.to_string()));
+        for name in ["postgres", "pg_controldata"] {
+            let program = programs.join(name);
+            if !program.is_file() {
+                return Err(End::Version(format!(
+                    "{} is not there: install PostgreSQL {major} on this host, or set the variable 'programs'",
+                    program.display()
+                )));
+            }
+        }
+        let said = output(Command::new(programs.join("postgres")).arg("--version"))?;
+        if major_of(&said) != Some(major) {
+            return Err(End::Version(format!(
+                "the copy is of version {major}, the programs: {}",
+                said.trim()
+            )));
+        }
+        let (_, version) = said.trim().split_once(") ").unwrap_or_default();
+        println!("engine: PostgreSQL {version}");
+        refuse_links_outside(arguments)?;
+        for name in ["standby.signal", "recovery.signal", "recovery.conf"] {
+            if arguments.data.join(name).exists() {
+                return Err(End::Tool(format!(
+                    "{name} is in the copy: it is of a server that follows another"
+                )));
+            }
+        }
+        let control_file = arguments.data.join("global/pg_control");
+        if matches!(fs::metadata(&control_file), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            println!("not restorable: the control file global/pg_control is missing");
+            return Err(End::Damage);
+        }
+        let control = output(Command::new(programs.join("pg_controldata")).arg("-D").arg(&arguments.data))?;
+        Ok(Self {
+            data: arguments.data.clone(),
+            scratch: arguments.scratch.clone(),
+            programs,
+            superuser: arguments.superuser.clone(),
+            major,
+            unchecked: arguments.unchecked,
+            control,
+        })
+    }
+
+    /// A number that `pg_controldata` shows.
+    pub(super) fn control_number(&self, label: &str) -> Option<u64> {
+        let line = self.control.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(':'))?;
+        line.trim().parse().ok()
+    }
+
+    /// The role that the check makes for itself: the same in each step of a check.
+    pub(super) fn own_role(&self) -> String {
+        let system = self.control_number("Database system identifier").unwrap_or_default();
+        let digest = blake3::derive_key("assay v1 postgresql check role", &system.to_le_bytes());
+        format!("assay_check_{}", hex::encode(&digest[..6]))
+    }
+
+    pub(super) fn socket_folder(&self) -> PathBuf {
+        self.scratch.join("socket")
+    }
+}
+
+/// From `postgres (PostgreSQL) 15.8 (Debian …)`, `17beta1` and the like.
+pub(super) fn major_of(version: &str) -> Option<u32> {
+    let number = version.split_once(") ")?.1;
+    number.split(|it: char| !it.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// In the sandbox a link leads to a copied root or to nothing. Without one it leads wherever it does on this host, and a server that
+/// recovers there writes there.
+fn refuse_links_outside(arguments: &Arguments) -> Result<(), End> {
+    if arguments.scratch == Path::new(SCRATCH) {
+        return Ok(());
+    }
+    let spaces = arguments.data.join("pg_tblspc");
+    let links = fs::read_dir(&spaces).map_err(tool(spaces.display()))?;
+    let mut links = links.collect::<io::Result<Vec<_>>>().map_err(tool(spaces.display()))?;
+    links.retain(|link| link.file_type().map_or(true, |kind| kind.is_symlink()));
+    let wal = arguments.data.join("pg_wal");
+    let found = links.first().map(fs::DirEntry::path).or_else(|| wal.is_symlink().then_some(wal));
+    match found {
+        Some(path) => Err(End::Isolation(path.display().to_string())),
+        // The server makes its links anew from the map.
+        None if arguments.data.join("tablespace_map").exists() => {
+            Err(End::Isolation("tablespace_map".into()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Standard output of a command that must succeed.
+pub(super) fn output(command: &mut Command) -> Result<String, End> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let done = command.env("LC_ALL", "C").stdin(Stdio::null()).output().map_err(tool(&program))?;
+    if done.status.success() {
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    eprint!("{}", String::from_utf8_lossy(&done.stderr));
+    Err(End::Tool(format!("{program} ended with {}", done.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(major_of("postgres (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)\n"), Some(15));
+        assert_eq!(major_of("postgres (PostgreSQL) 18beta1"), Some(18));
+        assert_eq!(major_of("something else"), None);
+    }
+}

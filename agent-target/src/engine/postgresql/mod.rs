@@ -1,0 +1,369 @@
+//! `engine postgresql-check`: starts the copied cluster on a server of its own, and looks at all of it.
+//!
+//! | exit code | what it means |
+//! | --- | --- |
+//! | 0 | nothing is wrong |
+//! | 1 | damage: lines `damage: …` and `not restorable: …` say what |
+//! | 10 | the server's programs are not there, or of another major version |
+//! | 11 | the copy's server did not start: lines `server: …` say why |
+//! | 12 | a tool could not do its work |
+//! | 13 | without a sandbox, links of the copy would lead to live files |
+//! | 15 | a part could not be looked at: the line `incomplete: …` says which and why |
+//!
+//! The checker is the target's own: its functions are made anew from the target's libraries, and the copy's settings, event triggers,
+//! languages and libraries are put out of action first (`prepare`). One table says what an error means (`meaning`). `look` asks the server,
+//! `entries` and `checksums` read the files after it has stopped.
+
+mod catalog;
+mod checksums;
+mod cluster;
+mod entries;
+mod files;
+mod look;
+mod meaning;
+pub(crate) mod page;
+mod prepare;
+mod report;
+mod server;
+mod session;
+
+use std::{
+    cell::RefCell,
+    collections::HashSet,
+    io,
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+    thread,
+};
+
+use cluster::Cluster;
+use meaning::{Meaning, Reason};
+use page::PAGE_BYTES;
+use prepare::Prepared;
+use report::Report;
+use server::Server;
+use session::Session;
+
+/// Connections that look at relations side by side.
+const MAX_JOBS: usize = 4;
+
+/// What to check, and where.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The step
+    #[arg(value_enum)]
+    step: Step,
+    /// The copied data directory
+    #[arg(long)]
+    data: PathBuf,
+    /// An empty folder of this step
+    #[arg(long)]
+    scratch: PathBuf,
+    /// Folder of the server's programs; %v stands for the major version
+    #[arg(long)]
+    programs: String,
+    /// A superuser of the cluster
+    #[arg(long)]
+    superuser: String,
+    /// Whether the step is wanted at all
+    #[arg(long, value_enum, default_value_t = Wanted::Yes)]
+    wanted: Wanted,
+    /// What comes out when a table or an index could not be looked at
+    #[arg(long, value_enum, default_value_t = Unchecked::Inconclusive)]
+    unchecked: Unchecked,
+}
+
+/// A step of the check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Step {
+    /// Starts the server and looks at every table and B-tree
+    Amcheck,
+    /// Reads the pages' checksums where the cluster has them
+    Checksums,
+    /// Starts the server and dumps every database to nowhere
+    Dump,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Wanted {
+    Yes,
+    No,
+}
+
+/// What comes out when a part could not be looked at, and nothing is damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Unchecked {
+    /// The check could not do its work
+    Inconclusive,
+    /// The part is listed as not covered
+    Accept,
+}
+
+/// Why a check did not find the copy good.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the copy is damaged")]
+    Damage,
+    #[error("{0}")]
+    Version(String),
+    #[error("the copy's server did not start: it ended with {0}")]
+    NotStarted(String),
+    #[error("{0}")]
+    Tool(String),
+    #[error("{0}: without a sandbox this link of the copy leads to live files")]
+    Isolation(String),
+    #[error("{0} parts could not be looked at")]
+    Incomplete(usize),
+    #[error("no database of the cluster can be opened: {0}")]
+    Locale(String),
+}
+
+impl End {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Damage => 1,
+            Self::Version(_) => 10,
+            Self::NotStarted(_) => 11,
+            Self::Tool(_) => 12,
+            Self::Isolation(_) => 13,
+            Self::Incomplete(_) | Self::Locale(_) => 15,
+        }
+    }
+}
+
+fn tool(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> End {
+    move |error| End::Tool(format!("{what}: {error}"))
+}
+
+/// Runs the step. Its exit code is that of the table above.
+pub fn check(arguments: &Arguments) -> ExitCode {
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(end) => {
+            if matches!(end, End::Locale(_)) {
+                println!("incomplete: {}: {}", Reason::Locale.word(), report::one_line(&end.to_string()));
+            }
+            // What the verdict's reason is read from, whatever the server's log says beside it.
+            if matches!(end, End::NotStarted(_) | End::Tool(_)) {
+                println!("failed: {}", report::one_line(&end.to_string()));
+            }
+            eprintln!("{end}");
+            ExitCode::from(end.code())
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), End> {
+    if arguments.wanted == Wanted::No {
+        println!("{}: not asked for", step_name(arguments.step));
+        return Ok(());
+    }
+    let cluster = Cluster::find(arguments)?;
+    if let Some(bytes) = cluster.control_number("Database block size").filter(|it| *it != PAGE_BYTES as u64) {
+        return Err(End::Version(format!(
+            "the cluster has pages of {bytes} bytes, and this check reads pages of {PAGE_BYTES}"
+        )));
+    }
+    match arguments.step {
+        Step::Amcheck => amcheck(&cluster),
+        Step::Checksums => checksums(&cluster),
+        Step::Dump => dump(&cluster),
+    }
+}
+
+fn step_name(step: Step) -> &'static str {
+    match step {
+        Step::Amcheck => "amcheck",
+        Step::Checksums => "checksums",
+        Step::Dump => "dump",
+    }
+}
+
+/// Waits for work that talks to the server.
+fn wait<T>(work: impl Future<Output = Result<T, End>>) -> Result<T, End> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(tool("the connections"))?.block_on(work)
+}
+
+fn amcheck(cluster: &Cluster) -> Result<(), End> {
+    let server = Server::start(cluster)?;
+    let report = RefCell::new(Report::default());
+    let looked = wait(async {
+        let prepared = prepare::cluster(cluster).await?;
+        let mut relations = Vec::new();
+        let jobs = thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_JOBS);
+        for database in &prepared.databases {
+            relations.extend(look_at(cluster, &prepared, database, jobs, &report).await?);
+        }
+        Ok(relations)
+    });
+    // Stopped before it is judged: what follows needs the pages on the disk.
+    let stopped = server.stop();
+    let mut report = report.into_inner();
+    let relations = match looked {
+        Ok(relations) => relations,
+        // Damage counts, even where something else could not be looked at.
+        Err(end) => return report.end(Unchecked::Accept).and(Err(end)),
+    };
+    if let Err(end) = stopped {
+        return report.end(Unchecked::Accept).and(Err(end));
+    }
+    let blocks = cluster.control_number("Blocks per segment of large relation").unwrap_or(131_072);
+    entries::check(&cluster.data, blocks, &relations, &mut report)
+        .map_err(tool("the files of the relations"))?;
+    report.end(cluster.unchecked)?;
+    println!("amcheck: no damage found");
+    Ok(())
+}
+
+/// Looks at one database. Where its locale is not installed here, at what does not depend on it.
+async fn look_at(
+    cluster: &Cluster,
+    prepared: &Prepared,
+    database: &prepare::Database,
+    jobs: usize,
+    report: &RefCell<Report>,
+) -> Result<Vec<catalog::Relation>, End> {
+    let part = format!("database \"{}\"", database.name);
+    let mut done = look::database(cluster, prepared, database, jobs, report).await;
+    if let Err(error) = &done
+        && error.meaning() == Meaning::NotLooked(Reason::Locale)
+    {
+        let why = format!("{error}. HINT: install the locale on this host");
+        report.borrow_mut().missed(Reason::Locale, &format!("order of text in {part}"), &why);
+        let without = prepare::without_locale(cluster, prepared, database).await;
+        done = match without {
+            Ok(database) => look::database(cluster, prepared, &database, jobs, report).await,
+            Err(error) => Err(error),
+        };
+    }
+    match done {
+        Ok(relations) => Ok(relations),
+        Err(error) => {
+            let mut report = report.borrow_mut();
+            match error.meaning() {
+                Meaning::Damage | Meaning::Order | Meaning::LacksEntry => {
+                    report.damage(&format!("{part}: {error}"));
+                }
+                // An interrupted DROP DATABASE leaves one that nothing can open or use.
+                _ if error.message.contains("cannot connect to invalid database") => {
+                    report.not_covered(&part, "DROP DATABASE did not end; nobody can open it");
+                }
+                Meaning::NotLooked(Reason::Extension) if error.message.contains("/amcheck\"") => {
+                    return Err(End::Version(format!(
+                        "{error}. HINT: install PostgreSQL's contrib modules (Debian: part of postgresql-{})",
+                        cluster.major
+                    )));
+                }
+                Meaning::NotLooked(reason) => report.missed(reason, &part, &error.to_string()),
+                Meaning::Unsupported => report.missed(Reason::Other, &part, &error.to_string()),
+            }
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn checksums(cluster: &Cluster) -> Result<(), End> {
+    match cluster.control_number("Data page checksum version") {
+        Some(0) => {
+            println!("checksums: not enabled in this cluster");
+            return Ok(());
+        }
+        Some(_) => {}
+        None => {
+            return Err(End::Tool("pg_controldata does not say whether there are checksums".to_owned()));
+        }
+    }
+    let blocks = cluster.control_number("Blocks per segment of large relation").unwrap_or(131_072);
+    let (pages, bad) = checksums::read(&cluster.data, blocks).map_err(tool("the files of the relations"))?;
+    let mut report = Report::default();
+    report.count("pages", pages);
+    if !bad.is_empty() {
+        let owned = owned_files(cluster)?;
+        checksums::judge(&bad, &owned, &mut report);
+    }
+    report.end(cluster.unchecked)?;
+    println!("checksums: all good");
+    Ok(())
+}
+
+/// The files of all relations, as the catalogues of all databases name them.
+fn owned_files(cluster: &Cluster) -> Result<HashSet<String>, End> {
+    let server = Server::start(cluster)?;
+    let owned = wait(async {
+        let prepared = prepare::cluster(cluster).await?;
+        let mut owned = HashSet::new();
+        for database in &prepared.databases {
+            let read = async {
+                let session = Session::connect(cluster, &prepared.role, &database.name).await?;
+                catalog::Relations::read(&session, &database.name).await
+            };
+            match read.await {
+                Ok(relations) => owned.extend(relations.all.into_iter().map(|it| it.file)),
+                // Nothing is known of who owns its files: then all count.
+                Err(error) => {
+                    return Err(prepare::failed(
+                        &format!("the catalogue of database {:?}", database.name),
+                        &error,
+                    ));
+                }
+            }
+        }
+        Ok(owned)
+    });
+    let stopped = server.stop();
+    let owned = owned?;
+    stopped?;
+    Ok(owned)
+}
+
+fn dump(cluster: &Cluster) -> Result<(), End> {
+    let program = cluster.programs.join("pg_dump");
+    if !program.is_file() {
+        return Err(End::Version(format!("{} is not there: install it", program.display())));
+    }
+    let server = Server::start(cluster)?;
+    let dumped = wait(prepare::cluster(cluster)).and_then(|prepared| {
+        let mut report = Report::default();
+        for database in &prepared.databases {
+            dump_one(cluster, &prepared, &database.name, &mut report)?;
+        }
+        Ok(report)
+    });
+    let stopped = server.stop();
+    let report = dumped?;
+    stopped?;
+    report.end(cluster.unchecked)?;
+    println!("dump: done");
+    Ok(())
+}
+
+fn dump_one(cluster: &Cluster, prepared: &Prepared, name: &str, report: &mut Report) -> Result<(), End> {
+    println!("dump: database {}", report::one_line(name));
+    // As a connection string, a name with '=' in it would be something else.
+    let quoted = name.replace('\\', r"\\").replace('\'', r"\'");
+    let mut command = Command::new(cluster.programs.join("pg_dump"));
+    command.args(["--file", "/dev/null", "--dbname", &format!("dbname='{quoted}'")]);
+    command.env("PGHOST", cluster.socket_folder()).env("PGPORT", "5432").env("PGUSER", &prepared.role);
+    command.env("PGCONNECT_TIMEOUT", "60").env("PGAPPNAME", "assay").env_remove("PGDATABASE");
+    command.env("LC_ALL", "C").env("PGOPTIONS", session::options(cluster.major));
+    let done = command.stdin(Stdio::null()).output().map_err(tool("pg_dump"))?;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    eprint!("{said}");
+    if done.status.success() {
+        report.count("databases", 1);
+        return Ok(());
+    }
+    // pg_dump prints no SQLSTATE: the words are PostgreSQL's own for what it read of a table.
+    let words = said.lines().find_map(|line| line.split_once("ERROR:  ").map(|(_, text)| text));
+    match words {
+        Some(words) if meaning::is_damage_of_a_dump(words) => {
+            report.damage(&format!("dump of database \"{name}\": {words}"));
+        }
+        _ => {
+            let last = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("pg_dump said nothing");
+            report.missed(Reason::Other, &format!("dump of database \"{name}\""), last);
+        }
+    }
+    Ok(())
+}
