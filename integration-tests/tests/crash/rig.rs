@@ -108,6 +108,7 @@ pub(crate) struct Rig {
     state_on_disk: bool,
     /// Files whose content the judge has compared, and how often it was asked.
     pub(crate) judged: (u64, u64),
+    is_proven: bool,
 }
 
 impl Rig {
@@ -115,7 +116,7 @@ impl Rig {
     pub(crate) fn new(kind: Option<Kind>, state_on_disk: bool, seed: u64) -> Self {
         let mark = "[mark]\nkind = \"command\"\nbegin = [\"sh\", \"-c\", \"touch ../held; echo mark\"]\n\
                     end = [\"rm\", \"-f\", \"../held\"]\n";
-        let pair = Pair::with_profile(&format!("{mark}{LIST}"), "max_drop_percent = 100\n");
+        let pair = Pair::with_profile(&format!("{mark}{LIST}"), "max_drop_percent = 100\n").unproved();
         pair.kill("source");
         pair.kill("target");
         let disk = kind.map(|kind| {
@@ -136,7 +137,8 @@ impl Rig {
         pair.configure("source", "[[repository]]", "retry = \"60s\"\n[[repository]]");
         let random = StdRng::seed_from_u64(seed);
         let promises = Promises::default();
-        let mut rig = Self { pair, disk, promises, random, round: 0, state_on_disk, judged: (0, 0) };
+        let mut rig =
+            Self { pair, disk, promises, random, round: 0, state_on_disk, judged: (0, 0), is_proven: false };
         rig.plant();
         rig.clean_run("the first run");
         rig
@@ -411,6 +413,10 @@ impl Rig {
         // The next run is prepared behind this one; then the agents are at rest.
         self.judge(when);
         self.wait_until_prepared();
+        if !std::mem::replace(&mut self.is_proven, true) {
+            // From now on each PASS counts at once.
+            self.pair.prove();
+        }
         let faults = judge_settled(&self.store(), &self.state());
         assert!(faults.is_empty(), "{when}: {faults:#?}\n{}", self.pair.logs());
         self.pair.kill("source");

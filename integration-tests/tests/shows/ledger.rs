@@ -1,6 +1,13 @@
 //! The ledger as a whole, at the target and as a copy elsewhere.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
+
+use assay_common::{
+    ledger::Ledger,
+    signing::VerifyingKey,
+    verdict::{LiveClaim, Outcome, verify_control, verify_verdict},
+    watch::Ended,
+};
 
 use crate::pair::{Pair, json};
 
@@ -50,4 +57,109 @@ fn a_ledger_is_checked_here_and_as_a_copy() {
     assert_eq!(exchanged.code, 1, "{exchanged:?}");
     assert!(exchanged.stdout.contains("another tree than generation 1 has"), "{exchanged:?}");
     assert!(exchanged.stdout.contains("2 compared"), "{exchanged:?}");
+}
+
+/// The ledger, the control and the run's record that agents of commit 0727a00 wrote, before there was a coverage, are read and
+/// verified for ever. Of the live repository they claim nothing: nobody recorded when its bytes were read.
+#[test]
+fn what_an_older_version_signed_verifies_for_ever() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/0727a00");
+    let key = |name: &str| VerifyingKey::load(&folder.join(name)).expect("key");
+    let (target, source) = (key("target-signing.pub"), key("source-signing.pub"));
+    let ledger = Ledger::at(&folder.join("ledger"));
+    assert!(ledger.verify(&target, Some(&source)).expect("readable").is_empty());
+    let mut outcomes = Vec::new();
+    for id in ledger.entries().expect("entries") {
+        let envelope = ledger.get(&id.to_string()).expect("an entry");
+        let verdict = verify_verdict(&envelope, &target, Some(&source)).expect("it verifies").verdict;
+        assert!(verdict.coverage.is_none() && verdict.nonce.is_none());
+        assert_eq!(verdict.claims().live, LiveClaim::Nothing, "{verdict:?}");
+        assert!(!verdict.sentence().contains("the live repository was good"), "{}", verdict.sentence());
+        assert!(!assay_common::cli::explain(&verdict).is_empty());
+        outcomes.push(verdict.outcome);
+    }
+    use Outcome::{Fail, NotRun, Pass};
+    assert_eq!(outcomes, [NotRun, Fail, Pass, Pass, Pass]);
+    let control = fs::read(folder.join("control.json")).expect("read");
+    assert_eq!(verify_control("repo", &control, &target).expect("it verifies").outcome, Outcome::Pass);
+    let run = fs::read_to_string(folder.join("run.json")).expect("read");
+    let run = assay_common::json::from_json("Run", &run).expect("a run");
+    assert_eq!(Ended::of_run(&run).expect("it has ended").outcome, Outcome::Pass);
+
+    let pair = Pair::plain(1).unproved();
+    let path = |name: &str| folder.join(name).to_str().expect("utf-8").to_owned();
+    let (ledger, key) = (path("ledger"), path("target-signing.pub"));
+    let source_key = path("source-signing.pub");
+    let arguments = ["ledger", "verify", "--folder", &ledger, "--key", &key, "--source-key", &source_key];
+    let sound = pair.target(&arguments);
+    assert_eq!(sound.code, 0, "{sound:?}");
+    assert!(sound.stdout.contains("sound: 5 verdicts"), "{sound:?}");
+}
+
+/// `ledger verify` shows between which two moments each verdict was signed, and names those that rest on the target's word alone.
+#[test]
+fn each_verdict_has_an_interval_or_is_named() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "one").expect("write");
+    pair.run(0);
+    pair.run(0);
+    // No run waits for this one: there is nobody who could give a receipt.
+    assert_eq!(pair.target(&["verify"]).code, 0);
+    // A run that ends before its check has one as well.
+    fs::remove_file(pair.root(0).join("file")).expect("remove");
+    fs::remove_dir(pair.root(0)).expect("remove");
+    pair.run(4);
+    fs::create_dir(pair.root(0)).expect("mkdir");
+    let verify = |code: i32| {
+        let done = pair.target(&["ledger", "verify"]);
+        assert_eq!(done.code, code, "{done:?}");
+        done.stdout
+    };
+    let text = verify(0);
+    let line = |id: u32| {
+        let begin = format!("verdict {id:09}: ");
+        text.lines().find(|line| line.starts_with(&begin)).expect("a line").to_owned()
+    };
+    for id in [1, 2] {
+        assert!(line(id).contains(" (mark) and ") && line(id).contains(" (receipt)"), "{text}");
+    }
+    assert!(line(3).contains("WITHOUT A RECEIPT") && line(3).contains("target's word alone"), "{text}");
+    // The chain bounds it all the same.
+    assert!(line(3).contains("verdict 000000004 follows it and has a receipt: before "), "{text}");
+    assert!(line(4).contains("signed before ") && line(4).contains("it follows verdict 000000002"), "{text}");
+    assert!(text.contains("1 without a receipt: 000000003\n"), "{text}");
+    let told = json(&pair.target(&["--json", "ledger", "verify"]).stdout);
+    assert_eq!(told["withoutReceipt"], serde_json::json!(["000000003"]), "{told}");
+    assert!(told["intervals"][0]["mark"].as_str() < told["intervals"][0]["received"].as_str(), "{told}");
+
+    // A receipt that is gone is named; one that was edited, or is for another verdict, is wrong.
+    let receipt = |id: u32| pair.path(&format!("store/repo/receipts/{id:09}.json"));
+    let (first, second) = (fs::read(receipt(1)).expect("read"), fs::read(receipt(2)).expect("read"));
+    fs::remove_file(receipt(1)).expect("remove");
+    assert!(verify(0).contains("2 without a receipt: 000000001, 000000003\n"));
+    fs::write(receipt(1), &second).expect("write");
+    assert!(verify(1).contains("WRONG: the receipt for verdict 000000001: the run differs"));
+    fs::write(receipt(1), String::from_utf8_lossy(&first).replacen("payload\":\"ey", "payload\":\"eY", 1))
+        .expect("write");
+    assert!(verify(1).contains("WRONG: the receipt for verdict 000000001: "));
+    fs::write(receipt(1), &first).expect("write");
+    // Receipts outlive the newest entries of a ledger that was cut.
+    fs::remove_file(pair.path("store/repo/ledger/000000004.json")).expect("remove");
+    assert!(verify(1).contains("WRONG: the receipt for verdict 000000004: the ledger has no such verdict"));
+}
+
+/// A receipt that could not be delivered goes with the next run, and the verdict of the run is valid without.
+#[test]
+fn a_receipt_that_was_not_delivered_goes_with_the_next_run() {
+    let pair = Pair::plain(1).unproved();
+    fs::write(pair.root(0).join("file"), "one").expect("write");
+    pair.run(0);
+    let receipt = pair.path("store/repo/receipts/000000001.json");
+    let kept = fs::read(&receipt).expect("read");
+    let unsent = pair.path("state/repo/receipts/000000001.json");
+    assert!(!unsent.exists(), "what was delivered is not kept");
+    fs::rename(&receipt, &unsent).expect("rename");
+    pair.run(0);
+    assert_eq!(fs::read(&receipt).expect("it came again"), kept);
+    assert!(!unsent.exists());
 }

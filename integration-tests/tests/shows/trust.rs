@@ -387,6 +387,101 @@ fn controls_and_old_generations_are_looked_after_by_the_clock() {
     pair.assert_ledger(&vec![Outcome::Pass; ledger()]);
 }
 
+/// Nobody asks for the first control: it follows the first PASS. Until it has passed, the PASS does not count and nothing is said
+/// of the live repository.
+#[test]
+fn the_first_control_follows_the_first_pass_by_itself() {
+    let deep = crate::pair::LIST.replace("name = \"list\"", "name = \"list\"\ndepth = \"L2\"");
+    let pair = Pair::with_profile(&format!("[mark]\nkind = \"none\"\n{deep}"), "").unproved();
+    pair.restart_with("target", "control_every = \"never\"\n", "");
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    let first = pair.run(0);
+    assert_eq!(
+        (&first["claims"]["backup"], &first["claims"]["live"]),
+        (&"as-read".into(), &"nothing".into()),
+        "{first}"
+    );
+    let says = first["sentence"].as_str().expect("text");
+    assert!(
+        says.starts_with("the copy is what was read; its content was not checked by a checker"),
+        "{says}"
+    );
+    pair.eventually("a control has passed", || pair.verified() == "generations/000001");
+    let generation = json(&pair.target(&["--json", "generations"]).stdout);
+    assert_eq!(
+        (&generation["proven"], &generation["claims"]["live"]),
+        (&true.into(), &"good".into()),
+        "{generation}"
+    );
+    let status = pair.target(&["status"]).stdout;
+    assert!(status.contains("repo: proven good "), "{status}");
+    fs::write(pair.root(0).join("file"), "other").expect("write");
+    let second = pair.run(0);
+    assert_eq!(second["claims"]["proven"], true, "{second}");
+    assert!(second["sentence"].as_str().expect("text").starts_with("this backup is good"), "{second}");
+    assert_eq!(pair.verified(), "generations/000002");
+    // What was looked at stands in the verdict, at both ends.
+    let shown = pair.target(&["--json", "verdict", "show"]).stdout;
+    let envelope: serde_json::Value = json(json(&shown)["envelope"].as_str().expect("an envelope"));
+    assert!(envelope["payload"].is_string(), "{shown}");
+    for explained in [pair.target(&["explain"]), pair.source(&["explain"])] {
+        assert!(explained.stdout.contains("\nWhat it rests on\n"), "{explained:?}");
+        assert!(explained.stdout.contains("The step \"list\" looks at the structure."), "{explained:?}");
+    }
+}
+
+/// A checker that passes everything moves nothing and proves nothing, before its control and after it; what another checker
+/// proved stays.
+#[test]
+fn a_checker_that_passes_anything_moves_nothing() {
+    let pair = summed();
+    pair.run(0);
+    assert_eq!(pair.verified(), "generations/000001");
+    pair.restart_with("target", SUMS, "vars = { check = [\"true\"] }");
+    pair.restart_with("target", "control_every = \"never\"\n", "");
+    write_summed(&pair, 2);
+    let run = pair.run(0);
+    assert_eq!(
+        (&run["claims"]["backup"], &run["claims"]["live"]),
+        (&"as-read".into(), &"nothing".into()),
+        "{run}"
+    );
+    pair.eventually("the control has ended", || {
+        pair.target(&["status"]).stdout.contains("the checker is NOT TRUSTED")
+    });
+    for _ in 0..2 {
+        let run = pair.run(0);
+        let says = run["sentence"].as_str().expect("text");
+        assert!(says.starts_with("the copy is what was read; its content was not checked"), "{says}");
+        assert!(run["claims"]["proven"].is_null(), "{run}");
+    }
+    assert_eq!(pair.verified(), "generations/000001");
+    let status = pair.source(&["status"]).stdout;
+    assert!(!status.contains("the live repository was good"), "{status}");
+    // The generation is there, and says of itself what it is.
+    let to = pair.path("back").to_str().expect("text").to_owned();
+    assert_eq!(pair.target(&["restore", "--to", &to]).code, 0);
+    let proven = pair.target(&["generations"]).stdout;
+    assert!(proven.contains("<- verified"), "{proven}");
+}
+
+/// A restore without a verified generation says which one there is, and what it is.
+#[test]
+fn a_restore_before_the_first_control_says_what_there_is() {
+    let pair = summed().unproved();
+    let to = pair.path("back").to_str().expect("text").to_owned();
+    pair.run(0);
+    let refused = pair.target(&["restore", "--to", &to]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    for part in
+        ["generation 1 is the newest that passed its check", "HINT: `assay-target control`", "--generation 1"]
+    {
+        assert!(refused.stderr.contains(part), "{part:?} is missing in: {}", refused.stderr);
+    }
+    pair.prove();
+    assert_eq!(pair.target(&["restore", "--to", &to]).code, 0);
+}
+
 /// Every reason that the code can give has a remedy of its own.
 #[test]
 fn every_reason_has_a_remedy() {
