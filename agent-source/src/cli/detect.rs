@@ -10,8 +10,15 @@ use std::{
 use toml::Value;
 
 /// Where installations usually are, looked through when no folder is named.
-const USUAL: [&str; 6] =
-    ["/opt/accurev", "/usr/local/accurev", "/srv/svn", "/var/lib/svn", "/srv/git", "/var/lib/postgresql"];
+const USUAL: [&str; 7] = [
+    "/opt/accurev",
+    "/usr/local/accurev",
+    "/srv/svn",
+    "/var/lib/svn",
+    "/srv/git",
+    "/var/lib/postgresql",
+    "/var/lib/redis",
+];
 /// Folders below those that are looked at.
 const MAX_FOLDERS: usize = 200;
 /// SQLite databases that are listed for one repository.
@@ -49,12 +56,28 @@ pub(super) fn detect(folder: &Path) -> Option<Detected> {
             return found("git", &git);
         }
     }
+    if let Some(vars) = redis(folder) {
+        return Some(Detected { profile: "redis", root: folder.to_owned(), vars });
+    }
     let databases = databases(folder);
     (!databases.is_empty()).then(|| Detected {
         profile: "sqlite",
         root: folder.to_owned(),
         vars: BTreeMap::from([("databases".to_owned(), Value::from(databases))]),
     })
+}
+
+/// The variables of a Redis data directory, by its snapshot or its append-only files. Their names are the server's to choose, so
+/// only the usual ones are found.
+fn redis(folder: &Path) -> Option<BTreeMap<String, Value>> {
+    const MANIFEST: &str = "appendonlydir/appendonly.aof.manifest";
+    let manifest = folder.join(MANIFEST).is_file();
+    let mut magic = [0; 5];
+    let snapshot = File::open(folder.join("dump.rdb"))
+        .is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
+        && &magic == b"REDIS";
+    let manifests = manifest.then(|| ("append_only".to_owned(), Value::from(MANIFEST)));
+    (manifest || snapshot).then(|| manifests.into_iter().collect())
 }
 
 /// SQLite databases directly in the folder, sorted.
@@ -121,6 +144,14 @@ mod tests {
         assert_eq!(profile(&subversion), Some(("subversion", subversion.clone())));
         let tree = make("work", &[(".git/HEAD", b""), (".git/objects/x", b""), (".git/refs/x", b"")]);
         assert_eq!(profile(&tree), Some(("git", tree.join(".git"))));
+        let redis =
+            make("redis", &[("dump.rdb", b"REDIS0010"), ("appendonlydir/appendonly.aof.manifest", b"")]);
+        let found = detect(&redis).expect("a snapshot");
+        assert_eq!(found.profile, "redis");
+        assert_eq!(found.vars["append_only"], Value::from("appendonlydir/appendonly.aof.manifest"));
+        let snapshot = detect(&make("snapshot", &[("dump.rdb", b"REDIS0010")])).expect("a snapshot");
+        assert!(snapshot.profile == "redis" && snapshot.vars.is_empty());
+        assert_eq!(detect(&make("other", &[("dump.rdb", b"no snapshot")])), None);
         let sqlite = make(
             "lite",
             &[("b.db", b"SQLite format 3\0more"), ("a.db", SQLITE_HEADER), ("notes", b"SQLite")],

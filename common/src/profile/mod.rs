@@ -36,12 +36,13 @@ pub use template::{Scope, TargetNames, TemplateError};
 use crate::config::Span;
 
 /// The profiles that Assay brings, by name.
-const BUILTINS: [(&str, &str); 7] = [
+const BUILTINS: [(&str, &str); 8] = [
     ("accurev-4", include_str!("../../../profiles/accurev-4.toml")),
     ("accurev-5", include_str!("../../../profiles/accurev-5.toml")),
     ("generic", include_str!("../../../profiles/generic.toml")),
     ("git", include_str!("../../../profiles/git.toml")),
     ("postgresql", include_str!("../../../profiles/postgresql.toml")),
+    ("redis", include_str!("../../../profiles/redis.toml")),
     ("sqlite", include_str!("../../../profiles/sqlite.toml")),
     ("subversion", include_str!("../../../profiles/subversion.toml")),
 ];

@@ -29,7 +29,10 @@ fn every_builtin_is_accepted_and_named_as_its_file() {
         assert_eq!(profile.digest().len(), 64);
     }
     let error = Profile::builtin("oracle").expect_err("no such").to_string();
-    assert!(error.contains("accurev-4, accurev-5, generic, git, postgresql, sqlite, subversion"), "{error}");
+    assert!(
+        error.contains("accurev-4, accurev-5, generic, git, postgresql, redis, sqlite, subversion"),
+        "{error}"
+    );
 }
 
 #[test]

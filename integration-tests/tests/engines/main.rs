@@ -16,5 +16,6 @@ mod pair;
 mod postgresql;
 mod postgresql_live;
 mod postgresql_looks;
+mod redis;
 mod sqlite;
 mod subversion;

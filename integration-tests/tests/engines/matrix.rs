@@ -17,8 +17,8 @@ const BEGIN: &str = "<!-- matrix: written by ASSAY_WRITE_MATRIX=1 ./test engines
 const END: &str = "<!-- end of matrix -->";
 const HEAD: &str = "| engine | damage on the live side | outcome | reason | depth | the verdict names |\n| --- | --- | --- | --- | --- | --- |";
 /// The engines whose rows there are, in their order.
-const ENGINES: [&str; 6] =
-    ["PostgreSQL", "SQLite", "Subversion", "git", "AccuRev 4 (stand-in)", "AccuRev 5 (stand-in)"];
+const ENGINES: [&str; 7] =
+    ["PostgreSQL", "SQLite", "Subversion", "git", "AccuRev 4 (stand-in)", "AccuRev 5 (stand-in)", "Redis"];
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq)]
