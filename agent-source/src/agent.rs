@@ -35,6 +35,8 @@ pub struct Repository {
     pub planning: tokio::sync::Semaphore,
     /// When the schedule will start the next run.
     pub next_run: Mutex<Option<jiff::Timestamp>>,
+    /// Ends that the agent before this one has told nobody, oldest first.
+    untold: Mutex<Vec<Run>>,
     /// How it stands, for all who ask and for those who are told.
     pub watch: Arc<Watch>,
 }
@@ -54,10 +56,12 @@ impl Agent {
     pub fn new(name: String, contexts: Vec<Context>) -> Result<Self, StateError> {
         let mut repositories = BTreeMap::new();
         for context in contexts {
-            close_interrupted(&context)?;
+            let closed = close_interrupted(&context)?;
             let name = context.repository.name.clone();
+            let (watch, untold) = observe::learn(&context, &closed)?;
             let repository = Repository {
-                watch: Arc::new(observe::learn(&context)?),
+                watch: Arc::new(watch),
+                untold: Mutex::new(untold),
                 context: Arc::new(context),
                 current: Mutex::default(),
                 planning: tokio::sync::Semaphore::new(1),
@@ -119,22 +123,36 @@ impl Agent {
             let id = repository.context.state.run_ids().ok()?.into_iter().next()?;
             Some((id, repository))
         });
-        let newest = ids.max_by(|left, right| left.0.cmp(&right.0));
-        newest
-            .and_then(|(id, repository)| repository.context.state.run(&id).ok())
+        // Within a repository runs have an order; between several their times of start must do.
+        let runs = ids.filter_map(|(id, repository)| repository.context.state.run(&id).ok());
+        let started = |run: &Run| run.started.map_or(0, |time| time.seconds);
+        runs.max_by(|left, right| started(left).cmp(&started(right)).then(left.id.cmp(&right.id)))
             .map(|run| (run, None))
             .ok_or_else(|| RpcFault::new(Code::NotFound, "no-such-run", "there has been no run yet"))
     }
 
+    /// Tells what the agent before this one could not: that it ended in the middle of a run, or before the run's end was told.
+    pub fn tell_ends_that_nobody_heard(&self) {
+        for repository in self.repositories.values() {
+            let untold =
+                std::mem::take(&mut *repository.untold.lock().unwrap_or_else(PoisonError::into_inner));
+            for run in untold {
+                repository.tell_end(&run);
+            }
+        }
+    }
+
     /// Stops all runs and waits until each has ended its mark and told the target, for `patience` at most.
     pub async fn stop(&self, patience: Duration) {
-        let ending = self.repositories.values().filter_map(|repository| repository.current()).map(
-            |current| async move {
+        let ending = self.repositories.values().map(|repository| async move {
+            if let Some(current) = repository.current() {
                 current.cancel.cancel();
-                // An error means that the run's last word has been said and nobody is left to say another.
-                drop(current.progress.subscribe().wait_for(|run| run.phase() == Phase::Done).await);
-            },
-        );
+            }
+            // Until its end has been told, too.
+            while repository.current().is_some() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
         if tokio::time::timeout(patience, futures::future::join_all(ending)).await.is_err() {
             tracing::warn!("a run did not end in time; its mark may still be held");
         }
@@ -182,16 +200,13 @@ impl Repository {
                     .with_run_id(current.id.as_str())
                     .with_hint(format!("watch it with: assay-source watch {}", current.id)));
             }
-            let progress = Progress::new(new_run(&id, name, trigger));
+            let run = Run { sequence: self.context.state.next_sequence(), ..new_run(&id, name, trigger) };
+            let progress = Progress::new(run);
             current.insert(Current { id: id.clone(), progress, cancel: CancellationToken::new() }).clone()
         };
         let run = current.progress.get();
-        if let Err(error) = self.context.state.save_run(&id, &run) {
-            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            let text = format!("the run cannot be recorded: {error}");
-            return Err(RpcFault::new(Code::ResourceExhausted, "state-unusable", text)
-                .with_hint("free some space on the file system of agent.state"));
-        }
+        // A disk that does not take it does not stop the schedule: the run says itself what it cannot do without.
+        self.context.state.save_run(&id, &run);
         let span = telemetry::of_run(&id);
         let options = Options { full_read: options.full_read || self.full_read_is_due(), ..options };
         let attempt =
@@ -204,7 +219,7 @@ impl Repository {
             if ended.is_err() {
                 repository.close_panicked();
             }
-            observe::ended(&repository.watch, &progress.get());
+            repository.tell_end(&progress.get());
             *repository.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         });
         Ok(run)
@@ -263,6 +278,14 @@ impl Repository {
         }
     }
 
+    /// Tells of a run's end: metrics, traces, and all who want to hear of it.
+    fn tell_end(&self, run: &Run) {
+        observe::ended(&self.watch, run);
+        if let Ok(id) = run.id.parse() {
+            self.context.state.note_told(&id);
+        }
+    }
+
     fn close_panicked(&self) {
         if let Some(current) = self.current() {
             current.progress.update(|run| {
@@ -273,9 +296,7 @@ impl Repository {
                 );
             });
             let run = current.progress.get();
-            if let Err(error) = self.context.state.save_run(&current.id, &run) {
-                tracing::error!(%error, "the run's record cannot be kept");
-            }
+            self.context.state.save_run(&current.id, &run);
         }
     }
 }
@@ -288,7 +309,8 @@ fn end_not_run(run: &mut Run, reason: &str, message: &str) {
 }
 
 /// Runs that were under way when the agent ended have no outcome. They get one: a missed hour is a record too.
-fn close_interrupted(context: &Context) -> Result<(), StateError> {
+fn close_interrupted(context: &Context) -> Result<Vec<RunId>, StateError> {
+    let mut closed = Vec::new();
     // Only the newest can be: the one before it had ended before that one started.
     for id in context.state.run_ids()?.into_iter().take(2) {
         let mut run = match context.state.run(&id) {
@@ -300,8 +322,9 @@ fn close_interrupted(context: &Context) -> Result<(), StateError> {
         };
         if run.phase() != Phase::Done {
             end_not_run(&mut run, "agent-stopped", "the source agent ended while the run was under way");
-            context.state.save_run(&id, &run)?;
+            context.state.save_run(&id, &run);
+            closed.push(id);
         }
     }
-    Ok(())
+    Ok(closed)
 }

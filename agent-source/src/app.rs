@@ -7,6 +7,7 @@ use assay_common::{
     notify::Notifier,
     serve,
     signing::{SigningKey, VerifyingKey},
+    supervise,
     tls::{Credentials, Role},
     traces::{Speaker, Tracer},
 };
@@ -27,6 +28,8 @@ use crate::{
 
 /// How long runs may take to end when the agent is told to stop: a mark's end command, and a word to the target.
 const STOP_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+/// The folder of notices that wait, in the state: no repository can have this name.
+const NOTICES: &str = ".notices";
 /// How long notices may take to be told then.
 const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -35,6 +38,7 @@ const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// # Errors
 /// When something that the configuration names cannot be used.
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
+    supervise::watch_panics();
     open_many_files();
     let credentials = Credentials::load(&config.tls, &[Role::Source])?;
     let _lock = state::lock(&config.agent.state)?;
@@ -59,12 +63,13 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         });
     }
     let agent = Arc::new(Agent::new(config.agent.name.clone(), contexts)?);
-    let notifier = Notifier::start(config.notify);
+    let notifier = Notifier::start(config.notify, Some(&config.agent.state.join(NOTICES)));
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "source", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);
     let fixed = observe::Fixed { started: jiff::Timestamp::now() };
     observe::start(&agent, (&notifier, &tracer), metrics, fixed);
+    agent.tell_ends_that_nobody_heard();
     for repository in agent.repositories() {
         // An engine may hold back its own cleaning for as long as a mark is held.
         let left_over = match repository.context.marker() {
@@ -79,7 +84,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
             );
         }
         if let Some(schedule) = repository.context.repository.schedule.clone() {
-            tokio::spawn(schedule::run(Arc::clone(repository), schedule));
+            supervise::spawn("schedule", {
+                let repository = Arc::clone(repository);
+                move || schedule::run(Arc::clone(&repository), schedule.clone())
+            });
         }
     }
     let service = SourceServiceServer::new(Source::new(Arc::clone(&agent)));

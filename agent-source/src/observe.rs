@@ -7,9 +7,11 @@ use std::{
 
 use assay_common::{
     cli::show,
+    clock,
+    id::RunId,
     metrics::{Facts, MetricsServer, Page, RepositoryFacts},
-    notify::Notifier,
-    service_manager,
+    notify::{Notifier, tell_troubles},
+    service_manager, supervise,
     tls::renewal,
     traces::Tracer,
     watch::{Ended, Watch, look_after},
@@ -23,21 +25,35 @@ use crate::{
     state::StateError,
 };
 
+/// Who speaks in notices.
+const ROLE: &str = "source";
 /// How often systemd's line is written anew, when something has changed.
 const STATUS_TICK: Duration = Duration::from_secs(2);
 
-/// How the repository stands, from the runs on disk.
+/// How the repository stands, from the runs on disk whose end was told, and the runs after those, oldest first. `closed` are the runs
+/// that the agent before this one left open.
 ///
 /// # Errors
 /// When they cannot be listed.
-pub fn learn(context: &Context) -> Result<Watch, StateError> {
-    let (mut last, mut last_pass, mut since) = (None, None, None);
-    for id in context.state.run_ids()? {
+pub fn learn(context: &Context, closed: &[RunId]) -> Result<(Watch, Vec<Run>), StateError> {
+    let (mut last, mut last_pass, mut since, mut untold) = (None, None, None, Vec::new());
+    let mut bound = None::<Timestamp>;
+    let ids = context.state.run_ids()?;
+    let told = context.state.told().and_then(|told| ids.iter().position(|id| *id == told));
+    for (place, id) in ids.iter().enumerate() {
         // A record that cannot be read was told of in the log, and is nobody's proof.
-        let Some(ended) = context.state.run(&id).ok().as_ref().and_then(Ended::of_run) else {
+        let Ok(run) = context.state.run(id) else { continue };
+        let Some(ended) = Ended::of_run(&run) else { continue };
+        // Without a note of what was told (a state of an older version) only what was closed just now was not.
+        if told.map_or_else(|| closed.contains(id), |told| place < told) {
+            untold.insert(0, run);
             continue;
-        };
+        }
         since = ended.started.or(since);
+        if ended.outcome != Outcome::Pass {
+            // What an older run proved was there by then.
+            bound = bound.into_iter().chain([ended.finished]).min();
+        }
         if last.is_none() {
             last = Some(ended.clone());
         }
@@ -48,7 +64,11 @@ pub fn learn(context: &Context) -> Result<Watch, StateError> {
     }
     let repository = &context.repository;
     let since = since.unwrap_or_else(Timestamp::now);
-    Ok(Watch::new("source", &repository.name, repository.max_age, last, last_pass, since))
+    let watch = Watch::new(ROLE, &repository.name, repository.max_age, last, last_pass, since);
+    if let Some(bound) = bound {
+        watch.bound_proof(bound);
+    }
+    Ok((watch, untold))
 }
 
 /// A run has ended.
@@ -76,28 +96,38 @@ pub fn start(
 ) {
     for repository in agent.repositories() {
         repository.watch.connect(&agent.name, notifier.clone(), tracer.clone());
-        tokio::spawn(look_after(Arc::clone(&repository.watch)));
+        supervise::spawn("age", {
+            let watch = Arc::clone(&repository.watch);
+            move || look_after(Arc::clone(&watch))
+        });
     }
+    supervise::spawn("clock", clock::watch);
+    let (role, name, of_troubles) = (ROLE, agent.name.clone(), notifier.clone());
+    supervise::spawn("troubles", move || tell_troubles(of_troubles.clone(), role, name.clone()));
     if let Some(metrics) = metrics {
         let (agent, notifier, tracer) = (Arc::clone(agent), notifier.clone(), tracer.clone());
-        tokio::spawn(metrics.serve(move || {
+        let page = Arc::new(move || {
             let now = Timestamp::now();
             Page::of(&facts(&agent, fixed), &notifier, &tracer, now)
-        }));
+        });
+        let metrics = Arc::new(metrics);
+        supervise::spawn("metrics", move || Arc::clone(&metrics).serve(Arc::clone(&page)));
     }
     let agent = Arc::clone(agent);
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(STATUS_TICK);
-        loop {
-            tick.tick().await;
-            service_manager::status(&line(&agent, Timestamp::now()));
-        }
-    });
+    supervise::spawn("systemd", move || tell_systemd(Arc::clone(&agent)));
+}
+
+async fn tell_systemd(agent: Arc<Agent>) {
+    let mut tick = tokio::time::interval(STATUS_TICK);
+    loop {
+        tick.tick().await;
+        service_manager::status(&line(&agent, Timestamp::now()));
+    }
 }
 
 fn facts(agent: &Agent, fixed: Fixed) -> Facts {
     Facts {
-        role: "source",
+        role: ROLE,
         agent: agent.name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: Some(fixed.started),

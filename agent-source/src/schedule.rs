@@ -13,6 +13,8 @@ use std::{
 use assay_common::{
     clock::{self, Monitor},
     rpc_status::RpcFault,
+    service_manager,
+    trouble::{self, Kind},
 };
 use assay_proto::v1::Trigger;
 use jiff::{SignedDuration, Timestamp};
@@ -26,10 +28,10 @@ use crate::{
 
 /// A slot that is this late still counts as served in time: a busy machine is not a missed hour.
 const GRACE: Duration = Duration::from_secs(30);
+/// Longer than any sleep.
+const FAR: Duration = Duration::from_secs(3600);
 /// Slots of a cron expression that are counted one by one after a long absence.
 const MAX_COUNTED: u64 = 100_000;
-/// The longest sleep: a clock that was set is noticed after it.
-const STEP: Duration = Duration::from_secs(5);
 
 /// The first slot after `time`.
 pub fn next_slot(slots: &Slots, time: Timestamp) -> Option<Timestamp> {
@@ -110,7 +112,9 @@ const MIN_GAP: Duration = Duration::from_millis(1);
 pub async fn run(repository: Arc<Repository>, schedule: Schedule) {
     let name = repository.context.repository.name.clone();
     let state = &repository.context.state;
+    let pulse = format!("schedule of {name}");
     loop {
+        service_manager::beat(&pulse);
         let mut monitor = Monitor::default();
         let now = Timestamp::now();
         let known = state.schedule().last_slot;
@@ -139,9 +143,13 @@ pub async fn run(repository: Arc<Repository>, schedule: Schedule) {
         }
         let Some(slot) = next_slot(&schedule.slots, newest.unwrap_or(last)) else {
             *repository.next_run.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            tracing::error!(repository = name, "the schedule has no further slot");
-            return;
+            let text = "the schedule never comes again: there is no such day and time from now on";
+            trouble::raise(Kind::NoSlot, &name, text);
+            // Until somebody sets the clock or the schedule.
+            service_manager::sleep(&pulse, FAR).await;
+            continue;
         };
+        trouble::clear(Kind::NoSlot, &name);
         let at = start_of(slot, &schedule);
         *repository.next_run.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
         // In steps of the steady clock. When the wall clock jumps, another slot is the next one.
@@ -150,7 +158,7 @@ pub async fn run(repository: Arc<Repository>, schedule: Schedule) {
             if !left.is_positive() || monitor.look().is_some() {
                 break;
             }
-            tokio::time::sleep(left.unsigned_abs().min(STEP)).await;
+            service_manager::sleep(&pulse, left.unsigned_abs()).await;
         }
     }
 }

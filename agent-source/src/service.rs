@@ -9,6 +9,7 @@ use assay_common::{
     pki::Role,
     rpc_status::RpcFault,
     tls::{renewal, require_role},
+    trouble,
     verdict::timestamp_to_proto,
     watch::Ended,
 };
@@ -116,11 +117,14 @@ impl SourceService for Source {
             name => vec![Arc::clone(self.agent.repository(name)?)],
         };
         blocking(move || {
-            let mut runs = Vec::new();
+            let (mut runs, several) = (Vec::new(), repositories.len() > 1);
             for repository in repositories {
                 runs.extend(newest_runs(&repository, limit));
             }
-            runs.sort_by(|left, right| right.id.cmp(&left.id));
+            if several {
+                // Within a repository the order is that of the starts; between several the ids must do.
+                runs.sort_by(|left, right| right.id.cmp(&left.id));
+            }
             runs.truncate(limit);
             Ok(ListRunsResponse { runs })
         })
@@ -148,6 +152,7 @@ impl SourceService for Source {
                 now: Some(timestamp_to_proto(now)),
                 repositories: agent.repositories().map(|repository| status(repository, now)).collect(),
                 certificate_expires: renewal::expires().map(timestamp_to_proto),
+                troubles: trouble::lines(),
             })
         })
         .await

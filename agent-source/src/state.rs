@@ -7,6 +7,8 @@
 //! STATE/REPOSITORY/basis/             see [`crate::replicate::basis`]
 //! STATE/REPOSITORY/roots.json         identity of the roots at the last sealed run
 //! STATE/REPOSITORY/schedule.json      the last slot that was served or counted as missed
+//! STATE/REPOSITORY/told.json          the newest run whose end was told
+//! STATE/.notices/WAY/                 notices that have not arrived yet
 //! ```
 
 use std::{
@@ -28,6 +30,7 @@ use assay_common::{
     id::RunId,
     json,
     ledger::EntryId,
+    trouble::{self, Kind},
 };
 use assay_proto::v1::Run;
 use serde::{Deserialize, Serialize};
@@ -93,6 +96,10 @@ pub struct RepositoryState {
     path: PathBuf,
     basis_looked_at: AtomicBool,
     schedule: Mutex<Option<ScheduleState>>,
+    /// Runs that the disk has not taken yet, in their order.
+    unsaved: Mutex<Vec<(RunId, Run)>>,
+    /// The runs, oldest first; `None` until they are asked for.
+    order: Mutex<Option<Vec<RunId>>>,
 }
 
 /// Takes the state folder for this process. The lock goes with the returned file.
@@ -135,7 +142,13 @@ impl RepositoryState {
         if let Err(error) = closed::close_below(&path, 2, &["mark"]) {
             tracing::error!(%error, "other users of this host may be able to read the state: give it to the agent's user, mode 0700");
         }
-        Ok(Self { path, basis_looked_at: AtomicBool::new(false), schedule: Mutex::default() })
+        Ok(Self {
+            path,
+            basis_looked_at: AtomicBool::new(false),
+            schedule: Mutex::default(),
+            unsaved: Mutex::default(),
+            order: Mutex::default(),
+        })
     }
 
     /// Removes what a crash left of files that were being written. For the agent, which holds the state's lock.
@@ -187,27 +200,72 @@ impl RepositoryState {
         self.path.join("runs").join(format!("{id}.json"))
     }
 
-    /// Keeps a run as it is now.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn save_run(&self, id: &RunId, run: &Run) -> Result<(), StateError> {
-        Ok(write_durable(&self.run_path(id), json::to_json("Run", run).to_string().as_bytes(), 0o600)?)
+    /// Keeps a run as it is now. A disk that does not take it is told as the trouble that it is; the run is kept in memory then, for as
+    /// long as the agent runs.
+    pub fn save_run(&self, id: &RunId, run: &Run) {
+        self.with_order(|order| {
+            if !order.contains(id) {
+                order.push(id.clone());
+            }
+        });
+        let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        unsaved.push((id.clone(), run.clone()));
+        // In their order, until one fails.
+        while let Some((id, run)) = unsaved.first() {
+            let text = json::to_json("Run", run).to_string();
+            if let Err(error) = write_durable(&self.run_path(id), text.as_bytes(), 0o600) {
+                let name = self.name();
+                trouble::raise(Kind::StateUnusable, &name, format!("the state cannot be written: {error}"));
+                break;
+            }
+            unsaved.remove(0);
+        }
+        if unsaved.is_empty() {
+            trouble::clear(Kind::StateUnusable, &self.name());
+        }
+        let surplus = unsaved.len().saturating_sub(KEPT_RUNS);
+        unsaved.drain(..surplus);
     }
 
-    /// The runs, newest first.
+    fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The number of the next run.
+    pub fn next_sequence(&self) -> u64 {
+        let newest = self.run_ids().unwrap_or_default().into_iter().find_map(|id| self.run(&id).ok());
+        newest.map_or(1, |run| run.sequence + 1)
+    }
+
+    /// The runs, newest first, in the order in which they were started. Ids follow the clock, which may have been wrong.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn run_ids(&self) -> Result<Vec<RunId>, StateError> {
+        if self.order.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            let order = self.read_order()?;
+            self.order.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(order);
+        }
+        Ok(self.with_order(|order| order.iter().rev().cloned().collect()))
+    }
+
+    /// The runs on disk, oldest first.
+    fn read_order(&self) -> Result<Vec<RunId>, StateError> {
         let path = self.path.join("runs");
-        let mut ids: Vec<RunId> = Vec::new();
+        let mut found: Vec<(u64, RunId)> = Vec::new();
         for entry in fs::read_dir(&path).at("read", &path)? {
             let name = entry.at("read", &path)?.file_name();
-            ids.extend(name.to_str().and_then(|name| name.strip_suffix(".json")?.parse().ok()));
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<RunId>().ok());
+            // Runs of older versions have no number and are older; one that cannot be read is told by whoever wants it.
+            found.extend(id.map(|id| (self.run(&id).map_or(0, |run| run.sequence), id)));
         }
-        ids.sort_unstable_by(|left, right| right.cmp(left));
-        Ok(ids)
+        found.sort_unstable();
+        Ok(found.into_iter().map(|(_, id)| id).collect())
+    }
+
+    fn with_order<T>(&self, work: impl FnOnce(&mut Vec<RunId>) -> T) -> T {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        work(order.get_or_insert_with(|| self.read_order().unwrap_or_default()))
     }
 
     /// One run.
@@ -215,6 +273,11 @@ impl RepositoryState {
     /// # Errors
     /// When it is not there.
     pub fn run(&self, id: &RunId) -> Result<Run, StateError> {
+        let unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, run)) = unsaved.iter().rev().find(|(unsaved, _)| unsaved == id) {
+            return Ok(run.clone());
+        }
+        drop(unsaved);
         let path = self.run_path(id);
         let text = fs::read_to_string(&path).at("read", &path)?;
         json::from_json("Run", &text).map_err(|source| StateError::Content { path, source })
@@ -222,8 +285,24 @@ impl RepositoryState {
 
     /// Forgets the oldest runs beyond `KEPT_RUNS`.
     pub fn forget_old_runs(&self) {
-        for id in self.run_ids().unwrap_or_default().into_iter().skip(KEPT_RUNS) {
+        let old = self.with_order(|order| {
+            let surplus = order.len().saturating_sub(KEPT_RUNS);
+            order.drain(..surplus).collect::<Vec<_>>()
+        });
+        for id in old {
             drop(fs::remove_file(self.run_path(&id)));
+        }
+    }
+
+    /// The newest run whose end was told; `None` in a state of an older version.
+    pub fn told(&self) -> Option<RunId> {
+        self.read_optional("told.json").ok().flatten()
+    }
+
+    /// The end of a run has been told: it is in the queues of all who want to hear of it.
+    pub fn note_told(&self, id: &RunId) {
+        if let Err(error) = self.write("told.json", id) {
+            tracing::warn!(run_id = %id, %error, "the end of a run may be told again by the next start");
         }
     }
 
@@ -328,5 +407,55 @@ impl RepositoryState {
         let text = serde_json::to_string(value)
             .map_err(|source| StateError::Content { path: path.clone(), source })?;
         Ok(write_durable(&path, text.as_bytes(), 0o600)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> RunId {
+        text.parse().expect("an id")
+    }
+
+    /// The clock was a year ahead for one run: its id sorts behind all others, and it is not the newest run all the same.
+    #[test]
+    fn runs_have_the_order_in_which_they_were_started() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = RepositoryState::open(folder.path(), "app").expect("a state");
+        // One of an older version has no number.
+        let (old, ahead, newest) =
+            (id("20260101T000000Z-aaaaaa"), id("20271231T000000Z-bbbbbb"), id("20260102T000000Z-cccccc"));
+        state.save_run(&old, &Run { id: old.to_string(), ..Default::default() });
+        for run in [&ahead, &newest] {
+            let sequence = state.next_sequence();
+            state.save_run(run, &Run { id: run.to_string(), sequence, ..Default::default() });
+        }
+        let order = [newest.clone(), ahead, old];
+        assert_eq!(state.run_ids().expect("runs"), order);
+        let again = RepositoryState::open(folder.path(), "app").expect("a state");
+        assert_eq!(again.run_ids().expect("runs"), order);
+        assert_eq!((again.next_sequence(), again.told()), (3, None));
+        again.note_told(&newest);
+        assert_eq!(again.told(), Some(newest));
+    }
+
+    /// A disk that takes nothing: runs are there to be seen, and come to disk when it takes something again.
+    #[test]
+    fn runs_outlast_a_disk_that_takes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = RepositoryState::open(folder.path(), "of-this-test").expect("a state");
+        let runs = folder.path().join("of-this-test/runs");
+        fs::remove_dir(&runs).expect("removed");
+        let (first, second) = (id("20260101T000000Z-aaaaaa"), id("20260102T000000Z-bbbbbb"));
+        state.save_run(&first, &Run { id: first.to_string(), sequence: 1, ..Default::default() });
+        assert_eq!(state.run(&first).expect("in memory").sequence, 1);
+        let is_told = || trouble::all().iter().any(|trouble| trouble.repository == "of-this-test");
+        assert!(is_told());
+        fs::create_dir(&runs).expect("made");
+        state.save_run(&second, &Run { id: second.to_string(), sequence: 2, ..Default::default() });
+        assert!(!is_told());
+        let again = RepositoryState::open(folder.path(), "of-this-test").expect("a state");
+        assert_eq!(again.run_ids().expect("on disk"), [second, first]);
     }
 }

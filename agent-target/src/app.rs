@@ -9,6 +9,7 @@ use assay_common::{
     notify::Notifier,
     serve,
     signing::SigningKey,
+    supervise,
     tls::{Credentials, Role},
     traces::{Speaker, Tracer},
 };
@@ -28,6 +29,8 @@ use crate::{
     trust::schedule,
 };
 
+/// The folder of notices that wait, in the store: no repository can have this name.
+const NOTICES: &str = ".notices";
 /// How long notices may take to be told when the agent is told to stop.
 const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -36,6 +39,7 @@ const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// # Errors
 /// When something that the configuration names cannot be used.
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
+    supervise::watch_panics();
     let credentials = Credentials::load(&config.tls, &[Role::Target])?;
     let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
     let metrics = match config.metrics {
@@ -53,11 +57,14 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
             prune::clear_trash(&repository);
             ahead::copy_files(&repository);
         })?;
-        tokio::spawn(schedule::run(Arc::clone(&opened)));
+        supervise::spawn("schedule", {
+            let opened = Arc::clone(&opened);
+            move || schedule::run(Arc::clone(&opened))
+        });
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));
-    let notifier = Notifier::start(config.notify);
+    let notifier = Notifier::start(config.notify, Some(&config.agent.store.join(NOTICES)));
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "target", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);

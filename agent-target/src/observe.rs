@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use assay_common::{
     cli::show,
+    clock,
     metrics::{
         ControlFacts, Facts, MetricsServer, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts,
     },
-    notify::Notifier,
-    service_manager,
+    notify::{Notifier, tell_troubles},
+    service_manager, supervise,
     tls::renewal,
     traces::Tracer,
     verdict::coverage::sentence,
@@ -18,6 +19,8 @@ use jiff::Timestamp;
 
 use crate::{repository::Repository, restore::last_complete, service::Repositories};
 
+/// Who speaks in notices.
+const ROLE: &str = "target";
 /// How often systemd's line is written anew, when something has changed.
 const STATUS_TICK: Duration = Duration::from_secs(5);
 
@@ -29,7 +32,7 @@ pub fn learn(repository: &Repository) -> Watch {
     let first = generations.first().and_then(|first| repository.store.record(*first).ok());
     let since = first.map_or_else(Timestamp::now, |record| record.sealed);
     let config = &repository.config;
-    Watch::new("target", &config.name, config.max_age, last, proven, since)
+    Watch::new(ROLE, &config.name, config.max_age, last, proven, since)
 }
 
 /// The newest PASS that holds: that of the generation that is called verified.
@@ -73,28 +76,38 @@ pub fn start(
 ) {
     for repository in repositories.iter() {
         repository.watch.connect(&fixed.agent, notifier.clone(), tracer.clone());
-        tokio::spawn(look_after(Arc::clone(&repository.watch)));
+        supervise::spawn("age", {
+            let watch = Arc::clone(&repository.watch);
+            move || look_after(Arc::clone(&watch))
+        });
     }
+    supervise::spawn("clock", clock::watch);
+    let (role, name, of_troubles) = (ROLE, fixed.agent.clone(), notifier.clone());
+    supervise::spawn("troubles", move || tell_troubles(of_troubles.clone(), role, name.clone()));
     if let Some(metrics) = metrics {
         let (repositories, notifier, tracer) = (Arc::clone(repositories), notifier.clone(), tracer.clone());
-        tokio::spawn(metrics.serve(move || {
+        let page = Arc::new(move || {
             let now = Timestamp::now();
             Page::of(&facts(&repositories, &fixed), &notifier, &tracer, now)
-        }));
+        });
+        let metrics = Arc::new(metrics);
+        supervise::spawn("metrics", move || Arc::clone(&metrics).serve(Arc::clone(&page)));
     }
     let repositories = Arc::clone(repositories);
-    tokio::spawn(async move {
-        let mut tick = tokio::time::interval(STATUS_TICK);
-        loop {
-            tick.tick().await;
-            service_manager::status(&line(&repositories, Timestamp::now()));
-        }
-    });
+    supervise::spawn("systemd", move || tell_systemd(Arc::clone(&repositories)));
+}
+
+async fn tell_systemd(repositories: Arc<Repositories>) {
+    let mut tick = tokio::time::interval(STATUS_TICK);
+    loop {
+        tick.tick().await;
+        service_manager::status(&line(&repositories, Timestamp::now()));
+    }
 }
 
 fn facts(repositories: &Repositories, fixed: &Fixed) -> Facts {
     Facts {
-        role: "target",
+        role: ROLE,
         agent: fixed.agent.clone(),
         version: env!("CARGO_PKG_VERSION"),
         started: Some(fixed.started),

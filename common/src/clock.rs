@@ -6,7 +6,14 @@
 //! - A time that lies in the future was written by a clock that was ahead. It counts as of the moment at which it was first seen
 //!   ([`bounded`]), so that it can neither hold a job back nor keep a proof fresh.
 
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
 use jiff::{SignedDuration, Timestamp};
+
+use crate::trouble::{self, Kind};
 
 /// Clocks that are kept by a time service are put right by less than this at a time.
 pub const SLACK: SignedDuration = SignedDuration::from_secs(5);
@@ -72,6 +79,30 @@ pub fn is_ahead(time: Timestamp, now: Timestamp) -> bool {
 /// `time`, or `seen` when `time` lies in its future: what a clock that was ahead has claimed counts from when it was seen.
 pub fn bounded(time: Timestamp, seen: Timestamp) -> Timestamp {
     time.min(seen)
+}
+
+static JUMPS: AtomicU64 = AtomicU64::new(0);
+/// How often the clocks are compared.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long `status` shows a jump.
+const SHOWN: Duration = Duration::from_secs(24 * 3600);
+
+/// Jumps of the wall clock that [`watch`] has seen.
+pub fn jumps() -> u64 {
+    JUMPS.load(Ordering::Relaxed)
+}
+
+/// Looks for jumps of the wall clock, for as long as the agent runs; each is counted and told.
+pub async fn watch() {
+    let mut monitor = Monitor::default();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(jump) = monitor.look() {
+            JUMPS.fetch_add(1, Ordering::Relaxed);
+            let text = format!("{jump}, to {}", jump.now.strftime("%Y-%m-%d %H:%M:%SZ"));
+            trouble::happened(Kind::ClockJumped, "", SHOWN, text);
+        }
+    }
 }
 
 #[cfg(test)]

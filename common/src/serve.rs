@@ -1,15 +1,21 @@
 //! What both agents' servers share: the listening socket, TLS, health, reflection, and the end on a signal.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 use tonic::{Code, Request, Status, service::Routes};
+use tonic_health::ServingStatus;
 
 use crate::{
     pki::Role,
     rpc_status::RpcFault,
     service_manager,
     tls::{Credentials, IncomingLimits, TlsError, incoming_renewed, renewal, require_role, server_builder},
+    trouble,
 };
 
 /// Why an agent cannot serve.
@@ -64,7 +70,7 @@ pub async fn run(
         TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     let bound = listener.local_addr().unwrap_or(address);
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    health.set_service_status("", ServingStatus::Serving).await;
     let builder = || {
         let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(assay_proto::DESCRIPTORS)
@@ -79,6 +85,7 @@ pub async fn run(
         .add_service(builder().build_v1()?)
         .add_service(builder().build_v1alpha()?);
     let routes = add(routes);
+    crate::supervise::spawn("health", move || report_health(health.clone()));
     let signal = |kind| tokio::signal::unix::signal(kind).map_err(ServeError::Signal);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tracing::info!(address = %bound, identity = %credentials.identity(), "serving");
@@ -100,6 +107,24 @@ pub async fn run(
         () = stop => Ok(()),
     }
 }
+
+/// The health service says what is true: an agent that answers and cannot do its work does not serve.
+async fn report_health(health: tonic_health::server::HealthReporter) {
+    let mut tick = tokio::time::interval(HEALTH_TICK);
+    let mut told = None;
+    loop {
+        tick.tick().await;
+        let serves = trouble::can_work() && service_manager::silent(Instant::now()).is_none();
+        if told != Some(serves) {
+            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status("", status).await;
+            told = Some(serves);
+        }
+    }
+}
+
+/// How often the health service is told how the agent is.
+const HEALTH_TICK: Duration = Duration::from_secs(1);
 
 /// Lets only those operators through that `agent.operators` names, to whatever call; all of them when it names none. The operators
 /// of other agents have certificates of the same CA.

@@ -1,11 +1,12 @@
 //! What systemd is told, when it started us: that we serve, what we do, that we are alive, and that we end.
 //!
-//! Without `NOTIFY_SOCKET` nothing is said and nothing fails. The watchdog is fed by a task of the same runtime that serves: when
-//! no thread of it comes round any more, the feeding ends, and systemd starts the agent anew.
+//! Without `NOTIFY_SOCKET` nothing is said and nothing fails. The watchdog is fed for as long as every loop that must go on has shown
+//! that it does ([`beat`]): the schedules first of all. When one of them hangs the feeding ends, and systemd starts the agent anew.
 
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sd_notify::NotifyState;
@@ -29,7 +30,13 @@ pub fn ready(status: &str) -> Service {
             let mut tick = tokio::time::interval(interval);
             loop {
                 tick.tick().await;
-                say(&[NotifyState::Watchdog]);
+                match silent(Instant::now()) {
+                    None => say(&[NotifyState::Watchdog]),
+                    Some(name) => tracing::error!(
+                        name,
+                        "a loop of the agent hangs: the watchdog is not fed, and systemd starts the agent anew"
+                    ),
+                }
             }
         })
     });
@@ -42,6 +49,38 @@ impl Drop for Service {
             feeding.abort();
         }
     }
+}
+
+/// A loop that is silent for so long hangs. Each shows itself every few seconds.
+const SILENT: Duration = Duration::from_secs(30);
+
+/// When each loop has shown itself last.
+static PULSES: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
+
+/// The loop `name` goes on.
+pub fn beat(name: &str) {
+    let mut pulses = PULSES.lock().unwrap_or_else(PoisonError::into_inner);
+    match pulses.get_mut(name) {
+        Some(pulse) => *pulse = Instant::now(),
+        None => drop(pulses.insert(name.to_owned(), Instant::now())),
+    }
+}
+
+/// Sleeps until `left` is over, and shows meanwhile that the loop `name` goes on. Returns earlier, after some seconds, for the caller to
+/// look around.
+pub async fn sleep(name: &str, left: Duration) {
+    beat(name);
+    tokio::time::sleep(left.min(Duration::from_secs(5))).await;
+    beat(name);
+}
+
+/// A loop that hangs.
+pub fn silent(now: Instant) -> Option<String> {
+    let pulses = PULSES.lock().unwrap_or_else(PoisonError::into_inner);
+    pulses
+        .iter()
+        .find(|(_, pulse)| now.saturating_duration_since(**pulse) > SILENT)
+        .map(|(name, _)| name.clone())
 }
 
 /// The line in `systemctl status`.
@@ -69,5 +108,20 @@ fn watchdog_interval() -> Option<Duration> {
 fn say(words: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, words) {
         tracing::warn!(%error, "systemd cannot be told how the service stands");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_shows_itself_no_longer_is_found() {
+        beat("loop-of-this-test");
+        assert_eq!(silent(Instant::now()), None);
+        let late = Instant::now() + SILENT + Duration::from_secs(1);
+        assert!(silent(late).is_some());
+        beat("loop-of-this-test");
+        assert_eq!(silent(Instant::now()), None);
     }
 }

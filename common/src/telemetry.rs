@@ -1,10 +1,27 @@
 //! Logs of the services: to standard error, plain or JSON. Every line of a run has its id, from a span ([`of_run`]) that whoever works for
 //! the run is in; threads and tasks do not inherit it.
+//!
+//! A log is best effort. Lines go through a bounded queue to a thread of their own, so that neither a full disk nor a reader that hangs
+//! or has left holds anything up. Lines that are lost are counted ([`lost_lines`]).
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _, Write},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use crate::trouble::{self, Kind};
+
+/// Lines that wait for a slow reader, at most.
+const MAX_WAITING_LINES: usize = 4096;
+/// The variable with the level.
+const LEVEL: &str = "ASSAY_LOG";
 
 /// Form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -17,19 +34,141 @@ pub enum LogFormat {
     Json,
 }
 
+/// What waits goes out when this is dropped.
+static WAITING: Mutex<Option<(WorkerGuard, ErrorCounter)>> = Mutex::new(None);
+/// Lines that could not be written.
+static UNWRITTEN: AtomicU64 = AtomicU64::new(0);
+
 /// Installs the subscriber of this process. The level comes from `ASSAY_LOG` (for example `debug`, or
-/// `info,agent_target=debug`), else it is `info`.
+/// `agent_target=debug`), else it is `info`.
 pub fn install(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("ASSAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let (filter, fault) = filter(std::env::var(LEVEL).ok().as_deref());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(MAX_WAITING_LINES)
+        .thread_name("log")
+        .finish(BestEffort(io::stderr()));
+    let counter = writer.error_counter();
+    *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some((guard, counter));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        // The library would say on standard error that it cannot be written, and panic.
+        .log_internal_errors(false);
     // A second subscriber (in a test) is not an error worth ending for.
     drop(match format {
         LogFormat::Plain => builder.with_ansi(io::stderr().is_terminal()).with_target(false).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).try_init(),
     });
+    if let Some(fault) = fault {
+        tracing::warn!("{fault}");
+    }
+}
+
+/// The filter for the text of `ASSAY_LOG`, and what is wrong with it. No text makes the log silent, unless it says `off`.
+fn filter(text: Option<&str>) -> (EnvFilter, Option<String>) {
+    let text = text.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("info");
+    let parts = || text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let is_level = |part: &str| part.parse::<LevelFilter>().is_ok();
+    // A lone word that is no level would be taken for the name of a module, and all others would be silent.
+    let nonsense = parts().find(|part| !part.contains(['=', '[']) && !is_level(part));
+    let has_level = parts().any(is_level);
+    let whole = if has_level { text.to_owned() } else { format!("info,{text}") };
+    let parsed = EnvFilter::try_new(whole).map_err(|error| error.to_string());
+    let fault = match (&parsed, nonsense) {
+        (Err(error), _) => error.clone(),
+        (Ok(_), Some(word)) => format!("{word:?} is no level"),
+        (Ok(_), None) => return (parsed.unwrap_or_else(|_| EnvFilter::new("info")), None),
+    };
+    let told = format!(
+        "{LEVEL}={text:?} is not understood ({fault}): the level is info; \
+         it must be error, warn, info, debug, trace or off, or MODULE=LEVEL, with commas between"
+    );
+    (EnvFilter::new("info"), Some(told))
+}
+
+/// Lines of the log that were lost since the process started: too many waited, or they could not be written.
+pub fn lost_lines() -> u64 {
+    let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let dropped = waiting.as_ref().map_or(0, |(_, counter)| counter.dropped_lines() as u64);
+    dropped + UNWRITTEN.load(Ordering::Relaxed)
+}
+
+/// Writes the lines that wait, for a second at most. For the end of the process.
+pub fn flush() {
+    let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(waiting);
+}
+
+/// A writer that never fails: what it cannot write it counts.
+struct BestEffort<W>(W);
+
+impl<W: Write> Write for BestEffort<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.0.write_all(line) {
+            Ok(()) => trouble::clear(Kind::LogUnwritable, ""),
+            Err(error) => {
+                UNWRITTEN.fetch_add(1, Ordering::Relaxed);
+                trouble::note(Kind::LogUnwritable, "", format!("the log cannot be written: {error}"));
+            }
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        drop(self.0.flush());
+        Ok(())
+    }
 }
 
 /// The span of everything that is done for a run: `run{run_id=…}` in plain lines, `span.run_id` in JSON.
 pub fn of_run(id: &impl std::fmt::Display) -> tracing::Span {
     tracing::info_span!("run", run_id = %id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_silences_the_log_by_mistake() {
+        for (text, expected, is_fault) in [
+            (None, "info", false),
+            (Some(""), "info", false),
+            (Some("debug"), "debug", false),
+            (Some("WARN"), "warn", false),
+            (Some("off"), "off", false),
+            (Some("nonsense"), "info", true),
+            (Some("info,nonsense"), "info", true),
+            (Some("agent_target=loud"), "info", true),
+            (Some("=,="), "info", true),
+        ] {
+            let (filter, fault) = filter(text);
+            assert_eq!(filter.to_string(), expected, "{text:?}");
+            assert_eq!(fault.is_some(), is_fault, "{text:?}: {fault:?}");
+        }
+        let (filter, fault) = filter(Some("agent_target=debug"));
+        assert!(filter.to_string().contains("info") && fault.is_none(), "{filter}");
+    }
+
+    #[test]
+    fn a_writer_that_fails_is_counted_and_never_fails() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let before = UNWRITTEN.load(Ordering::Relaxed);
+        let mut writer = BestEffort(Full);
+        assert_eq!(writer.write(b"a line\n").expect("it never fails"), 7);
+        writer.flush().expect("it never fails");
+        assert!(UNWRITTEN.load(Ordering::Relaxed) > before);
+        assert!(trouble::all().iter().any(|trouble| trouble.kind == Kind::LogUnwritable));
+        assert_eq!(BestEffort(Vec::new()).write(b"a line\n").expect("it never fails"), 7);
+        assert!(trouble::all().iter().all(|trouble| trouble.kind != Kind::LogUnwritable));
+    }
 }

@@ -13,8 +13,11 @@ use assay_proto::v1::{self, Phase, Run};
 use jiff::Timestamp;
 
 use crate::{
+    clock,
     notify::{Event, LastPass, Notice, Notifier},
+    service_manager,
     traces::Tracer,
+    trouble::{self, Kind},
     verdict::{LiveClaim, Outcome, Verdict, timestamp_from_proto},
 };
 
@@ -148,7 +151,11 @@ impl Ended {
             verdict_id: id.to_owned(),
             started: None,
             finished: times.signed,
-            mark: verdict.mark.as_ref().map(|mark| mark.time),
+            // The live host's clock may have been ahead: the mark was made before this host sealed what it stands for.
+            mark: verdict
+                .mark
+                .as_ref()
+                .map(|mark| clock::bounded(mark.time, times.sealed.unwrap_or(times.signed))),
             phases: phases.into_iter().flatten().collect(),
             counts: None,
         }
@@ -180,17 +187,36 @@ pub struct Standing {
     overdue_told: bool,
     /// Somebody was alerted, and the PASS that came since does not count as a proof.
     owes_recovery: bool,
+    /// The newest proof was there by then, whatever its date says.
+    seen: Option<Timestamp>,
 }
 
 impl Standing {
     /// How old the newest proof is; `None` when there never was one.
+    ///
+    /// A proof that is dated in the future was made by a clock that was ahead. Its age counts from when it was first seen.
     pub fn age(&self, now: Timestamp) -> Option<Duration> {
+        // Not older than nothing: a clock beside this one may be a moment ahead.
+        Some(self.proven_until()?.duration_until(now).try_into().unwrap_or_default())
+    }
+
+    fn proven_until(&self) -> Option<Timestamp> {
         let mark = self.last_pass.as_ref()?.mark?;
-        Some(mark.duration_until(now).try_into().unwrap_or_default())
+        Some(self.seen.map_or(mark, |seen| clock::bounded(mark, seen)))
+    }
+
+    /// The proof is there at `now`. True when its date is in the future even so.
+    fn see(&mut self, now: Timestamp) -> bool {
+        let ahead = self.proven_until().is_some_and(|mark| clock::is_ahead(mark, now));
+        if ahead {
+            self.seen = Some(now);
+        }
+        self.last_pass.as_ref().and_then(|pass| pass.mark).is_some_and(|mark| clock::is_ahead(mark, now))
     }
 
     fn is_overdue(&self, max_age: Duration, now: Timestamp) -> bool {
-        let from = self.last_pass.as_ref().and_then(|pass| pass.mark).or(self.since).unwrap_or(now);
+        // A repository that waits for its first proof may have been set up by a clock that was ahead, too.
+        let from = self.proven_until().or(self.since).unwrap_or(now);
         Duration::try_from(from.duration_until(now)).is_ok_and(|age| age > max_age)
     }
 
@@ -200,6 +226,12 @@ impl Standing {
         let newest = self.last.iter().chain(&self.last_pass).filter_map(|known| known.generation).max();
         let is_old =
             ended.generation.is_some_and(|generation| newest.is_some_and(|newest| generation < newest));
+        let is_same = |left: &Option<Ended>, right: &Option<Ended>| {
+            left.as_ref().map(|pass| &pass.run_id) == right.as_ref().map(|pass| &pass.run_id)
+        };
+        if !is_same(&self.last_pass, &proven) {
+            self.seen = None;
+        }
         if ended.outcome == Outcome::Pass && is_old {
             // Checked again by the clock, and good as ever: nothing that waits for a proof has got one.
             self.last_pass = proven;
@@ -283,6 +315,11 @@ impl Watch {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The newest proof was there by `time`: a later run of the same agent says so.
+    pub fn bound_proof(&self, time: Timestamp) {
+        self.lock().seen = Some(time);
+    }
+
     /// As it stands now.
     pub fn standing(&self) -> Standing {
         self.lock().clone()
@@ -301,9 +338,17 @@ impl Watch {
         let notice = {
             let mut standing = self.lock();
             let event = standing.ended(ended.clone(), proven, self.max_age);
+            self.withdraw_overdue(&standing);
             event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished))
         };
         self.tell(notice);
+    }
+
+    /// An OVERDUE that has not arrived and holds no longer is not sent any more.
+    fn withdraw_overdue(&self, standing: &Standing) {
+        if let Some(connected) = self.connected.get().filter(|_| !standing.overdue_told) {
+            connected.notifier.withdraw(&self.repository, Event::Overdue);
+        }
     }
 
     /// It became known which PASS counts, without the end of a run: a negative control has passed, or has failed.
@@ -315,8 +360,10 @@ impl Watch {
                 _ => false,
             };
             standing.last_pass = proven;
+            standing.seen = None;
             let recovered = is_proof && std::mem::take(&mut standing.owes_recovery);
             standing.overdue_told &= !is_proof;
+            self.withdraw_overdue(&standing);
             let last = standing.last.clone();
             recovered.then(|| self.notice(Event::Recovery, last.as_ref(), &standing, Timestamp::now()))
         };
@@ -325,6 +372,21 @@ impl Watch {
 
     /// Tells, once until the next PASS, when the newest proof has become too old.
     pub fn look_at_age(&self, now: Timestamp) {
+        let dated = {
+            let mut standing = self.lock();
+            let is_ahead = standing.see(now);
+            standing.last_pass.as_ref().and_then(|pass| pass.mark).filter(|_| is_ahead)
+        };
+        match dated {
+            Some(mark) => {
+                let mark = mark.strftime("%Y-%m-%d %H:%M:%SZ");
+                let text = format!(
+                    "the newest proof is dated in the future, {mark}: a clock was ahead; its age counts from when it was first seen"
+                );
+                trouble::raise(Kind::ClockAhead, &self.repository, text);
+            }
+            None => trouble::clear(Kind::ClockAhead, &self.repository),
+        }
         let Some(max_age) = self.max_age else {
             return;
         };
@@ -367,17 +429,17 @@ impl Watch {
 }
 
 /// How often ages are looked at, at most.
-const TICK: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_secs(10);
 
 /// Looks at the age of a repository's newest proof, for ever.
 pub async fn look_after(watch: Arc<Watch>) {
-    let Some(max_age) = watch.max_age else {
-        return;
-    };
-    let mut tick = tokio::time::interval((max_age / 4).clamp(Duration::from_millis(250), TICK));
+    let often = watch.max_age.map_or(TICK, |max_age| max_age / 4);
+    let mut tick = tokio::time::interval(often.clamp(Duration::from_millis(250), TICK));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let pulse = format!("age of {}", watch.repository);
     loop {
         tick.tick().await;
+        service_manager::beat(&pulse);
         watch.look_at_age(Timestamp::now());
     }
 }
@@ -462,6 +524,24 @@ mod tests {
             Standing { last: Some(pass.clone()), last_pass: Some(pass), ..Default::default() };
         let late = end(Outcome::Pass, 9, 2);
         assert_eq!(restarted.ended(late.clone(), Some(late), Some(2 * HOUR)), Some(Event::Recovery));
+    }
+
+    /// The clock was 400 days ahead for one run, and is right again: the proof does not stay fresh for 400 days.
+    #[test]
+    fn a_proof_that_is_dated_in_the_future_grows_old_too() {
+        let pass = end(Outcome::Pass, 9600, 1);
+        let watch = Watch::new("source", "future", Some(2 * HOUR), Some(pass.clone()), Some(pass), at(0));
+        watch.look_at_age(at(1));
+        assert!(!watch.standing().overdue_told);
+        assert!(trouble::lines().iter().any(|line| line.starts_with("future: the newest proof is dated")));
+        assert_eq!(watch.standing().age(at(3)), Some(2 * HOUR));
+        watch.look_at_age(at(4));
+        assert!(watch.standing().overdue_told);
+        let good = end(Outcome::Pass, 5, 2);
+        watch.ended(good.clone(), Some(good));
+        watch.look_at_age(at(5));
+        assert_eq!(watch.standing().age(at(6)), Some(HOUR));
+        assert!(trouble::lines().iter().all(|line| !line.starts_with("future:")));
     }
 
     #[test]

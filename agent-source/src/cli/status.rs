@@ -18,6 +18,9 @@ pub(super) fn text(status: &GetStatusResponse) -> String {
         one(&mut text, repository, now);
     }
     // After the answer to the one question.
+    for trouble in &status.troubles {
+        lines(&mut text, "TROUBLE", trouble);
+    }
     lines(&mut text, "", &show::certificate(status.certificate_expires.as_ref()));
     text
 }

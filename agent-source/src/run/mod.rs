@@ -168,9 +168,7 @@ impl Attempt {
             run.set_phase(Phase::Done);
         });
         let run = self.progress.get();
-        if let Err(error) = self.context.state.save_run(&self.id, &run) {
-            tracing::error!(%error, "the run's record cannot be kept");
-        }
+        self.context.state.save_run(&self.id, &run);
         self.context.state.forget_old_runs();
         let outcome = run.outcome().as_str_name();
         let (reason, message) = (run.reason.as_str(), run.message.replace('\n', "; "));

@@ -20,6 +20,9 @@ pub(super) fn text(status: &GetTargetStatusResponse) -> String {
         one(&mut text, repository, status.now.as_ref(), now);
     }
     // After the answer to the one question.
+    for trouble in &status.troubles {
+        lines(&mut text, "TROUBLE", trouble);
+    }
     lines(&mut text, "", &show::certificate(status.certificate_expires.as_ref()));
     text
 }
@@ -44,8 +47,8 @@ fn one(
         Some(generation) => {
             let mark = generation.mark.as_ref().and_then(|mark| mark.time.as_ref());
             text.push_str(&format!(
-                "{name}: proven good {}, at {}, generation {}\n",
-                show::ago(mark, now),
+                "{name}: proven good {} ago, at {}, generation {}\n",
+                show::age(age),
                 show::time(mark),
                 generation.number
             ));

@@ -7,6 +7,7 @@ use assay_common::{
     pki::Role,
     rpc_status::RpcFault,
     tls::{renewal, require_role},
+    trouble,
     verdict::{Verdict, coverage::sentence, timestamp_to_proto},
     watch::Ended,
 };
@@ -337,6 +338,7 @@ impl TargetService for Operator {
                 now: Some(timestamp_to_proto(jiff::Timestamp::now())),
                 repositories: repositories.iter().map(|repository| status(repository)).collect(),
                 certificate_expires: renewal::expires().map(timestamp_to_proto),
+                troubles: trouble::lines(),
             })
         })
         .await

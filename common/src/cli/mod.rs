@@ -113,6 +113,8 @@ impl From<ConnectError> for CommandError {
 
 /// Ends the process: prints an error if there is one, and gives the exit code.
 pub fn end(result: Result<ExitCode, CommandError>) -> ExitCode {
+    // What the log still holds comes before the last word.
+    crate::telemetry::flush();
     match result {
         Ok(code) => {
             let fault = OUTPUT_FAULT.lock().unwrap_or_else(PoisonError::into_inner).take();

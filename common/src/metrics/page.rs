@@ -11,9 +11,12 @@ use prometheus_client::{
 };
 
 use crate::{
+    clock,
     notify::Notifier,
     outbox::Counts,
+    supervise, telemetry,
     traces::Tracer,
+    trouble,
     verdict::{Outcome, Trust},
     watch::Standing,
 };
@@ -145,6 +148,7 @@ impl Page {
         page.trust(&facts.repositories);
         page.notices(notifier);
         page.traces(tracer);
+        page.own_troubles();
         let mut text = String::new();
         match encode(&mut text, &page.registry) {
             Ok(()) => text,
@@ -354,6 +358,10 @@ impl Page {
     }
 
     fn notices(&mut self, notifier: &Notifier) {
+        let waiting = self.gauge("notices_waiting", "Notices that have not arrived yet, by way");
+        for (way, count) in notifier.waiting() {
+            waiting.get_or_create(&vec![label("way", way)]).set(count as f64);
+        }
         let notices =
             self.counter("notices", "Notices since the agent started, by way and by what became of them");
         for (way, counts) in notifier.counts() {
@@ -361,6 +369,29 @@ impl Page {
                 let labels = vec![label("way", way), label("result", result)];
                 notices.get_or_create(&labels).inc_by(count);
             }
+        }
+    }
+
+    /// What is wrong with the agent itself.
+    fn own_troubles(&mut self) {
+        let family = self.gauge("trouble", "1 while the agent itself has this trouble, else 0");
+        let now = trouble::all();
+        for kind in trouble::Kind::ALL {
+            let holds = now.iter().any(|trouble| trouble.kind == kind);
+            family.get_or_create(&vec![label("kind", kind.as_str())]).set(f64::from(u8::from(holds)));
+        }
+        for (name, help, count) in [
+            ("panics", "Panics of the agent's tasks since it started", supervise::panics()),
+            (
+                "log_lines_lost",
+                "Lines of the log that could not be written since the agent started",
+                telemetry::lost_lines(),
+            ),
+            ("clock_jumps", "Jumps of this host's clock since the agent started", clock::jumps()),
+        ] {
+            let counter = Counter::<u64>::default();
+            counter.inc_by(count);
+            self.registry.register(name, help, counter);
         }
     }
 

@@ -72,8 +72,8 @@ impl MetricsServer {
     }
 
     /// Serves what `page` makes, for ever. It is called on a thread that may wait.
-    pub async fn serve(self, page: impl Fn() -> String + Send + Sync + 'static) {
-        let (page, places) = (Arc::new(page), Arc::new(Semaphore::new(CONNECTIONS)));
+    pub async fn serve(self: Arc<Self>, page: Arc<impl Fn() -> String + Send + Sync + 'static>) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         tracing::info!(address = ?self.listener.local_addr().ok(), "serving metrics");
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {

@@ -28,7 +28,7 @@ pub struct NotifySection {
     kind: Kind,
     /// Name in the log and the metrics. Default: the kind.
     name: Option<String>,
-    /// What is told: `"fail"`, `"inconclusive"`, `"not-run"`, `"recovery"`, `"overdue"`. Default: all of them.
+    /// What is told: `"fail"`, `"inconclusive"`, `"not-run"`, `"recovery"`, `"overdue"`, `"trouble"`. Default: all of them.
     on: Option<Vec<Event>>,
     /// Repositories of which is told. Default: all of them.
     repositories: Option<Vec<String>>,
@@ -142,7 +142,10 @@ impl Way {
     /// True when it is to be told of this.
     pub fn wants(&self, notice: &Notice) -> bool {
         let event = self.on.as_ref().is_none_or(|on| on.contains(&notice.event));
-        let repository = self.repositories.as_ref().is_none_or(|wanted| wanted.contains(&notice.repository));
+        // What concerns all of the agent concerns each of its repositories.
+        let all = notice.repository.is_empty();
+        let repository =
+            all || self.repositories.as_ref().is_none_or(|wanted| wanted.contains(&notice.repository));
         event && repository
     }
 }

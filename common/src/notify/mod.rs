@@ -3,21 +3,24 @@
 mod command;
 mod config;
 mod mail;
+mod mailbox;
 mod webhook;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::Path, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     cli::show,
-    outbox::{self, Counts, Outbox},
+    outbox::Counts,
+    trouble,
     verdict::Outcome,
     watch::{About, Ended},
 };
 
 pub use config::{NotifySection, Way};
+pub use mailbox::{MAX_WAITING, Mailbox};
 
 /// What a notice is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -33,6 +36,8 @@ pub enum Event {
     Recovery,
     /// No PASS for longer than `max_age`.
     Overdue,
+    /// Something is wrong with the agent itself.
+    Trouble,
     /// An operator tries whether notices arrive.
     Test,
 }
@@ -45,13 +50,14 @@ impl fmt::Display for Event {
             Self::NotRun => "NOT_RUN",
             Self::Recovery => "PASS again",
             Self::Overdue => "OVERDUE",
+            Self::Trouble => "TROUBLE",
             Self::Test => "TEST",
         })
     }
 }
 
 /// The newest PASS that holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastPass {
     /// Its run.
     pub run_id: String,
@@ -64,7 +70,7 @@ pub struct LastPass {
 }
 
 /// What is told: the JSON that a command reads and a webhook gets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     /// Version of this record's form.
     pub version: u32,
@@ -75,7 +81,7 @@ pub struct Notice {
     /// One line for a person.
     pub summary: String,
     /// "source" or "target": who tells.
-    pub role: &'static str,
+    pub role: String,
     /// Its name.
     pub agent: String,
     /// Its host's name.
@@ -113,13 +119,19 @@ impl Notice {
     ) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let run_id = ended.map(|ended| ended.run_id.clone()).unwrap_or_default();
+        // An OVERDUE is about the proof that has grown too old: it is one, whatever runs end meanwhile.
+        let subject = match (event, &last_pass) {
+            (Event::Overdue, Some(pass)) => pass.run_id.clone(),
+            (Event::Overdue, None) => "never".to_owned(),
+            _ => run_id.clone(),
+        };
         let word = serde_json::to_value(event).ok().and_then(|word| word.as_str().map(str::to_owned));
         let mut notice = Self {
             version: 1,
-            id: format!("{}/{}/{}", about.repository, run_id, word.unwrap_or_default()),
+            id: format!("{}/{}/{}", about.repository, subject, word.unwrap_or_default()),
             event,
             summary: String::new(),
-            role: about.role,
+            role: about.role.to_owned(),
             agent: about.agent.clone(),
             host,
             repository: about.repository.clone(),
@@ -145,9 +157,26 @@ impl Notice {
         notice
     }
 
+    /// About something that is wrong with the agent itself, or is no longer.
+    pub fn of_trouble(about: &About, change: &trouble::Change) -> Self {
+        let trouble::Change { trouble, is_over } = change;
+        let now = Timestamp::now();
+        let mut notice = Self::new(Event::Trouble, about, None, None, now);
+        let state = if *is_over { "over: " } else { "" };
+        notice.id = format!("{}/{}/{}/{state}", about.repository, trouble.kind, trouble.since);
+        trouble.kind.as_str().clone_into(&mut notice.reason);
+        notice.message = format!("{state}{}", trouble.message);
+        notice.summary = notice.in_a_line();
+        notice
+    }
+
     fn in_a_line(&self) -> String {
         let Self { event, repository, host, reason, .. } = self;
         match event {
+            Event::Trouble => {
+                let about = if repository.is_empty() { &self.agent } else { repository };
+                format!("{event}: {about} on {host}, {reason}: {}", self.message)
+            }
             Event::Test => format!("{event}: notices from {} on {host} arrive", self.agent),
             Event::Recovery | Event::Overdue => format!("{event}: {repository} on {host}, {}", self.proven()),
             _ => format!("{event}: {repository} on {host}, {reason}; {}", self.proven()),
@@ -188,7 +217,7 @@ impl Notice {
         }
         if !self.run_id.is_empty() {
             lines.push(String::new());
-            lines.push(match self.role {
+            lines.push(match self.role.as_str() {
                 "source" => format!("What to do: assay-source explain {}", self.run_id),
                 _ => format!("What to do: assay-target explain {}", self.verdict_id),
             });
@@ -198,7 +227,7 @@ impl Notice {
     }
 }
 
-impl outbox::Message for Notice {
+impl crate::outbox::Message for Notice {
     const KIND: &'static str = "notice";
 
     fn run_id(&self) -> &str {
@@ -209,31 +238,57 @@ impl outbox::Message for Notice {
 /// Tells on all ways that are configured. Clones are of the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier {
-    outlets: Arc<Vec<Outbox<Way>>>,
+    outlets: Arc<Vec<Mailbox>>,
 }
 
 impl Notifier {
-    /// Starts a task for each way. Needs a runtime.
-    pub fn start(ways: Vec<Way>) -> Self {
-        Self { outlets: Arc::new(ways.into_iter().map(Outbox::start).collect()) }
+    /// Starts a task for each way, and takes up what waits in `folder`. Needs a runtime.
+    pub fn start(ways: Vec<Way>, folder: Option<&Path>) -> Self {
+        Self { outlets: Arc::new(ways.into_iter().map(|way| Mailbox::start(way, folder)).collect()) }
     }
 
-    /// Tells all who want to hear of it. Returns at once.
+    /// Tells all who want to hear of it. Returns when the notice is in their queues.
     pub fn tell(&self, notice: Notice) {
         let notice = Arc::new(notice);
         for outlet in self.outlets.iter().filter(|outlet| outlet.way().wants(&notice)) {
-            outlet.post(Arc::clone(&notice));
+            outlet.post(&notice);
+        }
+    }
+
+    /// Takes back what has not arrived and holds no longer.
+    pub fn withdraw(&self, repository: &str, event: Event) {
+        for outlet in self.outlets.iter() {
+            outlet.withdraw(repository, event);
         }
     }
 
     /// Each way's name and counts.
     pub fn counts(&self) -> impl Iterator<Item = (&str, &Counts)> {
-        self.outlets.iter().map(|outlet| (outbox::Way::name(outlet.way()), outlet.counts()))
+        self.outlets.iter().map(|outlet| (outlet.way().name.as_str(), outlet.counts()))
     }
 
-    /// Waits until nothing waits to be told, for `patience` at most.
+    /// Each way's name, and how many notices wait there.
+    pub fn waiting(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.outlets.iter().map(|outlet| (outlet.way().name.as_str(), outlet.waiting()))
+    }
+
+    /// Waits until each notice has arrived or was tried in vain, for `patience` at most.
     pub async fn drain(&self, patience: Duration) {
         futures::future::join_all(self.outlets.iter().map(|outlet| outlet.drain(patience))).await;
+    }
+}
+
+/// Tells of the agent's own troubles for as long as it runs.
+pub async fn tell_troubles(notifier: Notifier, role: &'static str, agent: String) {
+    let mut teller = trouble::Teller::default();
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        for change in teller.look() {
+            let about = About { role, agent: agent.clone(), repository: change.trouble.repository.clone() };
+            notifier.tell(Notice::of_trouble(&about, &change));
+        }
     }
 }
 
