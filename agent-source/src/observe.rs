@@ -50,7 +50,7 @@ pub fn learn(context: &Context, closed: &[RunId]) -> Result<(Watch, Vec<Run>), S
             continue;
         }
         since = ended.started.or(since);
-        if ended.outcome != Outcome::Pass {
+        if !ended.is_proof() {
             // What an older run proved was there by then.
             bound = bound.into_iter().chain([ended.finished]).min();
         }

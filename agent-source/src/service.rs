@@ -65,6 +65,7 @@ impl SourceService for Source {
             full_read: request.full_read,
             allow_mass_drop: request.allow_mass_drop,
             allow_new_root: request.allow_new_root,
+            accept_history: request.accept_history,
         };
         let run = repository.start(Trigger::Operator, options)?;
         tracing::info!(run_id = run.id, operator = peer.name, ?options, "triggered");

@@ -7,6 +7,7 @@
 //! STATE/REPOSITORY/basis/             see [`crate::replicate::basis`]
 //! STATE/REPOSITORY/roots.json         identity of the roots at the last sealed run
 //! STATE/REPOSITORY/schedule.json      the last slot that was served or counted as missed
+//! STATE/REPOSITORY/history.json       see [`crate::run::history`]
 //! STATE/REPOSITORY/told.json          the newest run whose end was told
 //! STATE/.notices/WAY/                 notices that have not arrived yet
 //! ```
@@ -25,17 +26,18 @@ use assay_common::{
     closed,
     digest::RootDigest,
     durable::{remove_temporary, write_durable},
-    error::{IoContext as _, PathError},
+    error::{Hint as _, IoContext as _, PathError},
     format::{self, FormatError},
     id::RunId,
     json,
     ledger::EntryId,
     trouble::{self, Kind},
+    verdict::HexDigest,
 };
 use assay_proto::v1::Run;
 use serde::{Deserialize, Serialize};
 
-use crate::replicate::basis::BasisFolder;
+use crate::{replicate::basis::BasisFolder, run::history::History};
 
 /// Version of the form of the state folder: [`assay_common::format`].
 const FORMAT: u32 = 1;
@@ -96,6 +98,7 @@ pub struct RepositoryState {
     path: PathBuf,
     basis_looked_at: AtomicBool,
     schedule: Mutex<Option<ScheduleState>>,
+    history: Mutex<Option<History>>,
     /// Runs that the disk has not taken yet, in their order.
     unsaved: Mutex<Vec<(RunId, Run)>>,
     /// The runs, oldest first; `None` until they are asked for.
@@ -146,6 +149,7 @@ impl RepositoryState {
             path,
             basis_looked_at: AtomicBool::new(false),
             schedule: Mutex::default(),
+            history: Mutex::default(),
             unsaved: Mutex::default(),
             order: Mutex::default(),
         })
@@ -215,7 +219,9 @@ impl RepositoryState {
             let text = json::to_json("Run", run).to_string();
             if let Err(error) = write_durable(&self.run_path(id), text.as_bytes(), 0o600) {
                 let name = self.name();
-                trouble::raise(Kind::StateUnusable, &name, format!("the state cannot be written: {error}"));
+                let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                let text = format!("the state cannot be written: {error}{hint}");
+                trouble::raise(Kind::StateUnusable, &name, text);
                 break;
             }
             unsaved.remove(0);
@@ -291,6 +297,37 @@ impl RepositoryState {
         });
         for id in old {
             drop(fs::remove_file(self.run_path(&id)));
+        }
+    }
+
+    /// What is known of the history that source and target have in common.
+    pub fn history(&self) -> History {
+        let mut known = self.history.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_or_insert_with(|| self.read_history()).clone()
+    }
+
+    fn read_history(&self) -> History {
+        let read = self.read_optional("history.json").unwrap_or_else(|error| {
+            tracing::warn!(%error, "the history is known from the runs alone");
+            None
+        });
+        // A state of an older version has its runs.
+        read.or_else(|| {
+            let mut runs = self.run_ids().ok()?.into_iter().filter_map(|id| Some((self.run(&id).ok()?, id)));
+            let (run, id) = runs.find(|(run, _)| run.generation > 0)?;
+            let root = HexDigest::parse(&run.root_digest);
+            Some(History { generation: run.generation, run_id: Some(id), root, ..Default::default() })
+        })
+        .unwrap_or_default()
+    }
+
+    /// Changes what is known of the common history.
+    pub fn update_history(&self, change: impl FnOnce(&mut History)) {
+        let mut known = self.history();
+        change(&mut known);
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = Some(known.clone());
+        if let Err(error) = self.write("history.json", &known) {
+            tracing::warn!(%error, "the history cannot be written; the next start may take the newest generation for another's");
         }
     }
 

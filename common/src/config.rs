@@ -8,6 +8,9 @@ use std::{
 
 use serde::{Deserialize, de};
 
+/// The reason of a run whose two ends do not have one history.
+pub const HISTORY_DIFFERS: &str = "history-differs";
+
 /// What to say of a repository's name that is none; `place` is where it was looked for.
 pub fn no_such_repository(name: &str, place: &str) -> String {
     match name {

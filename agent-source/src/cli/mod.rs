@@ -89,6 +89,9 @@ enum Command {
         /// Let this run read a root that is not the folder of last time; stands in the verdict
         #[arg(long)]
         allow_new_root: bool,
+        /// Go on from what the target has, although this source knows another history
+        #[arg(long)]
+        accept_history: bool,
     },
     /// Say what a run would read, send, drop and check, and what would stop it; nothing is done
     ///
@@ -398,8 +401,9 @@ async fn ask(
     let failed = |status: Status| CommandError::from_status(&status, &url);
     let timed = |message: &str| CommandError::not_run(format!("{url} did not answer in time: {message}"));
     match command {
-        Command::Run { repository, follow, full_read, allow_mass_drop, allow_new_root } => {
-            let request = StartRunRequest { repository, full_read, allow_mass_drop, allow_new_root };
+        Command::Run { repository, follow, full_read, allow_mass_drop, allow_new_root, accept_history } => {
+            let request =
+                StartRunRequest { repository, full_read, allow_mass_drop, allow_new_root, accept_history };
             let started = client.start_run(request).await.map_err(failed)?.into_inner();
             let run =
                 started.run.ok_or_else(|| CommandError::not_run(format!("{url}: no run was started")))?;

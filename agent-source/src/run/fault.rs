@@ -3,6 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use assay_common::{
+    config::HISTORY_DIFFERS,
     error::{Hint as _, PathError},
     fidelity::CANNOT_HOLD,
     rpc_status::fault_from_status,
@@ -101,6 +102,7 @@ impl Fault {
             Code::ResourceExhausted if fault.reason == "quota-exceeded" => "quota-exceeded",
             Code::ResourceExhausted => "target-full",
             _ if fault.reason == CANNOT_HOLD => CANNOT_HOLD,
+            _ if fault.reason == HISTORY_DIFFERS => HISTORY_DIFFERS,
             _ => reason,
         };
         let mut error = Self::not_run(reason, format!("{doing}: {}", fault.message));

@@ -2,6 +2,7 @@
 
 mod fault;
 mod fetch;
+pub mod history;
 pub mod plan;
 mod progress;
 mod receipt;
@@ -55,6 +56,8 @@ pub struct Options {
     pub allow_mass_drop: bool,
     /// Let it read other root folders than last time.
     pub allow_new_root: bool,
+    /// Let it go on from what the target has, although this source knows another history.
+    pub accept_history: bool,
 }
 
 /// What every run of a repository needs.
@@ -185,6 +188,7 @@ impl Attempt {
         // The target's lock comes first: a mark that nobody copies would be made for nothing.
         self.progress.phase(Phase::Opening);
         let opened = self.open(&client).await?;
+        self.check_history(&opened)?;
         // Roots before the mark, too: an unmounted one ends the run before the engine is asked for anything.
         let roots = self.open_roots()?;
         let basis_known = self.prepare_basis(&mut client, &opened).await?;
@@ -225,6 +229,7 @@ impl Attempt {
         let (root, check) = sealed?;
         context.state.next_basis().replace(&context.state.basis())?;
         context.state.save_roots(&roots.identities)?;
+        self.note_sealed(opened.generation, root);
         self.progress.update(|run| {
             run.generation = opened.generation;
             run.root_digest = root.to_string();
@@ -296,6 +301,7 @@ impl Attempt {
                         && verdict.outcome == Outcome::NotRun
                         && verdict.nonce == nonce
                         && response.verdict_id == EntryId(verdict.sequence).to_string()
+                        && self.check_link(verdict, &response.envelope).is_ok()
                 });
                 match ours {
                     None => tracing::warn!("the target's verdict on the end of the run is not believed"),

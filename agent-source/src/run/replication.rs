@@ -110,13 +110,16 @@ impl Attempt {
 
     pub(super) async fn open_again(&self, mut client: Client) -> Result<OpenRunResponse, Fault> {
         let patience = self.context.transfer.patience;
-        let request = OpenRunRequest {
+        let mut request = OpenRunRequest {
             repository: self.context.repository.name.clone(),
             run_id: self.id.to_string(),
             protocol: PROTOCOL,
             nonce: self.nonce.0.to_vec(),
             statements: STATEMENTS,
+            accept_history: self.options.accept_history,
+            ..Default::default()
         };
+        self.context.state.history().show(&mut request);
         let opened = tokio::select! {
             opened = client.open_run(request) => opened,
             () = tokio::time::sleep(patience) => Err(fault::silent(patience)),

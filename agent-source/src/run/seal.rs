@@ -189,6 +189,7 @@ impl Attempt {
         if !about_this_run {
             return Err(Fault::verdict_not_trusted("it is about another run or another tree".to_owned()));
         }
+        self.check_link(&verdict, &envelope)?;
         let step = |point| at(point).at("write", &self.context.state.verdicts());
         step(Point::VerdictSave)?;
         self.context.state.save_verdict(&self.id, &envelope)?;

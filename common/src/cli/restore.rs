@@ -126,6 +126,15 @@ impl From<RestoreError> for CommandError {
     }
 }
 
+/// A path as people type it, `./a//b/`, as it stands in a tree: `a/b`. What begins at the root stays as it is.
+fn normal(path: &[u8]) -> Vec<u8> {
+    if path.starts_with(b"/") {
+        return path.to_vec();
+    }
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    parts.collect::<Vec<_>>().join(&b'/')
+}
+
 impl RestoreArgs {
     /// The paths that are asked for.
     ///
@@ -134,9 +143,12 @@ impl RestoreArgs {
     pub fn options(&self) -> Result<Options, CommandError> {
         use std::os::unix::ffi::OsStrExt as _;
         let parse = |path: &std::ffi::OsString| {
-            let bytes = path.as_bytes();
-            let bytes = bytes.strip_suffix(b"/").unwrap_or(bytes);
-            TreePath::parse(bytes).map_err(|fault| {
+            let bytes = normal(path.as_bytes());
+            if bytes.is_empty() {
+                return Err(CommandError::usage(format!("--path {path:?} names nothing in the tree"))
+                    .hint("name a file or a folder, or leave --path out to restore all of it"));
+            }
+            TreePath::parse(&bytes).map_err(|fault| {
                 CommandError::usage(format!("--path {}: the path {fault}", path.to_string_lossy()))
                     .hint("paths are relative to the tree, for example storage/depots/amber")
             })
@@ -306,6 +318,7 @@ impl RestoreArgs {
                 "filesMade": report.files_made,
                 "deleted": report.deleted,
                 "leftOver": report.left_over,
+                "ownedByUs": report.owned_by_us,
                 "lostFiles": report.lost_files,
                 "lost": report.lost.iter().map(|(path, why)| serde_json::json!({"path": path.to_string(), "why": why})).collect::<Vec<_>>(),
             }));
@@ -321,6 +334,12 @@ impl RestoreArgs {
             );
             if let Some(why) = &vouched.unverified {
                 text += &format!("  UNVERIFIED: {}\n", crate::path::display_bytes(why.as_bytes()));
+            }
+            if report.owned_by_us > 0 {
+                text += &format!(
+                    "  {} entries belong to this user now and not to their owners: only root can give files away\n",
+                    report.owned_by_us
+                );
             }
             if report.deleted > 0 {
                 text += &format!("  {} names that the generation has not were removed\n", report.deleted);
@@ -356,4 +375,36 @@ fn bar(bytes: u64) -> ProgressBar {
     let style = "restoring {bar:24} {bytes}/{total_bytes} {bytes_per_sec} {eta} left, {msg}";
     bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: RestoreArgs,
+    }
+
+    fn paths(path: &str) -> Result<Vec<String>, CommandError> {
+        use clap::Parser as _;
+        let line = Line::try_parse_from(["restore", "--to", "/new", "--path", path]).expect("a command line");
+        Ok(line.arguments.options()?.paths.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_path_is_taken_as_people_type_it_and_none_means_none() {
+        for typed in ["a/b.txt", "./a/b.txt", "a//b.txt", "a/./b.txt/", ".//a/b.txt"] {
+            assert_eq!(paths(typed).expect(typed), ["a/b.txt"], "{typed}");
+        }
+        for nothing in ["", ".", "./", "./."] {
+            let error = paths(nothing).expect_err(nothing);
+            assert_eq!(error.exit, EXIT_USAGE);
+            assert!(error.message.contains("names nothing in the tree"), "{}", error.message);
+        }
+        for outside in ["/etc/passwd", "../a", "a/../../b", "/"] {
+            assert_eq!(paths(outside).expect_err(outside).exit, EXIT_USAGE, "{outside}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use rustix::fs::FileType;
 use super::{
     Destination, Options, Pieces, Progress, Report, RestoreError, SET_ASIDE, Selection,
     compare::{Action, From, Job},
-    destination::SCRATCH,
+    destination::{SCRATCH, is_of_file_system},
     entry_error, part,
 };
 use crate::{
@@ -31,6 +31,14 @@ const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 const NAMED: usize = 100;
 
 const IN_ITS_PLACE: &str = "a folder with content stands in its place: say --delete to remove it";
+
+const ONLY_ROOT: &str = "only root can make a device: run the restore as root";
+
+/// User and group of a process that is not root.
+fn user() -> Option<(u32, u32)> {
+    let user = rustix::process::geteuid();
+    (!user.is_root()).then(|| (user.as_raw(), rustix::process::getegid().as_raw()))
+}
 
 /// A folder above the place where the walk stands.
 struct Level {
@@ -53,6 +61,8 @@ struct Apply<'a> {
     report: Report,
     /// Files that are not there as they were sealed: no further name is given to what stands in their place.
     not_made: HashSet<Vec<u8>>,
+    /// User and group of this process, when it is not root and cannot give files away.
+    user: Option<(u32, u32)>,
 }
 
 pub(super) fn apply(
@@ -69,6 +79,7 @@ pub(super) fn apply(
         levels: Vec::new(),
         report: Report::default(),
         not_made: HashSet::new(),
+        user: user(),
     };
     for job in jobs {
         apply.take(job)?;
@@ -82,7 +93,23 @@ pub(super) fn apply(
 }
 
 impl Apply<'_> {
+    /// What can come back of an entry. Without root a file belongs to whoever restores it, a program that would run as its owner must not
+    /// run as this user instead, and attributes of the system are not set.
+    fn possible(&mut self, mut entry: Entry) -> Entry {
+        let Some((uid, gid)) = self.user else { return entry };
+        if (entry.uid, entry.gid) != (uid, gid) {
+            (entry.uid, entry.gid) = (uid, gid);
+            entry.mode &= !0o6000;
+            self.report.owned_by_us += 1;
+        }
+        entry.xattrs.retain(|attribute| {
+            !attribute.name.starts_with(b"trusted.") && !attribute.name.starts_with(b"security.")
+        });
+        entry
+    }
+
     fn take(&mut self, job: Job) -> Result<(), RestoreError> {
+        let job = Job { entry: self.possible(job.entry), ..job };
         let parent = job.path.parent();
         while self.levels.last().is_some_and(|level| Some(level.path.as_bytes()) != parent) {
             self.leave()?;
@@ -115,6 +142,12 @@ impl Apply<'_> {
                 }
                 Action::Other if job.entry.kind() == EntryKind::Hardlink => {
                     self.link(&folder, &job.path, &job.entry)?
+                }
+                Action::Other
+                    if self.user.is_some()
+                        && matches!(job.entry.kind(), EntryKind::BlockDevice | EntryKind::CharDevice) =>
+                {
+                    self.lose(&job.path, ONLY_ROOT.to_owned());
                 }
                 Action::Other => self.special(&folder, &job.path, &job.entry)?,
             }
@@ -204,7 +237,8 @@ impl Apply<'_> {
         if let Some(names) = level.names {
             for name in level.folder.names().map_err(entry_error(&level.path))? {
                 let is_scratch = level.path.is_root() && name == SCRATCH.as_bytes();
-                if is_scratch || names.binary_search(&name).is_ok() {
+                let is_given = level.path.is_root() && is_of_file_system(self.destination.path(), &name);
+                if is_scratch || is_given || names.binary_search(&name).is_ok() {
                     continue;
                 }
                 if self.options.delete {

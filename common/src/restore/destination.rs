@@ -4,7 +4,10 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, ErrorKind, Read as _, Write as _},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirBuilderExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -244,11 +247,30 @@ fn touch(one: &Path, other: &Path) -> bool {
 
 fn is_empty(path: &Path) -> Result<bool, PathError> {
     match fs::read_dir(path) {
-        Ok(mut names) => Ok(names.next().is_none()),
+        Ok(names) => {
+            let names: Vec<_> = names.collect::<Result<_, _>>().at("read", path)?;
+            Ok(names.iter().all(|entry| is_of_file_system(path, entry.file_name().as_bytes())))
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error).at("read", path),
     }
 }
+
+/// True for `lost+found` in the root of a file system: it belongs to that (mke2fs makes it), and neither a restore nor `--delete` has
+/// anything to do with it.
+pub(super) fn is_of_file_system(root: &Path, name: &[u8]) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|found| found.dev());
+    let is_mounted = || match (device(root), device(&root.join(".."))) {
+        (Ok(inner), Ok(outer)) => inner != outer,
+        _ => false,
+    };
+    name == LOST_AND_FOUND.as_bytes()
+        && fs::symlink_metadata(root.join(LOST_AND_FOUND)).is_ok_and(|found| found.is_dir())
+        && is_mounted()
+}
+
+/// What `fsck` puts into a folder that it makes for that.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// The folder of a repository in some target's store.
 fn is_store(folder: &Path) -> bool {

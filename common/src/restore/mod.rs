@@ -70,6 +70,8 @@ pub struct Report {
     pub files_right: u64,
     /// Files that were put together anew.
     pub files_made: u64,
+    /// Entries that belong to the user who restores instead of their owner, because only root can give files away.
+    pub owned_by_us: u64,
     /// Names that the generation does not have, and that went.
     pub deleted: u64,
     /// Names that the generation does not have, and that were left.
@@ -164,7 +166,7 @@ impl crate::error::Hint for RestoreError {
                 "the destination is on a file system that is mounted read-only: name a folder that can be written to".to_owned()
             }
             Self::Entry { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                "restoring owners, devices and files of others needs root".to_owned()
+                "this user may not write there: name another folder, or run the restore as root".to_owned()
             }
             Self::Supply(SupplyError::Cut(_)) => {
                 "run the same command again: what is there already is not fetched again".to_owned()

@@ -182,7 +182,7 @@ fn whole_page() -> String {
 fn assert_names_exist(pages: &[String]) {
     let mut exist = names(&whole_page());
     // It is on a page when there is a way to tell somebody.
-    exist.insert("assay_notices_total".to_owned());
+    exist.extend(["assay_notices_total", "assay_notices_waiting"].map(str::to_owned));
     for served in pages.iter().flat_map(|page| names(page)) {
         assert!(exist.contains(&served), "{served} is new: add it to the whole page");
     }
@@ -218,9 +218,17 @@ fn promtool(page: &str) {
     // It reads the older form of the page, in which a family of counters has the name of its samples.
     let body = page.split("\r\n\r\n").nth(1).expect("a body").replace("# EOF\n", "");
     let classic = body.lines().map(|line| {
-        let counter = ["assay_runs", "assay_missed_slots", "assay_notices"]
-            .into_iter()
-            .find(|name| line.strip_prefix("# ").is_some_and(|rest| rest.split(' ').nth(1) == Some(name)));
+        let counter = [
+            "assay_runs",
+            "assay_missed_slots",
+            "assay_notices ",
+            "assay_panics",
+            "assay_log_lines_lost",
+            "assay_clock_jumps",
+        ]
+        .map(str::trim)
+        .into_iter()
+        .find(|name| line.strip_prefix("# ").is_some_and(|rest| rest.split(' ').nth(1) == Some(name)));
         counter.map_or_else(|| line.to_owned(), |name| line.replace(name, &format!("{name}_total")))
     });
     run(&["check", "metrics"], &(classic.collect::<Vec<_>>().join("\n") + "\n"));

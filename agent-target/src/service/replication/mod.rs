@@ -35,7 +35,7 @@ use tracing::Instrument as _;
 
 use self::{
     ending::{abandon, check_answers, check_states},
-    opening::open,
+    opening::{check_history, open},
     sealing::{begin_seal, seal_and_settle, sealed_already, sealed_response},
     transfer::{Attached, attach, detach, receive, receive_fault},
 };
@@ -154,7 +154,13 @@ impl ReplicationService for Replication {
             _ => return Err(invalid("nonce: must have 32 bytes, and none with statements of form 0").into()),
         };
         let span = telemetry::of_run(&id);
-        let response = blocking(move || span.in_scope(|| open(&repository, id, nonce))).await?;
+        let response = blocking(move || {
+            span.in_scope(|| {
+                check_history(&repository, &request)?;
+                open(&repository, id, nonce)
+            })
+        })
+        .await?;
         Ok(Response::new(response))
     }
 

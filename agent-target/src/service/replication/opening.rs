@@ -3,12 +3,15 @@
 use std::sync::{Arc, PoisonError};
 
 use assay_common::{
+    config::HISTORY_DIFFERS,
     digest::RootDigest,
-    id::RunId,
+    id::{GenerationNumber, RunId},
+    ledger::EntryId,
     rpc_status::RpcFault,
-    verdict::{HexDigest, STATEMENTS},
+    trouble::{self, Kind},
+    verdict::{HexDigest, STATEMENTS, link_digest},
 };
-use assay_proto::v1::OpenRunResponse;
+use assay_proto::v1::{OpenRunRequest, OpenRunResponse};
 use tonic::Code;
 
 use super::{super::internal, busy};
@@ -20,6 +23,60 @@ use crate::{
 
 /// With less than this free there is no room for a run beside what an earlier one left.
 const LITTLE_BYTES: u64 = 1024 * 1024;
+
+/// Compares what the source knows of this repository with what is here. A generation or verdict that the source holds and this target has
+/// not, or has as another one, means that one of the two was set back, or that this is another store.
+pub(super) fn check_history(repository: &Repository, request: &OpenRunRequest) -> Result<(), RpcFault> {
+    let Some(text) = difference(repository, request) else {
+        return Ok(());
+    };
+    if request.accept_history {
+        tracing::warn!("{text}; the source's operator accepts it");
+        trouble::clear(Kind::HistoryDiffers, &repository.config.name);
+        return Ok(());
+    }
+    trouble::raise(Kind::HistoryDiffers, &repository.config.name, text.clone());
+    tracing::warn!(reason = HISTORY_DIFFERS, "the run is refused: {text}");
+    Err(RpcFault::new(Code::FailedPrecondition, HISTORY_DIFFERS, text).with_hint(
+        "find out which of the two was set back (a restored snapshot, a clone); when all is as it should be, run once with \
+         --accept-history",
+    ))
+}
+
+fn difference(repository: &Repository, request: &OpenRunRequest) -> Option<String> {
+    let (generation, sequence) = (GenerationNumber(request.last_generation), request.last_verdict_sequence);
+    let latest = repository.store.latest().ok().flatten();
+    if generation > latest.unwrap_or(GenerationNumber(0)) {
+        return Some(format!(
+            "the source has had generation {generation} sealed here, and the newest one here is {}: this store was set back",
+            latest.map_or_else(|| "none".to_owned(), |latest| latest.to_string())
+        ));
+    }
+    // One that retention has removed cannot be compared.
+    let record = (generation.0 > 0).then(|| repository.store.record(generation).ok()).flatten();
+    if let Some(record) = record
+        && RootDigest::from_hex(&record.root_digest) != RootDigest::from_slice(&request.last_root_digest)
+    {
+        return Some(format!(
+            "generation {generation} here, of run {}, is another one than the source has had sealed: this store was set back and \
+             has gone on since, or two sources write here",
+            record.run_id
+        ));
+    }
+    if sequence > 0 {
+        let id = EntryId(sequence);
+        let here = repository.envelope(&id.to_string()).ok();
+        let here = here.map(|envelope| link_digest(envelope.as_bytes()).0.to_vec());
+        if here.as_deref() != Some(&*request.last_verdict_digest) {
+            let found = if here.is_some() { "is another one" } else { "is not there" };
+            return Some(format!(
+                "verdict {id}, which the source holds, {found} in the ledger here: this store was set back"
+            ));
+        }
+    }
+    trouble::clear(Kind::HistoryDiffers, &repository.config.name);
+    None
+}
 
 pub(super) fn open(
     repository: &Repository,
@@ -78,6 +135,8 @@ pub(super) fn open(
         }
     };
     let staging = repository.store.open_staging().map_err(|error| internal("the store", &error))?;
+    let latest = repository.store.latest().ok().flatten();
+    let latest = latest.and_then(|latest| repository.store.record(latest).ok());
     let response = OpenRunResponse {
         generation: staging.number().0,
         base_generation: base.map_or(0, |base| base.0),
@@ -86,6 +145,8 @@ pub(super) fn open(
         base_entries,
         statements: STATEMENTS,
         rotten: rotten.iter().cloned().collect(),
+        latest_generation: latest.as_ref().map_or(0, |latest| latest.generation),
+        latest_run_id: latest.map(|latest| latest.run_id).unwrap_or_default(),
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
