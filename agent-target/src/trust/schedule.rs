@@ -199,3 +199,82 @@ fn verify_again(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        keep::bench::Bench,
+        repository::{Active, Stage},
+    };
+
+    fn sealed() -> Bench {
+        let bench = Bench::new(None);
+        let files: BTreeMap<&str, &[u8]> = [("file", b"content".as_slice())].into();
+        bench.seal(&files);
+        bench
+    }
+
+    /// The first control is due as soon as something passed, and not before.
+    #[test]
+    fn the_first_control_is_due_when_something_has_passed() {
+        let bench = sealed();
+        let repository = &bench.repository;
+        assert!(!control_due(repository, Timestamp::now()), "nothing has passed");
+        repository.set_standing(GenerationNumber(1), Outcome::Pass);
+        assert!(control_due(repository, Timestamp::now()));
+    }
+
+    /// A control that could not do its work comes again after an hour, one that did after the time that is configured.
+    #[test]
+    fn a_control_comes_again_sooner_when_it_could_not_do_its_work() {
+        let bench = sealed();
+        let repository = &bench.repository;
+        repository.set_standing(GenerationNumber(1), Outcome::Pass);
+        let now = Timestamp::now();
+        for (outcome, hours) in [(Outcome::Fail, 7 * 24), (Outcome::Pass, 7 * 24), (Outcome::Inconclusive, 1)]
+        {
+            let control = assay_common::verdict::NegativeControl {
+                outcome,
+                time: now,
+                generation: Some(GenerationNumber(1)),
+                message: String::new(),
+                seed: None,
+                profile: None,
+                damages: Vec::new(),
+            };
+            repository.record_control(&control).expect("kept");
+            let after = |hours: u64, seconds: u64| now + Duration::from_secs(hours * 3600 - 1 + seconds);
+            assert!(!control_due(repository, after(hours, 0)), "{outcome}");
+            assert!(control_due(repository, after(hours, 1)), "{outcome}");
+        }
+    }
+
+    /// With a run under way whenever a control wants to begin, or one that ends it each time, it has its turn in the end.
+    #[test]
+    fn a_control_is_not_starved_by_runs() {
+        let bench = sealed();
+        let repository = &bench.repository;
+        let run = || Active { run_id: "20261122T224501Z-7f3a9c".parse().expect("id"), stage: Stage::Sealed };
+        // Once it was ended by a run, twice it found one under way.
+        let begun = repository.begin_control().expect("nothing is under way");
+        repository.give_way_to_run();
+        assert!(begun.is_cancelled());
+        repository.end_background(&begun);
+        repository.control_lost_its_turn();
+        *repository.active() = Some(run());
+        assert!(repository.begin_control().is_none());
+        assert!(repository.begin_control().is_none());
+        // Now it goes on beside runs, and only an operator ends it.
+        let begun = repository.begin_control().expect("it has waited long enough");
+        repository.give_way_to_run();
+        assert!(!begun.is_cancelled());
+        repository.give_way();
+        assert!(begun.is_cancelled());
+        repository.end_background(&begun);
+        repository.control_had_its_turn();
+        assert!(repository.begin_control().is_none(), "from here on it waits again");
+    }
+}
