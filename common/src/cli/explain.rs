@@ -10,7 +10,7 @@ use super::{
     screen::safe,
     show,
 };
-use crate::verdict::{Outcome, Step, Trust, Verdict};
+use crate::verdict::{BackupClaim, Depth, LiveClaim, Outcome, Step, Trust, Verdict};
 
 /// Findings and files that are listed: the verdict has more.
 const LISTED: usize = 20;
@@ -189,11 +189,38 @@ fn checker(verdict: &Verdict, text: &mut String) {
     }
 }
 
+/// What an operator may do about a PASS that claims less than a PASS can.
+fn after_pass(verdict: &Verdict) -> Vec<&'static str> {
+    let claims = verdict.claims();
+    let mut steps = Vec::new();
+    if verdict.negative_control.as_ref().is_none_or(|control| control.trust() == Trust::Unknown) {
+        steps.push(
+            "Let a negative control show that the checker finds damage: the first one follows the first PASS by itself, and \
+             assay-target control makes one now. Until one has passed, this PASS does not count.",
+        );
+    }
+    if verdict.depth.is_none_or(|depth| depth == Depth::L0) {
+        steps.push(
+            "For a claim about the content, use a profile whose check looks deeper than the bytes, and whose steps say so (depth).",
+        );
+    }
+    if claims.backup == BackupClaim::GoodAsCovered {
+        steps.push("Look at what was not covered, above, and at the reason beside each part.");
+    }
+    if claims.backup != BackupClaim::AsRead && claims.live == LiveClaim::Nothing {
+        steps.push("For a claim about the live repository, read all of it: assay-source run --full-read.");
+    }
+    if steps.is_empty() && !is_not_trusted(verdict) {
+        steps.push(remedy(verdict.outcome, &verdict.reason));
+    }
+    steps
+}
+
 fn next(verdict: &Verdict, text: &mut String) {
     text.push_str("\nWhat to do next\n");
     let mut steps = vec![remedy(verdict.outcome, &verdict.reason)];
-    if verdict.outcome == Outcome::Pass && is_not_trusted(verdict) {
-        steps.clear();
+    if verdict.outcome == Outcome::Pass {
+        steps = after_pass(verdict);
     }
     if let Some(found) = &verdict.attribution {
         steps.push(about_fault(found.fault).1);
@@ -266,6 +293,27 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }
+    }
+
+    /// What a PASS claims is said once, in the first sentence, and nothing below it says more.
+    #[test]
+    fn a_pass_is_told_with_what_it_claims_and_what_would_make_it_claim_more() {
+        let mut verdict = Example::default().verdict(&SigningKey::generate(), 1, HexDigest::ZERO);
+        let text = explain(&verdict);
+        assert!(
+            text.starts_with("PASS: this backup is good; nothing is said of the live repository, because "),
+            "{text}"
+        );
+        assert!(text.contains("  1. For a claim about the live repository, read all of it"), "{text}");
+        verdict.negative_control = None;
+        verdict.depth = Some(Depth::L0);
+        let text = explain(&verdict);
+        assert!(text.starts_with("PASS: the copy is what was read; its content was not checked"), "{text}");
+        assert!(
+            text.contains("  1. Let a negative control show") && text.contains("  2. For a claim about"),
+            "{text}"
+        );
+        assert!(!text.contains("live repository was good") && !text.contains("the backup is good"), "{text}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::verdict::{FaultOrigin, Outcome};
 
 /// Every reason of ours, and what to do about it. Profiles may have words of their own; [`remedy`] has an answer for those too.
 const REMEDIES: &[(&str, &str)] = &[
-    ("check-passed", "Nothing: the backup is good, and so was the live repository at the mark."),
+    ("check-passed", "Nothing: the check found no damage. The first sentence says what that proves."),
     (
         "damage-found",
         "Do not overwrite what you have: the last verified generation is untouched. See where the fault came in.",
