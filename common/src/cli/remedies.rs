@@ -204,6 +204,19 @@ const REMEDIES: &[(&str, &str)] = &[
         "collation-mismatch",
         "The target's C library sorts text in another way than the source's. Use the same release of the system on both.",
     ),
+    (
+        "locale-missing",
+        "Install the locale that the message names on the target (Debian: /etc/locale.gen, then locale-gen).",
+    ),
+    (
+        "index-function",
+        "A function of the application that an index calls does not work in the copy. If that is known, let the check pass without that index: vars.unchecked = \"accept\".",
+    ),
+    ("extension-missing", "Install the extension that the message names on the target."),
+    (
+        "incomplete",
+        "The check could not look at a part of the data: the step's output names it and says why.",
+    ),
     // Ends of a run before its check.
     ("cancelled", "An operator or a stop of the agent ended the run. Start another."),
     ("agent-stopped", "The source agent was stopped in the run. The next run goes on with what has arrived."),

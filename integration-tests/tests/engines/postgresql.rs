@@ -448,7 +448,9 @@ fn tablespaces_must_be_covered() {
         .write_all_at(&[0xa5; 4096], 8192 * 2)
         .expect("write");
     let _cluster = Cluster::start(&pair, &pair.root(0), &[]);
-    assert_eq!(pair.run(1)["reason"], "damage-found");
+    let failed = pair.run(1);
+    assert_eq!(failed["reason"], "damage-found", "{failed}");
+    assert!(failed["attribution"]["files"].to_string().contains("space/PG_"), "{failed}");
 }
 
 #[test]

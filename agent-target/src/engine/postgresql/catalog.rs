@@ -71,6 +71,12 @@ impl Relation {
         format!("{kind} \"{}\"", self.path())
     }
 
+    /// Its file as a finding names it: from the end of the copy's path on. A tablespace is a root of its own there.
+    pub(super) fn shown_file(&self) -> &str {
+        let in_space = self.file.strip_prefix("pg_tblspc/").and_then(|rest| rest.split_once('/'));
+        in_space.map_or(&self.file, |(_, rest)| rest)
+    }
+
     fn path(&self) -> String {
         format!("{}.{}.{}", self.database, self.schema, self.name)
     }
@@ -177,6 +183,25 @@ mod tests {
         let tree = "({FUNCEXPR :funcid 16402 :funcresulttype 25 :args ({OPEXPR :opno 98 :opfuncid 67} {VAR :varno 1})})";
         assert_eq!(functions(tree), BTreeSet::from([16402]));
         assert_eq!(functions(""), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_file_of_a_tablespace_is_named_as_it_lies_in_its_root() {
+        let relation = |file: &str| Relation {
+            oid: 1,
+            database: "app".into(),
+            schema: "public".into(),
+            name: "t".into(),
+            kind: 'r',
+            owner: 10,
+            access_method: "heap".into(),
+            file: file.into(),
+            index: None,
+        };
+        assert_eq!(relation("base/5/16384").shown_file(), "base/5/16384");
+        let in_space = relation("pg_tblspc/16385/PG_15_202209061/5/16390");
+        assert_eq!(in_space.shown_file(), "PG_15_202209061/5/16390");
+        assert_eq!(in_space.title(), "table \"app.public.t\"");
     }
 
     #[test]

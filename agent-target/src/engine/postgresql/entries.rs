@@ -108,7 +108,7 @@ pub(super) fn check(
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let title = || format!("{} (file {})", relation.title(), relation.file);
+        let title = || format!("{} (file {})", relation.title(), relation.shown_file());
         let Some(segments) = segments else {
             report.damage(&format!("{}: the file is missing", title()));
             continue;
@@ -119,7 +119,7 @@ pub(super) fn check(
                  ends at block {}",
                 title(),
                 segments.blocks(),
-                file = relation.file,
+                file = relation.shown_file(),
             ));
         }
         if segments.blocks() == 0 && has_always_pages(relation) {
@@ -214,7 +214,7 @@ fn table(
                  row {}, {where_to}",
                 relation.title(),
                 index.title(),
-                index.file,
+                index.shown_file(),
                 place.block,
                 place.number,
             ));
@@ -246,8 +246,8 @@ fn blank(relation: &Relation, segments: &Segments, blocks: &[u64], report: &mut 
 /// The segment that a block is in, as the data directory names it.
 fn file_of(relation: &Relation, segments: &Segments, block: u64) -> String {
     match segments.segment_of(block) {
-        0 => relation.file.clone(),
-        segment => format!("{}.{segment}", relation.file),
+        0 => relation.shown_file().to_owned(),
+        segment => format!("{}.{segment}", relation.shown_file()),
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) async fn database(
 ) -> Result<Vec<Relation>, ServerError> {
     let name = &database.name;
     let session = Session::connect(cluster, &prepared.role, name).await?;
-    let functions = prepare::database(cluster, &session, report, name).await?;
+    let functions = prepare::database(cluster, &session, report, database).await?;
     let relations = Relations::read(&session, name).await?;
     let mut looking =
         Looking { cluster, prepared, database, functions, collations: HashMap::new(), relations, report };
@@ -239,7 +239,7 @@ impl Looking<'_> {
                 let texts: Vec<String> = rows
                     .iter()
                     .map(|row| {
-                        let mut text_ = format!("{} (file {})", relation.title(), relation.file);
+                        let mut text_ = format!("{} (file {})", relation.title(), relation.shown_file());
                         for (at, word) in ["block", "row", "attribute"].iter().enumerate() {
                             if let Some(value) = row[at].as_deref() {
                                 text_ += &format!(", {word} {value}");
@@ -280,14 +280,14 @@ impl Looking<'_> {
                          rows there are not {state}, the first {}",
                         relation.title(),
                         text(&rows[0], 0),
-                        file = relation.file,
+                        file = relation.shown_file(),
                     );
                     self.report.borrow_mut().damage(&finding);
                 }
                 Err(error) if error.is_lost() => return Err(error),
                 // What keeps it from reading the table has been said of the table.
                 Err(error) if error.meaning() == Meaning::Damage => {
-                    let finding = format!("{} (file {}): {error}", relation.title(), relation.file);
+                    let finding = format!("{} (file {}): {error}", relation.title(), relation.shown_file());
                     self.report.borrow_mut().damage(&finding);
                     return Ok(());
                 }
@@ -457,7 +457,7 @@ impl Looking<'_> {
         let title = relation.title();
         match error.meaning() {
             Meaning::Damage | Meaning::Order | Meaning::LacksEntry => {
-                report.damage(&format!("{title} (file {}): {error}", relation.file));
+                report.damage(&format!("{title} (file {}): {error}", relation.shown_file()));
             }
             _ if error.is_lost() => return Err(error),
             Meaning::Unsupported => report.missed(Reason::Other, &title, &error.to_string()),

@@ -115,7 +115,7 @@ const fn rule(state: &'static str, text: &'static str, meaning: Meaning) -> Rule
 }
 
 /// The first rule that fits counts.
-const RULES: [Rule; 33] = [
+const RULES: [Rule; 34] = [
     // An aborted connection has no SQLSTATE, and every text begins with none: this must not fit all.
     rule("57", "", Meaning::NotLooked(Reason::ServerEnded)),
     rule("08", "", Meaning::NotLooked(Reason::ServerEnded)),
@@ -153,6 +153,7 @@ const RULES: [Rule; 33] = [
     rule("42809", "", Meaning::Unsupported),
     rule("53", "", Meaning::NotLooked(Reason::Resources)),
     rule("58030", "", Meaning::NotLooked(Reason::Resources)),
+    rule("55P03", "", Meaning::NotLooked(Reason::Resources)),
     rule("54", "", Meaning::NotLooked(Reason::Resources)),
 ];
 
@@ -319,6 +320,7 @@ mod tests {
                 not_looked(Reason::Resources),
             ),
             ("53200", "out of shared memory", "", not_looked(Reason::Resources)),
+            ("55P03", "canceling statement due to lock timeout", "", not_looked(Reason::Resources)),
             ("54001", "stack depth limit exceeded", "", not_looked(Reason::Resources)),
             (
                 "58030",

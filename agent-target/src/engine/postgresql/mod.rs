@@ -46,6 +46,8 @@ use session::Session;
 
 /// Connections that look at relations side by side.
 const MAX_JOBS: usize = 4;
+/// What the server says of a database whose removal did not end.
+const INVALID_DATABASE: &str = "cannot connect to invalid database";
 
 /// What to check, and where.
 #[derive(Debug, clap::Args)]
@@ -246,7 +248,7 @@ async fn look_at(
                     report.damage(&format!("{part}: {error}"));
                 }
                 // An interrupted DROP DATABASE leaves one that nothing can open or use.
-                _ if error.message.contains("cannot connect to invalid database") => {
+                _ if error.message.contains(INVALID_DATABASE) => {
                     report.not_covered(&part, "DROP DATABASE did not end; nobody can open it");
                 }
                 Meaning::NotLooked(Reason::Extension) if error.message.contains("/amcheck\"") => {
@@ -300,7 +302,8 @@ fn owned_files(cluster: &Cluster) -> Result<HashSet<String>, End> {
             };
             match read.await {
                 Ok(relations) => owned.extend(relations.all.into_iter().map(|it| it.file)),
-                // Nothing is known of who owns its files: then all count.
+                // Nobody can open it, so no relation of it owns a file.
+                Err(error) if error.message.contains(INVALID_DATABASE) => {}
                 Err(error) => {
                     return Err(prepare::failed(
                         &format!("the catalogue of database {:?}", database.name),

@@ -5,7 +5,7 @@
 //!
 //! - makes a role of its own and leaves no other superuser, and no other role that may run programs or read files;
 //! - deletes the settings of roles and databases (they are kept in memory, for functions of indexes that need them);
-//! - opens databases that allow no connections;
+//! - opens databases that allow no connections, and rolls back prepared transactions, which would hold locks for ever;
 //! - disables event triggers, by an update of the catalogue: that fires none;
 //! - takes the handler away from languages that are not trusted, and the library from functions in C that are not of the target's
 //!   own installation;
@@ -269,10 +269,21 @@ pub(super) async fn database(
     cluster: &Cluster,
     session: &Session,
     report: &RefCell<Report>,
-    name: &str,
+    database: &Database,
 ) -> Result<Functions, ServerError> {
+    let name = &database.name;
     // No event trigger fires for this, and none after it.
     session.run("UPDATE pg_catalog.pg_event_trigger SET evtenabled = 'D'").await?;
+    // Transactions that were prepared hold their locks for ever. They are not committed: in the workspace they are rolled back.
+    for row in session.rows("SELECT gid, dbid FROM pg_catalog.pg_prepared_xact()").await? {
+        if number(&row, 1) == database.oid {
+            session.run(&format!("ROLLBACK PREPARED {}", literal(text(&row, 0)))).await?;
+            report.borrow().note(&format!(
+                "database {name:?}: the prepared transaction {:?} was rolled back for the check",
+                text(&row, 0)
+            ));
+        }
+    }
     for row in
         session.rows("SELECT oid, lanname, lanpltrusted, lanplcallfoid FROM pg_catalog.pg_language").await?
     {

@@ -10,7 +10,8 @@ const OPTIONS: [(&str, &str); 14] = [
     ("local_preload_libraries", ""),
     ("dynamic_library_path", "$libdir"),
     ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
+    // Nobody else is there who could hold one for long.
+    ("lock_timeout", "60s"),
     ("idle_in_transaction_session_timeout", "0"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read\\ committed"),
