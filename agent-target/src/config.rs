@@ -421,6 +421,10 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let passwords = file.notify.iter().flat_map(NotifySection::secret_files);
     let passwords = passwords.chain(file.traces.iter().filter_map(TracesSection::secret_file));
     let hidden = keys.map(PathBuf::as_path).chain(passwords).chain([file.agent.store.as_path()]).map(resolve);
+    // An authority that signs certificates is elsewhere, or at least where no check looks.
+    let authority = file.tls.ca.with_file_name("ca.key");
+    let hidden =
+        hidden.chain([resolve(&authority), resolve(Path::new("ca")), resolve(Path::new("pki/ca.key"))]);
     // The configuration itself may hold what a webhook's address or a profile's variable should not tell.
     let hidden: Vec<_> = hidden.chain([path.to_owned()]).collect();
     let account = account::find(file.agent.check_user.as_ref(), file.agent.check_group.as_ref(), &mut faults);

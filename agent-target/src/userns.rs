@@ -40,8 +40,9 @@ pub struct Account {
 }
 
 impl Account {
-    /// The pair that checks have unless the configuration names another one. systemd's list of numbers leaves 65520 to 65533 to
-    /// nobody, and Debian's has no accounts there; 65534 is NFS's and the kernel's, and programs of others run with it.
+    /// The pair that checks have unless the configuration or an account of this host says otherwise. systemd's list of numbers
+    /// leaves 65520 to 65533 to nobody, and Debian's has no accounts there; 65534 is NFS's and the kernel's, and programs of
+    /// others run with it.
     pub const DEFAULT: Self = Self { uid: 65_530, gid: 65_530 };
 
     /// The numbers below which users outside must be, so that they are told from those of other owners.
@@ -70,13 +71,15 @@ impl IdMap {
             }
             lines
         };
-        let make = |with_agent| {
-            Builder::start()?.finish(
+        // Both start at once.
+        let (processes, mounts) = (Builder::start()?, Builder::start()?);
+        let finish = |builder: Builder, with_agent| {
+            builder.finish(
                 &lines(inside.uid, outside.uid, with_agent),
                 &lines(inside.gid, outside.gid, with_agent),
             )
         };
-        Ok(Self { inside, outside, processes: make(false)?, mounts: make(true)? })
+        Ok(Self { inside, outside, processes: finish(processes, false)?, mounts: finish(mounts, true)? })
     }
 
     /// The user and the group that `outside` is inside.

@@ -55,6 +55,8 @@ use crate::userns::{Account, IdMap};
 mod oddities;
 
 const PREFIX: &str = "ws-";
+/// Special files that are named when they are left out; all are counted.
+const LEFT_OUT_NAMED: usize = 5;
 
 /// Why there is no workspace, or why something could not be done in it.
 #[derive(Debug, thiserror::Error)]
@@ -180,8 +182,8 @@ pub struct Workspace {
     roots: Vec<RootView>,
     /// Set where the agent is root.
     id_map: Option<IdMap>,
-    /// Special files that were left out.
-    left_out: u64,
+    /// Special files that were left out: how many, and the first of them.
+    left_out: (u64, Vec<String>),
     /// Where the check without a sandbox finds it.
     exposed: Option<PathBuf>,
     removed: bool,
@@ -223,7 +225,7 @@ impl Workspace {
             kind: WorkspaceKind::Copy,
             roots: options.roots.clone(),
             id_map: None,
-            left_out: 0,
+            left_out: (0, Vec::new()),
             exposed: None,
             removed: false,
         };
@@ -285,7 +287,8 @@ impl Workspace {
             };
             match result {
                 Ok(left_out) => {
-                    self.left_out = left_out;
+                    let names = options.oddities.special_files().iter().take(LEFT_OUT_NAMED);
+                    self.left_out = (left_out, names.map(ToString::to_string).collect());
                     return Ok(*kind);
                 }
                 Err(error) => {
@@ -306,7 +309,22 @@ impl Workspace {
         if let Some(why) = options.oddities.refuses_overlay() {
             return Err(io::Error::other(why));
         }
-        self.mount_overlay(lower)?;
+        let mapped = match self.mount_overlay(lower, self.id_map.as_ref()) {
+            // From Linux 5.19 on layers can be mapped, on most file systems. Elsewhere every entry is given to the check's user,
+            // which copies metadata up and no content.
+            Err(error) if self.id_map.is_some() => {
+                tracing::debug!(%error, "layers of an overlay cannot be mapped here");
+                for name in ["tree", "layers", "lower"] {
+                    let path = self.directory.join(name);
+                    unmount_below(&path).map_err(io::Error::other)?;
+                    remove_tree(&path)?;
+                }
+                self.mount_overlay(lower, None)?;
+                return tame_copy(&open_folder(&self.path())?, options.special_files, Some(options.account));
+            }
+            mounted => mounted,
+        };
+        mapped?;
         if options.special_files {
             return Ok(0);
         }
@@ -319,7 +337,7 @@ impl Workspace {
         Ok(options.oddities.special_files().len() as u64)
     }
 
-    fn mount_overlay(&self, lower: &Path) -> io::Result<()> {
+    fn mount_overlay(&self, lower: &Path, map: Option<&IdMap>) -> io::Result<()> {
         let make = |name: &str| -> io::Result<OwnedFd> {
             let path = self.directory.join(name);
             DirBuilder::new().mode(0o700).create(&path)?;
@@ -338,7 +356,7 @@ impl Workspace {
         drop(upper);
         let mut lower = below;
         let mut mapped = Vec::new();
-        if let Some(map) = &self.id_map {
+        if let Some(map) = map {
             make("lower")?;
             for (from, at) in
                 [(lower.as_fd(), "lower"), (open_folder(&self.directory.join("layers"))?.as_fd(), "layers")]
@@ -362,6 +380,8 @@ impl Workspace {
             let options = std::ffi::CString::new(options).expect("made of digits and names above");
             rustix::mount::mount("overlay", way(&tree), "overlay", flags, options.as_c_str())
         };
+        // Metadata alone is copied up where only that changes; what the tree says of such copies is refused (`Oddities`).
+        let options = if map.is_none() { format!("{options},metacopy=on") } else { options };
         // Volatile leaves out every flush of what is thrown away anyway; Linux knows it from 5.10 on.
         mount(format!("{options},volatile")).or_else(|_| mount(options))?;
         // The overlay has mounts of its own of them.
@@ -430,9 +450,14 @@ impl Workspace {
         self.id_map.as_ref()
     }
 
-    /// How many special files of the tree are not in it.
-    pub fn left_out(&self) -> u64 {
-        self.left_out
+    /// Says which special files of the tree are not in it, if any.
+    pub fn left_out(&self) -> Option<String> {
+        let (count, names) = &self.left_out;
+        let more = count.saturating_sub(names.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (*count > 0).then(|| {
+            format!("left out of the workspace as devices, FIFOs or sockets: {}{more}", names.join(", "))
+        })
     }
 
     /// Shows the workspace, under another name, to the user `account`, which may not enter the store. For a check without a

@@ -110,6 +110,7 @@ pub fn run_check(
         isolation: Vec::new(),
         not_isolated: Vec::new(),
     };
+    let left_out = workspace.left_out();
     let judgement = Session { profile, workspace, context, progress, used_before: 0 }
         .run(&mut report)
         .unwrap_or_else(|it| it);
@@ -118,6 +119,12 @@ pub fn run_check(
     report.outcome = judgement.outcome;
     report.reason = judgement.reason;
     report.message = judgement.message;
+    if report.outcome != Outcome::Pass
+        && let Some(left_out) = left_out
+    {
+        report.message.push_str("; ");
+        report.message.push_str(&left_out);
+    }
     report
 }
 

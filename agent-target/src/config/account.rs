@@ -47,7 +47,7 @@ fn choose(
                 return Account::DEFAULT;
             }
         },
-        None => own.map_or((Account::DEFAULT.uid, None), |line| (line.number, line.group)),
+        None => own.map_or((free(users, groups), None), |line| (line.number, line.group)),
     };
     let gid = match group {
         Some(name) => resolve("agent.check_group", name, groups),
@@ -71,6 +71,13 @@ fn choose(
         }
     }
     Account { uid, gid }
+}
+
+/// The number of nobody that is used where the configuration names no user: 65530, or one below it where this host has given
+/// that away.
+fn free(users: &[Line], groups: &[Line]) -> u32 {
+    let is_free = |number: &u32| !users.iter().chain(groups).any(|line| line.number == *number);
+    (65_520..=Account::DEFAULT.uid).rev().find(is_free).unwrap_or(Account::DEFAULT.uid)
 }
 
 fn resolve(key: &str, name: &UserName, lines: &[Line]) -> Result<u32, String> {
@@ -111,6 +118,8 @@ mod tests {
         let name = |text: &str| Some(UserName::Name(text.into()));
         assert_eq!(chosen(None, None, false), Ok(Account::DEFAULT));
         assert_eq!(chosen(None, None, true), Ok(Account { uid: 990, gid: 989 }));
+        let taken = [65_530, 65_529].map(|number| Line { name: number.to_string(), number, group: None });
+        assert_eq!(free(&taken[..1], &taken[1..]), 65_528);
         assert_eq!(chosen(Some(UserName::Number(4242)), None, true), Ok(Account { uid: 4242, gid: 4242 }));
         assert_eq!(chosen(name("4242"), name("ann"), true), Ok(Account { uid: 4242, gid: 1000 }));
         assert_eq!(chosen(name("ann"), name("1001"), false), Ok(Account { uid: 1000, gid: 1001 }));

@@ -340,3 +340,47 @@ fn owners_are_seen_as_the_check_and_as_nobody() {
         assert_eq!(owner("long"), (others + 65_530, others + 7), "{preference:?}");
     }
 }
+
+/// Where a file system maps no owners, what the check sees belongs to it: metadata is copied up by an overlay, and a copy is
+/// given away.
+#[test]
+fn without_mapped_owners_the_workspace_is_the_checks() {
+    if !rustix::process::geteuid().is_root() || !can_mount() {
+        return;
+    }
+    let temp = tempfile::tempdir().expect("temp");
+    let at = |name: &str| temp.path().join(name);
+    for name in ["empty", "upper", "work", "host"] {
+        fs::create_dir(at(name)).expect("mkdir");
+    }
+    // An overlay maps no owners itself.
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        at("empty").display(),
+        at("upper").display(),
+        at("work").display()
+    );
+    let layers = std::ffi::CString::new(layers).expect("plain");
+    rustix::mount::mount("overlay", at("host"), "overlay", MountFlags::empty(), layers.as_c_str())
+        .expect("mount");
+    let mut options = options(&at("host"), Preference::Auto);
+    std::os::unix::fs::chown(options.generation_tree.join("two"), Some(77), Some(77)).expect("chown");
+    let sealed = image(&options.generation_tree);
+    let looked = |options: &WorkspaceOptions, expected: WorkspaceKind| {
+        let workspace = Workspace::create(options).expect("workspace");
+        assert_eq!(workspace.kind(), expected);
+        for name in ["", "one/bin/file", "one/link", "two"] {
+            let stat = fs::symlink_metadata(workspace.path().join(name)).expect("stat");
+            assert_eq!((stat.uid(), stat.gid()), (65_530, 65_530), "{name}");
+        }
+        let upper = workspace.directory.join("layers/upper/one/bin/file");
+        if let Ok(stat) = fs::metadata(upper) {
+            assert_eq!(stat.blocks(), 0, "no content is copied up");
+        }
+    };
+    looked(&WorkspaceOptions { directory: at("workspaces"), ..options.clone() }, WorkspaceKind::Overlay);
+    looked(&options, WorkspaceKind::Copy);
+    assert_eq!(image(&options.generation_tree), sealed);
+    options.generation_tree = PathBuf::new();
+    rustix::mount::unmount(at("host"), UnmountFlags::DETACH).expect("unmount");
+}
