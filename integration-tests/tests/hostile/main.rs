@@ -15,6 +15,7 @@ mod link;
 #[path = "../shows/pair.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
 mod pair;
+mod prisoner;
 mod receipts;
 mod restores;
 mod roles;
