@@ -165,12 +165,14 @@ impl Launcher {
         scratch: &Path,
     ) -> Result<Scope, Judgement> {
         let mut roots = Vec::new();
-        for root in session.workspace.roots() {
-            let path = match self.sandbox {
-                Some(_) => root.live_path.clone(),
-                None => session.workspace.shown_root(&root.name).map_err(Judgement::workspace)?,
-            };
-            roots.push((root.name.clone(), path));
+        if self.is_sandbox() {
+            let names = session.workspace.roots().iter().map(|root| root.name.clone());
+            roots.extend(names.zip(session.live_roots()?.into_iter().map(|root| root.live)));
+        } else {
+            for root in session.workspace.roots() {
+                let path = session.workspace.shown_root(&root.name).map_err(Judgement::workspace)?;
+                roots.push((root.name.clone(), path));
+            }
         }
         let scratch = match self.sandbox {
             Some(_) => PathBuf::from(sandbox::SCRATCH),
