@@ -8,6 +8,7 @@ use std::{
 
 use assay_common::{
     config::{self, ConfigError, Span},
+    fidelity::is_pattern,
     id::is_plain_name,
     manifest::{Header, Root},
     metrics::MetricsSection,
@@ -84,6 +85,10 @@ pub struct Repository {
     pub max_age: Option<Duration>,
     /// How old a reading of an unchanged file may be for a verdict to claim anything of the live repository; `None`: any age.
     pub max_reading_age: Option<Duration>,
+    /// Attributes that it does not need.
+    pub ignore_attributes: Vec<String>,
+    /// Times may be brought to what the target holds.
+    pub clamp_times: bool,
 }
 
 /// When runs start by themselves.
@@ -263,6 +268,14 @@ struct RepositorySection {
     /// How old a reading of a file that has not changed may be for a verdict to claim anything of the live repository. Default:
     /// any age, which the verdict names.
     max_reading_age: Option<Span>,
+    /// Attributes that this repository does not need: names, or beginnings of names with `*` behind them, for example
+    /// `["user.thumbnail", "trusted.*"]`. They are left out of the copy, and the verdict says so. Default: none.
+    #[serde(default)]
+    ignore_attributes: Vec<String>,
+    /// Times of modification that the target's file system cannot hold (far ones, or fractions of a second) are brought to the nearest
+    /// that it holds, and the verdict says so. False: such a time ends the run before it copies. Default: false.
+    #[serde(default)]
+    clamp_times: bool,
 }
 
 /// `[[repository.root]]`: a folder that is copied.
@@ -386,6 +399,11 @@ fn repository(
 ) -> Result<Option<Repository>, LoadError> {
     let before = faults.len();
     let name = &section.name;
+    for pattern in section.ignore_attributes.iter().filter(|pattern| !is_pattern(pattern)) {
+        faults.push(format!(
+            "repository {name}: ignore_attributes: {pattern:?} must be the name of an attribute, or the beginning of one with '*' behind it"
+        ));
+    }
     if !is_plain_name(name) {
         faults.push(name_fault("repository.name", name));
     }
@@ -456,6 +474,8 @@ fn repository(
         schedule,
         max_drop_percent,
         full_read_every: section.full_read_every,
+        ignore_attributes: section.ignore_attributes.clone(),
+        clamp_times: section.clamp_times,
     }))
 }
 

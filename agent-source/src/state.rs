@@ -6,6 +6,7 @@
 //! STATE/REPOSITORY/verdicts/ID.json   the target's envelope for a run, as it was signed
 //! STATE/REPOSITORY/basis/             see [`crate::replicate::basis`]
 //! STATE/REPOSITORY/roots.json         identity of the roots at the last sealed run
+//! STATE/REPOSITORY/filtered.json      what of the metadata the newest sealed generation does not have
 //! STATE/REPOSITORY/schedule.json      the last slot that was served or counted as missed
 //! STATE/REPOSITORY/history.json       see [`crate::run::history`]
 //! STATE/REPOSITORY/told.json          the newest run whose end was told
@@ -27,6 +28,7 @@ use assay_common::{
     digest::RootDigest,
     durable::{remove_temporary, write_durable},
     error::{Hint as _, IoContext as _, PathError},
+    fidelity::LeftOut,
     format::{self, FormatError},
     id::RunId,
     json,
@@ -79,6 +81,16 @@ pub struct RootIdentity {
     pub device: u64,
     /// Inode.
     pub inode: u64,
+}
+
+/// What the newest sealed generation was filtered by, and what it does not have because of that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filtered {
+    /// [`assay_common::fidelity::Filter::fingerprint`].
+    pub by: String,
+    /// What is left out.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Where the schedule stands.
@@ -183,6 +195,21 @@ impl RepositoryState {
     /// The basis that a run is making.
     pub fn next_basis(&self) -> BasisFolder {
         BasisFolder::new(self.path.join("basis.next"))
+    }
+
+    /// What the newest sealed generation was filtered by; nothing when that is not known.
+    pub fn filtered(&self) -> Filtered {
+        let text = fs::read(self.path.join("filtered.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    }
+
+    /// Keeps what the newest sealed generation was filtered by.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_filtered(&self, filtered: &Filtered) -> Result<(), StateError> {
+        let text = serde_json::to_vec(filtered).expect("text alone");
+        Ok(write_durable(&self.path.join("filtered.json"), &text, 0o600)?)
     }
 
     /// The folder for a run's spool.

@@ -8,6 +8,7 @@ use std::{
 
 use assay_common::{
     config::{self, ConfigError, Size, Span, SpanOrNever},
+    fidelity::{CopyRules, SpecialFile, is_pattern},
     id::is_plain_name,
     metrics::MetricsSection,
     notify::{NotifySection, Way},
@@ -123,6 +124,8 @@ pub struct Repository {
     pub reserve: Size,
     /// What copies of large files that change often may take between the runs.
     pub copy_ahead: Size,
+    /// What is taken from the source, of attributes and special files.
+    pub copy_rules: CopyRules,
 }
 
 /// How a workspace is made.
@@ -286,6 +289,12 @@ struct RepositorySection {
     copy_ahead: Option<Size>,
     /// What is kept. Default: all of it, for ever.
     retention: Option<RetentionSection>,
+    /// Attributes that a copy may have beside those of `user.` and ACLs: names, or beginnings of names with `*` behind them, for
+    /// example `["security.capability", "trusted.*"]`. Default: the profile's, which is `["security.capability"]` where it says nothing.
+    attributes: Option<Vec<String>>,
+    /// Special files that a copy may have: `"fifo"`, `"socket"`, `"device"`. A device also needs an agent that is root. Default: the
+    /// profile's, which never has devices.
+    special_files: Option<Vec<SpecialFile>>,
 }
 
 /// How old the newest negative control may become where the configuration does not say.
@@ -458,6 +467,11 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
                 "repository.retention: at least one of {rules} was expected to keep something"
             ));
         }
+        for pattern in section.attributes.iter().flatten().filter(|pattern| !is_pattern(pattern)) {
+            faults.push(format!(
+                "repository.attributes: {pattern:?} must be the name of an attribute, or the beginning of one with '*' behind it"
+            ));
+        }
         let host = section.host.unwrap_or_default();
         let own = own_names();
         let profile = assay_common::profile::named(path, &section.profile)?;
@@ -479,6 +493,10 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             }
         }
         repositories.push(Repository {
+            copy_rules: CopyRules {
+                attributes: section.attributes.unwrap_or_else(|| profile.copy.attributes.clone()),
+                special_files: section.special_files.unwrap_or_else(|| profile.copy.special_files.clone()),
+            },
             profile,
             account,
             live_paths: section.live_paths,

@@ -31,6 +31,7 @@ use assay_common::{
     digest::ContentDigest,
     error::IoContext as _,
     fault::{self, Point},
+    fidelity::{CopyRules, FsLimits},
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
     limits::MAX_MANIFEST_STREAMS,
@@ -131,6 +132,9 @@ pub enum Stage {
     Checking(watch::Receiver<CheckState>),
 }
 
+/// The folder in a store in which its file system is tried out.
+const PROBE: &str = "probe";
+
 /// A generation to build upon, and its files that are known to be rotten.
 pub type NextBase = (GenerationNumber, HashSet<Vec<u8>>);
 
@@ -181,6 +185,8 @@ pub struct Repository {
     background: Mutex<Option<Background>>,
     /// Turns in a row that a negative control lost to runs.
     lost_turns: AtomicU32,
+    /// What the store's file system holds, with the device that it was found out on.
+    limits: Mutex<Option<(u64, FsLimits)>>,
 }
 
 /// What is done by the clock now.
@@ -214,6 +220,36 @@ struct Conclusive {
 }
 
 impl Repository {
+    /// What the file system of the store holds; `None` when there is too little room to try it out, or nothing can be made there.
+    pub fn store_limits(&self) -> Option<FsLimits> {
+        use std::os::unix::fs::MetadataExt as _;
+        let path = self.store.path();
+        let device = std::fs::metadata(path).ok()?.dev();
+        let mut known = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, limits)) = known.as_ref().filter(|(on, _)| *on == device) {
+            return Some(limits.clone());
+        }
+        let limits = match FsLimits::probe(path, PROBE) {
+            Ok(limits) => limits?,
+            Err(error) => {
+                let repository = &self.config.name;
+                tracing::warn!(repository, %error, "it cannot be tried out what the store's file system holds");
+                return None;
+            }
+        };
+        *known = Some((device, limits.clone()));
+        Some(limits)
+    }
+
+    /// What is taken from the source. A property of btrfs is taken where the store is on one.
+    pub fn copy_rules(&self) -> CopyRules {
+        let mut rules = self.config.copy_rules.clone();
+        if self.store_limits().is_some_and(|limits| limits.file_system == "btrfs") {
+            rules.attributes.push("btrfs.compression".to_owned());
+        }
+        rules
+    }
+
     /// Opens a repository below the store's folder and puts right what a crash may have left:
     ///
     /// 1. what is left of checks is ended, workspaces and their mounts are cleared away, and files that were being written;
@@ -266,6 +302,7 @@ impl Repository {
             ended_runs: Mutex::default(),
             background: Mutex::new(None),
             lost_turns: AtomicU32::new(0),
+            limits: Mutex::new(None),
         };
         repository.learn_standings();
         repository.settle_verified()?;

@@ -282,6 +282,32 @@ impl Folder {
         Ok(fs::syncfs(&self.0)?)
     }
 
+    /// What its file system is.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn file_system(&self) -> io::Result<fs::StatFs> {
+        Ok(fs::fstatfs(&self.0)?)
+    }
+
+    /// What its file system has free, and the longest name there.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn room(&self) -> io::Result<fs::StatVfs> {
+        Ok(fs::fstatvfs(&self.0)?)
+    }
+
+    /// Gives `name` a time of modification. A link is not followed.
+    ///
+    /// # Errors
+    /// As the kernel says; a time that the file system cannot hold is no error.
+    pub fn set_time(&self, name: &[u8], seconds: i64, nanos: u32) -> io::Result<()> {
+        let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(fs::utimensat(&self.0, component(name)?, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
     /// A second descriptor of the same folder.
     ///
     /// # Errors

@@ -62,12 +62,13 @@ pub const MAX_DEPTH: usize = 400;
 /// Longest symbolic link text, in bytes (Linux: PATH_MAX less its NUL).
 pub const MAX_LINK_BYTES: usize = 4095;
 
-/// Extended attributes of one entry. Their names are a list of at most 64 KiB (Linux: XATTR_LIST_MAX).
-pub const MAX_XATTRS: usize = 4096;
+/// Extended attributes of one entry: more than fit into the list of their names, which has at most 64 KiB (Linux: XATTR_LIST_MAX).
+pub const MAX_XATTRS: usize = 8192;
 /// Longest name of an extended attribute, in bytes (Linux: XATTR_NAME_MAX).
 pub const MAX_XATTR_NAME_BYTES: usize = 255;
-/// All extended attributes of one entry, names and values, in bytes. Linux allows 64 KiB a value.
-pub const MAX_XATTR_BYTES: usize = 1024 * 1024;
+/// All extended attributes of one entry, names and values, in bytes. Linux allows 64 KiB a value, and XFS and btrfs as many of them as
+/// have names in the list.
+pub const MAX_XATTR_BYTES: usize = 16 * 1024 * 1024;
 
 /// Longest file, in bytes: 16 TiB, the most that ext4 holds. A digest goes over holes as well: one of 2^62 bytes, which costs a
 /// peer ten bytes to say, would be hashed for years.

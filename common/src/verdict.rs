@@ -28,6 +28,7 @@ use crate::{
     digest::{ContentDigest, RootDigest},
     dsse::{Envelope, EnvelopeError, IN_TOTO_PAYLOAD_TYPE},
     error::Hint,
+    fidelity::LeftOut,
     id::{GenerationNumber, RunId},
     signing::{SigningKey, VerifyingKey},
 };
@@ -354,6 +355,10 @@ pub struct SourceStatement {
     /// What was read of the live repository, and when. Absent from older sources.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readings: Option<Readings>,
+    /// What of the live tree's metadata the copy does not have, by the host's nature or by the repository's declaration. Absent from
+    /// older sources.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_copied: Vec<LeftOut>,
 }
 
 /// What one run counted: see `assay.v1.Counts`.

@@ -8,6 +8,7 @@ use assay_common::{
         screen::{lines, row, safe},
         show,
     },
+    fidelity::FsLimits,
     json::to_json,
 };
 use assay_proto::v1::{
@@ -45,6 +46,9 @@ fn text(plan: &RunPlan) -> String {
     row(&mut text, "mark", &format!("{}{settle}", plan.mark));
     if let Some(work) = &plan.work {
         self::work(&mut text, plan, work);
+    }
+    for left_out in &plan.left_out {
+        lines(&mut text, "left out", &safe(left_out));
     }
     if let Some(target) = &plan.target {
         self::target(&mut text, target, plan.work.as_ref());
@@ -118,6 +122,9 @@ fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
     let free = show::bytes(target.free_bytes);
     let note = if work.is_some_and(|work| work.send_bytes > target.free_bytes) { ": NOT ENOUGH" } else { "" };
     row(text, "room", &format!("{free} free on the target{note}"));
+    if let Some(limits) = &target.store_limits {
+        lines(text, "store", &FsLimits::from(limits).summary());
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counters, Plan, ReplicateError,
+    Counters, Plan, ReplicateError, as_it_is,
     basis::{BasisReader, Seen, file_clock},
     early::{Early, Item, Merged, Taken},
     reader::{BaseFile, Job, Outcome, ReadError},
@@ -50,6 +50,7 @@ pub(super) fn compare(
     let mut basis = basis.map_err(SpoolError::from)?;
     // Another set of roots is another tree: nothing of the basis says anything about it.
     let same_roots = basis.header().is_some_and(|header| *header == plan.header);
+    plan.filter.forget_names();
     let mut walk = Merged::new(plan, early);
     let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
     let mut late_jobs = Vec::new();
@@ -100,12 +101,14 @@ pub(super) fn compare(
             && seen.still_holds(stat)
             && !plan.rotten.contains(found.path.as_bytes())
             && old.link_target_if_hardlink() == first.as_ref().map(TreePath::as_bytes)
+            && as_it_is::is_as_filtered(plan, &found, old)?
         {
             give(Step::Keep)?;
             continue;
         }
         let step = match first {
             Some(first) => {
+                as_it_is::count_name(plan, &found)?;
                 let mut entry = Entry {
                     path: found.path.as_bytes().to_vec(),
                     link_target: first.into_bytes(),
@@ -117,6 +120,7 @@ pub(super) fn compare(
             None => {
                 let mut entry = describe(&found);
                 if entry.kind() == EntryKind::File {
+                    as_it_is::look(plan, &found)?;
                     let place = found.place.clone().expect("a file is in a folder");
                     let in_root = walk.in_root(&found.path);
                     if old.is_some() {
@@ -143,7 +147,7 @@ pub(super) fn compare(
                     continue;
                 }
                 match found.complete(&mut entry) {
-                    Ok(()) => {}
+                    Ok(()) => plan.filter.apply(&mut entry)?,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         counters.vanished.add(1);
                         if old.is_some() {

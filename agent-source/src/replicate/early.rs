@@ -111,7 +111,7 @@ fn attempt(plan: &Plan, reader: &mut Reader) -> Result<Result<Early, TreePath>, 
                     Outcome::Vanished => None,
                 }
             }
-            _ => whole(&found)?.map(Taken::Read),
+            _ => whole(plan, &found)?.map(Taken::Read),
         };
         match taken {
             Some(taken) => drop(early.0.insert(found.path, taken)),
@@ -181,7 +181,7 @@ impl Look {
             }
             let in_root = walk.in_root(&found.path);
             if let Turn::First(turn) = plan.rules.turn(&in_root) {
-                look.note_folders(&way)?;
+                look.note_folders(plan, &way)?;
                 look.firsts.push((turn, found, in_root));
             } else if kind == EntryKind::File && plan.rules.is_held(&in_root) {
                 let (Some(stat), Some(place)) = (found.stat, found.place) else { continue };
@@ -213,7 +213,7 @@ impl Look {
                         }
                     }
                 };
-                look.note_folders(&way)?;
+                look.note_folders(plan, &way)?;
                 look.held.insert(found.path, Held { place, stat, file });
             }
         }
@@ -221,13 +221,13 @@ impl Look {
         Ok(open.into_keys().next().map_or(Ok(look), Err))
     }
 
-    fn note_folders(&mut self, way: &[Found]) -> Result<(), ReplicateError> {
+    fn note_folders(&mut self, plan: &Plan, way: &[Found]) -> Result<(), ReplicateError> {
         for folder in way.iter().rev().filter(|folder| !folder.path.is_root()) {
             if self.folders.contains_key(&folder.path) {
                 break;
             }
             // One that is gone by now still holds what was found in it.
-            let entry = match whole(folder)? {
+            let entry = match whole(plan, folder)? {
                 Some(entry) => entry,
                 None => Box::new((
                     PutEntry { entry: Some(describe(folder)), ..Default::default() },
@@ -251,10 +251,10 @@ fn descriptors() -> usize {
 }
 
 /// The entry of a thing without content; `None` when it is gone.
-fn whole(found: &Found) -> Result<Option<Box<(PutEntry, Seen)>>, ReplicateError> {
+fn whole(plan: &Plan, found: &Found) -> Result<Option<Box<(PutEntry, Seen)>>, ReplicateError> {
     let mut entry = describe(found);
     match found.complete(&mut entry) {
-        Ok(()) => {}
+        Ok(()) => plan.filter.apply(&mut entry)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(ScanError::Entry { path: found.path.to_string(), source }.into()),
     }

@@ -9,12 +9,14 @@
 //! Every arrow is bounded. A step waits in its queue for the reader of its file, a reader for the budget, the budget for the
 //! target.
 
+mod as_it_is;
 pub mod basis;
 mod batch;
 mod block_memory;
 mod chunk;
 mod compare;
 mod early;
+pub mod preflight;
 pub mod preview;
 pub mod reader;
 pub mod scan;
@@ -31,7 +33,13 @@ use std::{
     thread,
 };
 
-use assay_common::{confined::Folder, manifest::Header, path::TreePath, profile::FileRules};
+use assay_common::{
+    confined::Folder,
+    fidelity::{Filter, Refused},
+    manifest::Header,
+    path::TreePath,
+    profile::FileRules,
+};
 use assay_proto::v1::{Counts, TransferStart, replication_service_client::ReplicationServiceClient};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -130,6 +138,9 @@ pub enum ReplicateError {
     /// The target.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// The tree has what the target does not take, or cannot hold.
+    #[error("{0}")]
+    Refused(#[from] Refused),
     /// Files that are to be held never held still.
     #[error("{path}: files that must be there all at once came and went each time they were looked at")]
     NeverStill {
@@ -155,6 +166,10 @@ pub struct Plan {
     pub rules: Arc<FileRules>,
     /// The basis that is known here to be the target's base.
     pub basis: Option<BasisFolder>,
+    /// What is left out of the entries, and what the target takes.
+    pub filter: Arc<Filter>,
+    /// The basis was filtered otherwise: the attributes of each entry are looked at once.
+    pub filtered_otherwise: bool,
     /// Read every file, whatever the basis says of it.
     pub full_read: bool,
     /// Files that have rotted on the target: they are read and sent again, changed or not.
@@ -255,7 +270,9 @@ fn run_threads(
     let (blocks, contents, at_work, threads) =
         (Blocks::default(), Arc::default(), Arc::default(), plan.threads);
     let fingerprints = plan.fingerprints;
-    let shared = reader::Shared { blocks, memory: memory.clone(), contents, at_work, threads, fingerprints };
+    let filter = Arc::clone(&plan.filter);
+    let shared =
+        reader::Shared { blocks, memory: memory.clone(), contents, at_work, threads, fingerprints, filter };
     let reader = || {
         let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
         Reader::new(batcher, shared.clone(), Arc::clone(counters), stop.clone())

@@ -8,6 +8,7 @@ use std::{
 
 use assay_common::{
     confined::Folder,
+    fidelity::Filter,
     manifest::{EntryKind, Header},
     path::{TreePath, compare_paths, display_bytes},
     profile::FileRules,
@@ -20,6 +21,7 @@ use super::{
     ReplicateError,
     basis::{BasisFolder, BasisReader, Seen, file_clock},
     compare::first_name,
+    preflight,
     scan::{Found, Scan, describe},
     spool::SpoolError,
 };
@@ -44,6 +46,8 @@ pub struct Look {
     pub full_read: bool,
     /// Files that the mark makes from live ones, and how long they become at most, in bytes.
     pub made: BTreeMap<TreePath, u64>,
+    /// What is left out of the entries, and what the target takes.
+    pub filter: Arc<Filter>,
     /// The mark makes files of its own, too, and says which when it is made.
     pub makes_own: bool,
 }
@@ -79,6 +83,9 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
             (Some((_, Some(seen))), Some(stat)) => same_roots && seen.still_holds(stat),
             _ => false,
         };
+        if !holds {
+            preflight::look(&look.filter, &found)?;
+        }
         let is_file = first.is_none() && describe(&found).kind() == EntryKind::File;
         match &found.stat {
             Some(stat) if is_file => tally.file(&found, stat, old.is_some(), holds),

@@ -17,6 +17,7 @@ use assay_common::{
     chunking::Cut,
     confined::Folder,
     fault::{Point, at},
+    fidelity::{Filter, Refused},
     manifest::Entry,
     path::TreePath,
     uncached,
@@ -127,6 +128,9 @@ pub enum ReadError {
         /// The file.
         path: String,
     },
+    /// The target would not take the file as it is.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// The run was cancelled, or the transfer has ended.
     #[error("reading was stopped")]
     Stopped,
@@ -147,6 +151,8 @@ pub struct Shared {
     pub threads: usize,
     /// Whether a piece of the base may be known by its fingerprint.
     pub fingerprints: bool,
+    /// What is left out of the entries.
+    pub filter: Arc<Filter>,
 }
 
 impl Shared {
@@ -221,6 +227,7 @@ impl Reader {
                 Err(error) if is_gone(&error) => Vec::new(),
                 Err(error) => return Err(fault(error)),
             };
+            self.shared.filter.apply(&mut entry)?;
             let after = rustix::fs::fstat(&file).map_err(|error| fault(error.into()))?;
             let unchanged = before.st_size == after.st_size
                 && (before.st_mtime, before.st_mtime_nsec) == (after.st_mtime, after.st_mtime_nsec)

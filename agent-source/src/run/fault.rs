@@ -5,7 +5,7 @@ use std::{io, path::Path, time::Duration};
 use assay_common::{
     config::HISTORY_DIFFERS,
     error::{Hint as _, PathError},
-    fidelity::CANNOT_HOLD,
+    fidelity::{CANNOT_HOLD, CANNOT_HOLD_HINT, Refused},
     rpc_status::fault_from_status,
     tls::ConnectError,
     verdict::Outcome,
@@ -74,6 +74,15 @@ impl Fault {
         let message = format!("the target's verdict is not believed: {why}");
         Self { outcome: Outcome::Inconclusive, ..Self::not_run("verdict-not-trusted", message) }
             .hint("compare target.signing_key in the configuration with the target's public signing key")
+    }
+
+    /// Entries that the target would not take, of which some are named.
+    pub(super) fn refused(named: &[Refused], all: u64) -> Self {
+        let mut text = named.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if all > named.len() as u64 {
+            text = format!("{all} entries cannot be copied as they are, among them: {text}");
+        }
+        Self::not_run(CANNOT_HOLD, text).hint(CANNOT_HOLD_HINT)
     }
 
     pub(super) fn mass_drop(gone: u64, of: u64, limit: u8) -> Self {
@@ -200,6 +209,9 @@ impl From<ReplicateError> for Fault {
                     "run again when the repository is not being packed; where it has very many files, pack it, or let the \
                      agent open more (LimitNOFILE=)",
                 )
+            }
+            ReplicateError::Refused(refused) | ReplicateError::Read(ReadError::Refused(refused)) => {
+                Self::refused(&[refused], 1)
             }
             error @ (ReplicateError::Read(_) | ReplicateError::Scan(_)) => {
                 Self::not_run("read-failed", error.to_string()).hint(

@@ -2,6 +2,7 @@
 
 mod fault;
 mod fetch;
+mod filter;
 pub mod history;
 pub mod plan;
 mod progress;
@@ -14,6 +15,7 @@ mod seal;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_common::{
+    fidelity::Filter,
     id::RunId,
     ledger::EntryId,
     limits::{MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES},
@@ -112,6 +114,8 @@ pub struct Attempt {
     nonce: HexDigest,
     /// The newest form of statements that the target knows.
     target_statements: u32,
+    filter: Arc<Filter>,
+    filtered_otherwise: bool,
 }
 
 type Client = ReplicationServiceClient<Channel>;
@@ -127,9 +131,19 @@ impl Attempt {
         progress: Progress,
         cancel: CancellationToken,
     ) -> Self {
-        let counters = Arc::default();
-        let (nonce, overrides) = (HexDigest::random(), Vec::new());
-        Self { context, id, options, progress, cancel, counters, overrides, nonce, target_statements: 0 }
+        Self {
+            context,
+            id,
+            options,
+            progress,
+            cancel,
+            counters: Arc::default(),
+            overrides: Vec::new(),
+            filter: Arc::default(),
+            filtered_otherwise: false,
+            nonce: HexDigest::random(),
+            target_statements: 0,
+        }
     }
 
     /// Runs to the end, whatever it is: the outcome is in the progress, and on disk, when this returns.
@@ -192,6 +206,10 @@ impl Attempt {
         // Roots before the mark, too: an unmounted one ends the run before the engine is asked for anything.
         let roots = self.open_roots()?;
         let basis_known = self.prepare_basis(&mut client, &opened).await?;
+        self.set_filter(&opened, basis_known);
+        if !basis_known {
+            self.preflight(&roots).await?;
+        }
 
         self.progress.phase(Phase::Marking);
         let mut marker = context.marker()?;
@@ -228,6 +246,7 @@ impl Attempt {
         }
         let (root, check) = sealed?;
         context.state.next_basis().replace(&context.state.basis())?;
+        self.keep_filtered()?;
         context.state.save_roots(&roots.identities)?;
         self.note_sealed(opened.generation, root);
         self.progress.update(|run| {

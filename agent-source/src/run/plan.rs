@@ -3,7 +3,9 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
 
-use assay_common::{digest::RootDigest, path::TreePath, profile::MarkKind, verdict::timestamp_to_proto};
+use assay_common::{
+    digest::RootDigest, fidelity::Filter, path::TreePath, profile::MarkKind, verdict::timestamp_to_proto,
+};
 use assay_proto::v1::{
     GetOutlookRequest, Outlook, PlannedStop, PlannedWork, RunPlan,
     replication_service_client::ReplicationServiceClient,
@@ -40,9 +42,11 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
         add(&Fault::not_run("target-busy", text).hint("wait for it to end; assay-target status shows it"));
     }
     let basis_known = knows(&context, target.as_ref());
+    let takes = target.as_ref().map(|target| (target.store_limits.as_ref(), target.copy_rules.as_ref()));
+    let filter = Arc::new(context.filter(takes.unwrap_or_default()));
     let (walked, missing) = {
-        let context = Arc::clone(&context);
-        let work = move || walk(&context, basis_known, full_read, &stop);
+        let (context, filter) = (Arc::clone(&context), Arc::clone(&filter));
+        let work = move || walk(&context, (basis_known, full_read), &filter, &stop);
         let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     };
@@ -57,6 +61,10 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
             None
         }
     };
+    let (refused, all) = filter.refused();
+    if all > 0 {
+        add(&Fault::refused(&refused, all));
+    }
     let repository = &context.repository;
     let limit = repository.max_drop_percent;
     if let Some(work) = work.as_ref().filter(|work| is_mass_drop(work, limit)) {
@@ -81,6 +89,11 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
         target,
         next_run: None,
         drop_stop_percent: limit.into(),
+        left_out: filter
+            .left_out()
+            .iter()
+            .map(|left_out| format!("{} (as of {}): {}", left_out.what, left_out.example, left_out.why))
+            .collect(),
     })
 }
 
@@ -113,8 +126,8 @@ fn knows(context: &Context, target: Option<&Outlook>) -> bool {
 /// The walk; and beside it what the profile says must be there and is not.
 fn walk(
     context: &Context,
-    basis_known: bool,
-    full_read: bool,
+    (basis_known, full_read): (bool, bool),
+    filter: &Arc<Filter>,
     stop: &CancellationToken,
 ) -> (Result<PlannedWork, Fault>, Option<Fault>) {
     let repository = &context.repository;
@@ -136,6 +149,7 @@ fn walk(
             rules: Arc::new(repository.rules()),
             basis: basis_known.then(|| context.state.basis()),
             full_read,
+            filter: Arc::clone(filter),
             made: made.iter().cloned().collect(),
             makes_own: repository.profile.mark.kind == MarkKind::Postgresql,
         };

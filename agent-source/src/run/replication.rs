@@ -152,6 +152,8 @@ impl Attempt {
             late_files: marker.late_files(),
             rules: Arc::new(context.repository.rules()),
             basis: basis_known.then(|| context.state.basis()),
+            filter: Arc::clone(&self.filter),
+            filtered_otherwise: self.filtered_otherwise,
             full_read: self.options.full_read,
             rotten: rotten.clone(),
             fingerprints,

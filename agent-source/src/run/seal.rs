@@ -97,6 +97,8 @@ impl Attempt {
         let (nonce, knows_coverage) = (self.nonce, opened.statements > 0);
         let mut counts = self.progress.get().counts.unwrap_or_default();
         let mark = mark.clone();
+        // A target that does not say what it takes is one that does not know this part of the statement.
+        let not_copied = if opened.copy_rules.is_some() { self.filter.left_out() } else { Vec::new() };
         let telling = tokio::task::spawn_blocking(move || {
             let send = |kind| requests.blocking_send(SealRunRequest { kind: Some(kind) }).ok();
             send(SealKind::Start(start)).ok_or(spool::SpoolError::Stopped)?;
@@ -120,6 +122,7 @@ impl Attempt {
                 base_generation: (base > 0).then_some(GenerationNumber(base)),
                 counts: StatementCounts::from(&counts),
                 overrides: overrides.clone(),
+                not_copied,
                 source_version: env!("CARGO_PKG_VERSION").to_owned(),
                 nonce: knows_coverage.then_some(nonce),
                 // An older target refuses fields that it does not know.

@@ -28,9 +28,12 @@ use assay_common::{
 };
 
 use crate::{
-    seal::{SealError, Source, build_tree, open_manifest},
+    seal::{SealError, Source, Trust, build_tree, open_manifest},
     store::{Staging, Store, TREE},
 };
+
+/// Behind the root digest in `of`: a tree of an earlier version, whose entries may have inherited an ACL, lacks it.
+const EXACT: &str = " exact";
 
 fn folder(store: &Store) -> PathBuf {
     store.path().join("ahead")
@@ -42,7 +45,8 @@ fn of(store: &Store) -> PathBuf {
 
 /// The tree that is laid out, by its root digest.
 fn laid_out(store: &Store) -> Option<RootDigest> {
-    RootDigest::from_hex(fs::read_to_string(of(store)).ok()?.trim())
+    let text = fs::read_to_string(of(store)).ok()?;
+    RootDigest::from_hex(text.trim().strip_suffix(EXACT)?)
 }
 
 /// Lays the tree of a sealed generation out a second time, unless that has been done. Waits for one that is being done.
@@ -66,7 +70,7 @@ pub fn prepare(store: &Store, number: GenerationNumber) -> Result<(), SealError>
     step(Point::AheadSync)?;
     Folder::open(&folder).and_then(|folder| folder.sync_file_system()).at("sync", &folder)?;
     step(Point::AheadOf)?;
-    durable::write_durable(&of(store), format!("{root}\n").as_bytes(), 0o600)?;
+    durable::write_durable(&of(store), format!("{root}{EXACT}\n").as_bytes(), 0o600)?;
     Ok(())
 }
 
@@ -75,7 +79,8 @@ pub(crate) fn link_tree(store: &Store, number: GenerationNumber, parent: &Path) 
     let tree = store.generation_path(number).join(TREE);
     let base = Folder::open(&tree).at("open", &tree)?;
     let mut manifest = open_manifest(store, number)?;
-    build_tree(parent, Some(base), None, || {
+    let trust = Trust::of(&store.record(number)?);
+    build_tree(parent, Some(base), trust, None, || {
         Ok(manifest.next_entry()?.map(|entry| {
             // A hard link is one to its first name in the same tree.
             let source = if entry.kind() == EntryKind::Hardlink { Source::Entry } else { Source::Base };

@@ -5,6 +5,7 @@ use std::path::Path;
 use assay_common::{
     cli::doctor::{Report, find_program},
     error::Hint as _,
+    fidelity::FsLimits,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
 };
@@ -36,6 +37,7 @@ pub(super) fn examine(config: &Config, path: &Path) -> Report {
     }
     let store = config.agent.store.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     report.room("store", store);
+    file_system(&mut report, config, store);
     sandbox(&mut report, config, is_root);
     for repository in &config.repositories {
         look_at(&mut report, repository);
@@ -50,6 +52,45 @@ pub(super) fn examine(config: &Config, path: &Path) -> Report {
         Some(section) => report.ok("metrics", section.listen.to_string()),
     }
     report
+}
+
+/// What the store's file system holds, tried out in a folder that goes again: what it cannot hold ends a run.
+fn file_system(report: &mut Report, config: &Config, store: &Path) {
+    let limits = match FsLimits::probe(store, &format!(".assay-doctor-{}", std::process::id())) {
+        Ok(Some(limits)) => limits,
+        Ok(None) => {
+            return report.warn(
+                "store holds",
+                "nothing was tried: it is full",
+                "make room on the store's disk",
+            );
+        }
+        Err(error) => {
+            return report.warn(
+                "store holds",
+                format!("it cannot be tried: {error}"),
+                "run doctor as the agent's user",
+            );
+        }
+    };
+    let short = limits.shortcomings();
+    if short.is_empty() {
+        report.ok("store holds", limits.summary());
+    } else {
+        report.bad(
+            "store holds",
+            format!("{}: {}", limits.summary(), short.join("; ")),
+            "a run with an entry that needs more ends with target-cannot-hold: keep the store on XFS, btrfs or an ext4 with inodes of 256 \
+             bytes, or set clamp_times or ignore_attributes of the repository at the source",
+        );
+    }
+    for repository in &config.repositories {
+        let rules = &repository.copy_rules;
+        let files = rules.special_files.iter().map(|kind| kind.word());
+        let taken =
+            ["user.*", "ACLs"].into_iter().chain(rules.attributes.iter().map(String::as_str)).chain(files);
+        report.ok(&format!("{}: takes", repository.name), taken.collect::<Vec<_>>().join(", "));
+    }
 }
 
 /// What checks are isolated with, tried out: that a program is there does not mean that the kernel lets it work.

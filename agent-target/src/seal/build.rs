@@ -11,7 +11,7 @@ use assay_common::{
 };
 
 use super::{SealError, Source, named};
-use crate::store::{Staging, TREE};
+use crate::store::{Record, Staging, TREE};
 
 /// A folder above the place where the walk stands. It gets its metadata when the walk leaves it, because everything
 /// made in it changes its time.
@@ -23,6 +23,22 @@ struct Level {
     base: Option<Folder>,
 }
 
+/// Whether the metadata in the base's tree is what the base's manifest says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// It is.
+    Exact,
+    /// A version before this one made the tree: entries in it may have inherited an ACL. What differs is copied, not linked.
+    Compare,
+}
+
+impl Trust {
+    /// How the tree of this record is trusted.
+    pub(crate) fn of(record: &Record) -> Self {
+        if record.copy_rules.is_some() { Self::Exact } else { Self::Compare }
+    }
+}
+
 /// Builds `tree` in the folder `parent` from `entries`. Files that the base has are linked to it: both trees share them, and
 /// neither is ever written to again. New content comes out of `staging`.
 ///
@@ -31,6 +47,7 @@ struct Level {
 pub(crate) fn build_tree(
     parent: &Path,
     base: Option<Folder>,
+    trust: Trust,
     staging: Option<&Staging>,
     mut entries: impl FnMut() -> Result<Option<(Entry, Source)>, SealError>,
 ) -> Result<(), SealError> {
@@ -57,7 +74,7 @@ pub(crate) fn build_tree(
             levels.push(Level { path, entry, new: Arc::new(new), base });
             continue;
         }
-        let places = Places { staging, root: &root, new: &level.new, base: level.base.as_ref() };
+        let places = Places { staging, root: &root, new: &level.new, base: level.base.as_ref(), trust };
         places.put(name, &entry, source).map_err(|source| named(&path, source))?;
     }
     while !levels.is_empty() {
@@ -81,6 +98,7 @@ pub(super) struct Places<'a> {
     pub new: &'a Folder,
     /// The same folder of the base.
     pub base: Option<&'a Folder>,
+    pub trust: Trust,
 }
 
 impl Places<'_> {
@@ -96,10 +114,22 @@ impl Places<'_> {
             }
             (_, Source::Base) => {
                 let base = self.base.ok_or(io::ErrorKind::NotFound)?;
+                if self.trust == Trust::Compare && !base.has_metadata(name, entry)? {
+                    if entry.kind() == EntryKind::File {
+                        copy_file(base, self.new, name)?;
+                    } else {
+                        self.new.create_special(name, entry)?;
+                    }
+                    return self.new.set_metadata(name, entry);
+                }
                 match base.link(name, self.new, name) {
                     // As many names as the file system allows (ext4: 65 000): this tree gets a file of its own.
                     Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MLINK.raw_os_error()) => {
-                        copy_file(base, self.new, name)?;
+                        if entry.kind() == EntryKind::File {
+                            copy_file(base, self.new, name)?;
+                        } else {
+                            self.new.create_special(name, entry)?;
+                        }
                         self.new.set_metadata(name, entry)
                     }
                     linked => linked,

@@ -9,7 +9,11 @@ use assay_common::{
     path::{TreePath, compare_paths},
 };
 
-use super::{PlannedEntries, SealError, Source, build::Places, named};
+use super::{
+    PlannedEntries, SealError, Source,
+    build::{Places, Trust},
+    named,
+};
 use crate::store::{Staging, TREE};
 
 /// A folder above the place where the walk stands.
@@ -31,11 +35,13 @@ struct Level {
 pub(super) fn change_tree(
     staging: &Staging,
     base: Folder,
+    trust: Trust,
     mut old: impl FnMut() -> Result<Option<Entry>, ManifestError>,
 ) -> Result<(), SealError> {
     let root_path = staging.path().join(TREE);
     let root = Arc::new(Folder::open(&root_path).at("open", &root_path)?);
-    let mut walk = Walk { staging, root, base, levels: Vec::new(), replaced: HashSet::new(), removed: None };
+    let mut walk =
+        Walk { staging, root, base, trust, levels: Vec::new(), replaced: HashSet::new(), removed: None };
     let mut planned = PlannedEntries::open(staging)?;
     let (mut before, mut after) = (old()?, planned.next_entry()?);
     loop {
@@ -63,6 +69,7 @@ struct Walk<'a> {
     staging: &'a Staging,
     root: Arc<Folder>,
     base: Folder,
+    trust: Trust,
     levels: Vec<Level>,
     /// Files that are others than before: hard links to them are made anew.
     replaced: HashSet<Vec<u8>>,
@@ -157,8 +164,13 @@ impl Walk<'_> {
         if source == Source::Base && level.base.is_none() {
             level.base = self.base.open_folder_below(&level.path).ok();
         }
-        let places =
-            Places { staging: Some(self.staging), root: &self.root, new: &new, base: level.base.as_ref() };
+        let places = Places {
+            staging: Some(self.staging),
+            root: &self.root,
+            new: &new,
+            base: level.base.as_ref(),
+            trust: self.trust,
+        };
         places.put(path.name(), &entry, source).map_err(|source: io::Error| named(&path, source))?;
         // Whatever it is: a further name of it is a name of this.
         self.replaced.insert(entry.path);

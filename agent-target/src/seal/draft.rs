@@ -11,13 +11,14 @@ use assay_common::{
     closed,
     digest::RootDigest,
     error::IoContext as _,
+    fidelity::CopyRules,
     id::GenerationNumber,
     limits::{MAX_CONTENT, MAX_ENTRIES},
     manifest::{
         DeltaFault, DeltaMerger, Entry, EntryFault, EntryKind, EntryPicker, Header, ManifestError,
         ManifestReader, ManifestWriter, Origin, Piece, content_pieces,
     },
-    path::display_bytes,
+    path::{display_bytes, display_short},
 };
 use assay_proto::v1::{ManifestStep, manifest_step::Kind};
 
@@ -57,6 +58,8 @@ pub struct Draft {
     has_links: bool,
     /// Files of the base that are not what they were.
     rotten: HashSet<Vec<u8>>,
+    /// What is taken from the source; everything when it is not set.
+    rules: Option<CopyRules>,
     finished: Finished,
 }
 
@@ -178,6 +181,7 @@ impl Draft {
             kept_all: None,
             has_links: false,
             rotten: HashSet::new(),
+            rules: None,
             finished: Finished {
                 header,
                 entries: 0,
@@ -194,6 +198,20 @@ impl Draft {
     /// The generation that the steps are against.
     pub fn base(&self) -> Option<GenerationNumber> {
         self.base
+    }
+
+    /// Takes nothing but what these rules allow, from the source and from the base.
+    pub fn allow(&mut self, rules: CopyRules) {
+        // A base of other rules may have what these do not allow: each of its entries is looked at.
+        let fingerprint = rules.fingerprint();
+        self.unchanged =
+            self.unchanged.take().filter(|record| record.copy_rules.as_ref() == Some(&fingerprint));
+        self.rules = Some(rules);
+    }
+
+    /// What tells the rules from others.
+    pub(super) fn rules_fingerprint(&self) -> Option<String> {
+        self.rules.as_ref().map(CopyRules::fingerprint)
     }
 
     /// Takes none of these files over from the base: they have rotted there.
@@ -236,9 +254,13 @@ impl Draft {
             has_links,
             finished,
             rotten,
+            rules,
             ..
         } = self;
         merger.apply(step, &mut |entry, origin| {
+            if let Some(what) = rules.as_ref().and_then(|rules| rules.fault(&entry)) {
+                return Err(SealError::NotAllowed { path: display_short(&entry.path), what });
+            }
             let source = match origin {
                 Origin::Base if rotten.contains(&entry.path) => {
                     return Err(SealError::Rotten { path: display_bytes(&entry.path) });

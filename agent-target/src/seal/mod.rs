@@ -45,7 +45,7 @@ use crate::{
     },
 };
 
-pub(crate) use build::build_tree;
+pub(crate) use build::{Trust, build_tree};
 use change::change_tree;
 pub use delta::steps;
 use draft::PlannedContents;
@@ -84,6 +84,14 @@ pub enum SealError {
     Rotten {
         /// The entry.
         path: String,
+    },
+    /// An entry has what this target does not take.
+    #[error("{path:?} {what}")]
+    NotAllowed {
+        /// The entry, made printable.
+        path: String,
+        /// What of it.
+        what: String,
     },
     /// A file's content is not what its digest says.
     #[error("{path}: its content as read back from disk does not match: {expected} expected, {actual} read")]
@@ -184,6 +192,7 @@ pub fn seal(
     let base = draft.base();
     let step = |point| fault::at(point).at("write", staging.path());
     step(Point::SealManifest)?;
+    let copy_rules = draft.rules_fingerprint();
     let finished = draft.finish(store, staging, expected)?;
     let not_in_manifest_b3 = if finished.unchanged {
         step(Point::SealTree)?;
@@ -221,6 +230,7 @@ pub fn seal(
         total_bytes: finished.total_bytes,
         new_bytes: finished.new_bytes,
         stored_bytes: Some(finished.stored_bytes),
+        copy_rules,
         not_in_manifest_b3,
         overrides: provenance.overrides,
         counts: provenance.counts,
@@ -254,19 +264,20 @@ fn make_same_tree(store: &Store, staging: &Staging, base: Option<GenerationNumbe
 fn make_tree(store: &Store, staging: &Staging, base: Option<GenerationNumber>) -> Result<(), SealError> {
     let Some(base) = base else {
         let mut planned = PlannedEntries::open(staging)?;
-        return build_tree(staging.path(), None, Some(staging), || planned.next_entry());
+        return build_tree(staging.path(), None, Trust::Exact, Some(staging), || planned.next_entry());
     };
     let path = store.generation_path(base).join(TREE);
     let tree = Folder::open(&path).at("open", &path)?;
-    let root = RootDigest::from_hex(&store.record(base)?.root_digest);
+    let record = store.record(base)?;
+    let root = RootDigest::from_hex(&record.root_digest);
     if let Some(root) = root
         && tree::take(store, staging, root)?
     {
         let mut before = open_manifest(store, base)?;
-        return change_tree(staging, tree, || before.next_entry());
+        return change_tree(staging, tree, Trust::of(&record), || before.next_entry());
     }
     let mut planned = PlannedEntries::open(staging)?;
-    build_tree(staging.path(), Some(tree), Some(staging), || planned.next_entry())
+    build_tree(staging.path(), Some(tree), Trust::of(&record), Some(staging), || planned.next_entry())
 }
 
 /// Compares every content that the plan names with the manifest: by the digest of the bytes that were written, where they

@@ -477,6 +477,7 @@ pub(crate) mod tests {
     pub(crate) fn record(generation: u64, base: Option<u64>, total: u64, stored: u64) -> Record {
         let mark = MarkRecord { id: "mark".to_owned(), time: jiff::Timestamp::UNIX_EPOCH };
         Record {
+            copy_rules: None,
             version: 1,
             repository: "repo".to_owned(),
             generation,

@@ -39,6 +39,10 @@ pub struct Record {
     /// Data of the contents that came for this generation, holes left out, in bytes. Records of before 2026-11-23 do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<u64>,
+    /// The rules by which its metadata was taken ([`assay_common::fidelity::CopyRules::fingerprint`]). In a tree without them, an entry
+    /// may have inherited an ACL from the folder of the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_rules: Option<String>,
     /// Files that `manifest.b3` leaves out, because `b3sum` takes only names that are UTF-8.
     pub not_in_manifest_b3: u64,
     /// Safety stops that were overridden.

@@ -104,6 +104,22 @@ impl Folder {
         is_held(entry, &fs::fstat(&self.0)?)
     }
 
+    /// Whether `name` has the owner, attributes, mode and time of `entry`. What this process cannot take away does not count.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn has_metadata(&self, name: &[u8], entry: &Entry) -> io::Result<bool> {
+        let stat = fs::statat(&self.0, component(name)?, AtFlags::SYMLINK_NOFOLLOW)?;
+        if is_held(entry, &stat).is_err() {
+            return Ok(false);
+        }
+        let is_of_entry = |attribute: &&ExtendedAttribute| {
+            !is_host_label(&attribute.name) && !is_acl_mirror(&attribute.name)
+        };
+        let there = self.xattrs(name)?;
+        Ok(there.iter().filter(is_of_entry).eq(entry.xattrs.iter().filter(is_of_entry)))
+    }
+
     /// Gives what is at `path`, which is in this folder, the extended attributes and ACLs of `entry`, and no others.
     fn set_xattrs(&self, path: &Path, entry: &Entry) -> io::Result<()> {
         let wanted = |name: &[u8]| entry.xattrs.iter().any(|attribute| attribute.name == name);

@@ -97,7 +97,7 @@ fn broken_rule(entry: &Entry) -> Option<&'static str> {
 
 fn broken_xattr_rule(entry: &Entry) -> Option<&'static str> {
     if entry.xattrs.len() > MAX_XATTRS {
-        return Some("has more than 4096 extended attributes");
+        return Some("has more than 8192 extended attributes");
     }
     let mut total = 0usize;
     for (index, attribute) in entry.xattrs.iter().enumerate() {
@@ -112,7 +112,7 @@ fn broken_xattr_rule(entry: &Entry) -> Option<&'static str> {
         }
         total = total.saturating_add(attribute.name.len()).saturating_add(attribute.value.len());
     }
-    (total > MAX_XATTR_BYTES).then_some("has more than 1 MiB of extended attributes")
+    (total > MAX_XATTR_BYTES).then_some("has more than 16 MiB of extended attributes")
 }
 
 fn broken_content_rule(entry: &Entry) -> Option<&'static str> {

@@ -33,7 +33,7 @@ pub use files::{FileRules, Turn};
 pub use limits::Limits;
 pub use template::{Scope, TargetNames, TemplateError};
 
-use crate::config::Span;
+use crate::{config::Span, fidelity::SpecialFile};
 
 /// The profiles that Assay brings, by name.
 const BUILTINS: [(&str, &str); 8] = [
@@ -228,7 +228,7 @@ pub enum MarkKind {
 ///
 /// The lists hold file patterns: `*` and `?` stay within a name, `**` crosses folders, `[ab]` and `{a,b}` are
 /// choices. A pattern with a slash is relative to a root; one without matches a name at any depth.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Copy {
     /// Read before everything else, pattern by pattern. They stand in the copy as they were then: one that goes away
@@ -259,6 +259,33 @@ pub struct Copy {
     /// Length of a page in bytes, a power of two from 512 to 65536.
     #[serde(default)]
     pub page_bytes: Option<u32>,
+    /// Attributes that a copy may have beside those of `user.` and ACLs: names, or beginnings of names with `*` behind them.
+    #[serde(default = "capabilities")]
+    pub attributes: Vec<String>,
+    /// Special files that a copy may have: `"fifo"`, `"socket"`, `"device"`.
+    #[serde(default)]
+    pub special_files: Vec<SpecialFile>,
+}
+
+fn capabilities() -> Vec<String> {
+    vec!["security.capability".to_owned()]
+}
+
+impl Default for Copy {
+    fn default() -> Self {
+        Self {
+            first: Vec::new(),
+            hold: Vec::new(),
+            last: Vec::new(),
+            exclude: Vec::new(),
+            append_only: Vec::new(),
+            may_change: Vec::new(),
+            pages: Vec::new(),
+            page_bytes: None,
+            attributes: capabilities(),
+            special_files: Vec::new(),
+        }
+    }
 }
 
 /// `[sqlite]`: the databases of `mark.kind = "sqlite"`.

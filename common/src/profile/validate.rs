@@ -9,7 +9,7 @@ use super::{
     files,
     template::{self, Placeholder, is_name},
 };
-use crate::path::TreePath;
+use crate::{fidelity::is_pattern, path::TreePath};
 
 /// Exit codes from here on are the launcher's (126, 127) or stand for a signal.
 const HIGHEST_EXIT: i32 = 125;
@@ -215,6 +215,10 @@ impl Faults<'_> {
                     self.say(way!["copy", key, index], message);
                 }
             }
+        }
+        for (index, pattern) in copy.attributes.iter().enumerate() {
+            let message = "must be the name of an attribute, or the beginning of one with '*' behind it";
+            self.expect(is_pattern(pattern), way!["copy", "attributes", index], message);
         }
         if let Some(bytes) = copy.page_bytes {
             let sound = bytes.is_power_of_two() && (512..=65536).contains(&bytes);

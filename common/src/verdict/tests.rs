@@ -22,6 +22,7 @@ impl Default for Example {
 impl Example {
     pub(crate) fn statement(&self) -> SourceStatement {
         SourceStatement {
+            not_copied: Vec::new(),
             repository: self.repository.into(),
             run_id: self.run_id.parse().expect("id"),
             mark: self.mark(),

@@ -291,6 +291,7 @@ impl EvilSource {
         let time = jiff::Timestamp::from_second(1_600_000_000).expect("a time");
         let mark = Mark { id: "mark".to_owned(), time };
         let mut statement = SourceStatement {
+            not_copied: Vec::new(),
             repository: self.repository.clone(),
             run_id: run.clone(),
             mark: mark.clone(),

@@ -30,7 +30,7 @@ impl Ground {
     /// The agents as the tests of this suite want them: the check takes no time. `limits` are further keys of the target's
     /// configuration, before its repository.
     pub(crate) fn new(limits: &str) -> Self {
-        let pair = Pair::plain(1);
+        let pair = Pair::unworded(1);
         pair.kill("source");
         let check = &format!("check = {PLAIN_CHECK} }}");
         pair.configure("target", check, &format!("{check}\nisolation = \"none\""));

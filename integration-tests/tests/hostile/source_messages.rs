@@ -265,7 +265,31 @@ fn fields() -> Vec<Case> {
             })
             .collect::<Vec<_>>()
     };
+    let attribute = |name: &'static str| {
+        case(
+            name,
+            move |it| {
+                let xattrs = vec![ExtendedAttribute { name: name.into(), value: b"y".to_vec() }];
+                it.entries([Entry { xattrs, ..evil("zz") }])
+            },
+            ("SealRun", "target-cannot-hold", name),
+        )
+    };
+    let device = |name, kind: EntryKind, minor, words| {
+        let entry =
+            move || Entry { kind: kind.into(), device_minor: minor, mode: 0o600, ..link("zz", kind, "") };
+        case(name, move |it| it.entries([entry()]), ("SealRun", "target-cannot-hold", words))
+    };
     vec![
+        attribute("trusted.overlay.opaque"),
+        attribute("user.overlay.whiteout"),
+        attribute("trusted.anything"),
+        attribute("security.selinux"),
+        attribute("system.nfs4_acl"),
+        attribute("btrfs.compression"),
+        device("what hides a name from an overlay", EntryKind::CharDevice, 0, "device"),
+        device("a character device", EntryKind::CharDevice, 3, "device"),
+        device("a disk", EntryKind::BlockDevice, 3, "device"),
         changed("no kind", |entry| entry.kind = 0, "has no kind"),
         changed("a kind that nobody knows", |entry| entry.kind = 99, "has no kind"),
         changed("more mode bits", |entry| entry.mode = 0o10644, "has mode bits beyond 07777"),
@@ -296,13 +320,13 @@ fn fields() -> Vec<Case> {
         ),
         case(
             "too many bytes of attributes",
-            move |it| it.entries([Entry { xattrs: attributes(17, 65_536), ..evil("zz") }]),
-            manifest("has more than 1 MiB of extended attributes"),
+            move |it| it.entries([Entry { xattrs: attributes(257, 65_536), ..evil("zz") }]),
+            manifest("has more than 16 MiB of extended attributes"),
         ),
         case(
             "too many attributes",
-            move |it| it.entries([Entry { xattrs: attributes(4097, 0), ..evil("zz") }]),
-            manifest("has more than 4096 extended attributes"),
+            move |it| it.entries([Entry { xattrs: attributes(8193, 0), ..evil("zz") }]),
+            manifest("has more than 8192 extended attributes"),
         ),
         case(
             "attributes out of order",
@@ -512,6 +536,7 @@ fn resigned(run: &RunId, tree: &Tree, key: &SigningKey) -> String {
     use assay_common::verdict::{Counts, HexDigest, Mark, SourceStatement, sign_source_statement};
     let time = jiff::Timestamp::from_second(1_600_000_000).expect("a time");
     let statement = SourceStatement {
+        not_copied: Vec::new(),
         repository: "repo".to_owned(),
         run_id: run.clone(),
         mark: Mark { id: "mark".to_owned(), time },

@@ -147,3 +147,150 @@ fn acls_are_exact_on_btrfs() {
 fn acls_are_exact_on_tmpfs() {
     acls_are_exact(Kind::Tmpfs, Kind::Tmpfs);
 }
+
+/// One line of a plan, with what belongs to it.
+fn plan(pair: &Pair) -> (i32, String) {
+    let done = pair.source(&["plan"]);
+    (done.code, done.stdout.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// A run that the target would not take ends before anything is copied, and so says the plan; then the repository declares that it
+/// does not need it, and the verdict says so.
+fn is_refused_until_declared(pair: &Pair, refused: &str, declaration: &str, left_out: &str) {
+    let (code, text) = plan(pair);
+    assert_eq!(code, 4, "{text}");
+    assert!(text.contains("STOP target-cannot-hold") && text.contains(refused), "{text}");
+    let run = pair.run(4);
+    assert_eq!(
+        (&run["outcome"], &run["reason"]),
+        (&"OUTCOME_NOT_RUN".into(), &"target-cannot-hold".into()),
+        "{run}"
+    );
+    let message = run["message"].as_str().expect("text").split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(message.contains(refused) && message.contains("HINT: "), "{message}");
+    assert_eq!(run["counts"]["bytesSent"].as_u64().unwrap_or(0), 0, "{run}");
+    let keys = "max_drop_percent = 100\n";
+    pair.restart_with("source", keys, &format!("{keys}{declaration}\n"));
+    let (code, text) = plan(pair);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("left out ") && text.contains(left_out), "{text}");
+    for _ in 0..2 {
+        let run = pair.run(0);
+        let envelope = pair.source(&["--json", "verdict", "show", run["id"].as_str().expect("an id")]).stdout;
+        let told = envelope.contains(left_out) || pair.logs().contains(left_out);
+        assert!(told, "{envelope}");
+    }
+}
+
+/// An attribute that no inode of the store has room for is not a full disk.
+#[test]
+fn an_attribute_that_is_too_large_is_refused_before_the_copy_until_it_is_declared() {
+    let pair = Pair::on(Kind::Xfs, Kind::Ext4);
+    fs::write(pair.root(0).join("bulk"), super::noise(1, 3_000_000)).expect("write");
+    fs::write(pair.root(0).join("photo"), "image").expect("write");
+    lsetxattr(pair.root(0).join("photo"), "user.big", &[b'x'; 20_000], XattrFlags::empty()).expect("xattr");
+    let refused = "photo has the attribute user.big of 20000 bytes, and the target's ext4 holds";
+    is_refused_until_declared(&pair, refused, "ignore_attributes = [\"user.big\"]", "user.big");
+    assert!(described(&pair.latest()).iter().all(|line| !line.contains("user.big")));
+    // Without the declaration it is missed again, although the file has not changed.
+    pair.restart_with("source", "ignore_attributes = [\"user.big\"]\n", "");
+    assert_eq!(pair.run(4)["reason"], "target-cannot-hold");
+}
+
+/// ext4 with small inodes holds whole seconds up to 2038.
+#[test]
+fn a_time_that_the_store_cannot_hold_is_refused_before_the_copy_until_it_is_declared() {
+    let pair = Pair::on(Kind::Ext4, Kind::Ext4Small);
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    let far = rustix::fs::Timespec { tv_sec: 2_208_988_800, tv_nsec: 0 };
+    let times = rustix::fs::Timestamps { last_access: far, last_modification: far };
+    let path = pair.root(0).join("file");
+    rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty()).expect("utimens");
+    let refused = "file was modified at 2040-01-01T00:00:00Z, which the target's ext4 would hold as 2038-01-19T03:14:07Z";
+    is_refused_until_declared(&pair, refused, "clamp_times = true", "times");
+    let stat = fs::metadata(pair.latest().join("file")).expect("stat");
+    assert_eq!((stat.mtime(), stat.mtime_nsec()), (2_147_483_647, 0));
+    let doctor = pair.target(&["doctor"]);
+    assert!(
+        doctor.stdout.contains("BAD   store holds: ext4: years 1901 to 2038, whole seconds only"),
+        "{doctor:?}"
+    );
+}
+
+/// XFS holds more names of a file than ext4 does.
+#[test]
+fn more_names_than_the_store_holds_are_refused_before_the_copy() {
+    let pair = Pair::on(Kind::Xfs, Kind::Ext4);
+    fs::write(pair.root(0).join("0"), "x").expect("write");
+    for name in 1..=65_000 {
+        fs::hard_link(pair.root(0).join("0"), pair.root(0).join(format!("n{name}"))).expect("link");
+    }
+    let run = pair.run(4);
+    assert_eq!(run["reason"], "target-cannot-hold", "{run}");
+    let (code, text) = plan(&pair);
+    assert!(
+        code == 4 && text.contains("a file that has 65001, and a file of the target's ext4 has 65000"),
+        "{text}"
+    );
+}
+
+/// A device is copied where an operator says so, and `trusted.` as well. What belongs to the live host or its file system is left
+/// out and named, and kept where the target's is of the same kind.
+#[test]
+fn devices_need_a_word_and_what_is_the_hosts_own_is_left_out() {
+    let pair = Pair::on(Kind::Btrfs, Kind::Ext4);
+    let live = pair.root(0);
+    let device = |name: &str| {
+        use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+        mknodat(CWD, live.join(name), FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(1, 3))
+            .expect("mknod");
+    };
+    fs::write(live.join("file"), "x").expect("write");
+    for (name, value) in
+        [("btrfs.compression", &b"zstd"[..]), ("trusted.note", b"t"), ("security.selinux", b"a:b:c")]
+    {
+        lsetxattr(live.join("file"), name, value, XattrFlags::empty()).expect("xattr");
+    }
+    device("null");
+    let run = pair.run(0);
+    assert_eq!(run["outcome"], "OUTCOME_PASS", "{run}");
+    let file =
+        described(&pair.latest()).into_iter().find(|line| line.starts_with("\"file\"")).expect("a file");
+    assert!(file.contains("trusted.note") && !file.contains("btrfs.") && !file.contains("selinux"), "{file}");
+    assert!(
+        pair.logs().contains("btrfs.compression") && pair.logs().contains("security.selinux"),
+        "{}",
+        pair.logs()
+    );
+
+    // The target takes them no longer: what is in the last generation is no reason to take them again.
+    pair.restart_with("target", crate::pair::EVERYTHING, "");
+    let run = pair.run(4);
+    assert_eq!(run["reason"], "target-cannot-hold", "{run}");
+    let (_, text) = plan(&pair);
+    rustix::fs::lremovexattr(live.join("file"), "trusted.note").expect("xattr");
+    let run = pair.run(4);
+    assert!(run["message"].as_str().is_some_and(|text| text.contains("null is a device")), "{run}{text}");
+    fs::remove_file(live.join("null")).expect("remove");
+    assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
+}
+
+/// A store on btrfs keeps the properties of a live tree on btrfs, and those that it gives new files itself are not in a generation.
+#[test]
+fn properties_of_btrfs_are_exact_between_two_of_them() {
+    let pair = Pair::on(Kind::Btrfs, Kind::Btrfs);
+    let live = pair.root(0);
+    for folder in ["packed", "plain"] {
+        fs::create_dir(live.join(folder)).expect("mkdir");
+    }
+    lsetxattr(live.join("packed"), "btrfs.compression", b"zstd", XattrFlags::empty()).expect("xattr");
+    lsetxattr(pair.path("store/repo"), "btrfs.compression", b"lzo", XattrFlags::empty()).expect("xattr");
+    for folder in ["packed", "plain"] {
+        fs::write(live.join(folder).join("file"), folder).expect("write");
+    }
+    for name in ["one", "two"] {
+        assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
+        is_exact(&pair);
+        fs::write(live.join("plain").join(name), name).expect("write");
+    }
+}

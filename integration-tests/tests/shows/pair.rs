@@ -54,6 +54,9 @@ fn plain() -> String {
     format!("{}\nmax_drop_percent = 100\n", plain_vars())
 }
 
+/// What a target says of a plain tree: it takes one of everything.
+pub(crate) const EVERYTHING: &str = "attributes = [\"security.capability\", \"trusted.*\"]\nspecial_files = [\"fifo\", \"socket\", \"device\"]\n";
+
 /// What a command did.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -135,6 +138,11 @@ impl Pair {
     /// Agents for a plain tree of `roots` folders, whose check lists the copy.
     pub(crate) fn plain(roots: usize) -> Self {
         Self::new(roots, "generic", &plain(), "").proved()
+    }
+
+    /// The same, for a target that takes what it takes without a word of its operator.
+    pub(crate) fn unworded(roots: usize) -> Self {
+        Self::new(roots, "generic", &format!("{}\n", plain()), "").proved()
     }
 
     /// The same, with a file system of its own for the live tree and for the store.
@@ -223,8 +231,9 @@ impl Pair {
         let target = format!(
             "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = \"store\"\n\
              signing_key = \"pki/target-signing.key\"\n{}[[repository]]\nname = \"repo\"\nsource = \"source\"\n\
-             source_key = \"pki/source-signing.pub\"\ncontrol_every = \"never\"\nprofile = {profile:?}\n{vars}\n",
-            tls("target")
+             source_key = \"pki/source-signing.pub\"\ncontrol_every = \"never\"\nprofile = {profile:?}\n{vars}\n{}",
+            tls("target"),
+            if source_keys == plain() { EVERYTHING } else { "" }
         );
         fs::write(path("target.toml"), target).expect("write");
         let pair = Self {

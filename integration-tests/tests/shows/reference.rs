@@ -74,6 +74,7 @@ const TYPES: [(&str, &str); 20] = [
     ("Value", "text or list of texts"),
     ("Compression", "text or number"),
     ("Event", "text"),
+    ("SpecialFile", "text"),
     ("RootSection", "section"),
     ("ScheduleSection", "section"),
     ("HostSection", "section"),

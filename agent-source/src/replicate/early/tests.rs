@@ -62,6 +62,8 @@ impl Tree {
         let marker =
             Marker::new(profile, Scope::default(), Vec::new(), place, self.folder.path().join("mark"));
         Plan {
+            filter: Arc::default(),
+            filtered_otherwise: false,
             header,
             roots: vec![Arc::new(Folder::open(&live).expect("open"))],
             mark: None,

@@ -142,6 +142,7 @@ fn seal_blocking(
     }
     let mut draft =
         Draft::create(&repository.store, staging, named, &start.manifest_header).map_err(seal_fault)?;
+    draft.allow(repository.copy_rules());
     draft.refuse(named.map(|base| repository.rot().paths(base)).unwrap_or_default());
     while let Some(kind) = queue.blocking_recv() {
         match kind {
@@ -230,6 +231,9 @@ fn seal_fault(error: SealError) -> RpcFault {
         SealError::Delta(_) | SealError::Manifest(_) | SealError::Packed { .. } => {
             RpcFault::new(Code::InvalidArgument, "manifest-refused", error.to_string())
         }
+        SealError::NotAllowed { .. } => RpcFault::new(Code::InvalidArgument, CANNOT_HOLD, error.to_string())
+            .with_hint("exclude it, let the source leave the attribute out (ignore_attributes), or let this target take it: attributes and \
+                        special_files of the repository, docs/CONFIGURATION.md"),
         SealError::Rotten { .. } => RpcFault::new(Code::FailedPrecondition, "base-rotten", error.to_string())
             .with_hint("start the run again: it sends that file anew"),
         SealError::WrongBase { .. } => RpcFault::new(Code::FailedPrecondition, "wrong-base", error.to_string()),

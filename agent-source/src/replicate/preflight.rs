@@ -1,0 +1,48 @@
+//! A walk before a first copy: what the target would not take ends the run before anything is read, sent or marked.
+
+use std::sync::Arc;
+
+use assay_common::{confined::Folder, fidelity::Filter, manifest::Header, profile::FileRules};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ReplicateError,
+    as_it_is::{names, whole},
+    scan::{Found, Scan},
+};
+
+/// Walks the roots. What is refused is in the filter then.
+///
+/// # Errors
+/// When a root cannot be walked, or `stop` says so.
+pub fn preflight(
+    header: &Header,
+    roots: &[Arc<Folder>],
+    rules: Arc<FileRules>,
+    filter: &Filter,
+    stop: &CancellationToken,
+) -> Result<(), ReplicateError> {
+    filter.forget_names();
+    let mut scan = Scan::new(header, roots, None, rules);
+    while let Some(found) = scan.next_entry()? {
+        if stop.is_cancelled() {
+            return Err(ReplicateError::Cancelled);
+        }
+        look(filter, &found)?;
+    }
+    filter.forget_names();
+    Ok(())
+}
+
+/// Looks at everything of `found` but its content; what is refused is remembered.
+pub(super) fn look(filter: &Filter, found: &Found) -> Result<(), ReplicateError> {
+    if let Some((file, names)) = found.stat.as_ref().and_then(names)
+        && let Err(refused) = filter.count_name(file, names, found.path.as_bytes())
+    {
+        filter.remember(refused);
+    }
+    if let Some(entry) = whole(found)? {
+        filter.look(entry);
+    }
+    Ok(())
+}

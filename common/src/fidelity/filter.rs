@@ -1,0 +1,258 @@
+//! What a source leaves out of the entries of a tree, and which entry the target would not take.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{CopyRules, FsLimits, matches_pattern};
+use crate::{
+    confined::is_host_label,
+    manifest::Entry,
+    path::{display_bytes, display_short},
+};
+
+/// Kinds of things that are remembered as left out: attributes have few names.
+const MAX_KINDS: usize = 64;
+/// Refused entries that are named.
+const NAMED: usize = 5;
+
+/// Something that a copy does not have, although the live tree has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct LeftOut {
+    /// The attribute's name, or `times`.
+    pub what: String,
+    /// Why it is left out.
+    pub why: String,
+    /// An entry that has it.
+    pub example: String,
+}
+
+/// An entry that the target would not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path} {what}")]
+pub struct Refused {
+    /// The entry, made printable.
+    pub path: String,
+    /// What of it, and what the target takes.
+    pub what: String,
+}
+
+/// What is left out of the entries of a tree, by this repository's declaration and by the target's word.
+#[derive(Debug, Default)]
+pub struct Filter {
+    /// Attributes that the repository does not need.
+    ignore: Vec<String>,
+    /// Times may be brought to what the target holds.
+    clamp_times: bool,
+    /// What the target's file system holds, when the target says so.
+    limits: Option<FsLimits>,
+    /// What the target takes, when it says so.
+    rules: Option<CopyRules>,
+    /// What was left out.
+    left_out: Mutex<BTreeMap<String, LeftOut>>,
+    /// Names of the files that have more of them than the target's file system holds.
+    names: Mutex<HashMap<(u64, u64), u64>>,
+    /// What was refused: the first of it, and how much there is.
+    refused: Mutex<(Vec<Refused>, u64)>,
+}
+
+impl Filter {
+    /// A filter by a repository's own declaration, for a target that says nothing of itself.
+    pub fn new(ignore: Vec<String>, clamp_times: bool) -> Self {
+        Self { ignore, clamp_times, ..Default::default() }
+    }
+
+    /// The same, for a target that holds and takes this.
+    pub fn for_target(self, limits: Option<FsLimits>, rules: Option<CopyRules>) -> Self {
+        Self { limits, rules, ..self }
+    }
+
+    /// A filter that has left out this before.
+    pub fn with_left_out(mut self, before: Vec<LeftOut>) -> Self {
+        let before = before.into_iter().map(|left_out| (left_out.what.clone(), left_out)).collect();
+        self.left_out = Mutex::new(before);
+        self
+    }
+
+    /// Takes out of `entry` what is not copied.
+    ///
+    /// # Errors
+    /// When the target would not take what is left, or could not hold it.
+    pub fn apply(&self, entry: &mut Entry) -> Result<(), Refused> {
+        if !entry.xattrs.is_empty() {
+            let mut kept = std::mem::take(&mut entry.xattrs);
+            kept.retain(|attribute| match self.why_not(&attribute.name) {
+                None => true,
+                Some(why) => {
+                    self.note(&display_bytes(&attribute.name), why, &entry.path);
+                    false
+                }
+            });
+            entry.xattrs = kept;
+        }
+        if let (true, Some(limits)) = (self.clamp_times, &self.limits) {
+            let clamped = limits.clamp((entry.mtime_seconds, entry.mtime_nanos));
+            if clamped != (entry.mtime_seconds, entry.mtime_nanos) {
+                self.note(
+                    "times",
+                    "clamp_times: the target's file system holds the nearest to them",
+                    &entry.path,
+                );
+                (entry.mtime_seconds, entry.mtime_nanos) = clamped;
+            }
+        }
+        let fault = self.rules.as_ref().and_then(|rules| rules.fault(entry));
+        let fault = fault.or_else(|| self.limits.as_ref().and_then(|limits| limits.fault(entry)));
+        match fault {
+            None => Ok(()),
+            Some(what) => Err(Refused { path: shown(&entry.path), what }),
+        }
+    }
+
+    /// As [`Filter::apply`], for one who looks at the whole tree: what is refused is remembered.
+    pub fn look(&self, mut entry: Entry) {
+        if let Err(refused) = self.apply(&mut entry) {
+            self.remember(refused);
+        }
+    }
+
+    /// Remembers a refusal for [`Filter::refused`].
+    pub fn remember(&self, refused: Refused) {
+        let mut all = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        all.1 += 1;
+        if all.0.len() < NAMED {
+            all.0.push(refused);
+        }
+    }
+
+    /// The first entries that were refused when they were looked at, and how many there are.
+    pub fn refused(&self) -> (Vec<Refused>, u64) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts a name of a file, by its device and inode; `names` is how many it has, in the tree and elsewhere.
+    ///
+    /// # Errors
+    /// When the tree has more of its names than the target's file system holds.
+    pub fn count_name(&self, file: (u64, u64), names: u64, path: &[u8]) -> Result<(), Refused> {
+        let Some(limits) = self.limits.as_ref().filter(|limits| names > limits.names) else {
+            return Ok(());
+        };
+        let mut counted = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counted.entry(file).or_default();
+        *count += 1;
+        if *count != limits.names + 1 {
+            return Ok(());
+        }
+        let (most, store) = (limits.names, &limits.file_system);
+        let what = format!(
+            "is one more name of a file that has {names}, and a file of the target's {store} has {most} at most"
+        );
+        Err(Refused { path: display_short(path), what })
+    }
+
+    /// Forgets the names that were counted: the walk begins again.
+    pub fn forget_names(&self) {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Why an attribute is not copied; `None` when it is.
+    fn why_not(&self, name: &[u8]) -> Option<&'static str> {
+        if matches_pattern(&self.ignore, name) {
+            return Some("ignore_attributes: this repository does not need it");
+        }
+        if is_host_label(name) {
+            return Some("it is a label of the live host, and no part of the tree");
+        }
+        let is_taken = |rules: &CopyRules| matches_pattern(&rules.attributes, name);
+        if name.starts_with(b"btrfs.") && !self.rules.as_ref().is_some_and(is_taken) {
+            return Some("it is a property of the live file system, which the target's has not");
+        }
+        None
+    }
+
+    /// True when an entry of the basis is as this filter would make it, as far as the entry itself tells.
+    pub fn is_as_filtered(&self, entry: &Entry) -> bool {
+        entry.xattrs.iter().all(|attribute| self.why_not(&attribute.name).is_none())
+            && self.rules.as_ref().is_none_or(|rules| rules.fault(entry).is_none())
+    }
+
+    fn note(&self, what: &str, why: &str, path: &[u8]) {
+        let mut left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        if left_out.contains_key(what) || left_out.len() >= MAX_KINDS {
+            return;
+        }
+        let noted = LeftOut { what: what.to_owned(), why: why.to_owned(), example: shown(path) };
+        left_out.insert(what.to_owned(), noted);
+    }
+
+    /// What was left out so far, by its name.
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What decides how entries are filtered: while it is the same, an entry that was filtered once need not be looked at again.
+    pub fn fingerprint(&self) -> String {
+        let rules = self.rules.as_ref().map(|rules| &rules.attributes);
+        let times = self.limits.as_ref().filter(|_| self.clamp_times);
+        let times = times.map(|limits| (limits.seconds, limits.granularity));
+        format!("1 {:?} {rules:?} {times:?}", self.ignore)
+    }
+}
+
+/// A path in a message; the root of the tree has no name of its own.
+fn shown(path: &[u8]) -> String {
+    if path.is_empty() { ".".to_owned() } else { display_short(path) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{EntryKind, ExtendedAttribute};
+
+    fn entry(names: &[&str]) -> Entry {
+        let attribute = |name: &&str| ExtendedAttribute { name: name.as_bytes().to_vec(), value: vec![1] };
+        Entry {
+            path: b"d/f".to_vec(),
+            kind: EntryKind::File.into(),
+            xattrs: names.iter().map(attribute).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn names(entry: &Entry) -> Vec<String> {
+        entry.xattrs.iter().map(|it| String::from_utf8_lossy(&it.name).into_owned()).collect()
+    }
+
+    #[test]
+    fn what_belongs_to_the_host_and_what_is_declared_is_left_out_and_named() {
+        let rules = CopyRules { attributes: vec!["security.capability".into()], special_files: vec![] };
+        let filter = Filter { ignore: vec!["user.big*".into()], rules: Some(rules), ..Default::default() };
+        let mut some =
+            entry(&["btrfs.compression", "security.capability", "security.selinux", "user.a", "user.big1"]);
+        filter.apply(&mut some).expect("the rest is taken");
+        assert_eq!(names(&some), ["security.capability", "user.a"]);
+        let told = filter.left_out();
+        let told: Vec<_> = told.iter().map(|it| (it.what.as_str(), it.example.as_str())).collect();
+        assert_eq!(told, [("btrfs.compression", "d/f"), ("security.selinux", "d/f"), ("user.big1", "d/f")]);
+        let refused = filter.apply(&mut entry(&["trusted.x"])).expect_err("it is neither");
+        assert!(refused.to_string().starts_with("d/f has the attribute trusted.x"), "{refused}");
+        assert!(filter.is_as_filtered(&some) && !filter.is_as_filtered(&entry(&["user.big2"])));
+        assert!(!filter.is_as_filtered(&entry(&["trusted.x"])));
+    }
+
+    /// A target on btrfs says that it takes them.
+    #[test]
+    fn a_property_of_btrfs_is_kept_where_the_target_has_it() {
+        let rules = CopyRules { attributes: vec!["btrfs.compression".into()], special_files: vec![] };
+        let filter = Filter { rules: Some(rules), ..Default::default() };
+        let mut some = entry(&["btrfs.compression"]);
+        filter.apply(&mut some).expect("taken");
+        assert_eq!(names(&some), ["btrfs.compression"]);
+        assert_eq!(filter.left_out(), []);
+    }
+}
