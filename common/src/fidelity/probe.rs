@@ -65,7 +65,7 @@ impl FsLimits {
 
 fn try_out(folder: &Folder, name_bytes: u64) -> io::Result<FsLimits> {
     let StatFs { f_type, .. } = folder.file_system()?;
-    let known = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == i64::from(f_type));
+    let known = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == f_type);
     let file = folder.create_file(FILE)?;
     let (seconds, granularity) = times(folder);
     let has = |name: &str, value: &[u8]| {
