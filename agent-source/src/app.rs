@@ -12,7 +12,6 @@ use assay_common::{
     traces::{Speaker, Tracer},
 };
 use assay_proto::v1::source_service_server::SourceServiceServer;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use tonic::service::interceptor::InterceptedService;
 
 use crate::{
@@ -39,7 +38,7 @@ const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// When something that the configuration names cannot be used.
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     supervise::watch_panics();
-    open_many_files();
+    assay_common::descriptors::raise_limit();
     let credentials = Credentials::load(&config.tls, &[Role::Source])?;
     let _lock = state::lock(&config.agent.state)?;
     let metrics = match config.metrics {
@@ -101,13 +100,4 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     agent.stop(STOP_PATIENCE).await;
     tokio::join!(notifier.drain(NOTICE_PATIENCE), tracer.drain(NOTICE_PATIENCE));
     Ok(())
-}
-
-/// Takes as many descriptors as it may have: files are held open while a repository is copied (`copy.hold`).
-fn open_many_files() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the number of open files stays as it was");
-    }
 }

@@ -40,6 +40,7 @@ const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// When something that the configuration names cannot be used.
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     supervise::watch_panics();
+    assay_common::descriptors::raise_limit();
     let credentials = Credentials::load(&config.tls, &[Role::Target])?;
     let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
     let metrics = match config.metrics {

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod closed;
 pub mod config;
 pub mod confined;
+pub mod descriptors;
 pub mod dial;
 pub mod digest;
 pub mod dsse;

@@ -58,7 +58,7 @@ pub const MAX_PATH_BYTES: usize = 4095;
 /// Longest component, in bytes: NAME_MAX of every Linux file system that we know.
 pub const MAX_COMPONENT_BYTES: usize = 255;
 /// Deepest nesting: each level holds a descriptor open while a tree is walked or built.
-pub const MAX_DEPTH: usize = 400;
+pub const MAX_DEPTH: usize = 2000;
 /// Longest symbolic link text, in bytes (Linux: PATH_MAX less its NUL).
 pub const MAX_LINK_BYTES: usize = 4095;
 

@@ -181,10 +181,8 @@ impl Scan {
 
     fn visit(&mut self, name: Vec<u8>) -> Result<Option<Found>, ScanError> {
         let level = self.levels.last().expect("the caller holds a level");
-        let path = level
-            .path
-            .join(&name)
-            .map_err(|fault| ScanError::Path { path: level.path.to_string(), fault })?;
+        let path =
+            level.path.join(&name).map_err(|fault| ScanError::Path { path: level.path.short(), fault })?;
         // Above several roots only the roots themselves are there.
         if let (None, true) = (&level.live, level.path.is_root())
             && let Some((_, root)) = self.roots.iter().find(|(folder, _)| folder.as_bytes() == name)

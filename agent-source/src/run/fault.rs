@@ -14,7 +14,9 @@ use tonic::{Code, Status};
 
 use crate::{
     mark::{CommandError, MarkError, PostgresqlError},
-    replicate::{ReplicateError, reader::ReadError, spool::SpoolError, transfer::TransferError},
+    replicate::{
+        ReplicateError, reader::ReadError, scan::ScanError, spool::SpoolError, transfer::TransferError,
+    },
     state::StateError,
 };
 
@@ -212,6 +214,12 @@ impl From<ReplicateError> for Fault {
             }
             ReplicateError::Refused(refused) | ReplicateError::Read(ReadError::Refused(refused)) => {
                 Self::refused(&[refused], 1)
+            }
+            ReplicateError::Scan(error @ ScanError::Path { .. }) => {
+                Self::not_run("path-too-long", error.to_string()).hint(
+                    "Linux opens no path of more than 4095 bytes, and rsync copies none: shorten a name on the way, give the folder as a \
+                     root of its own, or exclude it",
+                )
             }
             error @ (ReplicateError::Read(_) | ReplicateError::Scan(_)) => {
                 Self::not_run("read-failed", error.to_string()).hint(

@@ -272,6 +272,11 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     ("changed-under-scan", "Run again; if it happens often, exclude the folder in which links come and go."),
     (
+        "path-too-long",
+        "Shorten a name on the way to the entry, give the folder as a root of its own, or exclude it: Linux opens no path of more than \
+         4095 bytes.",
+    ),
+    (
         "read-failed",
         "Let the agent's user read the file, or exclude it. An I/O error means: look at the live disk now.",
     ),

@@ -294,3 +294,36 @@ fn properties_of_btrfs_are_exact_between_two_of_them() {
         fs::write(live.join("plain").join(name), name).expect("write");
     }
 }
+
+/// As deep as a tree may be, with a file at the bottom: walked, built, changed and restored with held folders.
+#[test]
+fn a_deep_tree_is_copied_and_a_path_that_is_too_long_is_said_beforehand() {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let pair = Pair::plain(1);
+    let mut deep = pair.root(0);
+    let down = |start: &Path, levels: usize, name: &str| {
+        let mut folder = assay_common::confined::Folder::open(start).expect("open");
+        for _ in 0..levels {
+            folder = folder.create_folder(name.as_bytes()).expect("mkdir");
+        }
+        drop(folder.create_file(b"f").expect("create"));
+    };
+    deep.push("deep");
+    fs::DirBuilder::new().mode(0o755).create(&deep).expect("mkdir");
+    down(&deep, 700, "d");
+    for name in ["one", "two"] {
+        assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
+        crate::pair::rsync_finds_no_difference(&pair.root(0), &pair.latest());
+        fs::write(pair.root(0).join(name), name).expect("write");
+        wait_for_next_tree(&pair);
+    }
+    let back = pair.path("back");
+    let done = pair.target(&["restore", "--generation", "1", "--to", back.to_str().expect("text")]);
+    assert_eq!(done.code, 0, "{done:?}");
+    crate::pair::rsync_finds_no_difference(&back, &pair.generation("000001"));
+
+    down(&pair.root(0), 20, &"l".repeat(255));
+    let (code, text) = plan(&pair);
+    assert!(code == 4 && text.contains("STOP path-too-long") && text.contains("4095 bytes"), "{text}");
+    assert_eq!(pair.run(4)["reason"], "path-too-long");
+}

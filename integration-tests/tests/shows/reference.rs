@@ -57,7 +57,7 @@ const SECTIONS: [(&str, &[Section]); 3] = [
 ];
 
 /// What a type of the code is in TOML; types that are not here are enums, whose words are listed.
-const TYPES: [(&str, &str); 20] = [
+const TYPES: [(&str, &str); 21] = [
     ("UserName", "text or number"),
     ("String", "text"),
     ("PathBuf", "path"),
