@@ -4,7 +4,6 @@
 //! not run the program, a host without room. Then nothing is known of the data. A pattern of damage is stronger than all of
 //! them, because the profile knows its checker's words.
 
-#[cfg(test)]
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
 /// What was in the way: the reason for the verdict, and an expression for a line that says so.
@@ -73,7 +72,6 @@ pub(super) fn reason(index: usize) -> &'static str {
 }
 
 /// The reason, when a line says that something was in the way. For checks that this program brings itself.
-#[cfg(test)]
 pub(crate) fn obstacle(line: &[u8]) -> Option<&'static str> {
     static SET: std::sync::LazyLock<RegexSet> = std::sync::LazyLock::new(|| {
         let set = RegexSetBuilder::new(expressions()).multi_line(true).crlf(true).build();

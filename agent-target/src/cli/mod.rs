@@ -37,7 +37,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     app,
     config::{self, Config},
-    engine::postgresql,
+    engine::{git, postgresql},
 };
 
 /// Where the configuration is when the line does not say.
@@ -164,6 +164,8 @@ enum VerdictCommand {
 enum EngineCommand {
     /// Check a copied PostgreSQL cluster on a server of its own
     PostgresqlCheck(postgresql::Arguments),
+    /// Check a copied git repository with a directory of our own over its objects and references
+    GitCheck(git::Arguments),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -218,6 +220,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Pki(command) => command.run(),
         Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
+        Command::Engine(EngineCommand::GitCheck(arguments)) => Ok(git::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),

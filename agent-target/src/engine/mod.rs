@@ -3,4 +3,6 @@
 //! A profile calls them as `{helper} engine …`, so they run in the sandbox of a check step, as its user, and know nothing of the
 //! agent: no configuration, no store. They print what they find; the profile says what it means.
 
+pub mod git;
 pub mod postgresql;
+mod report;

@@ -1,0 +1,374 @@
+//! Real repositories, made by the git of this machine.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+struct Bed {
+    temp: tempfile::TempDir,
+    ran: std::cell::Cell<u32>,
+}
+
+/// What a check came to: its lines, and the code that it would exit with.
+struct Checked {
+    lines: Vec<String>,
+    code: u8,
+}
+
+impl Checked {
+    #[track_caller]
+    fn says(&self, part: &str) -> &Self {
+        assert!(self.lines.iter().any(|line| line.contains(part)), "{part:?} is not in {:#?}", self.lines);
+        self
+    }
+
+    #[track_caller]
+    fn ends(&self, code: u8) -> &Self {
+        assert_eq!(self.code, code, "{:#?}", self.lines);
+        self
+    }
+
+    fn not_covered(&self) -> Vec<&str> {
+        self.lines.iter().filter_map(|line| line.strip_prefix("not covered: ")).collect()
+    }
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self { temp: tempfile::tempdir().expect("temp"), ran: Default::default() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    /// Runs git in a folder, which must succeed.
+    fn git(&self, folder: &str, arguments: &[&str]) -> String {
+        self.feed(folder, arguments, "")
+    }
+
+    fn feed(&self, folder: &str, arguments: &[&str], input: &str) -> String {
+        use io::Write as _;
+        fs::create_dir_all(self.path(folder)).expect("mkdir");
+        let mut command = Command::new("git");
+        command.current_dir(self.path(folder)).stdin(Stdio::piped()).stdout(Stdio::piped());
+        for setting in [
+            "user.name=A",
+            "user.email=a@b",
+            "init.defaultBranch=main",
+            "gc.auto=0",
+            "protocol.file.allow=always",
+        ] {
+            command.args(["-c", setting]);
+        }
+        command.args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+        let mut child = command.spawn().expect("git");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("write");
+        let output = child.wait_with_output().expect("git");
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path(name).parent().expect("has one")).expect("mkdir");
+        fs::write(self.path(name), text).expect("write");
+    }
+
+    /// A working tree with a commit for each text, in `file` of the folder `dir`.
+    fn tree(&self, name: &str, options: &[&str], texts: &[&str]) {
+        self.git(name, &[&["init", "-q"], options, &["."]].concat());
+        for text in texts {
+            self.write(&format!("{name}/dir/file"), text);
+            self.git(name, &["add", "."]);
+            self.git(name, &["commit", "-q", "-m", text]);
+        }
+    }
+
+    fn check(&self, repository: &str) -> Checked {
+        self.ran.set(self.ran.get() + 1);
+        let scratch = self.path(&format!("scratch-{}", self.ran.get()));
+        fs::create_dir(&scratch).expect("mkdir");
+        let arguments = Arguments { repository: self.path(repository), scratch, program: "git".into() };
+        let mut report = Report::to(Vec::new());
+        let ended = run(&arguments, &mut report);
+        let code = match (&ended, report.is_damaged()) {
+            (_, true) => 1,
+            (Ok(()), _) => 0,
+            (Err(unable), _) => unable.code(),
+        };
+        if let Err(unable) = &ended {
+            report.unable(unable.message());
+        }
+        let text = String::from_utf8(report.into_inner()).expect("text");
+        Checked { lines: text.lines().map(str::to_owned).collect(), code }
+    }
+
+    /// The file of a loose object, made writable.
+    fn loose(&self, repository: &str, name: &str) -> PathBuf {
+        let path = self.path(repository).join("objects").join(&name[..2]).join(&name[2..]);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+        path
+    }
+}
+
+/// No false alarm on what people have in their repositories.
+#[test]
+fn a_repository_with_everything_is_sound() {
+    let bed = Bed::new();
+    bed.tree("sub", &[], &["in the submodule"]);
+    bed.tree("work", &[], &["one", "two"]);
+    bed.git("work", &["submodule", "add", "-q", &bed.path("sub").display().to_string(), "parts/sub"]);
+    bed.write("work/.gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n");
+    let content = "the content of a large file\n".repeat(100);
+    let name = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&content));
+    bed.write(&format!("work/.git/lfs/objects/{}/{}/{name}", &name[..2], &name[2..4]), &content);
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{name}\nsize {}\n", content.len());
+    bed.write("work/big.bin", &pointer);
+    bed.git("work", &["add", "."]);
+    bed.git("work", &["-c", "filter.lfs.clean=cat", "commit", "-q", "-m", "lfs"]);
+    bed.git("work", &["notes", "add", "-m", "a note"]);
+    bed.git("work", &["tag", "-a", "-m", "a tag", "v1"]);
+    let (head, first) = (bed.git("work", &["rev-parse", "HEAD"]), bed.git("work", &["rev-parse", "HEAD~1"]));
+    bed.git("work", &["replace", &head, &first]);
+    bed.git("work", &["worktree", "add", "-q", &bed.path("second").display().to_string(), "-b", "second"]);
+    bed.write("work/dir/file", "stashed");
+    bed.git("work", &["stash", "-q"]);
+    bed.git("work", &["repack", "-adq", "--write-midx", "--write-bitmap-index"]);
+    bed.git("work", &["commit-graph", "write", "--reachable"]);
+    bed.write("work/dir/other", "split");
+    bed.git("work", &["update-index", "--split-index"]);
+    bed.git("work", &["add", "."]);
+    bed.git("work", &["commit", "-q", "-m", "more"]);
+    let checked = bed.check("work/.git");
+    checked.ends(0).says("engine: git ").says(" objects").says(" references").says("checked 1 LFS objects");
+    checked.says("checked 1 repositories of submodules");
+    assert_eq!(checked.not_covered().len(), 1, "{:?}", checked.not_covered());
+    checked.says("not covered: caches: commit-graph, multi-pack index");
+}
+
+/// Formats that must be carried over from the copy's own configuration.
+#[test]
+fn other_formats_are_read() {
+    let bed = Bed::new();
+    bed.tree("sha256", &["--object-format=sha256"], &["one"]);
+    bed.check("sha256/.git").ends(0);
+    bed.tree("tables", &["--ref-format=reftable"], &["one", "two"]);
+    bed.check("tables/.git").ends(0).says("checked 1 references");
+    bed.tree("plain", &[], &["one", "two", "three"]);
+    let url = format!("file://{}", bed.path("plain").display());
+    bed.git(".", &["clone", "-q", "--depth=1", &url, "shallow"]);
+    bed.check("shallow/.git").ends(0);
+    bed.git("plain", &["config", "uploadpack.allowFilter", "true"]);
+    bed.git(".", &["clone", "-q", "--no-checkout", "--filter=blob:none", &url, "partial"]);
+    bed.check("partial/.git").ends(0).says("not covered: promised objects");
+    bed.git("plain", &["config", "core.repositoryFormatVersion", "1"]);
+    bed.git("plain", &["config", "extensions.noop", "true"]);
+    bed.check("plain/.git").ends(0);
+    let config = fs::read_to_string(bed.path("plain/.git/config")).expect("read");
+    bed.write("plain/.git/config", &config.replace("noop", "tomorrow"));
+    bed.check("plain/.git").ends(10).says("extensions.tomorrow");
+    bed.write("plain/.git/config", "[core\nrubbish");
+    bed.check("plain/.git").ends(15).says("cannot read the repository's configuration");
+    bed.write("plain/.git/config", "[core]\n\trepositoryformatversion = 7\n");
+    bed.check("plain/.git").ends(10);
+}
+
+/// Complaints of fsck about what is whole.
+#[test]
+fn style_and_dangling_names_are_no_damage() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two"]);
+    let head = bed.git("r", &["rev-parse", "HEAD"]);
+    let tree = bed.git("r", &["rev-parse", "HEAD^{tree}"]);
+    for (branch, author, committer) in [
+        ("zone", "A <a@b> 1259452800 +0000", "A <a@b> 1287367363 -700"),
+        ("mail", "A a@b 1259452800 +0000", "A <a@b> 1259452800 +0000"),
+        ("date", "A <a@b> 99999999999999999999 +0000", "A <a@b>1259452800 +0000"),
+        ("zero", "A <a@b> 01259452800 +0000", "A <a@b> 1259452800 +0000"),
+    ] {
+        let text = format!("tree {tree}\nparent {head}\nauthor {author}\ncommitter {committer}\n\nimport\n");
+        let name = bed.feed("r", &["hash-object", "-t", "commit", "-w", "--stdin", "--literally"], &text);
+        bed.git("r", &["update-ref", &format!("refs/heads/{branch}"), &name]);
+    }
+    bed.git("r", &["symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/gone"]);
+    bed.write("r/.git/refs/heads/main (conflicted copy)", &format!("{head}\n"));
+    bed.write("r/.git/objects/pack/notes.txt", "of somebody");
+    bed.git("r", &["update-ref", "refs/meta/config", &head]);
+    bed.git("r", &["symbolic-ref", "HEAD", "refs/meta/config"]);
+    let checked = bed.check("r/.git");
+    checked.ends(0).says("badTimezone").says("missingEmail").says("badDateOverflow");
+    checked.says("note: refs/remotes/origin/HEAD leads to refs/remotes/origin/gone, which is not there");
+    checked.says("note: refs/heads/main (conflicted copy) is not a name for a reference");
+    checked.says("note: HEAD leads to refs/meta/config, outside refs/heads");
+    // An object that git cannot read is damage whatever its name.
+    let broken =
+        bed.feed("r", &["hash-object", "-t", "commit", "-w", "--stdin", "--literally"], "no commit\n");
+    fs::write(bed.path("r/.git/refs/heads/broken"), format!("{broken}\n")).expect("write");
+    bed.check("r/.git").ends(1);
+}
+
+/// A cache that is older than a prune names what is gone.
+#[test]
+fn a_stale_cache_is_not_asked() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two"]);
+    bed.git("r", &["commit-graph", "write", "--reachable"]);
+    bed.git("r", &["reset", "-q", "--hard", "HEAD~1"]);
+    bed.git("r", &["reflog", "expire", "--expire=now", "--all"]);
+    bed.git("r", &["update-ref", "-d", "ORIG_HEAD"]);
+    bed.git("r", &["prune", "--expire=now"]);
+    bed.check("r/.git").ends(0).says("not covered: caches: commit-graph");
+    let graph = bed.path("r/.git/objects/info/commit-graph");
+    fs::set_permissions(&graph, fs::Permissions::from_mode(0o644)).expect("chmod");
+    fs::write(&graph, "rubbish").expect("write");
+    bed.check("r/.git").ends(0);
+}
+
+/// A digest says nothing to a person: a path and a commit do.
+#[test]
+fn a_lost_object_is_named_by_a_path_and_a_commit() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two", "three"]);
+    let commit = bed.git("r", &["rev-parse", "HEAD~1"]);
+    let blob = bed.git("r", &["rev-parse", "HEAD~1:dir/file"]);
+    let path = bed.loose("r/.git", &blob);
+    let content = fs::read(&path).expect("read");
+    fs::remove_file(&path).expect("remove");
+    let place = format!("missing blob {blob}: the path dir/file of commit {commit} (");
+    bed.check("r/.git").ends(1).says(&place);
+    // There, and broken in different ways.
+    for broken in [&b""[..], &content[..content.len() / 2], b"rubbish that is not deflated"] {
+        fs::write(&path, broken).expect("write");
+        let checked = bed.check("r/.git");
+        checked.ends(1).says(&format!("the path dir/file of commit {commit}")).says(&blob);
+    }
+    // Another object's content under this name.
+    fs::copy(bed.loose("r/.git", &bed.git("r", &["rev-parse", "HEAD:dir/file"])), &path).expect("copy");
+    bed.check("r/.git").ends(1).says("mismatch").says("dir/file");
+}
+
+#[test]
+fn broken_references_packs_and_indexes_are_damage() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two"]);
+    let name = "12".repeat(20);
+    let named = format!("{name}\n");
+    for (file, content, said) in [
+        ("refs/heads/empty", "", "refs/heads/empty: invalid sha1 pointer"),
+        ("refs/heads/zeros", "\0\0\0\0\0\0\0\0", "refs/heads/zeros: invalid sha1 pointer"),
+        ("refs/heads/nowhere", named.as_str(), "refs/heads/nowhere: invalid sha1 pointer"),
+        ("packed-refs", "not a ref at all\n", "unexpected line in packed-refs: not a ref at all"),
+    ] {
+        bed.write(&format!("r/.git/{file}"), content);
+        bed.check("r/.git").ends(1).says(said);
+        fs::remove_file(bed.path("r/.git").join(file)).expect("remove");
+    }
+    // A broken index does not hide what else is broken.
+    let index = fs::read(bed.path("r/.git/index")).expect("read");
+    bed.write("r/.git/index", "DIRC, or not");
+    bed.write("r/.git/refs/heads/empty", "");
+    bed.check("r/.git").ends(1).says("index file").says("refs/heads/empty");
+    fs::write(bed.path("r/.git/index"), index).expect("write");
+    fs::remove_file(bed.path("r/.git/refs/heads/empty")).expect("remove");
+    bed.git("r", &["repack", "-adq"]);
+    bed.check("r/.git").ends(0);
+    let pack = fs::read_dir(bed.path("r/.git/objects/pack")).expect("read").flatten().map(|it| it.path());
+    let pack = pack.into_iter().find(|it| it.extension().is_some_and(|it| it == "pack")).expect("a pack");
+    fs::set_permissions(&pack, fs::Permissions::from_mode(0o644)).expect("chmod");
+    let mut content = fs::read(&pack).expect("read");
+    let middle = content.len() / 2;
+    content[middle] ^= 0x10;
+    fs::write(&pack, &content).expect("write");
+    let shown = pack.file_name().expect("a name").to_string_lossy().into_owned();
+    bed.check("r/.git").ends(1).says(&shown);
+    fs::remove_file(&pack).expect("remove");
+    bed.check("r/.git").ends(1).says("no corresponding .pack: objects/pack/");
+}
+
+/// What the copy says about its own check is not obeyed.
+#[test]
+fn the_copys_settings_hide_nothing_and_run_nothing() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two"]);
+    let blob = bed.git("r", &["rev-parse", "HEAD~1:dir/file"]);
+    fs::remove_file(bed.loose("r/.git", &blob)).expect("remove");
+    bed.write("secret", "a line that only root may read\n");
+    bed.write("tell", &format!("#!/bin/sh\ntouch {}\n", bed.path("told").display()));
+    fs::set_permissions(bed.path("tell"), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let (secret, tell) = (bed.path("secret").display().to_string(), bed.path("tell").display().to_string());
+    bed.write("list", &format!("{blob}\n"));
+    let list = bed.path("list").display().to_string();
+    for (key, value) in [
+        ("fsck.skipList", secret.as_str()),
+        ("fsck.skipList", &list),
+        ("fsck.missingObject", "ignore"),
+        ("fsck.badTree", "ignore"),
+        ("core.fsmonitor", &tell),
+        ("core.alternateRefsCommand", &tell),
+        ("core.pager", &tell),
+        ("extensions.partialClone", "origin"),
+        ("include.path", &secret),
+    ] {
+        bed.git("r", &["config", "--add", key, value]);
+    }
+    let checked = bed.check("r/.git");
+    // A promise of a remote covers what came from its packs only.
+    checked.ends(1).says(&format!("missing blob {blob}"));
+    assert!(!checked.lines.iter().any(|line| line.contains("only root may read")), "{:#?}", checked.lines);
+    assert!(!bed.path("told").exists());
+}
+
+#[test]
+fn what_is_not_in_the_copy_or_no_repository_is_told_apart() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one"]);
+    bed.git(".", &["clone", "-q", "--shared", "r", "borrower"]);
+    bed.check("borrower/.git").ends(11).says("objects are borrowed from");
+    fs::rename(bed.path("r/.git/objects"), bed.path("objects")).expect("rename");
+    std::os::unix::fs::symlink(bed.path("objects"), bed.path("r/.git/objects")).expect("link");
+    bed.check("r/.git").ends(11).says("objects is a link");
+    fs::remove_file(bed.path("r/.git/objects")).expect("remove");
+    bed.check("r/.git").ends(13);
+    fs::rename(bed.path("objects"), bed.path("r/.git/objects")).expect("rename");
+    bed.write("r/.git/HEAD", "rubbish\n");
+    bed.check("r/.git").ends(13).says("not a git repository");
+    bed.write("r/.git/HEAD", "ref: refs/heads/main\n");
+    bed.check("r/.git").ends(0);
+    Command::new("mkfifo").arg(bed.path("r/.git/refs/heads/fifo")).status().expect("mkfifo");
+    bed.check("r/.git").ends(12).says("FIFO");
+}
+
+#[test]
+fn a_reference_whose_reflog_is_left_is_named() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one"]);
+    bed.git("r", &["branch", "lost"]);
+    fs::remove_file(bed.path("r/.git/refs/heads/lost")).expect("remove");
+    bed.check("r/.git").ends(0).says("not covered: refs/heads/lost: its reflog is there");
+}
+
+/// Damage in a submodule's repository, and in an LFS object of it.
+#[test]
+fn repositories_of_submodules_are_checked() {
+    let bed = Bed::new();
+    bed.tree("sub", &[], &["one", "two"]);
+    bed.tree("r", &[], &["one"]);
+    bed.git("r", &["submodule", "add", "-q", &bed.path("sub").display().to_string(), "parts/sub"]);
+    bed.git("r", &["commit", "-q", "-m", "sub"]);
+    bed.check("r/.git").ends(0).says("checked 1 repositories of submodules");
+    let name = "ab".repeat(32);
+    bed.write(&format!("r/.git/modules/parts/sub/lfs/objects/ab/ab/{name}"), "not what its name says");
+    bed.check("r/.git").ends(1).says(&format!("damage: modules/parts/sub/lfs/objects/ab/ab/{name}"));
+}
+
+#[test]
+fn without_git_nothing_is_said_of_the_data() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one"]);
+    let scratch = bed.path("scratch");
+    fs::create_dir(&scratch).expect("mkdir");
+    let arguments = Arguments { repository: bed.path("r/.git"), scratch, program: "git-is-not-here".into() };
+    let ended = run(&arguments, &mut Report::to(Vec::new())).expect_err("not there");
+    assert_eq!(ended.code(), 14);
+}
