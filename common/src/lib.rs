@@ -37,6 +37,7 @@ pub mod serve;
 pub mod service_manager;
 pub mod signing;
 pub mod supervise;
+pub mod sqlite;
 pub mod telemetry;
 pub mod tls;
 pub mod traces;

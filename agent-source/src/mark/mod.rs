@@ -4,7 +4,7 @@
 
 mod command;
 mod postgresql;
-mod sqlite;
+pub(crate) mod sqlite;
 
 use std::{
     io::Read as _,
@@ -19,7 +19,7 @@ use assay_common::{
     error::{IoContext as _, PathError},
     fault::{self, Point},
     path::TreePath,
-    profile::{MarkKind, Profile, TemplateError, template::Scope},
+    profile::{FileRules, MarkKind, Profile, TemplateError, template::Scope},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -61,6 +61,9 @@ pub enum MarkError {
     /// The folder for the mark's files.
     #[error(transparent)]
     Io(#[from] PathError),
+    /// A pattern of files is none.
+    #[error("{0}")]
+    Rules(String),
     /// Another mark was made while the copy was.
     #[error(
         "{path} has changed since the mark: another mark was made while the copy was under way, or the engine moved its files"
@@ -89,6 +92,8 @@ pub struct Marker {
     profile: Profile,
     scope: Scope,
     databases: Vec<TreePath>,
+    /// Patterns of files that the repository's configuration leaves out.
+    exclude: Vec<String>,
     /// First root, live; and the folder of the tree that it is.
     first_root: (PathBuf, String),
     folder: PathBuf,
@@ -128,7 +133,38 @@ impl Marker {
         folder: PathBuf,
     ) -> Self {
         scope.mark_dir = Some(folder.join(&first_root.1));
-        Self { profile, scope, databases, first_root, folder, traces: Vec::new(), postgresql: None }
+        Self {
+            profile,
+            scope,
+            databases,
+            exclude: Vec::new(),
+            first_root,
+            folder,
+            traces: Vec::new(),
+            postgresql: None,
+        }
+    }
+
+    /// Leaves files out that match these patterns, as the copy does.
+    #[must_use]
+    pub fn excluding(mut self, patterns: Vec<String>) -> Self {
+        self.exclude = patterns;
+        self
+    }
+
+    /// The databases to copy: those that are named, then those that are found, in all roots.
+    fn databases_to_copy(&self) -> Result<sqlite::Wanted, MarkError> {
+        let rules =
+            FileRules::new(&self.profile, &self.scope.vars, &self.exclude).map_err(MarkError::Rules)?;
+        let root = |(name, live): &(String, PathBuf)| {
+            let is_single = self.first_root.1.is_empty();
+            (live.clone(), if is_single { self.folder.clone() } else { self.folder.join(name) })
+        };
+        Ok(sqlite::Wanted {
+            named: self.databases.clone(),
+            roots: self.scope.roots.iter().map(root).collect(),
+            rules,
+        })
     }
 
     /// Makes the mark, then waits for the profile's settle time.
@@ -157,8 +193,8 @@ impl Marker {
             // The server was asked for its own above.
             MarkKind::None | MarkKind::Postgresql => "none".to_owned(),
             MarkKind::Sqlite => {
-                let (databases, root) = (self.databases.clone(), self.first_root.0.clone());
-                let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&databases, &root, &own));
+                let wanted = self.databases_to_copy()?;
+                let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&wanted));
                 work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
             }
             MarkKind::Command => {

@@ -3,20 +3,31 @@
 //! In WAL mode writers go on meanwhile. Pages are copied as they are, damaged ones too: `VACUUM INTO` would make indexes
 //! anew and so hide what the check is there to find. One step copies everything, because a backup in several steps starts
 //! again whenever another process writes, which under a steady load is for ever.
+//!
+//! Nothing is written to a live database. It is opened for reading only, so SQLite does not roll back a journal that a dead
+//! writer left: the database and its journal are copied, and rolled back there. Of a write-ahead log that has lost committed
+//! transactions to a damaged frame, SQLite would copy what is left without a word: then database and log are copied as they are,
+//! for the check to find the damage.
+
+mod discover;
 
 use std::{
-    fs::{self, Permissions},
+    ffi::{OsStr, OsString},
+    fs::{self, File, Metadata, Permissions},
+    io::{self, BufReader, Read as _},
     os::unix::{
         ffi::OsStrExt as _,
         fs::{MetadataExt as _, PermissionsExt as _, chown},
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use assay_common::{
     error::{IoContext as _, PathError},
     path::TreePath,
+    profile::FileRules,
+    sqlite::{JOURNAL_HEADER, Wal, WalIndex, read_wal},
 };
 use rusqlite::{
     Connection, OpenFlags,
@@ -26,6 +37,8 @@ use rusqlite::{
 
 /// How long SQLite waits for another process' lock, which is only held for moments.
 const BUSY: Duration = Duration::from_secs(5);
+/// Tries to copy a database and its journal while nobody writes to them, and to read a log twice with the same result.
+const RAW_TRIES: u32 = 10;
 /// Tries to get a moment without a writer's exclusive lock (rollback-journal mode only).
 const TRIES: u32 = 60;
 
@@ -53,41 +66,144 @@ pub enum SqliteError {
         /// The database, relative to the root.
         path: String,
     },
+    /// Its journal is hot, and database or journal change all the time.
+    #[error(
+        "{path}: a journal is left beside it whose writer is gone, and the files change while they are copied"
+    )]
+    Journal {
+        /// The database, relative to the root.
+        path: String,
+    },
     /// A file operation.
     #[error(transparent)]
     Io(#[from] PathError),
 }
 
-/// Copies `databases` of `root` to the same paths below `folder` and returns a text that names the state copied.
-pub(super) fn snapshot(databases: &[TreePath], root: &Path, folder: &Path) -> Result<String, SqliteError> {
+/// The databases to copy.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Those that the configuration names, in the first root. They must be there.
+    pub(super) named: Vec<TreePath>,
+    /// Each root, live, and where its copies go. The first comes first.
+    pub(super) roots: Vec<(PathBuf, PathBuf)>,
+    /// What is not copied.
+    pub(super) rules: FileRules,
+}
+
+/// One of them.
+struct Database {
+    path: TreePath,
+    live: PathBuf,
+    copy: PathBuf,
+    is_named: bool,
+}
+
+impl Wanted {
+    fn all(&self) -> Result<Vec<Database>, SqliteError> {
+        let mut all = Vec::new();
+        let mut add = |path: &TreePath, (live, copies): &(PathBuf, PathBuf), is_named| {
+            let relative = Path::new(OsStr::from_bytes(path.as_bytes()));
+            let (live, copy) = (live.join(relative), copies.join(relative));
+            all.push(Database { path: path.clone(), live, copy, is_named });
+        };
+        if let Some(first) = self.roots.first() {
+            self.named.iter().for_each(|path| add(path, first, true));
+        }
+        for root in &self.roots {
+            // Files that the configuration names are excluded from the copy, so they are not found again.
+            for path in discover::databases(&root.0, &self.rules).at("look for databases in", &root.0)? {
+                add(&path, root, false);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The databases that the configuration does not name and that a mark copies as well, in one root.
+///
+/// # Errors
+/// When a folder or a file cannot be read.
+pub(crate) fn found(root: &Path, rules: &FileRules) -> io::Result<Vec<TreePath>> {
+    discover::databases(root, rules)
+}
+
+/// Copies the databases and returns a text that names the state copied.
+pub(super) fn snapshot(wanted: &Wanted) -> Result<String, SqliteError> {
     let mut states = Vec::new();
-    for path in databases {
-        let relative = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
-        let (live, copy) = (root.join(relative), folder.join(relative));
-        let parent = copy.parent().unwrap_or(folder);
+    for database in wanted.all()? {
+        let Database { path, live, copy, is_named } = &database;
+        let parent = copy.parent().unwrap_or(copy);
         fs::create_dir_all(parent).at("create", parent)?;
-        let metadata = fs::metadata(&live).at("open", &live)?;
-        let pages = copy_database(&live, &copy)
-            .map_err(|source| SqliteError::Sqlite { path: path.to_string(), source })?
-            .ok_or_else(|| SqliteError::Locked { path: path.to_string() })?;
-        // SQLite takes an empty file for a sound database without tables.
-        if pages == 0 {
-            return Err(SqliteError::Empty { path: path.to_string() });
-        }
-        let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        if (metadata.uid(), metadata.gid()) != own {
-            chown(&copy, Some(metadata.uid()), Some(metadata.gid())).at("set the owner of", &copy)?;
-        }
-        fs::set_permissions(&copy, Permissions::from_mode(metadata.mode() & 0o7777))
-            .at("set the mode of", &copy)?;
-        states.push(format!("{path}: {pages} pages"));
+        let metadata = match fs::metadata(live) {
+            // It was found a moment ago: it goes as it came.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_named => continue,
+            metadata => metadata.at("open", live)?,
+        };
+        let state = match copy_database(&database) {
+            Ok(state) => state,
+            Err(error) if !is_named && error.says_that_it_is_no_database() => {
+                // It only begins as one does. The check names it.
+                fs::copy(live, copy).at("copy", live)?;
+                "as a file".to_owned()
+            }
+            Err(error) => return Err(error),
+        };
+        make_alike(copy, &metadata)?;
+        states.push(format!("{path}: {state}"));
     }
     Ok(states.join(", "))
 }
 
-fn copy_database(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
-    // Read-write, so that SQLite may take part in the WAL as any reader does; nothing is ever written.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+impl SqliteError {
+    fn says_that_it_is_no_database(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match self {
+            Self::Sqlite { source, .. } => {
+                source.sqlite_error_code().is_some_and(|it| matches!(it, DatabaseCorrupt | NotADatabase))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Gives a copy the owner and the mode of the live file.
+fn make_alike(copy: &Path, live: &Metadata) -> Result<(), PathError> {
+    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    if (live.uid(), live.gid()) != own {
+        chown(copy, Some(live.uid()), Some(live.gid())).at("set the owner of", copy)?;
+    }
+    fs::set_permissions(copy, Permissions::from_mode(live.mode() & 0o7777)).at("set the mode of", copy)
+}
+
+/// Copies one database, and says which state.
+fn copy_database(database: &Database) -> Result<String, SqliteError> {
+    let Database { path, copy, .. } = database;
+    // SQLite's files stand beside the file that a link leads to.
+    let live = &fs::canonicalize(&database.live).at("open", &database.live)?;
+    let path = || path.to_string();
+    // Before this process has the database open: closing another descriptor of its files would end the locks that SQLite holds.
+    if let Some(loss) = log_loss(live).at("read the log of", live)? {
+        tracing::error!(database = %live.display(), loss, "the write-ahead log is damaged");
+        copy_raw(live, copy, "-wal")?;
+        return Ok(format!("with its write-ahead log, in which {loss}"));
+    }
+    let sqlite = |source| SqliteError::Sqlite { path: path(), source };
+    let pages = match back_up(live, copy) {
+        Err(error) if needs_rollback(&error) => {
+            roll_back_copy(live, copy, &path)?;
+            back_up_in_place(copy).map_err(sqlite)?
+        }
+        pages => pages.map_err(sqlite)?.ok_or_else(|| SqliteError::Locked { path: path() })?,
+    };
+    // SQLite takes an empty file for a sound database without tables.
+    if pages == 0 {
+        return Err(SqliteError::Empty { path: path() });
+    }
+    Ok(format!("{pages} pages"))
+}
+
+fn back_up(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let from = Connection::open_with_flags(live, flags)?;
     from.busy_timeout(BUSY)?;
     // The last connection of a database would otherwise move its WAL into it.
@@ -106,9 +222,136 @@ fn copy_database(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
     Ok(None)
 }
 
+/// True for what SQLite says to a reader who finds a journal whose writer is gone.
+fn needs_rollback(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|it| it.extended_code == rusqlite::ffi::SQLITE_READONLY_ROLLBACK)
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Copies a database with a file beside it, as they are.
+fn copy_raw(live: &Path, copy: &Path, ending: &str) -> Result<(), PathError> {
+    for ending in ["", ending] {
+        let (from, to) = (beside(live, ending), beside(copy, ending));
+        fs::copy(&from, &to).at("copy", &from)?;
+        make_alike(&to, &fs::metadata(&from).at("open", &from)?)?;
+    }
+    Ok(())
+}
+
+/// Copies a database and its hot journal, while neither changes, and lets SQLite roll the copy back.
+fn roll_back_copy(live: &Path, copy: &Path, path: &dyn Fn() -> String) -> Result<(), SqliteError> {
+    let journal = beside(live, "-journal");
+    let state = || -> Option<Vec<(u64, i64, i64)>> {
+        let state = |path: &Path| fs::metadata(path).ok().map(|it| (it.size(), it.ctime(), it.ctime_nsec()));
+        [live, &journal].into_iter().map(state).collect()
+    };
+    for _ in 0..RAW_TRIES {
+        let before = state();
+        // The copies of a try that was in vain are not mixed with this one's.
+        for ending in ["", "-journal"] {
+            let old = beside(copy, ending);
+            if let Err(error) = fs::remove_file(&old)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(Err::<(), _>(error).at("remove", &old).expect_err("it is one").into());
+            }
+        }
+        if before.is_none() {
+            continue;
+        }
+        let mut start = [0; JOURNAL_HEADER.len()];
+        let mut open = File::open(&journal).at("open", &journal)?;
+        let is_hot = open.read_exact(&mut start).is_ok() && start == JOURNAL_HEADER;
+        copy_raw(live, copy, "-journal")?;
+        if is_hot && state() == before {
+            return Ok(());
+        }
+    }
+    Err(SqliteError::Journal { path: path() })
+}
+
+/// Opens a copy that has its journal beside it, so that SQLite rolls it back, and counts its pages.
+fn back_up_in_place(copy: &Path) -> rusqlite::Result<i32> {
+    let connection = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.query_row("select count(*) from sqlite_schema", [], |_| Ok(()))?;
+    connection.query_row("pragma page_count", [], |row| row.get(0))
+}
+
+/// What the write-ahead log of a database has lost.
+///
+/// A writer goes on while the log is read, so a frame may be read before and the next one after it was written. Such a loss is
+/// not there when the log is read again.
+fn log_loss(live: &Path) -> io::Result<Option<String>> {
+    let mut last: Option<Wal> = None;
+    for _ in 0..RAW_TRIES {
+        let index = read_start(&beside(live, "-shm"), 136)?;
+        let index = index.as_deref().and_then(WalIndex::parse);
+        let log = match File::open(beside(live, "-wal")) {
+            Ok(log) => log,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let header = read_start(live, 18)?.unwrap_or_default();
+        // 1 stands for 65536.
+        let page_bytes = header.get(16..18).map_or(0, |it| u32::from(u16::from_be_bytes([it[0], it[1]])));
+        let wal = read_wal(
+            BufReader::with_capacity(1 << 20, log),
+            if page_bytes == 1 { 65536 } else { page_bytes },
+        )?;
+        let loss = wal.loss(index.as_ref());
+        let is_same = |last: &Wal| {
+            let place = |it: &Wal| (it.salts, it.broken.as_ref().map(|it| (it.number, it.header)));
+            place(last) == place(&wal)
+        };
+        match loss {
+            None => return Ok(None),
+            Some(loss) if last.as_ref().is_some_and(is_same) => return Ok(Some(loss)),
+            Some(_) => last = Some(wal),
+        }
+    }
+    Ok(None)
+}
+
+/// The first bytes of a file, fewer where it has no more; `None` when it is not there.
+fn read_start(path: &Path, bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut start = Vec::new();
+    file.take(bytes).read_to_end(&mut start)?;
+    Ok(Some(start))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SQLITE: &str = include_str!("../../../profiles/sqlite.toml");
+
+    /// A mark of what is in a folder: these databases by their names, and what is found.
+    fn mark(folder: &Path, copies: &Path, named: &[&str]) -> Result<String, SqliteError> {
+        let profile = assay_common::profile::Profile::parse(Path::new("sqlite.toml"), SQLITE).expect("valid");
+        let given = assay_common::profile::Value::List(named.iter().map(|it| (*it).to_owned()).collect());
+        let vars = std::collections::BTreeMap::from([("databases".to_owned(), given)]);
+        let vars = profile.bind(&vars, &["main"]).expect("fits");
+        snapshot(&Wanted {
+            named: profile.databases(&vars).expect("paths"),
+            roots: vec![(folder.to_owned(), copies.to_owned())],
+            rules: FileRules::new(&profile, &vars, &["left-out".to_owned()]).expect("rules"),
+        })
+    }
+
+    fn rows(path: &Path) -> i64 {
+        let copy = Connection::open(path).expect("open copy");
+        copy.query_row("select count(*) from t", [], |row| row.get(0)).expect("query")
+    }
 
     /// The copy is one committed state, whatever another connection is in the middle of.
     #[test]
@@ -120,9 +363,9 @@ mod tests {
         writer.execute_batch("create table t(a); insert into t values (1), (2)").expect("fill");
         let open = writer.transaction().expect("begin");
         open.execute_batch("insert into t values (3)").expect("insert");
-        let copies = folder.path().join("copies");
-        let path = TreePath::parse(b"app.db").expect("valid");
-        let id = snapshot(&[path], folder.path(), &copies).expect("snapshot");
+        let copies = tempfile::tempdir().expect("temp");
+        let copies = copies.path().join("copies");
+        let id = mark(folder.path(), &copies, &["app.db"]).expect("snapshot");
         assert!(id.starts_with("app.db: "), "{id}");
         open.commit().expect("commit");
         let copy = Connection::open(copies.join("app.db")).expect("open copy");
@@ -143,8 +386,9 @@ mod tests {
         let read = || (fs::read(&live).expect("read"), fs::read(&wal).expect("read"));
         let before = read();
         assert!(!before.1.is_empty());
-        let copies = folder.path().join("copies");
-        snapshot(&[TreePath::parse(b"app.db").expect("valid")], folder.path(), &copies).expect("snapshot");
+        let copies = tempfile::tempdir().expect("temp");
+        let copies = copies.path().join("copies");
+        mark(folder.path(), &copies, &["app.db"]).expect("snapshot");
         assert!(before == read());
         let copy = Connection::open(copies.join("app.db")).expect("open copy");
         let rows: i64 = copy.query_row("select count(*) from t", [], |row| row.get(0)).expect("query");
@@ -159,8 +403,8 @@ mod tests {
             ("text.db", "just a text, and long enough to be looked at", "text.db: file is not a database"),
         ] {
             fs::write(folder.path().join(name), content).expect("write");
-            let path = TreePath::parse(name.as_bytes()).expect("valid");
-            let error = snapshot(&[path], folder.path(), &folder.path().join("copies")).expect_err(name);
+            let copies = tempfile::tempdir().expect("temp");
+            let error = mark(folder.path(), copies.path(), &[name]).expect_err(name);
             assert!(error.to_string().starts_with(said), "{error}");
         }
     }
@@ -168,9 +412,110 @@ mod tests {
     #[test]
     fn a_database_that_is_not_there_is_named_and_not_created() {
         let folder = tempfile::tempdir().expect("temp");
-        let path = TreePath::parse(b"none.db").expect("valid");
-        let error = snapshot(&[path], folder.path(), &folder.path().join("copies")).expect_err("absent");
+        let copies = tempfile::tempdir().expect("temp");
+        let error = mark(folder.path(), copies.path(), &["none.db"]).expect_err("absent");
         assert!(error.to_string().contains("none.db"), "{error}");
         assert!(!folder.path().join("none.db").exists());
+    }
+
+    /// Whatever it is called, and wherever it is: a database is copied by the online backup, so its copy is never torn.
+    #[test]
+    fn databases_that_nobody_named_are_found_and_copied() {
+        let folder = tempfile::tempdir().expect("temp");
+        fs::create_dir_all(folder.path().join("deep/er")).expect("mkdir");
+        for name in ["app.db", "other.db", "deep/er/no ending", "left-out"] {
+            let writer = Connection::open(folder.path().join(name)).expect("open");
+            writer
+                .execute_batch("pragma journal_mode=wal; create table t(a); insert into t values (1)")
+                .expect("fill");
+            // Its log stays beside it, with a commit that the file does not have.
+            writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).expect("set");
+        }
+        fs::write(folder.path().join("file"), vec![7; 4096]).expect("write");
+        let mut almost = b"SQLite format 3\0".to_vec();
+        almost.resize(4096, 0xa5);
+        fs::write(folder.path().join("almost"), &almost).expect("write");
+        std::os::unix::fs::symlink("app.db", folder.path().join("link")).expect("link");
+        let copies = tempfile::tempdir().expect("temp");
+        for named in [&["app.db"][..], &["*"]] {
+            let id = mark(folder.path(), copies.path(), named).expect("mark");
+            for name in ["app.db", "other.db", "deep/er/no ending"] {
+                assert!(id.contains(&format!("{name}: 2 pages")), "{id}");
+                assert_eq!(rows(&copies.path().join(name)), 1);
+            }
+            assert!(
+                id.contains("almost: as a file") && !id.contains("left-out") && !id.contains("link"),
+                "{id}"
+            );
+            assert_eq!(fs::read(copies.path().join("almost")).expect("read"), almost);
+            assert!(!copies.path().join("file").exists());
+        }
+    }
+
+    /// A writer died: its journal is rolled back in the copy, and both live files are as they were.
+    #[test]
+    fn a_hot_journal_is_rolled_back_in_the_copy() {
+        let (made, folder) = (tempfile::tempdir().expect("temp"), tempfile::tempdir().expect("temp"));
+        let writer = Connection::open(made.path().join("h.db")).expect("open");
+        writer
+            .execute_batch(
+                "pragma cache_size = 5; create table t(a);
+                 insert into t with recursive n(i) as (select 1 union all select i + 1 from n where i < 3000)
+                 select 'old' || hex(zeroblob(50)) from n;
+                 begin; update t set a = 'new' || a; delete from t where rowid > 10;",
+            )
+            .expect("fill");
+        for ending in ["", "-journal"] {
+            fs::copy(made.path().join(format!("h.db{ending}")), folder.path().join(format!("h.db{ending}")))
+                .expect("copy");
+        }
+        let read = || ["h.db", "h.db-journal"].map(|it| fs::read(folder.path().join(it)).expect("read"));
+        let before = read();
+        let copies = tempfile::tempdir().expect("temp");
+        mark(folder.path(), copies.path(), &["h.db"]).expect("mark");
+        assert!(before == read());
+        assert_eq!(rows(&copies.path().join("h.db")), 3000);
+        assert!(!copies.path().join("h.db-journal").exists());
+    }
+
+    /// A damaged frame in the log: database and log are in the mark as they are, for the check to see.
+    #[test]
+    fn a_log_that_lost_commits_is_copied_as_it_is() {
+        let (made, folder) = (tempfile::tempdir().expect("temp"), tempfile::tempdir().expect("temp"));
+        let writer = Connection::open(made.path().join("w.db")).expect("open");
+        writer
+            .execute_batch("pragma journal_mode=wal; pragma wal_autocheckpoint=0; create table t(a)")
+            .expect("fill");
+        for number in 0..50 {
+            writer.execute("insert into t values (?1)", [format!("{number}").repeat(400)]).expect("insert");
+        }
+        let copy = |ending: &str| {
+            fs::copy(made.path().join(format!("w.db{ending}")), folder.path().join(format!("w.db{ending}")))
+                .expect("copy");
+        };
+        let copies = tempfile::tempdir().expect("temp");
+        // Sound, first without and then with what living processes have agreed on.
+        copy("");
+        copy("-wal");
+        mark(folder.path(), copies.path(), &["w.db"]).expect("mark");
+        assert_eq!(rows(&copies.path().join("w.db")), 50);
+        let damaged = || {
+            let log = folder.path().join("w.db-wal");
+            let mut content = fs::read(&log).expect("read");
+            let middle = content.len() / 2;
+            content[middle..middle + 64].fill(0xff);
+            fs::write(&log, &content).expect("write");
+            content
+        };
+        for endings in [&["", "-wal"][..], &["", "-wal", "-shm"]] {
+            drop(fs::remove_file(folder.path().join("w.db-shm")));
+            endings.iter().for_each(|ending| copy(ending));
+            let content = damaged();
+            let copies = tempfile::tempdir().expect("temp");
+            let id = mark(folder.path(), copies.path(), &["w.db"]).expect("mark");
+            assert!(id.contains("in which frame ") && id.contains(" is damaged"), "{id}");
+            assert!(fs::read(copies.path().join("w.db-wal")).expect("read") == content);
+            assert!(fs::read(folder.path().join("w.db-wal")).expect("read") == content);
+        }
     }
 }

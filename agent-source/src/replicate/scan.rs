@@ -11,6 +11,7 @@ use assay_common::{
     manifest::{Entry, EntryKind, Header},
     path::{PathFault, TreePath},
     profile::FileRules,
+    sqlite,
 };
 use rustix::fs::{FileType, Stat};
 
@@ -206,7 +207,16 @@ impl Scan {
                 }
                 let live = level.live.as_ref().map(|live| (live, live.stat(&name)));
                 match (live, of_mark) {
-                    (Some((live, Ok(stat))), _) => (Arc::clone(live), stat),
+                    (Some((live, Ok(stat))), _) => {
+                        let is_late = self.rules.has_databases()
+                            && is_late_database(level.mark.as_deref(), live, &name, &stat)
+                                .map_err(|source| entry_error(&path, source))?;
+                        if is_late {
+                            self.vanished += 1;
+                            return Ok(None);
+                        }
+                        (Arc::clone(live), stat)
+                    }
                     (_, Some((mark, stat))) => (Arc::clone(mark), stat),
                     (Some((_, Err(error))), None) if error.kind() == io::ErrorKind::NotFound => {
                         self.vanished += 1;
@@ -243,6 +253,32 @@ impl Scan {
         }
         Ok(Some(Found { path, place: Some((folder, name)), stat: Some(stat), own_folder: None }))
     }
+}
+
+/// True for a SQLite database, or a file beside one, that the mark has not copied: it appeared after the mark, which the backup
+/// stands for, and read as a plain file it would be torn.
+fn is_late_database(mark: Option<&Folder>, live: &Folder, name: &[u8], stat: &Stat) -> io::Result<bool> {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Ok(false);
+    }
+    let begins = |name: &[u8]| match live.open_file(name) {
+        Ok(file) => sqlite::is_database(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    };
+    for ending in sqlite::SIDE_FILES {
+        if let Some(database) = name.strip_suffix(ending.as_bytes()).filter(|it| !it.is_empty()) {
+            if mark.is_some_and(|mark| mark.stat(database).is_ok()) {
+                return Ok(true);
+            }
+            return begins(database);
+        }
+    }
+    if !u64::try_from(stat.st_size).is_ok_and(sqlite::may_be_database) || !begins(name)? {
+        return Ok(false);
+    }
+    tracing::debug!(name = %String::from_utf8_lossy(name), "a database that the mark has not copied is left out");
+    Ok(true)
 }
 
 fn subfolder(folder: Option<&Arc<Folder>>, name: &[u8]) -> Option<Arc<Folder>> {

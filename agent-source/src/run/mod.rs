@@ -97,7 +97,8 @@ impl Context {
             databases,
             (PathBuf::from(&first.live_path), first.subdirectory.clone()),
             self.state.mark_folder(),
-        ))
+        )
+        .excluding(repository.exclude.clone()))
     }
 }
 

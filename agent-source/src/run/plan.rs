@@ -13,6 +13,7 @@ use assay_proto::v1::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Fault, MAX_ANSWER_BYTES, PROTOCOL, roots};
+use crate::mark::sqlite;
 use crate::replicate::{
     ReplicateError,
     preview::{Look, preview},
@@ -161,20 +162,34 @@ fn walk(
     (found(), missing)
 }
 
-/// The databases that the mark copies, in the tree, with their lengths; with the first that is not there when there is one.
+/// The databases that the mark copies, those that it finds among them, in the tree, with their lengths; and what is wrong first.
 fn databases(context: &Context) -> (Vec<(TreePath, u64)>, Option<Fault>) {
     let repository = &context.repository;
-    let root = &repository.header.roots[0];
-    let paths = match repository.profile.databases(&repository.vars) {
-        Ok(paths) if repository.profile.mark.kind == MarkKind::Sqlite => paths,
-        Ok(_) => Vec::new(),
+    let mut paths = match repository.profile.databases(&repository.vars) {
+        Ok(paths) if repository.profile.mark.kind == MarkKind::Sqlite => {
+            paths.into_iter().map(|path| (&repository.header.roots[0], path, true)).collect::<Vec<_>>()
+        }
+        Ok(_) => return (Vec::new(), None),
         Err(error) => return (Vec::new(), Some(Fault::configuration(error))),
     };
     let (mut found, mut missing) = (Vec::new(), None);
-    for path in paths {
+    for root in &repository.header.roots {
+        match sqlite::found(Path::new(&root.live_path), &repository.rules()) {
+            Ok(more) => paths.extend(more.into_iter().map(|path| (root, path, false))),
+            Err(error) => {
+                missing.get_or_insert_with(|| {
+                    let text = format!("databases below {} cannot be looked for: {error}", root.live_path);
+                    Fault::not_run("mark-failed", text).hint("let the agent's user read the whole root")
+                });
+            }
+        }
+    }
+    for (root, path, is_named) in paths {
         let live = Path::new(&root.live_path).join(OsStr::from_bytes(path.as_bytes()));
         let length = match live.metadata() {
             Ok(metadata) => metadata.len(),
+            // It was found a moment ago.
+            Err(_) if !is_named => continue,
             Err(error) => {
                 missing.get_or_insert_with(|| {
                     Fault::not_run("mark-failed", format!("{}: {error}", live.display()))

@@ -6,7 +6,8 @@
 use std::{fs::File, io, sync::Arc, time::Duration};
 
 use assay_common::{
-    confined::Folder, limits::MAX_READ_AGAIN, manifest::Header, path::TreePath, profile::FileRules, uncached,
+    confined::Folder, limits::MAX_READ_AGAIN, manifest::Header, path::TreePath, profile::FileRules,
+    sqlite::is_database, uncached,
 };
 use assay_proto::v1::{
     ReadAgain, ReportReadingsRequest, SecondReading, replication_service_client::ReplicationServiceClient,
@@ -82,7 +83,8 @@ impl Places {
         let Some((root, path)) = self.place(&wanted.path) else {
             return of(State::Unreadable);
         };
-        if self.rules.is_of_mark(&path) {
+        let is_database = || root.open_file_below(&path).is_ok_and(|file| is_database(file).unwrap_or(false));
+        if self.rules.is_of_mark(&path) || self.rules.has_databases() && is_database() {
             return of(State::OfMark);
         }
         match read(root, &path, wanted.size, cancel) {

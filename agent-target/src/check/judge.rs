@@ -203,6 +203,13 @@ mod tests {
         }
     }
 
+    /// A rule with a group says which part of its line is for people.
+    #[test]
+    fn the_group_of_a_rule_is_what_is_quoted() {
+        let keys = "fail_patterns = [{ pattern = '^damage: (.*)$', reason = 'damage-found' }]";
+        assert_eq!(told(keys, 1, "so far\ndamage: page 7 is bad", "").2, "page 7 is bad");
+    }
+
     #[test]
     fn each_of_several_patterns_must_match() {
         for (said, missing) in [("begun", "^done$"), ("done", "^begun$"), ("", "^begun$")] {

@@ -49,6 +49,8 @@ impl Captured {
 pub(super) struct Patterns {
     set: RegexSet,
     findings: Option<Regex>,
+    /// The rules that have a group, by their numbers in the set: the group is what is quoted.
+    grouped: BTreeMap<usize, Regex>,
     looks: Looks,
     /// Where each list begins in the set.
     retry: usize,
@@ -62,15 +64,19 @@ impl Patterns {
         let (retry, fail) = (check.must_match.len(), &check.fail_patterns);
         let inconclusive = retry + check.retry_next_candidate_on.len();
         let texts = check.must_match.iter().chain(&check.retry_next_candidate_on);
-        let rules = check.inconclusive_patterns.iter().chain(fail).map(|rule| rule.pattern.as_str());
+        let rules = || check.inconclusive_patterns.iter().chain(fail).map(|rule| &rule.pattern);
+        let grouped = rules().enumerate().filter(|(_, pattern)| pattern.regex().captures_len() > 1);
+        let grouped =
+            grouped.map(|(index, pattern)| (inconclusive + index, pattern.regex().clone())).collect();
         Ok(Self {
             set: RegexSetBuilder::new(
-                texts.map(|it| it.as_str()).chain(rules).chain(obstacles::expressions()),
+                texts.chain(rules()).map(|it| it.as_str()).chain(obstacles::expressions()),
             )
             .multi_line(true)
             .crlf(true)
             .build()?,
             findings: check.findings.as_ref().map(|pattern| pattern.regex().clone()),
+            grouped,
             looks: Looks::new(check),
             retry,
             inconclusive,
@@ -239,7 +245,9 @@ impl Capture {
             self.found.matched.entry(index).or_insert_with(|| {
                 let mut each = lines.split(|byte| *byte == b'\n');
                 let line = each.find(|line| self.patterns.set.matches(line).matched(index));
-                quote(line.unwrap_or_default())
+                let line = line.unwrap_or_default();
+                let captures = self.patterns.grouped.get(&index).and_then(|it| it.captures(line));
+                quote(captures.and_then(|it| it.get(1)).map_or(line, |group| group.as_bytes()))
             });
         }
         self.found.seen.search(&self.patterns.looks, lines);

@@ -37,7 +37,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     app,
     config::{self, Config},
-    engine::{git, postgresql},
+    engine::{git, postgresql, sqlite},
 };
 
 /// Where the configuration is when the line does not say.
@@ -166,6 +166,8 @@ enum EngineCommand {
     PostgresqlCheck(postgresql::Arguments),
     /// Check a copied git repository with a directory of our own over its objects and references
     GitCheck(git::Arguments),
+    /// Check copied SQLite databases
+    SqliteCheck(sqlite::Arguments),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -221,6 +223,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Ops(command) => ops::run(command, &cli.config, &cli.connection, cli.json),
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Engine(EngineCommand::GitCheck(arguments)) => Ok(git::check(&arguments)),
+        Command::Engine(EngineCommand::SqliteCheck(arguments)) => Ok(sqlite::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),

@@ -6,3 +6,4 @@
 pub mod git;
 pub mod postgresql;
 mod report;
+pub mod sqlite;

@@ -7,7 +7,8 @@
 //! | `not covered: PART: WHY` | a part that was not looked at |
 //! | `damage: TEXT` | known damage |
 //! | `note: TEXT` | something that a person may want to know, and that is no damage |
-//! | `unable: TEXT` | what kept the check from looking |
+//!
+//! What kept a check from looking is the only thing on standard error.
 
 use std::io::{self, Write};
 
@@ -15,6 +16,11 @@ use assay_common::path::display_bytes;
 
 /// More lines of damage, and as many of notes, than this are counted, not printed.
 const MAX_LINES: u64 = 2000;
+
+/// Says what kept a check from looking.
+pub(super) fn unable(text: &str) {
+    eprintln!("{}", display_bytes(text.trim_end().as_bytes()));
+}
 
 /// Prints what a check finds, and counts it.
 #[derive(Debug)]
@@ -71,10 +77,6 @@ impl<W: Write> Report<W> {
         }
     }
 
-    pub(super) fn unable(&mut self, text: &str) {
-        self.line(&format!("unable: {text}"));
-    }
-
     /// The last line of a check that came to its end.
     pub(super) fn done(&mut self, text: &str) {
         for (count, kind) in [(self.damage, "lines of damage"), (self.notes, "notes")] {
@@ -89,9 +91,23 @@ impl<W: Write> Report<W> {
         self.damage > 0
     }
 
-    #[cfg(test)]
     pub(super) fn into_inner(self) -> W {
         self.out
+    }
+
+    /// Says what another report of the same kind said, which holds whole lines of no damage.
+    pub(super) fn repeat(&mut self, other: &[u8]) {
+        for line in String::from_utf8_lossy(other).lines() {
+            self.line(line);
+        }
+    }
+}
+
+impl Report<Vec<u8>> {
+    /// The first damage that was told.
+    pub(super) fn first_damage(&self) -> String {
+        let text = String::from_utf8_lossy(&self.out);
+        text.lines().find_map(|line| line.strip_prefix("damage: ")).unwrap_or_default().to_owned()
     }
 }
 

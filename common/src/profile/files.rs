@@ -30,6 +30,7 @@ pub struct FileRules {
     append_only: GlobSet,
     may_change: GlobSet,
     pages: Option<(GlobSet, u32)>,
+    has_databases: bool,
 }
 
 impl FileRules {
@@ -72,6 +73,7 @@ impl FileRules {
                 None => None,
                 Some(bytes) => Some((set(&profile.copy.pages)?, bytes)),
             },
+            has_databases: profile.mark.kind == MarkKind::Sqlite,
         })
     }
 
@@ -84,6 +86,11 @@ impl FileRules {
     /// True for a file of the backup that is no copy of a live file: the engine makes it for the mark.
     pub fn is_of_mark(&self, path: &TreePath) -> bool {
         self.is_excluded(path) || self.of_mark.is_match_candidate(&candidate(path))
+    }
+
+    /// True when SQLite databases are among the files: the mark copies each, and none is copied as a plain file.
+    pub fn has_databases(&self) -> bool {
+        self.has_databases
     }
 
     /// True for a file that only grows.
@@ -131,7 +138,8 @@ impl FileRules {
 }
 
 impl Profile {
-    /// The paths of `[sqlite]` in the first root, with the variables of one repository.
+    /// The paths of `[sqlite]` in the first root, with the variables of one repository. A `*` among them stands for those that
+    /// are found, and is left out.
     ///
     /// # Errors
     /// Names the one that is no path inside the root.
@@ -147,7 +155,7 @@ impl Profile {
             let parsed = TreePath::parse(path.as_bytes()).map_err(|fault| told(&fault))?;
             if parsed.is_root() { Err(told(&"is empty")) } else { Ok(parsed) }
         };
-        paths.into_iter().map(parse).collect()
+        paths.into_iter().filter(|path| path != "*").map(parse).collect()
     }
 }
 

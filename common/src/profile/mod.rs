@@ -492,7 +492,7 @@ pub struct ExitRule {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PatternRule {
-    /// A regular expression.
+    /// A regular expression. Where it has a group, that part of the line is quoted for people.
     pub pattern: Pattern,
     /// A short stable word such as `licence-missing`.
     pub reason: String,

@@ -207,6 +207,109 @@ impl Live for Git {
             },
         },
         Damage {
+            name: "an object that is gone, and settings that tell `git fsck` to skip it",
+            outcome: Outcome::Fail,
+            names: "the object",
+            put_in: |live| {
+                let (name, file, unpause) = live.loose_blob();
+                let config = live.file("config");
+                let before = fs::read(&config).expect("read");
+                fs::write(live.file("skip"), format!("{name}\n")).expect("write");
+                let skip = live.file("skip").display().to_string();
+                run(git(&live.pair.root(0)).args(["config", "fsck.skipList", &skip]));
+                let skip = live.file("skip");
+                replace(&file, None, format!("missing blob {name}")).then(move || {
+                    fs::write(config, before).expect("write");
+                    fs::remove_file(skip).expect("remove");
+                    unpause();
+                })
+            },
+        },
+        Damage {
+            name: "an object of git LFS that is cut",
+            outcome: Outcome::Fail,
+            names: "the object",
+            put_in: |live| {
+                let name = "9b".repeat(32);
+                let folder = live.file("lfs/objects/9b/9b");
+                fs::create_dir_all(&folder).expect("mkdir");
+                add(&folder.join(&name), "the start of something larger", name)
+            },
+        },
+        Damage {
+            name: "an old commit with the time zone `-700`",
+            outcome: Outcome::Pass,
+            names: "the commit, as a note",
+            put_in: |live| {
+                let repository = live.pair.root(0);
+                let tree = run(git(&repository).args(["mktree"])).trim().to_owned();
+                let text = format!(
+                    "tree {tree}\nauthor A <a@b> 1259452800 +0000\ncommitter A <a@b> 1287367363 -700\n\nimport\n"
+                );
+                let file = live.pair.path("commit");
+                fs::write(&file, text).expect("write");
+                let mut hash = git(&repository);
+                hash.args(["hash-object", "-t", "commit", "-w", "--literally"]).arg(&file);
+                let name = run(&mut hash).trim().to_owned();
+                run(git(&repository).args(["update-ref", "refs/imported", &name]));
+                Broken::new(format!("{name}: badTimezone"), move || {
+                    run(git(&repository).args(["update-ref", "-d", "refs/imported"]));
+                })
+            },
+        },
+        Damage {
+            name: "a commit-graph that names a pruned commit",
+            outcome: Outcome::Pass,
+            names: "",
+            put_in: |live| {
+                let unpause = live.pause();
+                let repository = live.pair.root(0);
+                let tree = run(git(&repository).args(["mktree"])).trim().to_owned();
+                let name =
+                    run(git(&repository).args(["commit-tree", "-m", "topic", &tree])).trim().to_owned();
+                run(git(&repository).args(["update-ref", "refs/topic", &name]));
+                run(git(&repository).args(["commit-graph", "write", "--reachable"]));
+                run(git(&repository).args(["update-ref", "-d", "refs/topic"]));
+                let file = live.file("objects").join(&name[..2]).join(&name[2..]);
+                fs::remove_file(file).expect("the pruned commit");
+                let graph = live.file("objects/info/commit-graph");
+                Broken::new("", move || {
+                    fs::remove_file(graph).expect("remove");
+                    unpause();
+                })
+            },
+        },
+        Damage {
+            name: "a symbolic reference that leads nowhere",
+            outcome: Outcome::Pass,
+            names: "the reference, as a note",
+            put_in: |live| {
+                let repository = live.pair.root(0);
+                let name = "refs/remotes/origin/HEAD";
+                run(git(&repository).args(["symbolic-ref", name, "refs/remotes/origin/gone"]));
+                Broken::new(
+                    format!("{name} leads to refs/remotes/origin/gone, which is not there"),
+                    move || {
+                        run(git(&repository).args(["symbolic-ref", "--delete", name]));
+                    },
+                )
+            },
+        },
+        Damage {
+            name: "`HEAD` outside `refs/heads`",
+            outcome: Outcome::Pass,
+            names: "the reference, as a note",
+            put_in: |live| {
+                let repository = live.pair.root(0);
+                run(git(&repository).args(["update-ref", "refs/meta/config", "refs/heads/writer0"]));
+                run(git(&repository).args(["symbolic-ref", "HEAD", "refs/meta/config"]));
+                Broken::new("HEAD leads to refs/meta/config", move || {
+                    run(git(&repository).args(["symbolic-ref", "HEAD", "refs/heads/main"]));
+                    run(git(&repository).args(["update-ref", "-d", "refs/meta/config"]));
+                })
+            },
+        },
+        Damage {
             name: "objects borrowed from elsewhere",
             outcome: Outcome::Inconclusive,
             names: "where they are",

@@ -30,7 +30,7 @@ use std::{
 };
 
 use self::{view::View, words::Meaning};
-use super::report::Report;
+use super::report::{self, Report};
 use crate::check::obstacles::obstacle;
 
 /// Lines of damage whose objects are looked for in the history, and that are kept for it.
@@ -157,7 +157,7 @@ pub fn check(arguments: &Arguments) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(unable) => {
-            report.unable(unable.message());
+            report::unable(unable.message());
             ExitCode::from(unable.code())
         }
     }
@@ -271,11 +271,13 @@ impl Repository<'_> {
         if is_damaged || !damage.is_empty() {
             return Ok(());
         }
+        // Next to an unknown complaint, a known one explains nothing.
+        let is_unknown = code != 0 && said.unknown.is_some();
         let line = said.unknown.map(|line| format!(": {line}")).unwrap_or_default();
         if let Some(obstacle) = said.obstacle {
             return Err(Unable::Checker(obstacle));
         }
-        if code >= 128 || code & !said.explained != 0 {
+        if is_unknown || code >= 128 || code & !said.explained != 0 {
             let message =
                 format!("git fsck ended with exit code {code}, and no word of it is known as damage{line}");
             let is_format = ["repo version", "repository extension", "repository format"];

@@ -96,11 +96,9 @@ impl Bed {
             (Ok(()), _) => 0,
             (Err(unable), _) => unable.code(),
         };
-        if let Err(unable) = &ended {
-            report.unable(unable.message());
-        }
         let text = String::from_utf8(report.into_inner()).expect("text");
-        Checked { lines: text.lines().map(str::to_owned).collect(), code }
+        let unable = ended.err().map(|unable| unable.message().to_owned());
+        Checked { lines: text.lines().map(str::to_owned).chain(unable).collect(), code }
     }
 
     /// The file of a loose object, made writable.
@@ -191,6 +189,9 @@ fn style_and_dangling_names_are_no_damage() {
         let name = bed.feed("r", &["hash-object", "-t", "commit", "-w", "--stdin", "--literally"], &text);
         bed.git("r", &["update-ref", &format!("refs/heads/{branch}"), &name]);
     }
+    bed.check("r/.git").ends(0).says("badTimezone");
+    // In a pack, fsck counts them as errors of the pack.
+    bed.git("r", &["repack", "-adq"]);
     bed.git("r", &["symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/gone"]);
     bed.write("r/.git/refs/heads/main (conflicted copy)", &format!("{head}\n"));
     bed.write("r/.git/objects/pack/notes.txt", "of somebody");

@@ -28,6 +28,8 @@ pub(super) enum Meaning {
 /// Bits of the exit code of `git fsck`.
 pub(super) const OBJECT: i32 = 1;
 pub(super) const REACHABLE: i32 = 2;
+/// Set for a pack that is broken, and for one that holds an object whose form fsck does not like.
+pub(super) const PACK: i32 = 4;
 pub(super) const REFS: i32 = 8;
 
 /// An expression for a line, what the line means, and the bits of the exit code that it explains. The first that matches counts.
@@ -42,7 +44,7 @@ const ROWS: &[(&str, Meaning, i32)] = &[
         OBJECT,
     ),
     // An object of a form that fsck does not like: time zones, dates, names, modes, entries out of order, .gitmodules …
-    (r"^error in \S+ [0-9a-f]{40,64}(?: \(.*\))?: [a-z][A-Za-z0-9]*: ", Meaning::Note, OBJECT),
+    (r"^error in \S+ [0-9a-f]{40,64}(?: \(.*\))?: [a-z][A-Za-z0-9]*: ", Meaning::Note, OBJECT | PACK),
     (r"^error in ", Meaning::Damage, OBJECT),
     (r"^warning in ", Meaning::Note, 0),
     // References.

@@ -1,0 +1,531 @@
+//! `engine sqlite-check`: SQLite's own checks over copied databases, by the SQLite that this program brings.
+//!
+//! | exit code | what it means |
+//! | --- | --- |
+//! | 0 | nothing is wrong |
+//! | 1 | damage: lines `damage: …` say what |
+//! | 10 | the database is of a newer SQLite than this program knows |
+//! | 12 | SQLite could not do its work |
+//! | 13 | a database that must be there is not |
+//! | 14 | a complaint that depends on functions or collations of the application |
+//!
+//! A database is opened read-only and unchangeable: no journal, no log and no settings file beside it is read or written, and no
+//! extension is loaded. What the rows of `PRAGMA integrity_check` mean stands in [`words`]; it also calls the checks of full-text
+//! and spatial tables. Databases that the configuration does not name are looked at as well; they never decide the outcome.
+
+mod schema;
+mod words;
+
+use std::{
+    fmt::Write as _,
+    fs::{self, OpenOptions},
+    io,
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use assay_common::{
+    path::display_bytes,
+    sqlite::{is_database, may_be_database, read_wal},
+};
+use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
+use rustix::fs::OFlags;
+
+use self::{
+    schema::{Own, Schema},
+    words::Meaning,
+};
+use super::report::{self, Report};
+
+/// Rows of damage of one database that are told; more of the same would not tell more.
+const MAX_DAMAGE: u64 = 200;
+/// Rows that break a foreign key and are told, of one database.
+const MAX_KEYS: u64 = 100;
+
+/// What to check, and how.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The step
+    #[arg(value_enum)]
+    step: Step,
+    /// The folder that the databases are in
+    #[arg(long)]
+    root: PathBuf,
+    /// What a row means that refers to none
+    #[arg(long, value_enum, default_value_t = Keys::Report)]
+    foreign_keys: Keys,
+    /// The databases, relative to the folder; * stands for all that are found
+    #[arg(required = true)]
+    databases: Vec<PathBuf>,
+}
+
+/// A step of the check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Step {
+    /// `PRAGMA integrity_check`
+    Integrity,
+    /// `PRAGMA foreign_key_check`
+    ForeignKeys,
+}
+
+/// What is done about foreign keys. SQLite enforces them only where the application asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Keys {
+    /// They are not looked at
+    Off,
+    /// A row that refers to none is told
+    Report,
+    /// A row that refers to none is damage
+    Fail,
+}
+
+/// What kept the check from looking.
+#[derive(Debug)]
+enum Unable {
+    Version(String),
+    Checker(String),
+    Absent(String),
+    Application(String),
+}
+
+impl Unable {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Version(_) => 10,
+            Self::Checker(_) => 12,
+            Self::Absent(_) => 13,
+            Self::Application(_) => 14,
+        }
+    }
+
+    fn message(&self) -> &str {
+        match self {
+            Self::Version(it) | Self::Checker(it) | Self::Absent(it) | Self::Application(it) => it,
+        }
+    }
+}
+
+/// Runs the check. Its exit code is that of the table above.
+pub fn check(arguments: &Arguments) -> ExitCode {
+    let mut report = Report::new();
+    match run(arguments, &mut report) {
+        _ if report.is_damaged() => {
+            report.done("sqlite: damaged");
+            ExitCode::from(1)
+        }
+        Ok(()) => {
+            report.done("sqlite: checked");
+            ExitCode::SUCCESS
+        }
+        Err(unable) => {
+            report::unable(unable.message());
+            ExitCode::from(unable.code())
+        }
+    }
+}
+
+fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<(), Unable> {
+    report.engine(&format!("SQLite {}", rusqlite::version()));
+    let root = &arguments.root;
+    let found = databases(root).map_err(|error| Unable::Checker(format!("{}: {error}", root.display())))?;
+    let is_all = arguments.databases.iter().any(|it| it == Path::new("*"));
+    let mut named: Vec<_> = arguments.databases.iter().filter(|it| *it != Path::new("*")).cloned().collect();
+    let others: Vec<_> = found.into_iter().filter(|it| !named.contains(it)).collect();
+    if is_all {
+        named.extend(others.iter().cloned());
+    }
+    let mut first = None;
+    let mut checked = 0;
+    for path in &named {
+        // Every database is looked at, so that damage is found behind one that cannot be.
+        match (Database { root, path, keys: arguments.foreign_keys }).check(arguments.step, report) {
+            Ok(()) => checked += 1,
+            Err(unable) => drop(first.get_or_insert(unable)),
+        }
+    }
+    // One look says all that is said of them.
+    if !is_all && arguments.step == Step::Integrity {
+        for path in &others {
+            let shown = display_bytes(path.as_os_str().as_bytes());
+            let mut own = Report::to(Vec::new());
+            let ended =
+                (Database { root, path, keys: arguments.foreign_keys }).check(arguments.step, &mut own);
+            let why = match ended {
+                Err(unable) => unable.message().to_owned(),
+                Ok(()) if own.is_damaged() => own.first_damage(),
+                Ok(()) => {
+                    report.repeat(&own.into_inner());
+                    checked += 1;
+                    continue;
+                }
+            };
+            report.not_covered(
+                &shown,
+                &format!("{why}; name it in vars.databases to have it decide the outcome"),
+            );
+        }
+    }
+    report.checked(
+        checked,
+        if arguments.step == Step::Integrity { "databases" } else { "databases for foreign keys" },
+    );
+    if named.is_empty() {
+        return Err(Unable::Absent(format!("no database is in {}", root.display())));
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// The databases in a folder, by their first bytes, sorted. Links are not followed.
+fn databases(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let (mut found, mut folders) = (Vec::new(), vec![PathBuf::new()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(root.join(&folder))? {
+            let entry = entry?;
+            let (path, metadata) = (folder.join(entry.file_name()), entry.metadata()?);
+            if metadata.is_dir() {
+                folders.push(path);
+            } else if metadata.is_file()
+                && may_be_database(metadata.len())
+                && is_database(open(&entry.path())?)?
+            {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn open(path: &Path) -> io::Result<fs::File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+    OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)
+}
+
+/// One copied database.
+struct Database<'a> {
+    root: &'a Path,
+    path: &'a Path,
+    keys: Keys,
+}
+
+impl Database<'_> {
+    fn shown(&self) -> String {
+        display_bytes(self.path.as_os_str().as_bytes())
+    }
+
+    fn check<W: io::Write>(&self, step: Step, report: &mut Report<W>) -> Result<(), Unable> {
+        let shown = self.shown();
+        let file = self.root.join(self.path);
+        match fs::symlink_metadata(&file) {
+            Ok(found) if found.is_file() => {}
+            Ok(_) => return Err(Unable::Absent(format!("{shown} is not a regular file"))),
+            Err(error) => return Err(Unable::Absent(format!("{shown}: {error}"))),
+        }
+        if self.has_lost_log(report)? {
+            return Ok(());
+        }
+        let ended = match step {
+            Step::Integrity => self.integrity(&file, report),
+            Step::ForeignKeys => self.foreign_keys(&file, report),
+        };
+        match ended {
+            Ok(ended) => ended,
+            Err(error) => self.judge(&error, report),
+        }
+    }
+
+    /// A mark copies a write-ahead log beside its database only when the log has lost something.
+    fn has_lost_log<W: io::Write>(&self, report: &mut Report<W>) -> Result<bool, Unable> {
+        let mut name = self.root.join(self.path).into_os_string();
+        name.push("-wal");
+        let log = match open(Path::new(&name)) {
+            Ok(log) => log,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Unable::Checker(format!("{}-wal: {error}", self.shown()))),
+        };
+        let failed = |error: io::Error| Unable::Checker(format!("{}-wal: {error}", self.shown()));
+        let mut header = [0; 18];
+        io::Read::read_exact(&mut open(&self.root.join(self.path)).map_err(failed)?, &mut header)
+            .map_err(failed)?;
+        let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
+            1 => 65536,
+            bytes => u32::from(bytes),
+        };
+        let wal = read_wal(io::BufReader::with_capacity(1 << 20, log), page_bytes).map_err(failed)?;
+        let Some(broken) = &wal.broken else {
+            let message = format!("{}-wal is in the copy, and nothing is wrong in it", self.shown());
+            return Err(Unable::Checker(message));
+        };
+        let loss = wal.loss(None).unwrap_or_else(|| format!("frame {} is damaged", broken.number));
+        report.damage(&format!("{}-wal: {loss}", self.shown()));
+        Ok(true)
+    }
+
+    fn connect(&self, file: &Path) -> rusqlite::Result<Connection> {
+        let mut uri = "file:".to_owned();
+        for byte in file.as_os_str().as_bytes() {
+            if byte.is_ascii_alphanumeric() || b"/-_.".contains(byte) {
+                uri.push(char::from(*byte));
+            } else {
+                let _ = write!(uri, "%{byte:02x}");
+            }
+        }
+        uri.push_str("?immutable=1");
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(uri, flags)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        connection.execute_batch(
+            "pragma cell_size_check = on; pragma temp_store = memory; pragma query_only = on",
+        )?;
+        Ok(connection)
+    }
+
+    fn integrity<W: io::Write>(
+        &self,
+        file: &Path,
+        report: &mut Report<W>,
+    ) -> rusqlite::Result<Result<(), Unable>> {
+        let connection = self.connect(file)?;
+        let schema = Schema::read(&connection)?;
+        let mut reading = Reading { database: self, schema: &schema, report, damage: 0, unable: None };
+        match reading.rows(&connection, &format!("pragma integrity_check({})", i32::MAX)) {
+            // One table that this program cannot read keeps it from looking at all of them.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+                reading.by_table(&connection)?
+            }
+            ended => ended?,
+        }
+        if let Some(unable) = reading.unable {
+            return Ok(Err(unable));
+        }
+        report.checked(schema.tables, "tables");
+        report.checked(schema.indexes, "indexes");
+        report.checked(schema.modules, "full-text and spatial indexes");
+        self.tell_not_covered(&schema, report);
+        Ok(Ok(()))
+    }
+
+    fn tell_not_covered<W: io::Write>(&self, schema: &Schema, report: &mut Report<W>) {
+        let shown = self.shown();
+        for (kind, list) in
+            [("index", &schema.dependent_indexes), ("constraints of table", &schema.dependent_tables)]
+        {
+            for (name, own) in list {
+                if let Own::Unknown(what) = own {
+                    report.not_covered(
+                        &format!("{shown} {kind} {name}"),
+                        &format!("it depends on {what} of the application"),
+                    );
+                }
+            }
+        }
+        for (table, why) in &schema.unreadable {
+            report.not_covered(&format!("{shown} table {table}"), why);
+        }
+        for table in &schema.external_content {
+            let why = "the index is sound, and nothing compares it with the content of the other table";
+            report.not_covered(&format!("{shown} full-text index {table}"), why);
+        }
+    }
+
+    fn foreign_keys<W: io::Write>(
+        &self,
+        file: &Path,
+        report: &mut Report<W>,
+    ) -> rusqlite::Result<Result<(), Unable>> {
+        if self.keys == Keys::Off {
+            return Ok(Ok(()));
+        }
+        let shown = self.shown();
+        let connection = self.connect(file)?;
+        Schema::read(&connection)?;
+        let mut statement = connection.prepare(
+            "select name from sqlite_schema where type = 'table' and exists (select 1 from pragma_foreign_key_list(name))",
+        )?;
+        let tables = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+        for table in tables {
+            let mut count = 0_u64;
+            let mut look = || -> rusqlite::Result<()> {
+                let mut statement = connection
+                    .prepare("select coalesce(rowid, '?'), parent from pragma_foreign_key_check(?1)")?;
+                let mut rows = statement.query([&table])?;
+                while let Some(row) = rows.next()? {
+                    let rowid: rusqlite::types::Value = row.get(0)?;
+                    let rowid = match rowid {
+                        rusqlite::types::Value::Integer(rowid) => rowid.to_string(),
+                        _ => "?".to_owned(),
+                    };
+                    let parent: String = row.get(1)?;
+                    count += 1;
+                    let text =
+                        format!("{shown}: {table} row {rowid} refers to {parent}, which has no such row");
+                    match self.keys {
+                        Keys::Fail if count <= MAX_KEYS => report.damage(&text),
+                        Keys::Report if count <= MAX_KEYS => report.note(&text),
+                        _ => {}
+                    }
+                }
+                Ok(())
+            };
+            match look() {
+                Ok(()) => {}
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+                    report.not_covered(&format!("{shown} foreign keys of {table}"), &text_of(&error));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if count > 0 && self.keys == Keys::Report {
+                let why = format!(
+                    "{count} rows refer to rows that are not there, which SQLite allows where keys are not enforced; \
+                     vars.foreign_keys = \"fail\" makes that FAIL"
+                );
+                report.not_covered(&format!("{shown} foreign keys of {table}"), &why);
+            }
+            report.checked(1, "tables with foreign keys");
+        }
+        Ok(Ok(()))
+    }
+
+    /// What an error of SQLite means.
+    fn judge<W: io::Write>(&self, error: &rusqlite::Error, report: &mut Report<W>) -> Result<(), Unable> {
+        let text = format!("{}: {}", self.shown(), text_of(error));
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) if self.is_newer() => {
+                Err(Unable::Version(format!(
+                    "{text}; a newer SQLite than {} has written it",
+                    rusqlite::version()
+                )))
+            }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                report.damage(&text);
+                Ok(())
+            }
+            _ => Err(Unable::Checker(text)),
+        }
+    }
+
+    /// True for a file whose form a newer SQLite has chosen: its version for readers, or a schema that this one cannot read.
+    fn is_newer(&self) -> bool {
+        let mut header = [0; 100];
+        let read = open(&self.root.join(self.path))
+            .and_then(|mut file| io::Read::read_exact(&mut file, &mut header));
+        let number =
+            |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let own = u32::try_from(rusqlite::version_number()).unwrap_or(u32::MAX);
+        // A number that no SQLite has is damage.
+        read.is_ok()
+            && (own + 1..own + 10_000_000).contains(&number(96))
+            && header.starts_with(b"SQLite format 3\0")
+    }
+}
+
+fn text_of(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(_, Some(message)) => message.clone(),
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        error => error.to_string(),
+    }
+}
+
+/// The rows of an integrity check as they come.
+struct Reading<'a, W: io::Write> {
+    database: &'a Database<'a>,
+    schema: &'a Schema,
+    report: &'a mut Report<W>,
+    damage: u64,
+    unable: Option<Unable>,
+}
+
+impl<W: io::Write> Reading<'_, W> {
+    fn rows(&mut self, connection: &Connection, query: &str) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare(query)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let text: String = row.get(0)?;
+            for line in text.lines().filter(|line| !line.trim().is_empty()) {
+                self.take(line);
+            }
+            if self.damage >= MAX_DAMAGE {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn by_table(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let mut statement = connection.prepare("select name from sqlite_schema where type = 'table'")?;
+        let tables = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+        for table in tables {
+            let quoted = table.replace('\'', "''");
+            match self.rows(connection, &format!("pragma integrity_check('{quoted}')")) {
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+                    let part = format!("{} table {table}", self.database.shown());
+                    self.report.not_covered(&part, &text_of(&error));
+                }
+                ended => ended?,
+            }
+        }
+        let part = format!("{} free pages", self.database.shown());
+        self.report
+            .not_covered(&part, "SQLite looks for pages without an owner only where it can read every table");
+        Ok(())
+    }
+
+    fn take(&mut self, row: &str) {
+        let shown = self.database.shown();
+        let after =
+            |words: &str| row.split_once(words).map(|(_, name)| name.trim().to_owned()).unwrap_or_default();
+        let table_of = |name: &str| {
+            let mut tables = self.schema.dependent_tables.iter();
+            tables.find(|(table, _)| {
+                name == *table || name.strip_prefix(*table).is_some_and(|it| it.starts_with('.'))
+            })
+        };
+        let own = match words::meaning(row) {
+            Some(Meaning::Silent) => return,
+            Some(Meaning::Note) => return self.report.note(&format!("{shown}: {row}")),
+            Some(Meaning::Damage) => None,
+            Some(Meaning::Unread) => {
+                let name = after(" table ");
+                let (name, why) = name.split_once(": ").unwrap_or((&name, "it cannot be read"));
+                let why =
+                    format!("SQLite says \"{why}\", as it does where the tokenizer is the application's");
+                return self.report.not_covered(&format!("{shown} full-text index {name}"), &why);
+            }
+            Some(Meaning::Index) => self.schema.dependent_indexes.get(&after(" index ")).cloned(),
+            Some(Meaning::Constraint) => table_of(&after(" in ")).map(|(_, own)| own.clone()),
+            Some(Meaning::Order) => {
+                let start = format!("sqlite_autoindex_{}_", after(" order for "));
+                let mut indexes = self.schema.dependent_indexes.iter();
+                indexes.find(|(name, _)| name.starts_with(&start)).map(|(_, own)| own.clone())
+            }
+            None => {
+                let message = format!("{shown}: SQLite says \"{row}\", which is not known as damage");
+                self.unable.get_or_insert(Unable::Checker(message));
+                return;
+            }
+        };
+        match own {
+            None => {
+                self.damage += 1;
+                self.report.damage(&format!("{shown}: {row}"));
+            }
+            // It is named as not covered, once.
+            Some(Own::Unknown(_)) => {}
+            Some(Own::Replaceable(what)) => {
+                let message = format!(
+                    "{shown}: {row}; the application may have replaced {what}, so PRAGMA integrity_check on the live host decides"
+                );
+                self.unable.get_or_insert(Unable::Application(message));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
