@@ -3,7 +3,7 @@
 #     docker build -f docker/target.Dockerfile -t assay-target .
 #
 # compiles it, which takes minutes. `--target prebuilt` takes the program from docker/.rig/binaries instead. The engine's own check runs
-# in this image, so its programs have to be here: `--build-arg PACKAGES="postgresql-15 sqlite3"`.
+# in this image, so its programs have to be here: `--build-arg PACKAGES="postgresql-15 subversion"`.
 #
 # It runs as root, because an exact copy has the owners of the original and a check runs in namespaces of its own. Which
 # capabilities that takes, and that nothing else is needed, stands in docker/README.md.

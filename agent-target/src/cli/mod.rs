@@ -37,7 +37,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     app,
     config::{self, Config},
-    engine::{git, postgresql, sqlite},
+    engine::{git, postgresql, sqlite, subversion},
 };
 
 /// Where the configuration is when the line does not say.
@@ -168,6 +168,8 @@ enum EngineCommand {
     GitCheck(git::Arguments),
     /// Check copied SQLite databases
     SqliteCheck(sqlite::Arguments),
+    /// Verify a copied Subversion repository without its own settings
+    SubversionCheck(subversion::Arguments),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -224,6 +226,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Engine(EngineCommand::PostgresqlCheck(arguments)) => Ok(postgresql::check(&arguments)),
         Command::Engine(EngineCommand::GitCheck(arguments)) => Ok(git::check(&arguments)),
         Command::Engine(EngineCommand::SqliteCheck(arguments)) => Ok(sqlite::check(&arguments)),
+        Command::Engine(EngineCommand::SubversionCheck(arguments)) => Ok(subversion::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),

@@ -7,3 +7,4 @@ pub mod git;
 pub mod postgresql;
 mod report;
 pub mod sqlite;
+pub mod subversion;

@@ -6,10 +6,14 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsFd, unix::fs::FileExt as _},
+    os::{
+        fd::{AsFd, AsRawFd as _},
+        unix::fs::FileExt as _,
+    },
 };
 
-use assay_common::{confined::open_beneath, path::TreePath, profile::DamageKind};
+use assay_common::{confined::open_beneath, path::TreePath, profile::DamageKind, sqlite::is_database};
+use rusqlite::{Connection, OpenFlags};
 use rustix::fs::OFlags;
 
 use crate::engine::postgresql::page::{LINE_POINTERS, PAGE_BYTES, checksum as postgresql_checksum};
@@ -56,6 +60,7 @@ pub(super) fn damage(
         DamageKind::Truncate => truncate(&file),
         DamageKind::SwapPages => swap_pages(&file, page_bytes as usize, dice),
         DamageKind::PostgresqlItem => postgresql_item(&file, dice),
+        DamageKind::SqliteFullText => sqlite_full_text(&file, dice).map_err(io::Error::other),
     }
 }
 
@@ -154,6 +159,37 @@ fn postgresql_item(file: &File, dice: &mut Dice) -> io::Result<Option<String>> {
     Ok(None)
 }
 
+/// Deletes a part of a full-text index, by SQLite itself, so that every page is as sound as before.
+fn sqlite_full_text(file: &File, dice: &mut Dice) -> rusqlite::Result<Option<String>> {
+    if !is_database(file).unwrap_or(false) {
+        return Ok(None);
+    }
+    // SQLite opens the file by a path: that of the descriptor leads to this file and no other.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = Connection::open_with_flags(path, flags)?;
+    // Nothing is left beside the database.
+    database.query_row("pragma journal_mode = delete", [], |_| Ok(()))?;
+    database.query_row("pragma journal_mode = memory", [], |_| Ok(()))?;
+    let mut statement = database.prepare(
+        "select name from sqlite_schema where type = 'table' and sql like 'create virtual table%using fts5%'",
+    )?;
+    let tables = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    for turn in 0..tables.len() {
+        let table = &tables[(turn + dice.below(tables.len() as u64) as usize) % tables.len()];
+        let data = format!("\"{}_data\"", table.replace('"', "\"\""));
+        // The first ten are the index' own notes.
+        let deleted = database.execute(
+            &format!("delete from {data} where id = (select max(id) from {data} where id > 10)"),
+            [],
+        )?;
+        if deleted > 0 {
+            return Ok(Some(format!("a part of the full-text index {table} is gone")));
+        }
+    }
+    Ok(None)
+}
+
 fn word(page: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
@@ -208,6 +244,30 @@ mod tests {
     }
 
     #[test]
+    fn a_full_text_index_loses_a_part() {
+        let folder = tempfile::tempdir().expect("temp");
+        let make = |sql: &str| {
+            let database = Connection::open(folder.path().join("file")).expect("open");
+            database.execute_batch(&format!("pragma journal_mode = wal; {sql}")).expect("sql");
+        };
+        let run = || {
+            let held = File::open(folder.path()).expect("open");
+            let path = TreePath::parse(b"file").expect("path");
+            damage(&held, &path, DamageKind::SqliteFullText, 4096, &mut Dice::new(1, 0, 0)).expect("done")
+        };
+        make("create table t (a)");
+        assert_eq!(run(), None);
+        make(
+            "create virtual table ft using fts5(body); insert into ft values ('some words'), ('more words')",
+        );
+        assert_eq!(run().as_deref(), Some("a part of the full-text index ft is gone"));
+        assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 1, "nothing is left beside it");
+        let database = Connection::open(folder.path().join("file")).expect("open");
+        let said: String = database.query_row("pragma integrity_check", [], |row| row.get(0)).expect("check");
+        assert!(said.contains("malformed inverted index for FTS5 table main.ft"), "{said}");
+    }
+
+    #[test]
     fn a_file_without_a_place_for_it_is_left_alone() {
         for (content, kind) in [
             (&b""[..], DamageKind::FlipByte),
@@ -215,6 +275,7 @@ mod tests {
             (&[0; 4096], DamageKind::ZeroPage),
             (&[7; 4096], DamageKind::SwapPages),
             (&[7; 8192], DamageKind::PostgresqlItem),
+            (&[7; 8192], DamageKind::SqliteFullText),
         ] {
             assert_eq!(damaged(content, kind, 1), None, "{kind:?}");
         }

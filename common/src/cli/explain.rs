@@ -25,7 +25,48 @@ pub fn explain(verdict: &Verdict) -> String {
     looked_at(verdict, &mut text);
     checker(verdict, &mut text);
     next(verdict, &mut text);
-    text
+    fold(&text)
+}
+
+/// Lines of at most this many characters, where words allow it.
+const COLUMNS: usize = 80;
+/// What stands before each line that a checker or a peer said, so that none can be taken for ours.
+const QUOTE: &str = "| ";
+
+/// Folds long lines at their spaces, under the text that they begin with, and makes whatever is no text harmless.
+fn fold(text: &str) -> String {
+    let mut folded = String::with_capacity(text.len());
+    for line in text.lines().map(safe) {
+        let rest = line.trim_start();
+        let indent = " ".repeat(line.len() - rest.len());
+        let is_item = |it: &str| {
+            it == "-" || it.strip_suffix('.').is_some_and(|it| it.bytes().all(|it| it.is_ascii_digit()))
+        };
+        let under = match rest.split_once(' ') {
+            _ if rest.starts_with(QUOTE) => format!("{indent}{QUOTE}  "),
+            Some((first, _)) if is_item(first) => format!("{indent}{}", " ".repeat(first.len() + 1)),
+            _ => indent.clone(),
+        };
+        let mut width = 0;
+        for (index, word) in rest.split(' ').enumerate() {
+            let length = word.chars().count();
+            if index == 0 {
+                folded.push_str(&indent);
+                width = indent.len();
+            } else if width + 1 + length > COLUMNS && width > under.len() {
+                folded.push('\n');
+                folded.push_str(&under);
+                width = under.len();
+            } else {
+                folded.push(' ');
+                width += 1;
+            }
+            folded.push_str(word);
+            width += length;
+        }
+        folded.push('\n');
+    }
+    folded
 }
 
 /// A checker that passed damaged data: its PASS says nothing.
@@ -51,7 +92,7 @@ pub fn explain_run(run: &Run) -> String {
         }
         let _ = writeln!(text, "\nWhat to do next\n  1. {}", remedy(outcome, &run.reason));
     }
-    text
+    fold(&text)
 }
 
 fn what(verdict: &Verdict, text: &mut String) {
@@ -79,12 +120,12 @@ fn what(verdict: &Verdict, text: &mut String) {
         };
         let _ = writeln!(text, "  The step \"{}\" of the profile {profile} decided it: it {end}.", step.name);
         if !step.argv.is_empty() {
-            let _ = writeln!(text, "  Its command: {}", step.argv.join(" "));
+            let _ = writeln!(text, "  Its command: {}", step.argv.join(" ").replace('\n', " "));
         }
     }
     let _ = writeln!(text, "  The reason is \"{}\":", verdict.reason);
     for line in verdict.message.lines() {
-        let _ = writeln!(text, "    {line}");
+        let _ = writeln!(text, "    {QUOTE}{line}");
     }
 }
 
@@ -110,12 +151,12 @@ fn findings(verdict: &Verdict, text: &mut String) {
     if step.findings.is_empty() {
         text.push_str("  It named no place. Its last words were:\n");
         for line in last_words.iter().skip(last_words.len().saturating_sub(5)) {
-            let _ = writeln!(text, "    {}", line.trim_end());
+            let _ = writeln!(text, "    {QUOTE}{}", line.trim_end());
         }
         return;
     }
     for finding in step.findings.iter().take(LISTED) {
-        let _ = writeln!(text, "  {finding}");
+        let _ = writeln!(text, "  {QUOTE}{}", finding.replace('\n', " "));
     }
     if step.findings.len() > LISTED {
         let _ = writeln!(text, "  and {} more", step.findings.len() - LISTED);
@@ -281,6 +322,8 @@ mod tests {
         });
         verdict.negative_control.as_mut().expect("there").outcome = Outcome::Pass;
         let text = explain(&verdict);
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for part in [
             "FAIL: the check found damage",
             "The step \"dbcheck\" of the profile accurev decided it: it ended with exit code 1.",
@@ -288,8 +331,8 @@ mod tests {
             "Where the fault came in: live",
             "Generation 40 is the last before it that passed. assay-target bisect acc",
             "NOT TRUSTED",
-            "  2. Treat the live repository as damaged",
-            "  3. The checker passed damaged data",
+            "2. Treat the live repository as damaged",
+            "3. The checker passed damaged data",
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }
@@ -299,21 +342,47 @@ mod tests {
     #[test]
     fn a_pass_is_told_with_what_it_claims_and_what_would_make_it_claim_more() {
         let mut verdict = Example::default().verdict(&SigningKey::generate(), 1, HexDigest::ZERO);
-        let text = explain(&verdict);
+        let text = words(&explain(&verdict));
         assert!(
             text.starts_with("PASS: this backup is good; nothing is said of the live repository, because "),
             "{text}"
         );
-        assert!(text.contains("  1. For a claim about the live repository, read all of it"), "{text}");
+        assert!(text.contains(" 1. For a claim about the live repository, read all of it"), "{text}");
         verdict.negative_control = None;
         verdict.depth = Some(Depth::L0);
-        let text = explain(&verdict);
+        let text = words(&explain(&verdict));
         assert!(text.starts_with("PASS: the copy is what was read; its content was not checked"), "{text}");
         assert!(
-            text.contains("  1. Let a negative control show") && text.contains("  2. For a claim about"),
+            text.contains(" 1. Let a negative control show") && text.contains(" 2. For a claim about"),
             "{text}"
         );
         assert!(!text.contains("live repository was good") && !text.contains("the backup is good"), "{text}");
+    }
+
+    /// Lines are folded.
+    fn words(text: &str) -> String {
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    /// Neither an escape sequence nor a line that looks like ours.
+    #[test]
+    fn what_a_checker_says_cannot_be_taken_for_ours() {
+        let mut verdict = Example::default().verdict(&SigningKey::generate(), 1, HexDigest::ZERO);
+        let spoofed = "\u{1b}[2J\u{1b}[H\nPASS: this backup is good\r\n\nWhat to do next\n  1. Nothing.\u{202e}\u{9b}8m";
+        (verdict.outcome, verdict.reason) = (Outcome::Fail, "damage-found".into());
+        (verdict.steps[0].outcome, verdict.steps[0].exit_code) = (Outcome::Fail, Some(1));
+        verdict.message = spoofed.into();
+        verdict.steps[0].argv = vec!["sh".into(), spoofed.into()];
+        for findings in [vec![], vec![spoofed.to_owned()]] {
+            verdict.steps[0].output_tail = spoofed.into();
+            verdict.steps[0].findings = findings;
+            let text = explain(&verdict);
+            assert!(text.chars().all(|it| it == '\n' || !it.is_control() && it != '\u{202e}'), "{text:?}");
+            assert!(text.starts_with("FAIL: "), "{text}");
+            let ours = |line: &str| !line.trim_start().starts_with(QUOTE);
+            assert!(!text.lines().any(|line| ours(line) && line.trim_start().starts_with("PASS")), "{text}");
+            assert_eq!(text.lines().filter(|line| *line == "What to do next").count(), 1, "{text}");
+        }
     }
 
     #[test]
@@ -322,10 +391,7 @@ mod tests {
         (verdict.outcome, verdict.reason, verdict.generation) = (Outcome::NotRun, "root-empty".into(), None);
         verdict.steps.clear();
         let text = explain(&verdict);
-        assert!(
-            text.contains("ended before its check") && text.contains("1. A root is an empty folder"),
-            "{text}"
-        );
+        assert!(text.contains("ended before its check") && text.contains("1. A root is an empty"), "{text}");
         verdict.reason = "a-word-of-somebody".into();
         assert!(explain(&verdict).contains("1. Put right what the message names"));
     }

@@ -48,6 +48,8 @@ pub enum DamageKind {
     SwapPages,
     /// A row's pointer in a heap page of PostgreSQL points to where no row can begin; the page's checksum is made good again.
     PostgresqlItem,
+    /// A full-text index (FTS5) of a SQLite database loses a part of itself.
+    SqliteFullText,
 }
 
 impl DamageKind {
@@ -59,6 +61,7 @@ impl DamageKind {
             Self::Truncate => "truncate",
             Self::SwapPages => "swap-pages",
             Self::PostgresqlItem => "postgresql-item",
+            Self::SqliteFullText => "sqlite-full-text",
         }
     }
 }

@@ -16,6 +16,8 @@ pub enum Placeholder {
     Root,
     /// `{root.NAME}`: the root of that name.
     RootNamed(String),
+    /// `{further_roots}`: every root but the first, where the command sees them; as a whole argument only.
+    FurtherRoots,
     /// `{mark_dir}`: a folder whose files become part of the generation.
     MarkDir,
     /// `{mark_id}`: what `id_pattern` found.
@@ -39,6 +41,7 @@ impl fmt::Display for Placeholder {
         match self {
             Self::Root => formatter.write_str("{root}"),
             Self::RootNamed(name) => write!(formatter, "{{root.{name}}}"),
+            Self::FurtherRoots => formatter.write_str("{further_roots}"),
             Self::MarkDir => formatter.write_str("{mark_dir}"),
             Self::MarkId => formatter.write_str("{mark_id}"),
             Self::Scratch => formatter.write_str("{scratch}"),
@@ -56,7 +59,7 @@ impl fmt::Display for Placeholder {
 #[non_exhaustive]
 pub enum TemplateError {
     /// No placeholder has this name.
-    #[error("'{{{}}}' is not a placeholder: {{root}}, {{root.NAME}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, {{target.fqdn}}, \
+    #[error("'{{{}}}' is not a placeholder: {{root}}, {{root.NAME}}, {{further_roots}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, {{target.fqdn}}, \
              {{target.host}}, {{target.address}} or {{var.NAME}} was expected, or '{{{{' for a brace", .0.escape_debug())]
     Unknown(String),
     /// A brace without its partner.
@@ -109,6 +112,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Piece>, TemplateError> {
 fn placeholder(name: &str) -> Option<Placeholder> {
     Some(match name {
         "root" => Placeholder::Root,
+        "further_roots" => Placeholder::FurtherRoots,
         "mark_dir" => Placeholder::MarkDir,
         "mark_id" => Placeholder::MarkId,
         "scratch" => Placeholder::Scratch,
@@ -207,7 +211,9 @@ impl Scope {
     pub fn expand_list(&self, texts: &[String]) -> Result<Vec<OsString>, TemplateError> {
         let mut result = Vec::new();
         for text in texts {
-            if let [Piece::Place(Placeholder::Var(name))] = parse(text)?.as_slice()
+            if let [Piece::Place(Placeholder::FurtherRoots)] = parse(text)?.as_slice() {
+                result.extend(self.roots.iter().skip(1).map(|(_, path)| path.clone().into_os_string()));
+            } else if let [Piece::Place(Placeholder::Var(name))] = parse(text)?.as_slice()
                 && let Some(Value::List(members)) = self.vars.get(name)
             {
                 for member in members {
@@ -245,7 +251,7 @@ impl Scope {
             Placeholder::TargetFqdn => self.target.fqdn.as_deref().map(OsStr::new),
             Placeholder::TargetHost => self.target.host.as_deref().map(OsStr::new),
             Placeholder::TargetAddress => self.target.address.as_deref().map(OsStr::new),
-            Placeholder::Var(_) => None,
+            Placeholder::FurtherRoots | Placeholder::Var(_) => None,
         };
         found.ok_or_else(|| TemplateError::Unavailable(place.clone()))
     }

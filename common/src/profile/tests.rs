@@ -145,6 +145,9 @@ fn placeholders_are_filled_and_lists_become_arguments() {
     assert_eq!(scope.expand_list(&argv).expect("valid"), ["/opt/a/bin", "/opt/a/x", "y", "{t}", "-d/srv/d"]);
     assert!(matches!(scope.expand("{target.fqdn}"), Err(TemplateError::Unavailable(_))));
     assert!(matches!(scope.expand("a{var.list}"), Err(TemplateError::ListInText(_))));
+    let further = ["{root}", "{further_roots}"].map(String::from);
+    assert_eq!(scope.expand_list(&further).expect("valid"), ["/opt/a", "/srv/d"]);
+    assert!(parse(&GOOD.replace("{root}/bin/check", "x{further_roots}")).is_err());
     assert_eq!(scope.expand("{"), Err(TemplateError::Unbalanced));
 }
 

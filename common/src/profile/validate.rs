@@ -33,7 +33,7 @@ impl Place {
             P::Root | P::RootNamed(_) => matches!(self, Self::MarkBegin | Self::MarkEnd | Self::Check),
             P::MarkDir => matches!(self, Self::MarkBegin | Self::MarkEnd),
             P::MarkId => self == Self::MarkEnd,
-            P::Scratch | P::Helper => self == Self::Check,
+            P::Scratch | P::Helper | P::FurtherRoots => self == Self::Check,
             P::TargetFqdn | P::TargetHost | P::TargetAddress => {
                 matches!(self, Self::PatchValue | Self::Check)
             }
@@ -389,6 +389,12 @@ impl Faults<'_> {
             };
             if !place.allows(&placeholder) {
                 self.say(way, format!("{placeholder} has no value here"));
+            }
+            if placeholder == Placeholder::FurtherRoots && !(alone && list_allowed) {
+                self.say(
+                    way,
+                    format!("{placeholder} is a list, which can only stand alone as a whole argument"),
+                );
             }
             let Placeholder::Var(name) = &placeholder else {
                 continue;

@@ -52,6 +52,9 @@ pub struct Arguments {
     /// The folder that the databases are in
     #[arg(long)]
     root: PathBuf,
+    /// Further folders with databases
+    #[arg(long, num_args = 0..)]
+    further_roots: Vec<PathBuf>,
     /// What a row means that refers to none
     #[arg(long, value_enum, default_value_t = Keys::Report)]
     foreign_keys: Keys,
@@ -127,51 +130,51 @@ pub fn check(arguments: &Arguments) -> ExitCode {
 
 fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<(), Unable> {
     report.engine(&format!("SQLite {}", rusqlite::version()));
-    let root = &arguments.root;
-    let found = databases(root).map_err(|error| Unable::Checker(format!("{}: {error}", root.display())))?;
+    let first_root = &arguments.root;
     let is_all = arguments.databases.iter().any(|it| it == Path::new("*"));
-    let mut named: Vec<_> = arguments.databases.iter().filter(|it| *it != Path::new("*")).cloned().collect();
-    let others: Vec<_> = found.into_iter().filter(|it| !named.contains(it)).collect();
-    if is_all {
-        named.extend(others.iter().cloned());
+    let named = arguments.databases.iter().filter(|it| *it != Path::new("*"));
+    let database = |root: &Path, path: &Path| {
+        let shown = if root == first_root { path.to_owned() } else { root.join(path) };
+        let shown = display_bytes(shown.as_os_str().as_bytes());
+        Database { file: root.join(path), shown, keys: arguments.foreign_keys }
+    };
+    let mut deciding: Vec<_> = named.clone().map(|path| database(first_root, path)).collect();
+    let mut others = Vec::new();
+    for root in [first_root].into_iter().chain(&arguments.further_roots) {
+        let found =
+            databases(root).map_err(|error| Unable::Checker(format!("{}: {error}", root.display())))?;
+        for path in found.iter().filter(|path| root != first_root || !named.clone().any(|it| it == *path)) {
+            if is_all { &mut deciding } else { &mut others }.push(database(root, path));
+        }
     }
     let mut first = None;
     let mut checked = 0;
-    for path in &named {
+    for database in &deciding {
         // Every database is looked at, so that damage is found behind one that cannot be.
-        match (Database { root, path, keys: arguments.foreign_keys }).check(arguments.step, report) {
+        match database.check(arguments.step, report) {
             Ok(()) => checked += 1,
             Err(unable) => drop(first.get_or_insert(unable)),
         }
     }
     // One look says all that is said of them.
-    if !is_all && arguments.step == Step::Integrity {
-        for path in &others {
-            let shown = display_bytes(path.as_os_str().as_bytes());
-            let mut own = Report::to(Vec::new());
-            let ended =
-                (Database { root, path, keys: arguments.foreign_keys }).check(arguments.step, &mut own);
-            let why = match ended {
-                Err(unable) => unable.message().to_owned(),
-                Ok(()) if own.is_damaged() => own.first_damage(),
-                Ok(()) => {
-                    report.repeat(&own.into_inner());
-                    checked += 1;
-                    continue;
-                }
-            };
-            report.not_covered(
-                &shown,
-                &format!("{why}; name it in vars.databases to have it decide the outcome"),
-            );
-        }
+    for database in others.iter().filter(|_| arguments.step == Step::Integrity) {
+        let mut own = Report::to(Vec::new());
+        let why = match database.check(arguments.step, &mut own) {
+            Err(unable) => unable.message().to_owned(),
+            Ok(()) if own.is_damaged() => own.first_damage(),
+            Ok(()) => {
+                report.repeat(&own.into_inner());
+                checked += 1;
+                continue;
+            }
+        };
+        let why = format!("{why}; name it in vars.databases to have it decide the outcome");
+        report.not_covered(&database.shown, &why);
     }
-    report.checked(
-        checked,
-        if arguments.step == Step::Integrity { "databases" } else { "databases for foreign keys" },
-    );
-    if named.is_empty() {
-        return Err(Unable::Absent(format!("no database is in {}", root.display())));
+    let kind = if arguments.step == Step::Integrity { "databases" } else { "databases for foreign keys" };
+    report.checked(checked, kind);
+    if deciding.is_empty() {
+        return Err(Unable::Absent(format!("no database is in {}", first_root.display())));
     }
     first.map_or(Ok(()), Err)
 }
@@ -203,21 +206,17 @@ fn open(path: &Path) -> io::Result<fs::File> {
 }
 
 /// One copied database.
-struct Database<'a> {
-    root: &'a Path,
-    path: &'a Path,
+struct Database {
+    file: PathBuf,
+    /// Its path for people: in the first root, relative to that.
+    shown: String,
     keys: Keys,
 }
 
-impl Database<'_> {
-    fn shown(&self) -> String {
-        display_bytes(self.path.as_os_str().as_bytes())
-    }
-
+impl Database {
     fn check<W: io::Write>(&self, step: Step, report: &mut Report<W>) -> Result<(), Unable> {
-        let shown = self.shown();
-        let file = self.root.join(self.path);
-        match fs::symlink_metadata(&file) {
+        let (shown, file) = (&self.shown, &self.file);
+        match fs::symlink_metadata(file) {
             Ok(found) if found.is_file() => {}
             Ok(_) => return Err(Unable::Absent(format!("{shown} is not a regular file"))),
             Err(error) => return Err(Unable::Absent(format!("{shown}: {error}"))),
@@ -226,8 +225,8 @@ impl Database<'_> {
             return Ok(());
         }
         let ended = match step {
-            Step::Integrity => self.integrity(&file, report),
-            Step::ForeignKeys => self.foreign_keys(&file, report),
+            Step::Integrity => self.integrity(file, report),
+            Step::ForeignKeys => self.foreign_keys(file, report),
         };
         match ended {
             Ok(ended) => ended,
@@ -237,28 +236,27 @@ impl Database<'_> {
 
     /// A mark copies a write-ahead log beside its database only when the log has lost something.
     fn has_lost_log<W: io::Write>(&self, report: &mut Report<W>) -> Result<bool, Unable> {
-        let mut name = self.root.join(self.path).into_os_string();
+        let mut name = self.file.clone().into_os_string();
         name.push("-wal");
         let log = match open(Path::new(&name)) {
             Ok(log) => log,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(Unable::Checker(format!("{}-wal: {error}", self.shown()))),
+            Err(error) => return Err(Unable::Checker(format!("{}-wal: {error}", self.shown))),
         };
-        let failed = |error: io::Error| Unable::Checker(format!("{}-wal: {error}", self.shown()));
+        let failed = |error: io::Error| Unable::Checker(format!("{}-wal: {error}", self.shown));
         let mut header = [0; 18];
-        io::Read::read_exact(&mut open(&self.root.join(self.path)).map_err(failed)?, &mut header)
-            .map_err(failed)?;
+        io::Read::read_exact(&mut open(&self.file).map_err(failed)?, &mut header).map_err(failed)?;
         let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
             1 => 65536,
             bytes => u32::from(bytes),
         };
         let wal = read_wal(io::BufReader::with_capacity(1 << 20, log), page_bytes).map_err(failed)?;
         let Some(broken) = &wal.broken else {
-            let message = format!("{}-wal is in the copy, and nothing is wrong in it", self.shown());
+            let message = format!("{}-wal is in the copy, and nothing is wrong in it", self.shown);
             return Err(Unable::Checker(message));
         };
         let loss = wal.loss(None).unwrap_or_else(|| format!("frame {} is damaged", broken.number));
-        report.damage(&format!("{}-wal: {loss}", self.shown()));
+        report.damage(&format!("{}-wal: {loss}", self.shown));
         Ok(true)
     }
 
@@ -310,7 +308,7 @@ impl Database<'_> {
     }
 
     fn tell_not_covered<W: io::Write>(&self, schema: &Schema, report: &mut Report<W>) {
-        let shown = self.shown();
+        let shown = &self.shown;
         for (kind, list) in
             [("index", &schema.dependent_indexes), ("constraints of table", &schema.dependent_tables)]
         {
@@ -340,7 +338,7 @@ impl Database<'_> {
         if self.keys == Keys::Off {
             return Ok(Ok(()));
         }
-        let shown = self.shown();
+        let shown = &self.shown;
         let connection = self.connect(file)?;
         Schema::read(&connection)?;
         let mut statement = connection.prepare(
@@ -393,7 +391,7 @@ impl Database<'_> {
 
     /// What an error of SQLite means.
     fn judge<W: io::Write>(&self, error: &rusqlite::Error, report: &mut Report<W>) -> Result<(), Unable> {
-        let text = format!("{}: {}", self.shown(), text_of(error));
+        let text = format!("{}: {}", self.shown, text_of(error));
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) if self.is_newer() => {
                 Err(Unable::Version(format!(
@@ -412,8 +410,7 @@ impl Database<'_> {
     /// True for a file whose form a newer SQLite has chosen: its version for readers, or a schema that this one cannot read.
     fn is_newer(&self) -> bool {
         let mut header = [0; 100];
-        let read = open(&self.root.join(self.path))
-            .and_then(|mut file| io::Read::read_exact(&mut file, &mut header));
+        let read = open(&self.file).and_then(|mut file| io::Read::read_exact(&mut file, &mut header));
         let number =
             |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let own = u32::try_from(rusqlite::version_number()).unwrap_or(u32::MAX);
@@ -434,7 +431,7 @@ fn text_of(error: &rusqlite::Error) -> String {
 
 /// The rows of an integrity check as they come.
 struct Reading<'a, W: io::Write> {
-    database: &'a Database<'a>,
+    database: &'a Database,
     schema: &'a Schema,
     report: &'a mut Report<W>,
     damage: u64,
@@ -464,20 +461,20 @@ impl<W: io::Write> Reading<'_, W> {
             let quoted = table.replace('\'', "''");
             match self.rows(connection, &format!("pragma integrity_check('{quoted}')")) {
                 Err(error) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
-                    let part = format!("{} table {table}", self.database.shown());
+                    let part = format!("{} table {table}", self.database.shown);
                     self.report.not_covered(&part, &text_of(&error));
                 }
                 ended => ended?,
             }
         }
-        let part = format!("{} free pages", self.database.shown());
+        let part = format!("{} free pages", self.database.shown);
         self.report
             .not_covered(&part, "SQLite looks for pages without an owner only where it can read every table");
         Ok(())
     }
 
     fn take(&mut self, row: &str) {
-        let shown = self.database.shown();
+        let shown = &self.database.shown;
         let after =
             |words: &str| row.split_once(words).map(|(_, name)| name.trim().to_owned()).unwrap_or_default();
         let table_of = |name: &str| {

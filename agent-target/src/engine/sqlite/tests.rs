@@ -34,11 +34,15 @@ impl Checked {
 
 impl Bed {
     fn new() -> Self {
-        Self(tempfile::tempdir().expect("temp"))
+        let temp = tempfile::tempdir().expect("temp");
+        for root in ["first", "second"] {
+            fs::create_dir(temp.path().join(root)).expect("mkdir");
+        }
+        Self(temp)
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.path().join("first").join(name)
     }
 
     /// A database with this in it.
@@ -52,7 +56,8 @@ impl Bed {
     fn run(&self, step: Step, keys: Keys, databases: &[&str]) -> Checked {
         let arguments = Arguments {
             step,
-            root: self.0.path().to_owned(),
+            root: self.path(""),
+            further_roots: vec![self.0.path().join("second")],
             foreign_keys: keys,
             databases: databases.iter().map(PathBuf::from).collect(),
         };
@@ -98,7 +103,7 @@ fn a_sound_database_passes_and_nothing_is_written() {
     checked.says("checked 3 full-text and spatial indexes");
     assert_eq!(checked.not_covered(), [""; 0]);
     assert!(fs::read(bed.path(name)).expect("read") == before);
-    assert_eq!(fs::read_dir(bed.0.path()).expect("read").count(), 1, "nothing was written beside it");
+    assert_eq!(fs::read_dir(bed.path("")).expect("read").count(), 1, "nothing was written beside it");
 }
 
 #[test]
@@ -268,6 +273,11 @@ fn databases_that_nobody_named_are_looked_at() {
     checked.says("name it in vars.databases to have it decide the outcome");
     bed.check("*").ends(1).says("damage: deep/other: ");
     bed.run(Step::Integrity, Keys::Report, &["a.db", "*"]).ends(1);
+    // In a further root, whatever has the same path in the first.
+    fs::copy(bed.path("deep/other"), bed.0.path().join("second/a.db")).expect("copy");
+    let second = bed.0.path().join("second/a.db").display().to_string();
+    bed.check("a.db").ends(0).says(&format!("not covered: {second}: "));
+    bed.check("*").ends(1).says(&format!("damage: {second}: "));
     let empty = Bed::new();
     fs::write(empty.path("text"), "no database").expect("write");
     empty.check("*").ends(13).says("no database is in ");

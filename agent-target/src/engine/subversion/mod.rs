@@ -1,0 +1,318 @@
+//! `engine subversion-check`: `svnadmin verify` over the revisions of a copied repository.
+//!
+//! | exit code | what it means |
+//! | --- | --- |
+//! | 0 | nothing is wrong |
+//! | 1 | damage: lines `damage: …` say what |
+//! | 10 | the repository is of a format that this Subversion does not know |
+//! | 12 | Subversion could not do its work |
+//! | 13 | the folder is not a repository |
+//! | 14 | Subversion is not there |
+//!
+//! Subversion obeys `db/fsfs.conf` of the repository that it opens: cache servers, and to fail when they do not answer. It works
+//! in a folder of our own whose `db` leads to the copy's files, with an empty `fsfs.conf` and without hooks.
+
+mod words;
+
+use std::{
+    fs,
+    io::{self, BufRead as _, BufReader},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::SystemTime,
+};
+
+use self::words::Meaning;
+use super::report::{self, Report};
+use crate::check::obstacles::obstacle;
+
+/// What to check, and where.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The copied repository: the folder that has format and db
+    #[arg(long)]
+    repository: PathBuf,
+    /// An empty folder of this step
+    #[arg(long)]
+    scratch: PathBuf,
+    /// The svnadmin program
+    #[arg(long, default_value = "svnadmin")]
+    program: PathBuf,
+}
+
+/// What kept the check from looking.
+#[derive(Debug)]
+enum Unable {
+    Version(String),
+    Checker(String),
+    NotARepository(String),
+    Missing(String),
+}
+
+impl Unable {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Version(_) => 10,
+            Self::Checker(_) => 12,
+            Self::NotARepository(_) => 13,
+            Self::Missing(_) => 14,
+        }
+    }
+
+    fn message(&self) -> &str {
+        match self {
+            Self::Version(it) | Self::Checker(it) | Self::NotARepository(it) | Self::Missing(it) => it,
+        }
+    }
+}
+
+/// Runs the check. Its exit code is that of the table above.
+pub fn check(arguments: &Arguments) -> ExitCode {
+    let mut report = Report::new();
+    match run(arguments, &mut report) {
+        _ if report.is_damaged() => {
+            report.done("subversion: damaged");
+            ExitCode::from(1)
+        }
+        Ok(()) => {
+            report.done("subversion: checked");
+            ExitCode::SUCCESS
+        }
+        Err(unable) => {
+            report::unable(unable.message());
+            ExitCode::from(unable.code())
+        }
+    }
+}
+
+fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<(), Unable> {
+    let program = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+            Unable::Missing(format!("{} cannot be run: {error}", arguments.program.display()))
+        }
+        _ => Unable::Checker(format!("{}: {error}", arguments.program.display())),
+    };
+    let version =
+        Command::new(&arguments.program).args(["--version", "--quiet"]).output().map_err(program)?;
+    report.engine(&format!("Subversion {}", String::from_utf8_lossy(&version.stdout).trim()));
+    let view = arguments.scratch.join("repository");
+    make_view(&arguments.repository, &view)?;
+    let mut verify = Command::new(&arguments.program);
+    // Errors and progress in the order in which they come.
+    verify.args(["verify", "--keep-going"]).arg(&view).current_dir(&arguments.scratch).stdin(Stdio::null());
+    verify.env("LC_ALL", "C.UTF-8").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = verify.spawn().map_err(program)?;
+    let (sender, lines) = std::sync::mpsc::sync_channel(1024);
+    let streams: [Option<Box<dyn io::Read + Send>>; 2] =
+        [child.stdout.take().map(|it| Box::new(it) as _), child.stderr.take().map(|it| Box::new(it) as _)];
+    for stream in streams.into_iter().flatten() {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    drop(sender);
+    let mut said = Said::default();
+    let prefix = format!("{}/", view.display());
+    for line in lines {
+        said.take(&line.replace(&prefix, ""));
+    }
+    let ended = child.wait().map_err(|error| Unable::Checker(format!("svnadmin verify: {error}")))?;
+    said.tell(ended.success(), &ended.to_string(), report)?;
+    report.checked(said.verified, "revisions");
+    if !report.is_damaged() {
+        tell_of_current(&arguments.repository, report);
+    }
+    Ok(())
+}
+
+/// A repository of our own whose database leads to the copy's.
+fn make_view(root: &Path, view: &Path) -> Result<(), Unable> {
+    for needed in ["format", "db"] {
+        if fs::symlink_metadata(root.join(needed)).is_err() {
+            return Err(Unable::NotARepository(format!("{needed} is missing")));
+        }
+    }
+    let made = |error: io::Error| Unable::Checker(format!("{}: {error}", view.display()));
+    for folder in ["", "db", "hooks", "conf", "locks"] {
+        fs::create_dir(view.join(folder)).map_err(made)?;
+    }
+    fs::write(view.join("locks/db.lock"), "").map_err(made)?;
+    fs::write(view.join("db/fsfs.conf"), "").map_err(made)?;
+    symlink(root.join("format"), view.join("format")).map_err(made)?;
+    for entry in fs::read_dir(root.join("db")).map_err(made)? {
+        let entry = entry.map_err(made)?;
+        let kind = entry.file_type().map_err(made)?;
+        if !kind.is_file() && !kind.is_dir() {
+            let message =
+                format!("db/{} is neither a file nor a folder", entry.file_name().to_string_lossy());
+            return Err(Unable::Checker(message));
+        }
+        if entry.file_name() != "fsfs.conf" {
+            symlink(entry.path(), view.join("db").join(entry.file_name())).map_err(made)?;
+        }
+    }
+    Ok(())
+}
+
+/// What `svnadmin verify` said.
+#[derive(Debug, Default)]
+struct Said {
+    verified: u64,
+    /// The revision that the errors are about.
+    unverified: Option<String>,
+    damage: Vec<String>,
+    unable: Option<Unable>,
+    unknown: Option<String>,
+}
+
+impl Said {
+    fn take(&mut self, line: &str) {
+        if line.starts_with("svnadmin: ") && obstacle(line.as_bytes()).is_some() {
+            self.unable.get_or_insert(Unable::Checker(words::shorten(line)));
+            return;
+        }
+        match words::meaning(line) {
+            Meaning::Silent => {}
+            Meaning::Verified => {
+                self.verified += 1;
+                self.unverified = None;
+            }
+            Meaning::Unverified => self.unverified = Some(words::shorten(line)),
+            Meaning::Version => drop(self.unable.get_or_insert(Unable::Version(words::shorten(line)))),
+            Meaning::NotARepository => {
+                drop(self.unable.get_or_insert(Unable::NotARepository(words::shorten(line))))
+            }
+            Meaning::Damage => {
+                let place = self.unverified.as_ref().map(|it| format!("{it} ")).unwrap_or_default();
+                self.damage.push(format!("{place}{}", words::shorten(line)));
+            }
+            Meaning::Unknown => self.unknown = Some(words::shorten(line)),
+        }
+    }
+
+    fn tell<W: io::Write>(
+        &mut self,
+        is_success: bool,
+        ended: &str,
+        report: &mut Report<W>,
+    ) -> Result<(), Unable> {
+        if let Some(unable) = self.unable.take() {
+            return Err(unable);
+        }
+        self.damage.iter().for_each(|line| report.damage(line));
+        if self.damage.is_empty() && (!is_success || self.verified == 0) {
+            let line = self.unknown.take().or(self.unverified.take()).unwrap_or_default();
+            return Err(Unable::Checker(format!(
+                "svnadmin verify ended with {ended}, and no word is known as damage: {line}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Says when `db/current` names an older revision than the repository once had.
+///
+/// A revision that was committed while the copy was made lies beyond `db/current` too. Its file is younger than `db/current`,
+/// because commits wait for each other and the file's last write comes after the earlier commit's.
+fn tell_of_current<W: io::Write>(root: &Path, report: &mut Report<W>) {
+    let current = root.join("db/current");
+    let number =
+        fs::read_to_string(&current).ok().and_then(|it| it.split_whitespace().next()?.parse::<u64>().ok());
+    let time = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
+    let (Some(number), Some(written)) = (number, time(&current)) else { return };
+    let mut beyond: Vec<(u64, SystemTime)> = Vec::new();
+    for shard in fs::read_dir(root.join("db/revs")).into_iter().flatten().flatten() {
+        let files = fs::read_dir(shard.path()).into_iter().flatten().flatten().map(|it| it.path());
+        // Without shards the revisions lie here.
+        for file in files.chain([shard.path()]).filter(|it| it.is_file()) {
+            let name = file.file_name().and_then(|it| it.to_str()).and_then(|it| it.parse().ok());
+            if let (Some(name), Some(time)) = (name, time(&file)) {
+                beyond.extend((name > number && time < written).then_some((name, time)));
+            }
+        }
+    }
+    if let Some((last, _)) = beyond.iter().max() {
+        let why = format!(
+            "db/current names revision {number}, and was written after them: it went backwards, so they are no part of the repository any more"
+        );
+        report.not_covered(&format!("revisions {} to {last}", number + 1), &why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn svn(program: &str, arguments: &[&str]) {
+        let done = Command::new(program).args(arguments).env("LC_ALL", "C.UTF-8").output().expect(program);
+        assert!(done.status.success(), "{arguments:?}: {done:?}");
+    }
+
+    fn lines(ended: &Result<(), Unable>, report: Report<Vec<u8>>) -> (u8, String) {
+        let code = match (ended, report.is_damaged()) {
+            (_, true) => 1,
+            (Ok(()), _) => 0,
+            (Err(unable), _) => unable.code(),
+        };
+        let unable = ended.as_ref().err().map(|it| it.message().to_owned()).unwrap_or_default();
+        (code, format!("{}{unable}", String::from_utf8(report.into_inner()).expect("text")))
+    }
+
+    fn check(temp: &Path, number: u32) -> (u8, String) {
+        let scratch = temp.join(format!("scratch{number}"));
+        fs::create_dir(&scratch).expect("mkdir");
+        let arguments = Arguments { repository: temp.join("r"), scratch, program: "svnadmin".into() };
+        let mut report = Report::to(Vec::new());
+        let ended = run(&arguments, &mut report);
+        lines(&ended, report)
+    }
+
+    #[test]
+    fn a_repository_is_verified_whatever_its_settings_say() {
+        let temp = tempfile::tempdir().expect("temp");
+        let repository = temp.path().join("r").display().to_string();
+        svn("svnadmin", &["create", &repository]);
+        for folder in ["a", "b", "c"] {
+            svn("svn", &["mkdir", "-q", "-m", "more", &format!("file://{repository}/{folder}")]);
+        }
+        let (code, text) = check(temp.path(), 0);
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("engine: Subversion 1.") && text.contains("checked 4 revisions"), "{text}");
+        // A cache server that does not answer here.
+        let settings = "[memcached-servers]\nkey = 127.0.0.1:1\n[caches]\nfail-stop = true\n";
+        fs::write(temp.path().join("r/db/fsfs.conf"), settings).expect("write");
+        assert_eq!(check(temp.path(), 1).0, 0);
+        // Set back, after the revisions were written.
+        let current = temp.path().join("r/db/current");
+        let mut permissions = fs::metadata(&current).expect("stat").permissions();
+        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+        fs::set_permissions(&current, permissions).expect("chmod");
+        fs::write(&current, "1\n").expect("write");
+        let (code, text) = check(temp.path(), 2);
+        assert!(
+            code == 0 && text.contains("not covered: revisions 2 to 3: db/current names revision 1"),
+            "{text}"
+        );
+        fs::write(&current, "3\n").expect("write");
+        let revision = temp.path().join("r/db/revs/0/2");
+        let content = fs::read(&revision).expect("read");
+        fs::remove_file(&revision).expect("remove");
+        fs::write(&revision, &content[..content.len() / 2]).expect("write");
+        let (code, text) = check(temp.path(), 3);
+        assert!(code == 1 && text.contains("damage: Error verifying revision 2. E"), "{text}");
+        fs::remove_file(&revision).expect("remove");
+        let (code, text) = check(temp.path(), 4);
+        assert!(code == 1 && text.contains("db/revs/0/2"), "{text}");
+        fs::write(&revision, content).expect("write");
+        fs::write(temp.path().join("r/db/format"), "99\n").expect("write");
+        assert_eq!(check(temp.path(), 5).0, 10);
+        fs::remove_dir_all(temp.path().join("r/db")).expect("remove");
+        assert_eq!(check(temp.path(), 6).0, 13);
+    }
+}
