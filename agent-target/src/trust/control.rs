@@ -134,10 +134,12 @@ impl Run<'_> {
             match self.one(number, control, candidates) {
                 Some(Outcome::Fail) => found.push(name),
                 Some(Outcome::Pass) => missed.push(name),
+                // Only some databases have such an index.
+                None if control.damage == DamageKind::SqliteFullText && !self.cancel.is_cancelled() => {}
                 _ => unknown.push(name),
             }
         }
-        let count = planned.len();
+        let count = found.len();
         if !missed.is_empty() {
             return (Outcome::Pass, format!("the check passed damaged data: {}", missed.join(", ")));
         }

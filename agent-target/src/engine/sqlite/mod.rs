@@ -153,7 +153,9 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
         // Every database is looked at, so that damage is found behind one that cannot be.
         match database.check(arguments.step, report) {
             Ok(()) => checked += 1,
-            Err(unable) => drop(first.get_or_insert(unable)),
+            Err(unable) => {
+                first.get_or_insert(unable);
+            }
         }
     }
     // One look says all that is said of them.

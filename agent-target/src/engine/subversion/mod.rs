@@ -153,8 +153,10 @@ fn make_view(root: &Path, view: &Path) -> Result<(), Unable> {
                 format!("db/{} is neither a file nor a folder", entry.file_name().to_string_lossy());
             return Err(Unable::Checker(message));
         }
-        if entry.file_name() != "fsfs.conf" {
-            symlink(entry.path(), view.join("db").join(entry.file_name())).map_err(made)?;
+        // The cache of representations is no part of the repository, and may know of revisions that are not in it.
+        let name = entry.file_name();
+        if name != "fsfs.conf" && !name.to_string_lossy().starts_with("rep-cache.db") {
+            symlink(entry.path(), view.join("db").join(name)).map_err(made)?;
         }
     }
     Ok(())
@@ -184,9 +186,11 @@ impl Said {
                 self.unverified = None;
             }
             Meaning::Unverified => self.unverified = Some(words::shorten(line)),
-            Meaning::Version => drop(self.unable.get_or_insert(Unable::Version(words::shorten(line)))),
+            Meaning::Version => {
+                self.unable.get_or_insert(Unable::Version(words::shorten(line)));
+            }
             Meaning::NotARepository => {
-                drop(self.unable.get_or_insert(Unable::NotARepository(words::shorten(line))))
+                self.unable.get_or_insert(Unable::NotARepository(words::shorten(line)));
             }
             Meaning::Damage => {
                 let place = self.unverified.as_ref().map(|it| format!("{it} ")).unwrap_or_default();
