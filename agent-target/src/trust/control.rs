@@ -140,6 +140,9 @@ impl Run<'_> {
             }
         }
         let count = found.len();
+        if found.is_empty() && missed.is_empty() && unknown.is_empty() {
+            return (Outcome::Inconclusive, "there is no file to damage".to_owned());
+        }
         if !missed.is_empty() {
             return (Outcome::Pass, format!("the check passed damaged data: {}", missed.join(", ")));
         }
