@@ -333,7 +333,7 @@ impl Repository<'_> {
             Meaning::Continues => {
                 if let Some(last) = said.damage.last_mut().filter(|it| it.starts_with("broken link")) {
                     last.push(' ');
-                    last.push_str(line.trim());
+                    last.push_str(&squeeze(line));
                 }
                 return Ok(());
             }
@@ -375,7 +375,9 @@ impl Repository<'_> {
 
     fn tell_damage<W: io::Write>(&self, view: &View, damage: &[String], report: &mut Report<W>) {
         let places = places::find(self.git, view, &places::objects(damage));
-        for line in damage {
+        // The object that is missing comes before the links that lead to it.
+        let is_link = |line: &&String| line.starts_with("broken link");
+        for line in damage.iter().filter(|it| !is_link(it)).chain(damage.iter().filter(is_link)) {
             let objects = places::objects([line]);
             let place = objects.iter().find_map(|it| places.get(it));
             let place = place.map(|it| format!(": {it}")).unwrap_or_default();
