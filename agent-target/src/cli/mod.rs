@@ -161,6 +161,7 @@ enum VerdictCommand {
 }
 
 #[derive(Debug, clap::Subcommand)]
+#[allow(clippy::enum_variant_names, reason = "they are the names of the commands")]
 enum EngineCommand {
     /// Check a copied PostgreSQL cluster on a server of its own
     PostgresqlCheck(postgresql::Arguments),
