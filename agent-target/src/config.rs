@@ -51,18 +51,24 @@ pub struct PeerLimits {
     pub first_message: Duration,
     /// From one message of a stream to the next. A source that walks over what has not changed has nothing to say.
     pub idle: Duration,
+    /// Runs of a repository that may end without a PASS within an hour.
+    pub failed_runs_per_hour: u32,
 }
 
 impl Default for PeerLimits {
     fn default() -> Self {
-        Self { first_message: Duration::from_secs(30), idle: Duration::from_secs(6 * 3600) }
+        Self {
+            first_message: Duration::from_secs(30),
+            idle: Duration::from_secs(6 * 3600),
+            failed_runs_per_hour: 60,
+        }
     }
 }
 
 /// What copies of large files may take when nothing is said.
 const COPY_AHEAD: Size = Size(16 * 1024 * 1024 * 1024);
 
-/// `[limits]`: how long a source may be silent.
+/// `[limits]`: how long a source may be silent, and how often it may fail.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PeerLimitsSection {
@@ -70,6 +76,9 @@ struct PeerLimitsSection {
     first_message: Option<Span>,
     /// From one message of a stream to the next. Default: 6h.
     idle: Option<Span>,
+    /// Runs of a repository that may end without a PASS within an hour, more than none; further ones are not opened until that hour is over.
+    /// Default: 60.
+    failed_runs_per_hour: Option<u32>,
 }
 
 /// A repository, bound to its profile.
@@ -120,6 +129,8 @@ pub struct Repository {
     pub retention: Option<Retention>,
     /// Content that all generations may hold together; `None`: what the disk holds.
     pub quota: Option<Size>,
+    /// Files and folders that they may hold together; `None`: half of what the file system can.
+    pub quota_entries: Option<u64>,
     /// What a run leaves free on the store's file system.
     pub reserve: Size,
     /// What copies of large files that change often may take between the runs.
@@ -280,8 +291,12 @@ struct RepositorySection {
     max_age: Option<Span>,
     /// How long ago a sealed generation may have been read last. Default: it is when an operator asks for it.
     scrub_every: Option<Span>,
-    /// Content that all its generations may hold together, for example `"500GiB"`. Default: as much as the disk does.
+    /// What all its generations may hold together with what is being received: content, manifests, attributes, 512 bytes for each file and 4096
+    /// for each folder, and verdicts, for example `"500GiB"`. Default: as much as the disk does.
     quota: Option<Size>,
+    /// Files and folders that its generations, what is being received and its ledger may hold together. Default: half of those that the file
+    /// system can hold (100 million where it sets no number). Whatever it is, a run leaves one in twenty free.
+    quota_entries: Option<u64>,
     /// What a run leaves free on the store's file system. Default: nothing.
     reserve: Option<Size>,
     /// What copies of large files that change often may take, made between the runs so that the next run only writes what is
@@ -419,7 +434,15 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let limits = PeerLimits {
         first_message: file.limits.first_message.map_or(PeerLimits::default().first_message, |span| span.0),
         idle: file.limits.idle.map_or(PeerLimits::default().idle, |span| span.0),
+        failed_runs_per_hour: file
+            .limits
+            .failed_runs_per_hour
+            .unwrap_or(PeerLimits::default().failed_runs_per_hour),
     };
+    if limits.failed_runs_per_hour == 0 {
+        faults
+            .push("limits.failed_runs_per_hour: must be greater than zero: 0 is not 'unlimited'".to_owned());
+    }
     for (key, limit) in [("first_message", limits.first_message), ("idle", limits.idle)] {
         if !config::is_limit(limit) {
             faults.push(format!("limits.{key}: {}", config::LIMIT_RULE));
@@ -459,6 +482,9 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
                 "repository.quota: more than nothing was expected; without it the disk is the limit"
                     .to_owned(),
             );
+        }
+        if section.quota_entries == Some(0) {
+            faults.push("repository.quota_entries: must be greater than zero; without it half of the file system's is the limit".to_owned());
         }
         let retention = section.retention.map(Retention::from);
         if retention.as_ref().is_some_and(|retention| !retention.keeps_any()) {
@@ -526,6 +552,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             scrub_every: section.scrub_every.map(|span| span.0),
             retention,
             quota: section.quota,
+            quota_entries: section.quota_entries,
             reserve: section.reserve.unwrap_or(Size(0)),
             copy_ahead: section.copy_ahead.unwrap_or(COPY_AHEAD),
         });

@@ -12,6 +12,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod engine;
+mod failed_runs;
 pub mod keep;
 mod leftover;
 pub mod observe;

@@ -49,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ahead::copies::Copies,
     config,
+    failed_runs::FailedRuns,
     keep::{
         holds::Holds,
         pins::{PinError, Pins},
@@ -57,7 +58,7 @@ use crate::{
     observe,
     receive::Receiver,
     store::{
-        Record, Staging, Store, StoreError,
+        FILE_BYTES, Held, Record, Staging, Store, StoreError,
         index::{ChunkIndex, IndexError},
     },
     trust::second::Desk,
@@ -179,6 +180,10 @@ pub struct Repository {
     active: Mutex<Option<Active>>,
     /// Slots for manifests that are being sent.
     pub manifest_streams: Arc<Semaphore>,
+    /// Runs that failed lately.
+    pub failed_runs: FailedRuns,
+    /// What the ledger takes.
+    ledger_held: Mutex<Held>,
     /// Runs that have a verdict.
     ended_runs: Mutex<HashSet<RunId>>,
     /// What is done by the clock.
@@ -299,6 +304,8 @@ impl Repository {
             signing_key,
             active: Mutex::new(None),
             manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
+            failed_runs: FailedRuns::default(),
+            ledger_held: Mutex::default(),
             ended_runs: Mutex::default(),
             background: Mutex::new(None),
             lost_turns: AtomicU32::new(0),
@@ -424,9 +431,13 @@ impl Repository {
     fn learn_standings(&self) {
         let mut standings: BTreeMap<GenerationNumber, Standing> = BTreeMap::new();
         let mut ended_runs = self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.ledger_held.lock().unwrap_or_else(PoisonError::into_inner) = measure(self.ledger.folder());
         for (id, verdict) in self.verdicts() {
             self.trust().learn(&verdict);
             ended_runs.insert(verdict.run_id.clone());
+            if verdict.outcome != Outcome::Pass {
+                self.failed_runs.note(verdict.times.signed);
+            }
             if let Some(generation) = verdict.generation {
                 // Newest first: what came before does not count any more.
                 let standing = standings
@@ -589,17 +600,24 @@ impl Repository {
         build: impl FnOnce(u64, HexDigest) -> Verdict,
     ) -> Result<(String, String), RecordError> {
         let step = |point| fault::at(point).at("write", self.ledger.folder()).map_err(StoreError::from);
-        let (mut about, mut run, mut ended) = (None, None, None);
+        let (mut about, mut run, mut ended, mut failed) = (None, None, None, false);
         step(Point::Sign)?;
         let id = self.ledger.append(|sequence, previous| {
             let verdict = build(sequence, previous);
             about = verdict.generation.map(|generation| (generation, verdict.outcome, Checker::of(&verdict)));
             run = Some(verdict.run_id.clone());
+            failed = verdict.outcome != Outcome::Pass;
             ended = Some(Ended::of_verdict("", &verdict));
             sign_verdict(&verdict, &self.signing_key)
         })?;
         let id = id.to_string();
-        self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).extend(run);
+        let is_first = match &run {
+            Some(run) => self.ended_runs.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone()),
+            None => false,
+        };
+        if is_first && failed {
+            self.failed_runs.note(jiff::Timestamp::now());
+        }
         if let Some((generation, outcome, checker)) = about {
             let mut standings = self.standings();
             let before = standings.get(&generation).and_then(|standing| standing.conclusive.clone());
@@ -614,7 +632,14 @@ impl Repository {
         step(Point::VerifiedMoved)?;
         observe::ended(self, &id, ended);
         let envelope = self.envelope(&id)?;
+        let mut held = self.ledger_held.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = held.and(entry_held(envelope.len() as u64));
         Ok((id, envelope))
+    }
+
+    /// What the ledger takes.
+    pub fn ledger_held(&self) -> Held {
+        *self.ledger_held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Points `verified` at the newest generation whose PASS counts ([`Self::is_proven`]). It moves forward only: a new
@@ -737,6 +762,18 @@ impl TrustTable {
     fn set(&mut self, checker: Checker, trust: Trust) {
         self.0.insert(checker, (jiff::Timestamp::now(), trust));
     }
+}
+
+/// What a ledger's entry takes.
+fn entry_held(bytes: u64) -> Held {
+    Held { content: 0, overhead: bytes.saturating_add(FILE_BYTES), inodes: 1 }
+}
+
+/// What all entries of a ledger take.
+fn measure(ledger: &Path) -> Held {
+    let entries = std::fs::read_dir(ledger).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);
+    sizes.fold(Held::default(), |sum, stat| sum.and(entry_held(stat.len())))
 }
 
 fn is_conclusive(outcome: Outcome) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! What the other side wrote is shown on one line with control characters escaped, and is bounded in length.
 
-use std::{borrow::Cow, collections::HashMap, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -12,6 +12,8 @@ use crate::{error::Hint, path::display_bytes};
 
 /// Domain of every `ErrorInfo` of ours.
 pub const DOMAIN: &str = "assay.dev";
+/// Reason of a run that is not opened, because too many before it have failed.
+pub const TOO_MANY_FAILED_RUNS: &str = "too-many-failed-runs";
 /// Key of the hint in the metadata of `ErrorInfo`.
 const HINT_KEY: &str = "hint";
 /// Key of the run's id in the metadata of `ErrorInfo`.
@@ -37,12 +39,21 @@ pub struct RpcFault {
     pub hint: Option<String>,
     /// Further facts, for example `run_id`.
     pub metadata: HashMap<String, String>,
+    /// When it may be tried again: a `RetryInfo`.
+    pub retry_after: Option<Duration>,
 }
 
 impl RpcFault {
     /// A fault without a hint.
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), message: message.into(), hint: None, metadata: HashMap::new() }
+        Self {
+            code,
+            reason: reason.into(),
+            message: message.into(),
+            hint: None,
+            metadata: HashMap::new(),
+            retry_after: None,
+        }
     }
 
     /// A name, number or id that is none that could exist, or a message that could never be right.
@@ -61,6 +72,13 @@ impl RpcFault {
     #[must_use]
     pub fn with_run_id(self, run_id: impl Into<String>) -> Self {
         self.with(RUN_ID_KEY, run_id)
+    }
+
+    /// Adds when it may be tried again.
+    #[must_use]
+    pub fn with_retry_after(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
     }
 
     /// Adds a fact.
@@ -97,7 +115,10 @@ impl From<RpcFault> for Status {
         if let Some(hint) = &fault.hint {
             metadata.insert(HINT_KEY.to_owned(), bounded(hint, MAX_VALUE_BYTES));
         }
-        let details = ErrorDetails::with_error_info(fault.reason, DOMAIN, metadata);
+        let mut details = ErrorDetails::with_error_info(fault.reason, DOMAIN, metadata);
+        if fault.retry_after.is_some() {
+            details.set_retry_info(fault.retry_after);
+        }
         Self::with_error_details(fault.code, bounded(&fault.message, MAX_MESSAGE_BYTES), details)
     }
 }
@@ -108,8 +129,15 @@ pub fn fault_from_status(status: &Status) -> RpcFault {
         "" => format!("the call failed: {}", status.code().description()),
         message => shown(message, MAX_MESSAGE_BYTES),
     };
-    let mut fault =
-        RpcFault { code: status.code(), reason: "".into(), message, hint: None, metadata: HashMap::new() };
+    let mut fault = RpcFault {
+        code: status.code(),
+        reason: "".into(),
+        message,
+        hint: None,
+        metadata: HashMap::new(),
+        retry_after: None,
+    };
+    fault.retry_after = status.get_details_retry_info().and_then(|info| info.retry_delay);
     if let Some(info) = status.get_details_error_info().filter(|info| info.domain == DOMAIN) {
         fault.reason = shown(&info.reason, 64).into();
         fault.hint = info.metadata.get(HINT_KEY).map(|hint| shown(hint, MAX_VALUE_BYTES));

@@ -6,7 +6,7 @@ use assay_common::{
     config::HISTORY_DIFFERS,
     error::{Hint as _, PathError},
     fidelity::{CANNOT_HOLD, CANNOT_HOLD_HINT, Refused},
-    rpc_status::fault_from_status,
+    rpc_status::{TOO_MANY_FAILED_RUNS, fault_from_status},
     tls::ConnectError,
     verdict::Outcome,
 };
@@ -111,6 +111,7 @@ impl Fault {
             Code::DeadlineExceeded if fault.reason.is_empty() => "target-stalled",
             Code::Aborted => "target-busy",
             Code::ResourceExhausted if fault.reason == "quota-exceeded" => "quota-exceeded",
+            Code::ResourceExhausted if fault.reason == TOO_MANY_FAILED_RUNS => TOO_MANY_FAILED_RUNS,
             Code::ResourceExhausted => "target-full",
             _ if fault.reason == CANNOT_HOLD => CANNOT_HOLD,
             _ if fault.reason == HISTORY_DIFFERS => HISTORY_DIFFERS,

@@ -1,4 +1,6 @@
-//! How much a run may write: within the repository's quota, and not into the room that the store's file system is to keep.
+//! How much a run may make us hold: within the repository's quotas, and not into the room that the store's file system is to keep. Everything
+//! is claimed before it is written: content and its files as they come, the manifest and what the tree takes beside content as the seal
+//! puts them together. What a refused seal claimed is given back when what it wrote has been removed.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -10,7 +12,7 @@ use assay_common::config::Size;
 use super::ReceiveError;
 use crate::{
     ahead::copies::Copies,
-    store::{Staging, free_bytes},
+    store::{Staging, free_bytes, inodes},
 };
 
 /// Free space is looked at again when half of it has been written, but for so many bytes at least, and at most: others write, too.
@@ -19,6 +21,14 @@ const LOOK_AGAIN_BYTES: [u64; 2] = [1024 * 1024, 64 * 1024 * 1024];
 /// When less is free on the disk, copies that were made ahead are given up, in bytes. Whoever writes content makes room when it meets a full
 /// disk; who writes the chunk index or a manifest cannot, and would end the run for what is only there to make it faster.
 const COPIES_LEAVE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Files and folders that a repository may hold where nothing is said: half of what the file system can hold, or so many where it sets
+/// no number (btrfs).
+const ENTRIES_WITHOUT_NUMBER: u64 = 100_000_000;
+/// Of the files and folders that the file system can hold, a run leaves one in so many free.
+const FREE_ENTRIES_PART: u64 = 20;
+/// How many free ones there are is looked at again after so many.
+const LOOK_AGAIN_ENTRIES: u64 = 4096;
 
 /// What one session may write. What earlier sessions left is there to be found as long as there is room beside it: when there is
 /// none left, it goes, and what comes now counts.
@@ -39,6 +49,19 @@ pub struct Allowance {
     /// When so much has been written, free space is looked at again.
     look_at: AtomicU64,
     turn: Mutex<()>,
+    entries: Entries,
+}
+
+/// Files and folders.
+#[derive(Debug)]
+struct Entries {
+    quota: u64,
+    /// Those of the repository's generations.
+    held: u64,
+    /// Those that earlier sessions left.
+    earlier: AtomicU64,
+    made: AtomicU64,
+    look_at: AtomicU64,
 }
 
 impl Allowance {
@@ -50,7 +73,16 @@ impl Allowance {
         reserve: Size,
         (staging, copies): (Arc<Staging>, Arc<Copies>),
     ) -> Self {
-        let earlier = AtomicU64::new(staging.staged_bytes());
+        let (earlier, earlier_entries) = staging.staged();
+        let earlier = AtomicU64::new(earlier);
+        let (made, entries_look_at) = Default::default();
+        let entries = Entries {
+            quota: inodes(staging.path()).map_or(ENTRIES_WITHOUT_NUMBER, |(all, _)| all / 2),
+            held: 0,
+            earlier: AtomicU64::new(earlier_entries),
+            made,
+            look_at: entries_look_at,
+        };
         let (written, made_room, look_at, turn) = Default::default();
         let copies_leave = COPIES_LEAVE_BYTES;
         Self {
@@ -65,7 +97,62 @@ impl Allowance {
             made_room,
             look_at,
             turn,
+            entries,
         }
+    }
+
+    /// With a quota of files and folders, where one is set, and with so many that the repository holds.
+    #[must_use]
+    pub fn with_entries(mut self, quota: Option<u64>, held: u64) -> Self {
+        self.entries.quota = quota.unwrap_or(self.entries.quota);
+        self.entries.held = held;
+        self
+    }
+
+    /// Takes files and folders that are about to be made.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub fn claim_entries(&self, count: u64) -> Result<(), ReceiveError> {
+        let before = self.entries.made.fetch_add(count, Ordering::Relaxed);
+        self.is_room_for_entries(before, count).or_else(|_| {
+            let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_room = self.is_room_for_entries(before, count);
+            if is_room.is_err() && self.forget_earlier()? {
+                self.is_room_for_entries(before, count)
+            } else {
+                is_room
+            }
+        })
+    }
+
+    fn is_room_for_entries(&self, before: u64, count: u64) -> Result<(), ReceiveError> {
+        let Entries { quota, held, earlier, look_at, .. } = &self.entries;
+        let all = [earlier.load(Ordering::Relaxed), before, count];
+        if all.into_iter().fold(*held, u64::saturating_add) > *quota {
+            return Err(ReceiveError::QuotaEntries { quota: *quota });
+        }
+        if before < look_at.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if let Some((all, free)) = inodes(self.staging.path())
+            && free < (all / FREE_ENTRIES_PART).saturating_add(count)
+        {
+            return Err(ReceiveError::ReserveEntries { reserve: all / FREE_ENTRIES_PART, free });
+        }
+        look_at.store(before.saturating_add(LOOK_AGAIN_ENTRIES), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives back what was claimed for what has been removed, or was not made after all.
+    pub fn give_back(&self, bytes: u64, entries: u64) {
+        let less = |count: &AtomicU64, by: u64| {
+            count
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(count.saturating_sub(by)))
+                .ok();
+        };
+        less(&self.written, bytes);
+        less(&self.entries.made, entries);
     }
 
     /// Takes bytes that are about to be written.
@@ -82,8 +169,9 @@ impl Allowance {
         })
     }
 
-    /// Takes bytes that are on the disk already, if the quota has room for them.
+    /// Takes the bytes of a file that is on the disk already, if the quota has room for them.
     pub fn claim_copied(&self, bytes: u64) -> bool {
+        self.entries.made.fetch_add(1, Ordering::Relaxed);
         let more = |before| self.is_within_quota(before, bytes).is_ok().then(|| before.saturating_add(bytes));
         self.written.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
@@ -143,9 +231,13 @@ impl Allowance {
         tracing::info!("there is no room beside what earlier attempts left: it is removed");
         self.staging.forget_earlier()?;
         self.earlier.store(0, Ordering::Relaxed);
+        self.entries.earlier.store(0, Ordering::Relaxed);
         // Files that this session had taken over are still there, and are not among what it wrote.
-        let kept = self.staging.staged_bytes().saturating_sub(self.written.load(Ordering::Relaxed));
+        let (bytes, entries) = self.staging.staged();
+        let kept = bytes.saturating_sub(self.written.load(Ordering::Relaxed));
         self.written.fetch_add(kept, Ordering::Relaxed);
+        let kept = entries.saturating_sub(self.entries.made.load(Ordering::Relaxed));
+        self.entries.made.fetch_add(kept, Ordering::Relaxed);
         self.made_room.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
@@ -183,6 +275,21 @@ mod tests {
         let refused = allowance.claim(1).expect_err("101");
         assert!(matches!(refused, ReceiveError::Quota { quota: Size(100) }), "{refused}");
         Allowance::new(None, u64::MAX, Size(0), staging).claim(u64::MAX).expect("no quota");
+    }
+
+    #[test]
+    fn files_and_folders_have_a_quota_of_their_own_and_come_back_when_they_are_removed() {
+        let (_folder, staging) = staging(0);
+        // The session's own folder was there before anything was claimed.
+        let left = staging.0.staged().1;
+        let allowance = Allowance::new(None, 0, Size(0), staging.clone()).with_entries(Some(left + 100), 40);
+        allowance.claim_entries(60).expect("100");
+        let refused = allowance.claim_entries(1).expect_err("101");
+        assert!(matches!(refused, ReceiveError::QuotaEntries { .. }), "{refused}");
+        allowance.give_back(0, 31);
+        allowance.claim_entries(30).expect("100");
+        let unsaid = Allowance::new(None, 0, Size(0), staging).with_entries(None, 0);
+        unsaid.claim_entries(u64::MAX / 2).expect_err("no file system has so many");
     }
 
     #[test]

@@ -46,6 +46,22 @@ pub enum ReceiveError {
         /// What is free.
         free: Size,
     },
+    /// The repository holds as many files and folders as it may.
+    #[error(
+        "with this run the repository would hold more than its quota of {quota} files and folders on the target"
+    )]
+    QuotaEntries {
+        /// The quota.
+        quota: u64,
+    },
+    /// The store's file system has no more room for files than it is to keep.
+    #[error("the store's file system can take {free} more files, and {reserve} are kept free")]
+    ReserveEntries {
+        /// What is kept.
+        reserve: u64,
+        /// What is free.
+        free: u64,
+    },
     /// The stream's messages stopped, or cannot be read.
     #[error(transparent)]
     Stream(RpcFault),

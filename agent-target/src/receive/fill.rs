@@ -16,7 +16,7 @@ use crate::{
     ahead::copies,
     buffers::Buffer,
     store::{
-        Original,
+        FILE_BYTES, FOLDER_BYTES, Original,
         index::{ContentKey, Place},
     },
 };
@@ -222,7 +222,7 @@ impl Receiver {
         let Some(blocks) = copies.take(&base.path, base.digest, &folder, &name) else {
             return Ok(None);
         };
-        if !self.allowance.claim_copied(base.size) {
+        if !self.allowance.claim_copied(base.size.saturating_add(FILE_BYTES)) {
             // What is sent may be much shorter, and fit.
             folder.remove_file(&name).at("remove", &self.staging.content_path(content))?;
             return Ok(None);
@@ -399,7 +399,18 @@ impl<'a> ContentWriter<'a> {
 
     fn file(&mut self, content: u64) -> Result<&File, ReceiveError> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != content) {
-            self.open = Some((content, self.receiver.staging.open_content(content)?));
+            let Receiver { allowance, staging, .. } = self.receiver;
+            let file = staging.open_or_create_content(content, || {
+                allowance.claim(FILE_BYTES)?;
+                allowance.claim_entries(1)
+            })?;
+            // Numbers far apart take a folder each.
+            let shards = staging.take_new_shards();
+            if shards > 0 {
+                allowance.claim(shards.saturating_mul(FOLDER_BYTES))?;
+                allowance.claim_entries(shards)?;
+            }
+            self.open = Some((content, file));
         }
         Ok(&self.open.as_ref().expect("it was opened above").1)
     }

@@ -86,7 +86,7 @@ pub struct Receiver {
     staging: Arc<Staging>,
     places: PlaceReader,
     base: Option<(Base, Arc<Copies>)>,
-    allowance: Allowance,
+    allowance: Arc<Allowance>,
     buffers: Buffers,
     turns: Turns,
     /// Contents that began as a copy of so many bytes: they hold bytes where there should be a hole, and may be too long.
@@ -104,7 +104,12 @@ impl Receiver {
         allowance: Allowance,
     ) -> Self {
         let (buffers, turns, copied, state) = Default::default();
-        Self { staging, places, base, allowance, buffers, turns, copied, state }
+        Self { staging, places, base, allowance: Arc::new(allowance), buffers, turns, copied, state }
+    }
+
+    /// What the run may make us hold, of which the seal takes its part.
+    pub fn allowance(&self) -> Arc<Allowance> {
+        Arc::clone(&self.allowance)
     }
 
     /// What was received so far.

@@ -22,8 +22,9 @@ use assay_common::{
 };
 use assay_proto::v1::{ManifestStep, manifest_step::Kind};
 
+use super::charge::{Charge, Cost};
 use super::{SealError, open_manifest, parse_header};
-use crate::store::{MANIFEST, MANIFEST_B3, POSITIONS, Record, Staging, Store};
+use crate::store::{FolderCost, MANIFEST, MANIFEST_B3, PLAN, POSITIONS, Record, Staging, Store};
 
 /// In the plan: the entry is the base's.
 const FROM_BASE: u64 = u64::MAX;
@@ -60,6 +61,7 @@ pub struct Draft {
     rotten: HashSet<Vec<u8>>,
     /// What is taken from the source; everything when it is not set.
     rules: Option<CopyRules>,
+    charge: Option<Charge>,
     finished: Finished,
 }
 
@@ -82,6 +84,10 @@ pub struct Finished {
     pub unchanged: bool,
     /// With `unchanged`: files that stand not in `manifest.b3`.
     pub not_in_manifest_b3: u64,
+    /// What the tree takes beside content; `None` when that is not known of the base.
+    pub(super) overhead: Option<Cost>,
+    /// What its folders take.
+    pub folders: Option<FolderCost>,
 }
 
 /// Hard links whose first names are looked up at a time: what a manifest full of them may cost in memory.
@@ -132,7 +138,7 @@ pub(super) fn create_fresh(path: &Path) -> Result<File, SealError> {
 }
 
 fn plan_path(staging: &Staging) -> PathBuf {
-    staging.path().join("plan")
+    staging.path().join(PLAN)
 }
 
 pub(super) fn remove_plan(staging: &Staging) -> Result<(), SealError> {
@@ -182,6 +188,7 @@ impl Draft {
             has_links: false,
             rotten: HashSet::new(),
             rules: None,
+            charge: None,
             finished: Finished {
                 header,
                 entries: 0,
@@ -191,8 +198,15 @@ impl Draft {
                 stored_bytes: 0,
                 unchanged: false,
                 not_in_manifest_b3: 0,
+                overhead: Some(Cost::default()),
+                folders: Some(FolderCost::default()),
             },
         })
+    }
+
+    /// Claims what the generation takes beside content, before it is written.
+    pub fn charge_to(&mut self, charge: Charge) {
+        self.charge = Some(charge);
     }
 
     /// The generation that the steps are against.
@@ -255,6 +269,7 @@ impl Draft {
             finished,
             rotten,
             rules,
+            charge,
             ..
         } = self;
         merger.apply(step, &mut |entry, origin| {
@@ -276,6 +291,19 @@ impl Draft {
                     content
                 }
             };
+            let is_kept = source == FROM_BASE && matches!(origin, Origin::Base);
+            let cost = Cost::of(&entry, is_kept);
+            if let Some(charge) = charge {
+                charge.claim_entry(cost, &entry, is_kept)?;
+            }
+            if let (Some(sum), Some(folders)) = (&mut finished.overhead, &mut finished.folders) {
+                sum.made = sum.made.saturating_add(cost.made);
+                sum.inodes = sum.inodes.saturating_add(cost.inodes);
+                if entry.kind() == EntryKind::Directory {
+                    folders.count += 1;
+                    folders.bytes = folders.bytes.saturating_add(cost.made);
+                }
+            }
             finished.entries += 1;
             *has_links |= entry.kind() == EntryKind::Hardlink;
             if entry.kind() == EntryKind::File {
@@ -315,6 +343,14 @@ impl Draft {
             self.finished.total_bytes = record.total_bytes;
             self.finished.not_in_manifest_b3 = record.not_in_manifest_b3;
             self.finished.unchanged = true;
+            // Folders are not shared. Records of earlier versions do not say how many there are.
+            self.finished.folders = record.folders;
+            let overhead =
+                record.folders.map(|folders| Cost { listed: 0, made: folders.bytes, inodes: folders.count });
+            self.finished.overhead = overhead;
+            if let (Some(charge), Some(overhead)) = (&self.charge, overhead) {
+                charge.claim(overhead.made, overhead.inodes)?;
+            }
             let from = store.generation_path(base);
             for name in [MANIFEST, POSITIONS, MANIFEST_B3] {
                 let (from, to) = (from.join(name), staging.path().join(name));

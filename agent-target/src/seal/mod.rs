@@ -13,6 +13,7 @@
 
 mod build;
 mod change;
+mod charge;
 mod delta;
 mod draft;
 
@@ -38,8 +39,9 @@ use rayon::prelude::*;
 
 use crate::{
     ahead::tree,
+    receive::ReceiveError,
     store::{
-        MANIFEST, MANIFEST_B3, MarkRecord, RECORD, Record, Staging, Store, StoreError, TREE,
+        MANIFEST, MANIFEST_B3, MarkRecord, POSITIONS, RECORD, Record, Staging, Store, StoreError, TREE,
         index::{ChunkIndex, IndexError},
         piece_list_digest,
     },
@@ -47,6 +49,7 @@ use crate::{
 
 pub(crate) use build::{Trust, build_tree};
 use change::change_tree;
+pub use charge::Charge;
 pub use delta::steps;
 use draft::PlannedContents;
 pub use draft::{Draft, PlannedEntries, Source};
@@ -144,6 +147,9 @@ pub enum SealError {
     /// The manifest cannot be written or read back.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The repository may not hold so much.
+    #[error(transparent)]
+    NoRoom(#[from] ReceiveError),
     /// A file of the store.
     #[error(transparent)]
     Io(#[from] PathError),
@@ -214,6 +220,11 @@ pub fn seal(
             sums.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?
     };
+    let overhead = finished.overhead;
+    // A generation without changes has these by another name of its base's.
+    let listed = [MANIFEST, POSITIONS, MANIFEST_B3].into_iter().filter(|_| !finished.unchanged);
+    let listed = listed.filter_map(|name| std::fs::metadata(staging.path().join(name)).ok());
+    let listed = listed.map(|stat| stat.len()).sum();
     let record = Record {
         version: 1,
         repository: provenance.repository,
@@ -231,6 +242,9 @@ pub fn seal(
         new_bytes: finished.new_bytes,
         stored_bytes: Some(finished.stored_bytes),
         copy_rules,
+        overhead_bytes: overhead.map(|overhead| overhead.made.saturating_add(listed)),
+        inodes: overhead.map(|overhead| overhead.inodes),
+        folders: finished.folders,
         not_in_manifest_b3,
         overrides: provenance.overrides,
         counts: provenance.counts,

@@ -53,10 +53,11 @@ use assay_common::{
 };
 
 pub use piece_list::{add_to_piece_list, piece_list_digest};
-pub use record::{MarkRecord, Record};
-pub use staging::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Staging, TREE};
+pub use record::{FolderCost, MarkRecord, Record};
+pub use staging::{MANIFEST, MANIFEST_B3, PLAN, POSITIONS, RECORD, Staging, TREE};
 use usage::Usage;
-pub use usage::free_bytes;
+pub(crate) use usage::{FILE_BYTES, FOLDER_BYTES};
+pub use usage::{Held, free_bytes, inodes};
 pub use whole::{Original, Promised};
 
 /// Version of the form of all this: [`assay_common::format`].
@@ -407,11 +408,8 @@ impl Store {
         told(self.usage().left(&names()?));
         let mut first = Ok(());
         for name in names()? {
-            // Manifest and record are not content.
-            let measure = || {
-                let tree = trash.open_folder(&name).and_then(|folder| folder.open_folder(b"tree"));
-                tree.map_or(0, |tree| usage::sole_bytes(&tree))
-            };
+            let measure =
+                || trash.open_folder(&name).map_or(Held::default(), |folder| usage::leaves(&folder));
             told(self.usage().leaving(&String::from_utf8_lossy(&name), measure));
             let removed = trash.remove_all(&name).at("delete", &path.join(OsStr::from_bytes(&name)));
             first = first.and(removed);
@@ -425,9 +423,9 @@ impl Store {
         free_bytes(&self.path).unwrap_or(0)
     }
 
-    /// Bytes of content that all generations hold together, holes left out: what a quota is held against.
-    pub fn stored_bytes(&self) -> u64 {
-        self.usage().bytes()
+    /// What all generations hold together: what quotas are held against.
+    pub fn held(&self) -> Held {
+        self.usage().held()
     }
 
     /// Counts a generation that was sealed.
@@ -493,6 +491,9 @@ pub(crate) mod tests {
             total_bytes: total,
             new_bytes: stored,
             stored_bytes: Some(stored),
+            overhead_bytes: None,
+            inodes: None,
+            folders: None,
             not_in_manifest_b3: 0,
             overrides: Vec::new(),
             counts: serde_json::Value::Null,

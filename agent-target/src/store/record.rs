@@ -43,6 +43,16 @@ pub struct Record {
     /// may have inherited an ACL from the folder of the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_rules: Option<String>,
+    /// What the generation takes beside content, in bytes: manifest, attributes, and [`super::usage`]'s rate for each file and folder
+    /// that it does not share. Records of before 2026-11-30 do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead_bytes: Option<u64>,
+    /// Files and folders that it does not share with its base. Records of before 2026-11-30 do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<u64>,
+    /// What its folders alone take of both: no generation shares those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folders: Option<FolderCost>,
     /// Files that `manifest.b3` leaves out, because `b3sum` takes only names that are UTF-8.
     pub not_in_manifest_b3: u64,
     /// Safety stops that were overridden.
@@ -58,6 +68,16 @@ impl Record {
     pub fn stored_bytes(&self) -> u64 {
         self.stored_bytes.unwrap_or(self.new_bytes)
     }
+}
+
+/// What the folders of a tree take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FolderCost {
+    /// How many there are.
+    pub count: u64,
+    /// With their attributes, in bytes.
+    pub bytes: u64,
 }
 
 /// The mark, as the source told it.

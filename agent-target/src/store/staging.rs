@@ -9,7 +9,10 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use assay_common::{
@@ -31,6 +34,8 @@ pub const MANIFEST: &str = "manifest";
 pub const POSITIONS: &str = "manifest.positions";
 /// File digests in the form that `b3sum --check` takes.
 pub const MANIFEST_B3: &str = "manifest.b3";
+/// Where each entry of the manifest comes from, while a seal is under way.
+pub const PLAN: &str = "plan";
 /// The record.
 pub const RECORD: &str = "record.json";
 /// Contents in one folder: as many as any file system handles well.
@@ -45,6 +50,8 @@ pub struct Staging {
     shares_blocks: bool,
     whole: Whole,
     shards: Mutex<HashMap<(u16, u64), Arc<Folder>>>,
+    /// Folders for content that were made and not asked about yet.
+    new_shards: AtomicU64,
 }
 
 impl Staging {
@@ -52,16 +59,7 @@ impl Staging {
         fault::at(Point::StagingOpen).at("create", path)?;
         closed::create_folder(path).at("create", path)?;
         // Half a seal of an earlier session is made again from scratch: its links and folders cost little.
-        for half in [TREE, MANIFEST, POSITIONS, MANIFEST_B3, RECORD] {
-            let half = path.join(half);
-            let removed = if half.is_dir() { fs::remove_dir_all(&half) } else { fs::remove_file(&half) };
-            match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(error).at("remove", &half)?;
-                }
-                _ => {}
-            }
-        }
+        remove_half(path)?;
         let before = sessions(path)?.last().copied().unwrap_or(0);
         let session = before.checked_add(1).ok_or_else(|| io::Error::from(io::ErrorKind::QuotaExceeded));
         let session = session.at("count the sessions of", path)?;
@@ -74,7 +72,17 @@ impl Staging {
         let whole = Whole::new(options.open(&records).at("create", &records)?);
         // It lives as long as it is open.
         fs::remove_file(&records).at("remove", &records)?;
-        Ok(Self { path: path.to_owned(), number, session, shares_blocks, whole, shards: Mutex::default() })
+        let (shards, new_shards) = Default::default();
+        Ok(Self { path: path.to_owned(), number, session, shares_blocks, whole, shards, new_shards })
+    }
+
+    /// Removes manifest, plan and tree of a seal that was refused. The next attempt makes them anew, so nothing needs them; content that
+    /// arrived stays for it. Nothing is there any longer of a staging area that was sealed.
+    ///
+    /// # Errors
+    /// When one of them cannot be removed.
+    pub fn remove_half_made(&self) -> Result<(), StoreError> {
+        remove_half(&self.path)
     }
 
     /// The folder.
@@ -124,7 +132,8 @@ impl Staging {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(error).at("create", &path);
                 }
-                _ => {}
+                Ok(()) => drop(self.new_shards.fetch_add(1, Ordering::Relaxed)),
+                Err(_) => {}
             }
         }
         let folder = Arc::new(Folder::open(&path).at("open", &path)?);
@@ -136,14 +145,37 @@ impl Staging {
         Ok((folder, name))
     }
 
+    /// Opens a content of this session for writing; where it is not there yet, it is made when `claim` agrees.
+    ///
+    /// # Errors
+    /// When it cannot be opened or made, or `claim` does not agree.
+    pub fn open_or_create_content<E: From<PathError>>(
+        &self,
+        content: u64,
+        claim: impl FnOnce() -> Result<(), E>,
+    ) -> Result<File, E> {
+        let (folder, name) = self.locate(self.session, content)?;
+        fault::at(Point::StoreCreate).at("open", &self.content_path(content))?;
+        match folder.open_file_to_write(&name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => claim()?,
+            opened => return Ok(opened.at("open", &self.content_path(content))?),
+        }
+        // Another thread may have made it meanwhile.
+        Ok(folder.open_or_create_file(&name).at("open", &self.content_path(content))?)
+    }
+
     /// Opens a content of this session for writing.
     ///
     /// # Errors
     /// When it cannot be opened or made.
+    #[cfg(test)]
     pub fn open_content(&self, content: u64) -> Result<File, PathError> {
-        let (folder, name) = self.locate(self.session, content)?;
-        fault::at(Point::StoreCreate).at("open", &self.content_path(content))?;
-        folder.open_or_create_file(&name).at("open", &self.content_path(content))
+        self.open_or_create_content(content, || Ok(()))
+    }
+
+    /// Folders for content that were made since this was asked last.
+    pub fn take_new_shards(&self) -> u64 {
+        self.new_shards.swap(0, Ordering::Relaxed)
     }
 
     /// The path of a content of this session, for messages.
@@ -156,18 +188,25 @@ impl Staging {
 
     /// Bytes on disk that earlier sessions left.
     pub fn staged_bytes(&self) -> u64 {
-        fn bytes_below(path: &Path) -> u64 {
+        self.staged().0
+    }
+
+    /// Bytes on disk that earlier sessions left, and files and folders.
+    pub fn staged(&self) -> (u64, u64) {
+        fn below(path: &Path, sum: &mut (u64, u64)) {
             use std::os::unix::fs::MetadataExt as _;
-            let entries = fs::read_dir(path).into_iter().flatten().flatten();
-            entries
-                .map(|entry| match entry.metadata() {
-                    Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
-                    Ok(metadata) => metadata.blocks() * 512,
-                    Err(_) => 0,
-                })
-                .sum()
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                sum.1 += 1;
+                match entry.metadata() {
+                    Ok(metadata) if metadata.is_dir() => below(&entry.path(), sum),
+                    Ok(metadata) => sum.0 += metadata.blocks() * 512,
+                    Err(_) => {}
+                }
+            }
         }
-        bytes_below(&self.path)
+        let mut sum = (0, 0);
+        below(&self.path, &mut sum);
+        sum
     }
 
     /// Removes what earlier sessions left: where there is no room for both, what comes now counts.
@@ -187,6 +226,21 @@ impl Staging {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).clear();
         remove_sessions(&self.path, |_| true)
     }
+}
+
+/// What a seal makes beside the content.
+fn remove_half(staging: &Path) -> Result<(), StoreError> {
+    for half in [TREE, MANIFEST, POSITIONS, MANIFEST_B3, RECORD, PLAN] {
+        let half = staging.join(half);
+        let removed = if half.is_dir() { fs::remove_dir_all(&half) } else { fs::remove_file(&half) };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).at("remove", &half)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Tries it: whether a file system can depends on how it was made.

@@ -1,6 +1,7 @@
-//! How much content the generations of one repository hold: counted as they come and go, not measured.
+//! How much the generations of one repository hold: counted as they come and go, not measured.
 //!
-//! A seal adds the data of its new contents, holes left out; a generation that is deleted takes away what no other has. After a
+//! A seal adds the data of its new contents, holes left out, and what it takes beside: its manifest, attributes, and a rate for each new file
+//! and folder ([`FILE_BYTES`], [`FOLDER_BYTES`]), because a source can make us hold millions of those without a byte of content. A generation that is deleted takes away what no other has. After a
 //! crash between a seal and its count the generation's record is added; what a generation takes away is noted before it is deleted.
 //! Without the file the count starts at the most that the records can stand for.
 
@@ -15,7 +16,43 @@ use assay_common::{confined::Folder, durable::write_durable, error::PathError};
 use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
-use super::Record;
+use super::{MANIFEST, MANIFEST_B3, POSITIONS, RECORD, Record, TREE};
+
+/// What a file, link, FIFO or device takes beside its content, in bytes: its inode and its name.
+pub(crate) const FILE_BYTES: u64 = 512;
+/// What a folder takes, in bytes: a block.
+pub(crate) const FOLDER_BYTES: u64 = 4096;
+
+/// What is held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Content, in bytes.
+    pub content: u64,
+    /// What it takes beside content, in bytes.
+    #[serde(default)]
+    pub overhead: u64,
+    /// Files and folders.
+    #[serde(default)]
+    pub inodes: u64,
+}
+
+impl Held {
+    /// Content and what is beside it, in bytes.
+    pub fn bytes(self) -> u64 {
+        self.content.saturating_add(self.overhead)
+    }
+
+    /// With more.
+    #[must_use]
+    pub fn and(self, more: Self) -> Self {
+        Self {
+            content: self.content.saturating_add(more.content),
+            overhead: self.overhead.saturating_add(more.overhead),
+            inodes: self.inodes.saturating_add(more.inodes),
+        }
+    }
+}
 
 /// The count, and where it is kept.
 #[derive(Debug)]
@@ -28,11 +65,36 @@ pub(super) struct Usage {
 #[serde(deny_unknown_fields)]
 struct Count {
     bytes: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    overhead: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    inodes: u64,
     /// The newest generation that is counted.
     up_to: u64,
     /// What goes with folders of the trash that are being deleted, by name.
     #[serde(default)]
-    leaving: BTreeMap<String, u64>,
+    leaving: BTreeMap<String, Leaving>,
+}
+
+/// Version 0.1 noted content alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Leaving {
+    Content(u64),
+    Held(Held),
+}
+
+impl Leaving {
+    fn held(self) -> Held {
+        match self {
+            Self::Content(content) => Held { content, ..Held::default() },
+            Self::Held(held) => held,
+        }
+    }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Usage {
@@ -47,13 +109,15 @@ impl Usage {
             let alone = std::mem::take(&mut first) && record.base_generation.is_some();
             let bytes = if alone { record.total_bytes } else { record.stored_bytes() };
             count.bytes = count.bytes.saturating_add(bytes);
+            count.add_overhead(&record);
             count.up_to = record.generation;
         }
         Self { path: path.to_owned(), count: Mutex::new(count) }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.count().bytes
+    pub(super) fn held(&self) -> Held {
+        let count = self.count();
+        Held { content: count.bytes, overhead: count.overhead, inodes: count.inodes }
     }
 
     /// A generation was sealed.
@@ -61,6 +125,7 @@ impl Usage {
         self.change(|count| {
             if record.generation > count.up_to {
                 count.bytes = count.bytes.saturating_add(record.stored_bytes());
+                count.add_overhead(record);
                 count.up_to = record.generation;
             }
         })
@@ -68,13 +133,13 @@ impl Usage {
 
     /// A folder of the trash is about to be deleted. How much goes with it is measured when that begins, not when a crash has
     /// left the half of it.
-    pub(super) fn leaving(&self, name: &str, measure: impl FnOnce() -> u64) -> Result<(), PathError> {
+    pub(super) fn leaving(&self, name: &str, measure: impl FnOnce() -> Held) -> Result<(), PathError> {
         if self.count().leaving.contains_key(name) {
             return Ok(());
         }
-        let bytes = measure();
+        let held = measure();
         self.change(|count| {
-            count.leaving.insert(name.to_owned(), bytes);
+            count.leaving.insert(name.to_owned(), Leaving::Held(held));
         })
     }
 
@@ -85,10 +150,12 @@ impl Usage {
             return Ok(());
         }
         self.change(|count| {
-            let gone: u64 =
-                count.leaving.iter().filter(|(name, _)| !there(name)).map(|(_, bytes)| *bytes).sum();
+            let gone = count.leaving.iter().filter(|(name, _)| !there(name));
+            let gone = gone.fold(Held::default(), |sum, (_, leaving)| sum.and(leaving.held()));
             count.leaving.retain(|name, _| there(name));
-            count.bytes = count.bytes.saturating_sub(gone);
+            count.bytes = count.bytes.saturating_sub(gone.content);
+            count.overhead = count.overhead.saturating_sub(gone.overhead);
+            count.inodes = count.inodes.saturating_sub(gone.inodes);
         })
     }
 
@@ -104,38 +171,83 @@ impl Usage {
     }
 }
 
-/// Bytes of the files below `folder` that are nowhere else: on disk, as far as they belong to the content. What cannot be read
-/// is not counted.
-pub(super) fn sole_bytes(folder: &Folder) -> u64 {
-    let (mut sum, mut linked) = (0, HashMap::new());
-    add_sole_bytes(folder, &mut sum, &mut linked);
-    linked
-        .values()
-        .filter(|(further, _)| *further == 0)
-        .fold(sum, |sum, (_, bytes)| sum.saturating_add(*bytes))
+impl Count {
+    /// What was not noted for generations of earlier versions is not counted, and does not come off either.
+    fn add_overhead(&mut self, record: &Record) {
+        self.overhead = self.overhead.saturating_add(record.overhead_bytes.unwrap_or(0));
+        self.inodes = self.inodes.saturating_add(record.inodes.unwrap_or(0));
+    }
 }
 
-/// Adds what has one name to `sum`; in `linked` stands by inode how many names of a file have not been seen, and its bytes.
-fn add_sole_bytes(folder: &Folder, sum: &mut u64, linked: &mut HashMap<u64, (u64, u64)>) {
+/// What goes with a generation's folder. What cannot be read is not counted.
+pub(super) fn leaves(generation: &Folder) -> Held {
+    let tree = generation.open_folder(TREE.as_bytes());
+    let held = tree.map_or(Held::default(), |tree| sole(&tree));
+    let record = generation.open_file(RECORD.as_bytes()).ok();
+    let record =
+        record.and_then(|file| serde_json::from_reader::<_, Record>(std::io::BufReader::new(file)).ok());
+    if record.is_none_or(|record| record.overhead_bytes.is_none()) {
+        return Held { content: held.content, ..Held::default() };
+    }
+    let files = [MANIFEST, POSITIONS, MANIFEST_B3].into_iter().filter_map(|name| {
+        let stat = generation.stat(name.as_bytes()).ok()?;
+        // A generation without changes shares them with its base.
+        (stat.st_nlink == 1).then(|| u64::try_from(stat.st_size).unwrap_or(0))
+    });
+    held.and(Held { overhead: files.sum(), ..Held::default() })
+}
+
+/// What of the tree in `folder` is nowhere else; of content, as far as it is on disk.
+fn sole(folder: &Folder) -> Held {
+    let mut sum =
+        Held { overhead: FOLDER_BYTES + attributes_bytes(folder, b""), inodes: 1, ..Held::default() };
+    let mut linked = HashMap::new();
+    add_sole(folder, &mut sum, &mut linked);
+    linked.values().filter(|(further, _)| *further == 0).fold(sum, |sum, (_, held)| sum.and(*held))
+}
+
+fn attributes_bytes(folder: &Folder, name: &[u8]) -> u64 {
+    let attributes = folder.xattrs(name).unwrap_or_default();
+    attributes.iter().map(|attribute| (attribute.name.len() + attribute.value.len()) as u64).sum()
+}
+
+/// Adds what has one name to `sum`; in `linked` stands by inode how many names of a file have not been seen, and what it takes.
+fn add_sole(folder: &Folder, sum: &mut Held, linked: &mut HashMap<u64, (u64, Held)>) {
     for name in folder.names().unwrap_or_default() {
         let Ok(stat) = folder.stat(&name) else { continue };
         let blocks = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
-        let bytes = u64::try_from(stat.st_size).unwrap_or(0).min(blocks);
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                if let Ok(below) = folder.open_folder(&name) {
-                    add_sole_bytes(&below, sum, linked);
-                }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let content = match kind {
+            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0).min(blocks),
+            _ => 0,
+        };
+        if kind == FileType::Directory {
+            let overhead = FOLDER_BYTES.saturating_add(attributes_bytes(folder, &name));
+            *sum = sum.and(Held { content: 0, overhead, inodes: 1 });
+            if let Ok(below) = folder.open_folder(&name) {
+                add_sole(&below, sum, linked);
             }
-            FileType::RegularFile if stat.st_nlink == 1 => *sum = sum.saturating_add(bytes),
+            continue;
+        }
+        let held = || Held {
+            content,
+            overhead: FILE_BYTES.saturating_add(attributes_bytes(folder, &name)),
+            inodes: 1,
+        };
+        if stat.st_nlink == 1 {
+            *sum = sum.and(held());
+        } else {
             // All its names may be below this folder.
-            FileType::RegularFile => {
-                let further = &mut linked.entry(stat.st_ino).or_insert((stat.st_nlink, bytes)).0;
-                *further = further.saturating_sub(1);
-            }
-            _ => {}
+            let further = &mut linked.entry(stat.st_ino).or_insert_with(|| (stat.st_nlink, held())).0;
+            *further = further.saturating_sub(1);
         }
     }
+}
+
+/// How many files and folders a folder's file system can hold, and how many more this process may make; none where it sets no number.
+pub fn inodes(folder: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    (stat.f_files > 0).then_some((stat.f_files, stat.f_favail))
 }
 
 /// Free bytes for this process on a folder's file system.
@@ -156,22 +268,30 @@ mod tests {
         usage.add(&record(1, None, 100, 100)).expect("write");
         usage.add(&record(2, Some(1), 120, 20)).expect("write");
         usage.add(&record(2, Some(1), 120, 20)).expect("it is counted once");
-        usage.leaving("000001", || 30).expect("write");
+        usage.leaving("000001", || Held { content: 30, ..Held::default() }).expect("write");
         usage.leaving("000001", || panic!("a crash has left the half of it")).expect("nothing to write");
         let names = [b"000001".to_vec()];
         usage.left(&names).expect("it is still there");
-        assert_eq!(usage.bytes(), 120);
+        assert_eq!(usage.held().content, 120);
         Usage::load(&path, [].into_iter()).left(&[]).expect("after a restart");
         let usage = Usage::load(&path, [].into_iter());
         usage.left(&[]).expect("once");
-        assert_eq!(usage.bytes(), 90);
+        assert_eq!(usage.held().content, 90);
         let records =
             || [record(1, None, 100, 100), record(2, Some(1), 120, 20), record(3, Some(2), 130, 10)];
-        assert_eq!(Usage::load(&path, records().into_iter()).bytes(), 100, "one seal was not counted");
+        assert_eq!(Usage::load(&path, records().into_iter()).held().content, 100, "one seal was not counted");
         fs::write(&path, "cut o").expect("write");
-        assert_eq!(Usage::load(&path, records().into_iter()).bytes(), 130);
+        assert_eq!(Usage::load(&path, records().into_iter()).held().content, 130);
         let pruned = records().into_iter().skip(1);
-        assert_eq!(Usage::load(&path, pruned).bytes(), 130, "the oldest has all that it holds");
+        assert_eq!(Usage::load(&path, pruned).held().content, 130, "the oldest has all that it holds");
+        // As version 0.1 wrote it.
+        fs::write(&path, r#"{"bytes":100,"up_to":3,"leaving":{"000001":30}}"#).expect("write");
+        let usage = Usage::load(&path, records().into_iter());
+        let mut newer = record(4, Some(3), 130, 10);
+        (newer.overhead_bytes, newer.inodes) = (Some(5000), Some(7));
+        usage.add(&newer).expect("write");
+        usage.left(&[]).expect("it has left");
+        assert_eq!(usage.held(), Held { content: 80, overhead: 5000, inodes: 7 });
     }
 
     #[test]
@@ -186,6 +306,9 @@ mod tests {
         fs::hard_link(&other, tree.join("shared")).expect("link");
         let sparse = fs::File::create(tree.join("sparse")).expect("create");
         sparse.set_len(1 << 30).expect("grow");
-        assert_eq!(sole_bytes(&Folder::open(&tree).expect("open")), 13_000);
+        let held = sole(&Folder::open(&tree).expect("open"));
+        // Two folders; "sole", "twice" and "sparse"; "shared" is elsewhere, too.
+        let overhead = 2 * FOLDER_BYTES + 3 * FILE_BYTES;
+        assert_eq!(held, Held { content: 13_000, overhead, inodes: 5 });
     }
 }

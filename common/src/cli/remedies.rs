@@ -243,6 +243,10 @@ const REMEDIES: &[(&str, &str)] = &[
         "quota-exceeded",
         "The repository's store on the target may not grow by so much: raise repository.quota there, or let retention remove generations.",
     ),
+    (
+        "too-many-failed-runs",
+        "Find out why the runs before it failed; the next one may be opened when an hour has passed since the oldest of them.",
+    ),
     ("target-full", "Make room on the target's store. What has arrived is kept."),
     ("target-changed", "The target's store changed in the run. Start another run."),
     (

@@ -9,6 +9,7 @@ mod documents;
 #[allow(dead_code)]
 mod file_systems;
 mod ground;
+mod holding;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
 mod link;

@@ -51,7 +51,7 @@ fn a_run_that_needs_more_than_the_quota_is_not_run() {
     let staged: usize = blocks.split_whitespace().next().expect("a number").parse().expect("a number");
     assert!(staged < 3 * MIB + MIB / 2, "{staged} bytes are staged beside two MiB of content");
     // What it left is no hindrance to a run that fits.
-    replace(&pair, 11, 3);
+    replace(&pair, 11, 2);
     pair.run(0);
     pair.assert_ledger(&[Pass, Pass, Pass, Pass, Pass, Pass, NotRun, Pass]);
 }

@@ -107,6 +107,9 @@ fn copy_ahead(repository: &Repository) {
     repository.copies.prepare(&repository.store, GenerationNumber(1), room, &turn).expect("prepare");
 }
 
+/// What a content takes beside its bytes: a file, and the folder for it.
+const BESIDE_BYTES: u64 = 512 + 4096;
+
 /// A receiver upon the first generation, of which these files are known to be rotten.
 fn receiver(repository: &Repository, quota: Option<Size>, rotten: &[&[u8]]) -> (Arc<Staging>, Receiver) {
     let (number, copies) = (GenerationNumber(1), Arc::clone(&repository.copies));
@@ -210,7 +213,7 @@ fn what_is_kept_is_neither_read_nor_written() {
     let repository = &store.repository;
     copy_ahead(repository);
     // Room for the copy, and for what is new, and not for one byte more.
-    let (staging, receiver) = receiver(repository, Some(Size(old.len() as u64 + 10)), &[]);
+    let (staging, receiver) = receiver(repository, Some(Size(old.len() as u64 + 10 + BESIDE_BYTES)), &[]);
     // The base's file is gone from under its name, beyond its first block: nobody looks there.
     let file = std::fs::OpenOptions::new().write(true).open(store.path(1, "file")).expect("open");
     let accepted = receiver.accept(&offer(1, told.1)).expect("accept");
@@ -234,7 +237,7 @@ fn a_copy_that_the_quota_has_no_room_for_is_not_used() {
     let told = told(&old, &[Edit::Keep(5), Edit::Insert(10)], 2);
     let repository = &store.repository;
     copy_ahead(repository);
-    let (staging, receiver) = receiver(repository, Some(Size(told.0.len() as u64)), &[]);
+    let (staging, receiver) = receiver(repository, Some(Size(told.0.len() as u64 + BESIDE_BYTES)), &[]);
     let accepted = receiver.accept(&offer(1, told.1)).expect("accept");
     assert!(!staging.content_path(1).exists(), "the copy is gone");
     receiver.settle(accepted).expect("settle");

@@ -154,10 +154,11 @@ impl ReplicationService for Replication {
             _ => return Err(invalid("nonce: must have 32 bytes, and none with statements of form 0").into()),
         };
         let span = telemetry::of_run(&id);
+        let failed_runs_per_hour = self.limits.failed_runs_per_hour;
         let response = blocking(move || {
             span.in_scope(|| {
                 check_history(&repository, &request)?;
-                open(&repository, id, nonce)
+                open(&repository, id, nonce, failed_runs_per_hour)
             })
         })
         .await?;

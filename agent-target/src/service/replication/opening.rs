@@ -1,13 +1,16 @@
 //! A run begins: what it builds upon, and what it may write.
 
-use std::sync::{Arc, PoisonError};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use assay_common::{
     config::HISTORY_DIFFERS,
     digest::RootDigest,
     id::{GenerationNumber, RunId},
     ledger::EntryId,
-    rpc_status::RpcFault,
+    rpc_status::{RpcFault, TOO_MANY_FAILED_RUNS},
     trouble::{self, Kind},
     verdict::{HexDigest, STATEMENTS, link_digest},
 };
@@ -20,6 +23,16 @@ use crate::{
     receive::{Allowance, Base, PlaceReader, Receiver},
     repository::{Active, Opened, Repository, Stage},
 };
+
+/// A source that fails over and over adds a verdict to the ledger each time, which is never removed.
+fn too_many_failed(limit: u32, again: Duration) -> RpcFault {
+    let text = format!(
+        "{limit} runs of this repository have failed within an hour: no further one is opened for {again:.0?}"
+    );
+    RpcFault::new(Code::ResourceExhausted, TOO_MANY_FAILED_RUNS, text)
+        .with_retry_after(again)
+        .with_hint("look at why they failed (assay-target verdicts); limits.failed_runs_per_hour on the target sets how many may")
+}
 
 /// With less than this free there is no room for a run beside what an earlier one left.
 const LITTLE_BYTES: u64 = 1024 * 1024;
@@ -82,6 +95,7 @@ pub(super) fn open(
     repository: &Repository,
     id: RunId,
     nonce: Option<HexDigest>,
+    failed_runs_per_hour: u32,
 ) -> Result<OpenRunResponse, RpcFault> {
     let mut active = repository.active();
     repository.give_way_to_run();
@@ -112,7 +126,13 @@ pub(super) fn open(
         return Err(RpcFault::new(Code::FailedPrecondition, "run-id-used", text)
             .with_hint("check the source's clock: ids are made of the time"));
     }
-    let config::Repository { quota, reserve, .. } = repository.config;
+    if !goes_on {
+        repository
+            .failed_runs
+            .may_open(failed_runs_per_hour)
+            .map_err(|again| too_many_failed(failed_runs_per_hour, again))?;
+    }
+    let config::Repository { quota, quota_entries, reserve, .. } = repository.config;
     // The index and the new session want some room themselves.
     if repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES) {
         repository.copies.forget().map_err(|error| internal("the store", &error))?;
@@ -152,9 +172,11 @@ pub(super) fn open(
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
     let staging = Arc::new(staging);
-    let stored = repository.store.stored_bytes();
+    // Verdicts are never removed, and count as well.
+    let held = repository.store.held().and(repository.ledger_held());
     let copies = Arc::clone(&repository.copies);
-    let allowance = Allowance::new(quota, stored, reserve, (Arc::clone(&staging), Arc::clone(&copies)));
+    let allowance = Allowance::new(quota, held.bytes(), reserve, (Arc::clone(&staging), Arc::clone(&copies)))
+        .with_entries(quota_entries, held.inodes);
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
     let known = match base {

@@ -19,12 +19,12 @@ use tonic::{Code, Streaming};
 
 use super::{
     super::{internal, invalid},
-    QUEUE, busy, joined, next_message, no_such_run,
+    QUEUE, busy, joined, next_message, no_such_run, receive_fault,
 };
 use crate::{
     receive::Receiver,
     repository::{Active, Opened, Repository, Stage},
-    seal::{self, Draft, Provenance, SealError, seal},
+    seal::{self, Charge, Draft, Provenance, SealError, seal},
     store::{MarkRecord, Record, Staging},
 };
 
@@ -86,7 +86,28 @@ pub(super) async fn seal_and_settle(
     let working = tokio::task::spawn_blocking({
         let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
         let span = span.clone();
-        move || span.in_scope(|| seal_blocking(&repository, (&id, opened), &staging, base, &start, queue))
+        let allowance = receiver.allowance();
+        move || {
+            span.in_scope(|| {
+                let charge = Charge::on(allowance);
+                let sealed = seal_blocking(
+                    &repository,
+                    (&id, opened),
+                    &staging,
+                    base,
+                    (&start, charge.clone()),
+                    queue,
+                );
+                if sealed.is_err() {
+                    // The next attempt makes it anew. What cannot be removed stays charged.
+                    match staging.remove_half_made() {
+                        Ok(()) => charge.give_back(),
+                        Err(error) => tracing::error!(%error, "what a refused seal left cannot be removed"),
+                    }
+                }
+                sealed
+            })
+        }
     });
     // A cut-off manifest has no finish: the thread notices. After the finish nothing is waited for: a source that leaves its
     // stream open does not keep the generation from its check.
@@ -131,7 +152,7 @@ fn seal_blocking(
     (id, opened): (&RunId, Opened),
     staging: &Staging,
     base: Option<GenerationNumber>,
-    start: &SealStart,
+    (start, charge): (&SealStart, Charge),
     mut queue: mpsc::Receiver<seal_run_request::Kind>,
 ) -> Result<Record, RpcFault> {
     let named = (start.base_generation > 0).then_some(GenerationNumber(start.base_generation));
@@ -143,6 +164,7 @@ fn seal_blocking(
     let mut draft =
         Draft::create(&repository.store, staging, named, &start.manifest_header).map_err(seal_fault)?;
     draft.allow(repository.copy_rules());
+    draft.charge_to(charge);
     draft.refuse(named.map(|base| repository.rot().paths(base)).unwrap_or_default());
     while let Some(kind) = queue.blocking_recv() {
         match kind {
@@ -226,6 +248,10 @@ fn provenance(
 }
 
 fn seal_fault(error: SealError) -> RpcFault {
+    let error = match error {
+        SealError::NoRoom(error) => return receive_fault(error),
+        error => error,
+    };
     match &error {
         SealError::Manifest(ManifestError::Io(_)) => internal("writing the manifest", &error),
         SealError::Delta(_) | SealError::Manifest(_) | SealError::Packed { .. } => {

@@ -134,6 +134,15 @@ pub(super) fn receive_fault(error: ReceiveError) -> RpcFault {
             RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
                 .with_hint("free some space on the target, or lower repository.reserve there; what has arrived is kept and not sent again")
         }
+        ReceiveError::ReserveEntries { .. } => {
+            RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
+                .with_hint("prune generations, or make a file system with more inodes for the store")
+        }
+        ReceiveError::QuotaEntries { .. } => {
+            RpcFault::new(Code::ResourceExhausted, "quota-exceeded", error.to_string()).with_hint(
+                "raise repository.quota_entries on the target, or let repository.retention remove generations there (assay-target prune)",
+            )
+        }
         ReceiveError::Quota { .. } => RpcFault::new(Code::ResourceExhausted, "quota-exceeded", error.to_string())
             .with_hint("raise repository.quota on the target, or let repository.retention remove generations there (assay-target prune)"),
         _ => internal("receiving content", &error),
