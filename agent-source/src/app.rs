@@ -8,7 +8,7 @@ use assay_common::{
     serve,
     signing::{SigningKey, VerifyingKey},
     supervise,
-    tls::{Credentials, Role},
+    tls::{Credentials, Role, revocation},
     traces::{Speaker, Tracer},
 };
 use assay_proto::v1::source_service_server::SourceServiceServer;
@@ -93,6 +93,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operators = config.agent.operators.clone();
     let service = InterceptedService::new(service, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-source starts");
+    revocation::watch(config_path.to_owned());
     serve::run(config.agent.listen, &credentials, &["assay.v1.SourceService"], |router| {
         router.add_service(service)
     })

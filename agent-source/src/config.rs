@@ -15,7 +15,10 @@ use assay_common::{
     notify::{NotifySection, Way},
     profile::{FileRules, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
-    tls::TlsFiles,
+    tls::{
+        TlsFiles,
+        revocation::{Revoked, RevokedSetting},
+    },
     traces::{Collector, TracesSection},
 };
 use serde::Deserialize;
@@ -48,6 +51,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// Certificates that are not accepted.
+    pub revoked: Revoked,
     /// Private signing key.
     pub signing_key: PathBuf,
     /// `[target]`.
@@ -177,6 +182,9 @@ struct TlsSection {
     cert: PathBuf,
     /// Its private key (PEM), which nobody else may read.
     key: PathBuf,
+    /// Certificates that are not accepted any longer: their serial numbers or the SHA-256 of their keys (`pki show` prints both), in a list, or
+    /// the path of a file with one a line. Read again while the agent runs. Default: none.
+    revoked: Option<RevokedSetting>,
 }
 
 /// `[operator]`: what this command line uses to talk to the agent. Default: the agent's own certificate, which no agent takes for an
@@ -358,6 +366,10 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     let names: Vec<_> = file.repositories.iter().map(|section| section.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
     let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
+    let revoked = Revoked::load(path, file.tls.revoked.as_ref()).unwrap_or_else(|fault| {
+        faults.push(format!("tls.revoked: {fault}"));
+        Revoked::default()
+    });
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -379,6 +391,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         agent,
         tls,
         operator_tls,
+        revoked,
         signing_key,
         target,
         metrics,

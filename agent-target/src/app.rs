@@ -10,7 +10,7 @@ use assay_common::{
     serve,
     signing::SigningKey,
     supervise,
-    tls::{Credentials, Role},
+    tls::{Credentials, Role, revocation},
     traces::{Speaker, Tracer},
 };
 use assay_proto::v1::{
@@ -80,6 +80,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operator =
         InterceptedService::new(operator, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
+    revocation::watch(config_path.to_owned());
     serve::run(
         config.agent.listen,
         &credentials,

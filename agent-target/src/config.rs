@@ -14,7 +14,10 @@ use assay_common::{
     notify::{NotifySection, Way},
     profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
-    tls::TlsFiles,
+    tls::{
+        TlsFiles,
+        revocation::{Revoked, RevokedSetting},
+    },
     traces::{Collector, TracesSection},
 };
 use serde::Deserialize;
@@ -32,6 +35,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// Certificates that are not accepted.
+    pub revoked: Revoked,
     /// `[limits]`.
     pub limits: PeerLimits,
     /// `[metrics]`.
@@ -227,6 +232,9 @@ struct TlsSection {
     cert: PathBuf,
     /// Its private key (PEM), which nobody else may read.
     key: PathBuf,
+    /// Certificates that are not accepted any longer: their serial numbers or the SHA-256 of their keys (`pki show` prints both), in a list, or
+    /// the path of a file with one a line. Read again while the agent runs. Default: none.
+    revoked: Option<RevokedSetting>,
 }
 
 /// `[operator]`: what this command line uses to talk to the agent. Default: the agent's own certificate, which no agent takes for an
@@ -560,6 +568,10 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
     let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
+    let revoked = Revoked::load(path, file.tls.revoked.as_ref()).unwrap_or_else(|fault| {
+        faults.push(format!("tls.revoked: {fault}"));
+        Revoked::default()
+    });
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
@@ -574,7 +586,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, limits, metrics: file.metrics, traces, notify, repositories })
+    Ok(Config { agent, tls, operator_tls, revoked, limits, metrics: file.metrics, traces, notify, repositories })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

@@ -16,26 +16,34 @@ use std::{
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, string::Ia5String,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, SubjectPublicKeyInfo,
+    string::Ia5String,
 };
 use serde::{Deserialize, Serialize};
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
 use crate::{
+    durable::write_durable,
     error::{Hint, PathError, ShowPath},
     id::is_plain_name,
     signing::{KeyError, SigningKey, create_private, create_public, read_private, read_public},
+    tls::revocation::Fingerprints,
 };
 
 /// How every identity starts.
 const URN_PREFIX: &str = "urn:assay:";
 /// Certificates are valid from a little before they are made, because the two hosts' clocks differ.
 const CLOCK_SLACK: Duration = Duration::from_secs(3600);
-/// How long certificates are valid unless said otherwise: two years and a little.
-pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(760 * DAY_SECONDS);
+/// How long certificates are valid unless said otherwise: a quarter of a year. [`renew`] makes new ones with one command.
+pub const DEFAULT_VALIDITY_DAYS: u32 = 90;
+/// The same.
+pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(DEFAULT_VALIDITY_DAYS as u64 * DAY_SECONDS);
 /// How long the CA is valid unless said otherwise: ten years.
 pub const DEFAULT_CA_VALIDITY: Duration = Duration::from_secs(3652 * DAY_SECONDS);
 const DAY_SECONDS: u64 = 86_400;
+/// Files that are looked at in a folder, and the length of the longest, in bytes.
+const MAX_FOLDER_ENTRIES: usize = 4096;
+const MAX_KEY_BYTES: u64 = 64 * 1024;
 
 /// What a certificate's holder may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -232,6 +240,12 @@ pub enum PkiError {
         /// The CA's certificate.
         path: PathBuf,
     },
+    /// A certificate that is not one of ours.
+    #[error("{} is not a certificate of an agent, operator or restore", ShowPath(path))]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+    },
     /// The certificate library failed.
     #[error("cannot make the certificate of the {role}: {source}")]
     Certificate {
@@ -254,6 +268,7 @@ impl Hint for PkiError {
                 Some("name every host name and address under which the others reach it".to_owned())
             }
             Self::Authority { .. } => Some("name the folder that `pki init` wrote".to_owned()),
+            Self::NotOurs { .. } => Some("name one that `pki init` or `pki issue` made".to_owned()),
             Self::Certificate { .. } => None,
         }
     }
@@ -384,6 +399,12 @@ pub fn issue(
     now: Timestamp,
 ) -> Result<IssuedFiles, PkiError> {
     check_party(role, party)?;
+    let (issuer, organisation) = open_authority(folder)?;
+    write_leaf(folder, &format!("{role}-{}", party.name), &issuer, role, party, &organisation, now, validity)
+}
+
+/// The CA in `folder`, and the organisation in its name.
+fn open_authority(folder: &Path) -> Result<(Issuer<'static, KeyPair>, String), PkiError> {
     let path = folder.join("ca.crt");
     let (certificate, key) = (read_public(&path)?, read_private(&folder.join("ca.key"))?);
     let authority = || -> Option<(Issuer<'static, KeyPair>, String)> {
@@ -398,8 +419,104 @@ pub fn issue(
         let organisation = organisation.unwrap_or_default().to_owned();
         Some((Issuer::from_ca_cert_pem(certificate, key).ok()?, organisation))
     };
-    let (issuer, organisation) = authority().ok_or(PkiError::Authority { path })?;
-    write_leaf(folder, &format!("{role}-{}", party.name), &issuer, role, party, &organisation, now, validity)
+    authority().ok_or(PkiError::Authority { path })
+}
+
+/// A certificate, as people and lists of what is revoked know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whose it is.
+    pub identity: PeerIdentity,
+    /// Host names and addresses in it.
+    pub hosts: Vec<String>,
+    /// Its serial number and its key.
+    pub fingerprints: Fingerprints,
+    /// Its last moment.
+    pub not_after: Timestamp,
+    /// Its public key in DER.
+    key: Vec<u8>,
+}
+
+impl Certificate {
+    /// Reads a file (PEM).
+    ///
+    /// # Errors
+    /// [`PkiError`]: it cannot be read, or is not a certificate of ours.
+    pub fn read(path: &Path) -> Result<Self, PkiError> {
+        let pem = read_public(path)?;
+        let foreign = || PkiError::NotOurs { path: path.to_owned() };
+        let (_, parsed) = x509_parser::pem::parse_x509_pem(&pem).map_err(|_| foreign())?;
+        let certificate = parsed.parse_x509().map_err(|_| foreign())?;
+        let not_after = Timestamp::from_second(certificate.validity().not_after.timestamp());
+        Ok(Self {
+            identity: PeerIdentity::from_certificate(&parsed.contents).map_err(|_| foreign())?,
+            hosts: hosts_of(&pem),
+            fingerprints: Fingerprints::of(&parsed.contents).ok_or_else(foreign)?,
+            not_after: not_after.map_err(|_| foreign())?,
+            key: certificate.public_key().raw.to_vec(),
+        })
+    }
+}
+
+/// Makes a new certificate of the CA in `authority` in the place of the one at `path`: for the same holder and hosts, and for the same key
+/// unless `new_key` is set, which must then be the key's file. A reader sees the old file or the new one.
+///
+/// # Errors
+/// [`PkiError`]; then the old certificate is there as it was.
+pub fn renew(
+    authority: &Path,
+    path: &Path,
+    new_key: Option<&Path>,
+    validity: Duration,
+    now: Timestamp,
+) -> Result<Certificate, PkiError> {
+    let old = Certificate::read(path)?;
+    let Certificate { identity: PeerIdentity { role, name }, hosts, key, .. } = old;
+    let party = Party { name, hosts };
+    check_party(role, &party)?;
+    let (issuer, organisation) = open_authority(authority)?;
+    let failed = |source| PkiError::Certificate { role: role.as_str(), source };
+    let params = leaf(role, &party, &organisation, now, validity)?;
+    let write = |path: &Path, bytes: &[u8], mode| write_durable(path, bytes, mode).map_err(KeyError::from);
+    let certificate = match new_key {
+        None => {
+            let key = SubjectPublicKeyInfo::from_der(&key).map_err(failed)?;
+            params.signed_by(&key, &issuer).map_err(failed)?
+        }
+        Some(file) => {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+            let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
+            // An agent that looks between the two finds a pair that does not fit, and keeps the one that it has.
+            write(file, key.serialize_pem().as_bytes(), 0o600)?;
+            certificate
+        }
+    };
+    write(path, certificate.pem().as_bytes(), 0o644)?;
+    Certificate::read(path)
+}
+
+/// Private keys of the CA `ca` (PEM) in these folders, whatever their files are called. Folders that are not there have none.
+pub fn authority_keys(ca: &Path, folders: &[&Path]) -> Vec<PathBuf> {
+    let authorities: Vec<Vec<u8>> = fs::read(ca)
+        .map(|pem| {
+            let certificates = x509_parser::pem::Pem::iter_from_buffer(&pem).filter_map(Result::ok);
+            certificates
+                .filter_map(|pem| Some(pem.parse_x509().ok()?.public_key().subject_public_key.data.to_vec()))
+                .collect()
+        })
+        .unwrap_or_default();
+    let mut found = std::collections::BTreeSet::new();
+    for folder in folders {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_FOLDER_ENTRIES) {
+            let is_small = entry.metadata().is_ok_and(|stat| stat.is_file() && stat.len() <= MAX_KEY_BYTES);
+            let text = if is_small { fs::read_to_string(entry.path()).ok() } else { None };
+            let key = text.filter(|text| text.contains("PRIVATE KEY")).and_then(|text| KeyPair::from_pem(&text).ok());
+            if key.is_some_and(|key| authorities.iter().any(|it| it == key.public_key_raw())) {
+                found.insert(fs::canonicalize(entry.path()).unwrap_or_else(|_| entry.path()));
+            }
+        }
+    }
+    found.into_iter().collect()
 }
 
 /// Makes a signing key: `STEM.key` and `STEM.pub` in `folder`. Replaces nothing.
@@ -458,19 +575,20 @@ fn set_validity(params: &mut CertificateParams, now: Timestamp, validity: Durati
     params.not_after = epoch + now + validity;
 }
 
-#[allow(clippy::too_many_arguments)] // One private function, called twice.
-fn write_leaf(
-    folder: &Path,
-    stem: &str,
-    issuer: &Issuer<'_, KeyPair>,
+/// What a certificate says.
+fn leaf(
     role: Role,
     party: &Party,
     organisation: &str,
     now: Timestamp,
     validity: Duration,
-) -> Result<IssuedFiles, PkiError> {
+) -> Result<CertificateParams, PkiError> {
     let failed = |source| PkiError::Certificate { role: role.as_str(), source };
     let mut params = CertificateParams::default();
+    // At random: by default it would follow from the key, and a renewed certificate would be revoked with the one before it.
+    let mut serial: [u8; 16] = rand::random();
+    serial[0] = serial[0] & 0x3f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = subject(organisation, &party.name);
     let identity = Ia5String::try_from(format!("{URN_PREFIX}{role}:{}", party.name)).map_err(failed)?;
     params.subject_alt_names = vec![SanType::URI(identity)];
@@ -485,6 +603,22 @@ fn write_leaf(
     };
     params.use_authority_key_identifier_extension = true;
     set_validity(&mut params, now, validity);
+    Ok(params)
+}
+
+#[allow(clippy::too_many_arguments)] // One private function, called twice.
+fn write_leaf(
+    folder: &Path,
+    stem: &str,
+    issuer: &Issuer<'_, KeyPair>,
+    role: Role,
+    party: &Party,
+    organisation: &str,
+    now: Timestamp,
+    validity: Duration,
+) -> Result<IssuedFiles, PkiError> {
+    let failed = |source| PkiError::Certificate { role: role.as_str(), source };
+    let params = leaf(role, party, organisation, now, validity)?;
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let certificate = params.signed_by(&key, issuer).map_err(failed)?;
     let files =

@@ -50,7 +50,7 @@ pub(super) struct InitArgs {
     #[arg(long, default_value = "Assay", value_name = "TEXT")]
     organisation: String,
     /// How long the certificates are valid
-    #[arg(long, default_value_t = 825, value_name = "DAYS")]
+    #[arg(long, default_value_t = pki::DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
     days: u32,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct InviteArgs {
     #[arg(long, value_name = "DIR")]
     ca_folder: Option<PathBuf>,
     /// How long the certificates are valid
-    #[arg(long, default_value_t = 825, value_name = "DAYS")]
+    #[arg(long, default_value_t = pki::DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
     days: u32,
 }
 

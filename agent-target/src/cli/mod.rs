@@ -24,7 +24,7 @@ use assay_common::{
     pki::Role,
     signing::{SigningKey, VerifyingKey},
     telemetry,
-    tls::{Credentials, TlsFiles},
+    tls::{Credentials, TlsFiles, revocation},
     verdict::Outcome,
 };
 use assay_proto::v1::{
@@ -191,7 +191,11 @@ pub fn main() -> ExitCode {
 }
 
 fn load(path: &Path) -> Result<Config, CommandError> {
-    config::load(path).map_err(|error| {
+    let loaded = config::load(path).inspect(|config| {
+        // Also for those that this command calls.
+        revocation::install(config.revoked.clone());
+    });
+    loaded.map_err(|error| {
         let error = CommandError::usage(error.to_string());
         if path.exists() {
             error

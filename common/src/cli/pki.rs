@@ -1,11 +1,15 @@
 //! `pki`: certificates and keys for those who have no authority of their own.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use super::{CommandError, print};
 use crate::{
     error::Hint as _,
-    pki::{Party, PkiError, PkiOptions, Role, init_pki, issue},
+    pki::{Certificate, DEFAULT_VALIDITY_DAYS, Party, PkiError, PkiOptions, Role, init_pki, issue, renew},
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -36,7 +40,7 @@ pub enum PkiCommand {
         #[arg(long, default_value = "Assay", value_name = "TEXT")]
         organisation: String,
         /// How long the certificates are valid
-        #[arg(long, default_value_t = 825, value_name = "DAYS")]
+        #[arg(long, default_value_t = DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
         days: u32,
     },
     /// Make one more certificate with the CA in the folder
@@ -53,9 +57,61 @@ pub enum PkiCommand {
         #[arg(long, value_name = "HOST")]
         host: Vec<String>,
         /// How long it is valid
-        #[arg(long, default_value_t = 825, value_name = "DAYS")]
+        #[arg(long, default_value_t = DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
         days: u32,
     },
+    /// Make new certificates with the CA in the place of those that are there, for the same holders, hosts and keys
+    ///
+    /// Fit for a timer: `assay-target pki renew FOLDER --within 30` does nothing until an end is near. An agent takes a new certificate within
+    /// half a minute.
+    Renew {
+        /// Folder that `pki init` made
+        folder: PathBuf,
+        /// Certificates to renew; all of ours in the folder when none is named
+        #[arg(value_name = "CRT")]
+        certificates: Vec<PathBuf>,
+        /// Only those that end within so many days
+        #[arg(long, value_name = "DAYS")]
+        within: Option<u32>,
+        /// How long the new ones are valid
+        #[arg(long, default_value_t = DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
+        days: u32,
+        /// Make new private keys too, in the place of NAME.key beside NAME.crt
+        #[arg(long)]
+        new_keys: bool,
+    },
+    /// Say whose certificates these are, until when, and their serial numbers and keys, as `tls.revoked` takes them
+    Show {
+        /// Certificates
+        #[arg(required = true, value_name = "CRT")]
+        certificates: Vec<PathBuf>,
+    },
+}
+
+/// One line for a certificate.
+fn shown(path: &Path, certificate: &Certificate) -> String {
+    let Certificate { identity, fingerprints, not_after, .. } = certificate;
+    format!(
+        "{}: {identity}, until {}\n  serial {}\n  key {}\n",
+        path.display(),
+        not_after.strftime("%Y-%m-%d"),
+        fingerprints.serial,
+        fingerprints.key
+    )
+}
+
+/// The certificates of ours in a folder.
+fn ours(folder: &Path) -> Result<Vec<PathBuf>, CommandError> {
+    let failed = |error: std::io::Error| CommandError::usage(format!("{}: {error}", folder.display()));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|end| end == "crt") && Certificate::read(&path).is_ok() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 impl PkiCommand {
@@ -83,11 +139,36 @@ impl PkiCommand {
                      keep ca.key on neither of them\n",
                     folder.display()
                 ));
+                for path in ours(&folder)? {
+                    print(&shown(&path, &Certificate::read(&path).map_err(fault)?));
+                }
+            }
+            Self::Renew { folder, certificates, within, days, new_keys } => {
+                let all = if certificates.is_empty() { ours(&folder)? } else { certificates };
+                let mut text = String::new();
+                for path in all {
+                    let old = Certificate::read(&path).map_err(fault)?;
+                    let left = old.not_after.duration_since(now).as_hours();
+                    if within.is_some_and(|days| left > 24 * i64::from(days)) {
+                        text += &format!("{}: not renewed, {} days are left\n", path.display(), left / 24);
+                        continue;
+                    }
+                    let key = new_keys.then(|| path.with_extension("key"));
+                    let renewed = renew(&folder, &path, key.as_deref(), DAY * days, now).map_err(fault)?;
+                    text += &shown(&path, &renewed);
+                }
+                print(&text);
+            }
+            Self::Show { certificates } => {
+                for path in certificates {
+                    print(&shown(&path, &Certificate::read(&path).map_err(fault)?));
+                }
             }
             Self::Issue { folder, role, name, host, days } => {
                 let issued =
                     issue(&folder, role, &Party { name, hosts: host }, DAY * days, now).map_err(fault)?;
                 print(&format!("made {} and {}\n", issued.cert.display(), issued.key.display()));
+                print(&shown(&issued.cert, &Certificate::read(&issued.cert).map_err(fault)?));
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::chain::{Bundle, Link, first_end};
+use super::{
+    chain::{Bundle, Link, first_end},
+    revocation,
+};
 use crate::{
     error::{Hint, ShowPath},
     pki::{IdentityError, PeerIdentity, Role},
@@ -337,6 +340,15 @@ impl From<PeerFault> for rustls::Error {
     }
 }
 
+/// Whatever the CA says: the configuration names it, or one that vouches for it.
+fn refuse_revoked(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), rustls::Error> {
+    let chain = std::iter::once(end_entity).chain(intermediates).map(AsRef::as_ref);
+    if revocation::is_any_revoked(chain) { Err(CertificateError::Revoked.into()) } else { Ok(()) }
+}
+
 /// The library's checks of a client, and that it says who it is.
 #[derive(Debug)]
 struct IdentifiedClient {
@@ -355,6 +367,7 @@ impl ClientCertVerifier for IdentifiedClient {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
+        refuse_revoked(end_entity, intermediates)?;
         PeerIdentity::from_certificate(end_entity).map_err(PeerFault::from)?;
         Ok(verified)
     }
@@ -400,6 +413,7 @@ impl ServerCertVerifier for ServerOfRole {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified =
             self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        refuse_revoked(end_entity, intermediates)?;
         let found = PeerIdentity::from_certificate(end_entity).map_err(PeerFault::from)?;
         if found.role != self.expected {
             return Err(PeerFault::WrongRole { found, expected: self.expected }.into());

@@ -15,6 +15,7 @@ mod chain;
 mod client;
 mod credentials;
 pub mod renewal;
+pub mod revocation;
 mod server;
 
 pub use self::{

@@ -30,7 +30,10 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use super::credentials::list;
+use super::{
+    credentials::list,
+    revocation::{self, Fingerprints},
+};
 use crate::{
     limits::{self, CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES},
     pki::{PeerIdentity, Role},
@@ -76,6 +79,8 @@ pub struct PeerInfo {
     pub address: SocketAddr,
     /// Who it is, by its certificate.
     pub identity: PeerIdentity,
+    /// What its certificate is known by.
+    pub fingerprints: Fingerprints,
 }
 
 /// A `tonic` server with our windows and limits, and pings that find out when a client is gone.
@@ -102,6 +107,14 @@ pub fn require_role<T>(request: &Request<T>, roles: &[Role]) -> Result<PeerIdent
             RpcFault::new(Code::Unauthenticated, "no-identity", "this call needs a client certificate");
         return Err(fault.with_hint("connect over TLS with a certificate that the CA issued").into());
     };
+    // It may have been revoked since the connection was made.
+    if revocation::is_revoked(&peer.fingerprints) {
+        tracing::warn!(peer = %peer.identity, address = %peer.address, serial = peer.fingerprints.serial, "call refused: certificate revoked");
+        let text = format!("the certificate of the {} is revoked here", peer.identity);
+        return Err(RpcFault::new(Code::Unauthenticated, "certificate-revoked", text)
+            .with_hint("use a certificate that was issued since, with a key of its own")
+            .into());
+    }
     if !roles.contains(&peer.identity.role) {
         tracing::warn!(peer = %peer.identity, address = %peer.address, "call refused: wrong role");
         let message =
@@ -216,6 +229,8 @@ impl Gate {
             .and_then(<[_]>::first)
             .and_then(|certificate| PeerIdentity::from_certificate(certificate).ok())
             .ok_or(Refusal::NoIdentity)?;
+        let fingerprints = certificates.and_then(<[_]>::first).and_then(|it| Fingerprints::of(it));
+        let fingerprints = fingerprints.ok_or(Refusal::NoIdentity)?;
         let limit = self.limits.connections_per_peer;
         let slot = self
             .peers
@@ -227,7 +242,7 @@ impl Gate {
         tracing::debug!(peer = %identity, %address, "connected");
         Ok(TlsConnection {
             stream,
-            info: PeerInfo { address, identity },
+            info: PeerInfo { address, identity, fingerprints },
             preface: Some(Preface {
                 missing: PREFACE_BYTES,
                 deadline: Box::pin(tokio::time::sleep_until(deadline)),
