@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use assay_common::{
     metrics::MetricsServer,
     notify::Notifier,
-    serve,
+    pki, serve,
     signing::{SigningKey, VerifyingKey},
     supervise,
     tls::{Credentials, Role, revocation},
@@ -93,6 +93,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operators = config.agent.operators.clone();
     let service = InterceptedService::new(service, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-source starts");
+    pki::warn_of_authority_keys(&config.authority_keys);
     revocation::watch(config_path.to_owned());
     serve::run(config.agent.listen, &credentials, &["assay.v1.SourceService"], |router| {
         router.add_service(service)

@@ -13,6 +13,7 @@ use assay_common::{
     manifest::{Header, Root},
     metrics::MetricsSection,
     notify::{NotifySection, Way},
+    pki,
     profile::{FileRules, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
     tls::{
@@ -51,6 +52,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// Private keys of the certificate authority that lie in reach of this agent.
+    pub authority_keys: Vec<PathBuf>,
     /// Certificates that are not accepted.
     pub revoked: Revoked,
     /// Private signing key.
@@ -363,6 +366,20 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         }
         repositories.extend(repository(path, section, &mut faults)?);
     }
+    let ca = resolve(&file.tls.ca);
+    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
+    let authority_keys = pki::authority_keys_beside(&tls, path);
+    let roots = repositories.iter().flat_map(|repository| &repository.header.roots);
+    for root in roots.map(|root| Path::new(&root.live_path)) {
+        let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+        for key in authority_keys.iter().filter(|key| key.starts_with(&root)) {
+            faults.push(format!(
+                "repository.root: {} has the certificate authority's private key in it, {}: it would be copied to the target; move it to another host",
+                root.display(),
+                key.display()
+            ));
+        }
+    }
     let names: Vec<_> = file.repositories.iter().map(|section| section.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
     let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
@@ -373,8 +390,6 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
-    let ca = resolve(&file.tls.ca);
-    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
     let operator_tls = match &file.operator {
         Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
         None => tls.clone(),
@@ -391,6 +406,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         agent,
         tls,
         operator_tls,
+        authority_keys,
         revoked,
         signing_key,
         target,

@@ -7,7 +7,7 @@ use assay_common::{
     limits::MAX_MESSAGE_BYTES,
     metrics::MetricsServer,
     notify::Notifier,
-    serve,
+    pki, serve,
     signing::SigningKey,
     supervise,
     tls::{Credentials, Role, revocation},
@@ -80,6 +80,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operator =
         InterceptedService::new(operator, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
+    pki::warn_of_authority_keys(&config.authority_keys);
     revocation::watch(config_path.to_owned());
     serve::run(
         config.agent.listen,

@@ -12,6 +12,7 @@ use assay_common::{
     id::is_plain_name,
     metrics::MetricsSection,
     notify::{NotifySection, Way},
+    pki,
     profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::{
@@ -35,6 +36,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
+    /// Private keys of the certificate authority that lie in reach of this agent.
+    pub authority_keys: Vec<PathBuf>,
     /// Certificates that are not accepted.
     pub revoked: Revoked,
     /// `[limits]`.
@@ -466,7 +469,12 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let hidden =
         hidden.chain([resolve(&authority), resolve(Path::new("ca")), resolve(Path::new("pki/ca.key"))]);
     // The configuration itself may hold what a webhook's address or a profile's variable should not tell.
-    let hidden: Vec<_> = hidden.chain([path.to_owned()]).collect();
+    let hidden = hidden.chain([path.to_owned()]);
+    let ca = resolve(&file.tls.ca);
+    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
+    // Nor the authority's key, where it lies in reach. A profile that would show it is refused below.
+    let authority_keys = pki::authority_keys_beside(&tls, path);
+    let hidden: Vec<_> = hidden.chain(authority_keys.iter().cloned()).collect();
     let account = account::find(file.agent.check_user.as_ref(), file.agent.check_group.as_ref(), &mut faults);
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
@@ -575,8 +583,6 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     if !faults.is_empty() {
         return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
     }
-    let ca = resolve(&file.tls.ca);
-    let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
     let operator_tls = match &file.operator {
         Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
         None => tls.clone(),
@@ -586,7 +592,18 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         signing_key: resolve(&file.agent.signing_key),
         ..file.agent
     };
-    Ok(Config { agent, tls, operator_tls, revoked, limits, metrics: file.metrics, traces, notify, repositories })
+    Ok(Config {
+        agent,
+        tls,
+        operator_tls,
+        authority_keys,
+        revoked,
+        limits,
+        metrics: file.metrics,
+        traces,
+        notify,
+        repositories,
+    })
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

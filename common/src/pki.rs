@@ -27,7 +27,7 @@ use crate::{
     error::{Hint, PathError, ShowPath},
     id::is_plain_name,
     signing::{KeyError, SigningKey, create_private, create_public, read_private, read_public},
-    tls::revocation::Fingerprints,
+    tls::{TlsFiles, revocation::Fingerprints},
 };
 
 /// How every identity starts.
@@ -510,13 +510,38 @@ pub fn authority_keys(ca: &Path, folders: &[&Path]) -> Vec<PathBuf> {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_FOLDER_ENTRIES) {
             let is_small = entry.metadata().is_ok_and(|stat| stat.is_file() && stat.len() <= MAX_KEY_BYTES);
             let text = if is_small { fs::read_to_string(entry.path()).ok() } else { None };
-            let key = text.filter(|text| text.contains("PRIVATE KEY")).and_then(|text| KeyPair::from_pem(&text).ok());
+            let key = text
+                .filter(|text| text.contains("PRIVATE KEY"))
+                .and_then(|text| KeyPair::from_pem(&text).ok());
             if key.is_some_and(|key| authorities.iter().any(|it| it == key.public_key_raw())) {
                 found.insert(fs::canonicalize(entry.path()).unwrap_or_else(|_| entry.path()));
             }
         }
     }
     found.into_iter().collect()
+}
+
+/// Private keys of an agent's CA where one could lie: beside the agent's TLS files, beside its configuration, and where `init` put it.
+pub fn authority_keys_beside(files: &TlsFiles, config: &Path) -> Vec<PathBuf> {
+    let beside = config.with_file_name("ca");
+    let folders =
+        [files.ca.parent(), files.cert.parent(), files.key.parent(), config.parent(), Some(beside.as_path())];
+    let folders = folders.into_iter().flatten().map(|folder| match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    });
+    authority_keys(&files.ca, &folders.collect::<Vec<_>>())
+}
+
+/// Says of each such key that it is in reach of an agent that is taken over.
+pub fn warn_of_authority_keys(keys: &[PathBuf]) {
+    for key in keys {
+        tracing::warn!(
+            key = %key.display(),
+            "the certificate authority's private key lies where this agent can read it: whoever takes the agent over can be anybody. Move it to \
+             another host, or to a folder that the agent cannot enter (doctor says more)"
+        );
+    }
 }
 
 /// Makes a signing key: `STEM.key` and `STEM.pub` in `folder`. Replaces nothing.

@@ -142,16 +142,15 @@ impl Report {
         }
     }
 
-    /// The CA's private key, where `pki init` and `init` put it.
+    /// The CA's private key, where `pki init` and `init` put it, whatever the file is called.
     pub fn ca_key(&mut self, files: &TlsFiles, config: &Path) {
-        let beside_ca = files.ca.with_file_name("ca.key");
-        let of_init = config.with_file_name("ca").join("ca.key");
-        for key in [beside_ca, of_init].into_iter().filter(|key| key.exists()) {
-            let found = format!("{} lies on an agent's host", key.display());
-            self.warn(
+        for key in crate::pki::authority_keys_beside(files, config) {
+            let found = format!("{} lies on an agent's host, where the agent can read it", key.display());
+            self.bad(
                 "CA key",
                 found,
-                "whoever reads it can be anybody: keep it elsewhere until the next certificate",
+                "whoever reads it can be anybody: move it to another host, or to a folder that the agent cannot enter (/root/assay-ca; \
+                 ProtectHome= of the unit keeps the agent out), until the next certificate",
             );
         }
     }

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use assay_common::pki::{Party, Role, issue};
+use assay_common::pki::{Certificate, Party, Role, issue};
+use integration_tests::evil::source::EvilSource;
 
 use crate::{
     ground::agent_url,
@@ -154,4 +155,130 @@ fn a_key_in_a_folder_of_somebody_else_is_refused() {
             assert!(done.stderr.contains(words), "{words:?} is missing in {done:?}");
         }
     }
+}
+
+/// A certificate that the configuration names is refused from then on: on connections that stand, on new ones, in both directions,
+/// without a restart. A list that nobody understands changes nothing.
+#[test]
+fn a_revoked_certificate_is_refused_while_the_agents_run() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "good").expect("write");
+    for (agent, _) in AGENTS {
+        fs::write(pair.path(&format!("revoked-{agent}.txt")), "# nobody\n").expect("write");
+        pair.restart_with(agent, "[tls]\n", &format!("[tls]\nrevoked = \"revoked-{agent}.txt\"\n"));
+    }
+    let of =
+        |name: &str| Certificate::read(&pair.path(&format!("pki/{name}.crt"))).expect("read").fingerprints;
+    let revoke =
+        |agent: &str, text: &str| fs::write(pair.path(&format!("revoked-{agent}.txt")), text).expect("write");
+    pair.run(0);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let (pki, url) = (pair.path("pki"), agent_url(&pair, "target"));
+    let source = runtime.block_on(EvilSource::connect(&pki, &url)).expect("it is let in");
+    let open = || runtime.block_on(source.open(source.opening(&source.run_id())));
+    open().expect("it may");
+
+    // By its serial: the connection that stands, and new ones.
+    revoke("target", &format!("{}   # stolen\n", of("source").serial));
+    pair.eventually("the call is refused", || {
+        open().is_err_and(|fault| fault.reason == "certificate-revoked")
+    });
+    assert!(runtime.block_on(EvilSource::connect(&pki, &url)).is_err() || open().is_err());
+    let refused = pair.run(4);
+    assert_eq!(refused["outcome"], "OUTCOME_NOT_RUN", "{refused}");
+    assert!(pair.target(&["status"]).code == 0, "others go on");
+
+    // A list that is none keeps the one before.
+    revoke("target", "alice\n");
+    pair.eventually("it is refused", || {
+        logged(&pair, "target", "list of revoked certificates is REFUSED") == 1
+    });
+    assert_eq!(open().expect_err("still").reason, "certificate-revoked");
+
+    // Nobody is revoked any longer; then the operator is, by its key, at both ends.
+    revoke("target", "");
+    pair.eventually("it may again", || open().is_ok());
+    for (agent, _) in AGENTS {
+        revoke(agent, &format!("key {}\n", of("operator").key.to_uppercase()));
+        pair.eventually("the operator is refused", || {
+            let done = if agent == "source" {
+                pair.grpcurl_as("pki/operator", false, &[], &["assay.v1.SourceService/GetStatus"])
+            } else {
+                pair.grpcurl_as("pki/operator", true, &[], &["assay.v1.TargetService/GetStatus"])
+            };
+            done.code != 0
+        });
+        revoke(agent, "");
+        pair.eventually("and is not", || {
+            let done = if agent == "source" { pair.source(&["status"]) } else { pair.target(&["status"]) };
+            done.code == 0
+        });
+    }
+
+    // The server too: a source does not call a target whose certificate it has revoked.
+    revoke("source", &of("target").serial);
+    pair.eventually("the target is not called", || {
+        logged(&pair, "source", "list of revoked certificates was read anew") >= 3
+    });
+    let refused = pair.run(4);
+    assert_eq!(refused["reason"], "target-unreachable", "{refused}");
+    revoke("source", "");
+    pair.eventually("it is called again", || pair.source(&["run", "--follow"]).code == 0);
+}
+
+/// New certificates for the same holders, hosts and keys, with one command; one that was renewed has a serial number of its own.
+#[test]
+fn certificates_are_renewed_with_one_command() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "good").expect("write");
+    let read = |name: &str| Certificate::read(&pair.path(&format!("pki/{name}.crt"))).expect("read");
+    let before = ["source", "target", "operator"].map(read);
+    let skipped = pair.target(&["pki", "renew", "pki", "--within", "0"]);
+    assert!(skipped.code == 0 && skipped.stdout.contains("not renewed"), "{skipped:?}");
+    assert_eq!(["source", "target", "operator"].map(read), before);
+    let done = pair.target(&["pki", "renew", "pki", "--within", "30"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let renewed = ["source", "target", "operator"].map(read);
+    for (before, renewed) in before.iter().zip(&renewed) {
+        assert_eq!((&before.identity, &before.hosts), (&renewed.identity, &renewed.hosts));
+        assert_eq!(before.fingerprints.key, renewed.fingerprints.key);
+        assert_ne!(before.fingerprints.serial, renewed.fingerprints.serial);
+        assert!(renewed.not_after > before.not_after);
+        assert!(
+            done.stdout.contains(&renewed.fingerprints.serial)
+                && done.stdout.contains(&renewed.fingerprints.key)
+        );
+    }
+    let done = pair.target(&["pki", "renew", "pki", "pki/operator.crt", "--new-keys"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_ne!(read("operator").fingerprints.key, renewed[2].fingerprints.key);
+    pair.run(0);
+}
+
+/// The authority's private key in reach of an agent: it is said; where it would be copied or shown, the agent does not start.
+#[test]
+fn an_authority_key_in_reach_is_told_and_in_a_root_refused() {
+    let pair = Pair::plain(1);
+    for (agent, _) in AGENTS {
+        assert_eq!(
+            logged(&pair, agent, "certificate authority's private key lies where this agent can read it"),
+            1
+        );
+        let doctor = if agent == "source" { pair.source(&["doctor"]) } else { pair.target(&["doctor"]) };
+        assert!(doctor.stdout.contains("BAD   CA key"), "{doctor:?}");
+    }
+    // Under another name, and in what is copied.
+    fs::create_dir(pair.root(0).join("pki")).expect("mkdir");
+    for name in ["ca.crt", "source.crt", "source.key"] {
+        fs::copy(pair.path(&format!("pki/{name}")), pair.root(0).join("pki").join(name)).expect("copy");
+    }
+    fs::rename(pair.path("pki/ca.key"), pair.root(0).join("pki/authority.pem")).expect("rename");
+    let inside = pair.root(0).join("pki");
+    pair.configure("source", "ca = \"pki/ca.crt\"", &format!("ca = \"{}/ca.crt\"", inside.display()));
+    let refused = pair.refused_start("source");
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(
+        refused.stderr.contains("authority.pem") && refused.stderr.contains("copied to the target"),
+        "{refused:?}"
+    );
 }

@@ -57,7 +57,8 @@ const SECTIONS: [(&str, &[Section]); 3] = [
 ];
 
 /// What a type of the code is in TOML; types that are not here are enums, whose words are listed.
-const TYPES: [(&str, &str); 21] = [
+const TYPES: [(&str, &str); 22] = [
+    ("RevokedSetting", "list of texts, or path"),
     ("UserName", "text or number"),
     ("String", "text"),
     ("PathBuf", "path"),
