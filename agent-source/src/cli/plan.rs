@@ -122,7 +122,7 @@ fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
     let free = show::bytes(target.free_bytes);
     let note = if work.is_some_and(|work| work.send_bytes > target.free_bytes) { ": NOT ENOUGH" } else { "" };
     row(text, "room", &format!("{free} free on the target{note}"));
-    if let Some(limits) = &target.store_limits {
+    if let Some(limits) = &target.store_holds {
         lines(text, "store", &FsLimits::from(limits).summary());
     }
 }

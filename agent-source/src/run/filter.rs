@@ -23,7 +23,7 @@ impl Context {
 impl Attempt {
     /// Takes up what the target says that it holds and takes.
     pub(super) fn set_filter(&mut self, opened: &OpenRunResponse, basis_known: bool) {
-        let filter = self.context.filter((opened.store_limits.as_ref(), opened.copy_rules.as_ref()));
+        let filter = self.context.filter((opened.store_holds.as_ref(), opened.copy_rules.as_ref()));
         let before = self.context.state.filtered();
         let is_the_same = before.by == filter.fingerprint();
         // What is kept is not looked at again: what was left out of it before is left out still.

@@ -43,7 +43,7 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
         add(&Fault::not_run("target-busy", text).hint("wait for it to end; assay-target status shows it"));
     }
     let basis_known = knows(&context, target.as_ref());
-    let takes = target.as_ref().map(|target| (target.store_limits.as_ref(), target.copy_rules.as_ref()));
+    let takes = target.as_ref().map(|target| (target.store_holds.as_ref(), target.copy_rules.as_ref()));
     let filter = Arc::new(context.filter(takes.unwrap_or_default()));
     let (walked, missing) = {
         let (context, filter) = (Arc::clone(&context), Arc::clone(&filter));

@@ -43,7 +43,7 @@ pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
         .to_owned(),
         negative_control: control.as_ref().map(Into::into),
         control_due: control_due.map(timestamp_to_proto),
-        store_limits: repository.store_limits().as_ref().map(Into::into),
+        store_holds: repository.store_limits().as_ref().map(Into::into),
         copy_rules: Some((&repository.copy_rules()).into()),
     })
 }

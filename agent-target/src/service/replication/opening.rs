@@ -167,7 +167,7 @@ pub(super) fn open(
         rotten: rotten.iter().cloned().collect(),
         latest_generation: latest.as_ref().map_or(0, |latest| latest.generation),
         latest_run_id: latest.map(|latest| latest.run_id).unwrap_or_default(),
-        store_limits: repository.store_limits().as_ref().map(Into::into),
+        store_holds: repository.store_limits().as_ref().map(Into::into),
         copy_rules: Some((&repository.copy_rules()).into()),
     };
     tracing::info!(generation = response.generation, base = response.base_generation, "the run is open");
