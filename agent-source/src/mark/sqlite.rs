@@ -17,7 +17,7 @@ use std::{
     io::{self, BufReader, Read as _},
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{MetadataExt as _, PermissionsExt as _, chown},
+        fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -27,13 +27,14 @@ use assay_common::{
     error::{IoContext as _, PathError},
     path::TreePath,
     profile::FileRules,
-    sqlite::{JOURNAL_HEADER, Wal, WalIndex, read_wal},
+    sqlite::{JOURNAL_HEADER, SIDE_FILES, Wal, WalIndex, read_wal},
 };
 use rusqlite::{
     Connection, OpenFlags,
     backup::{Backup, StepResult},
     config::DbConfig,
 };
+use rustix::fs::OFlags;
 
 /// How long SQLite waits for another process' lock, which is only held for moments.
 const BUSY: Duration = Duration::from_secs(5);
@@ -111,8 +112,9 @@ impl Wanted {
         }
         for root in &self.roots {
             // Files that the configuration names are excluded from the copy, so they are not found again.
-            for path in discover::databases(&root.0, &self.rules).at("look for databases in", &root.0)? {
-                add(&path, root, false);
+            let live = fs::canonicalize(&root.0).at("open", &root.0)?;
+            for path in discover::databases(&live, &self.rules).at("look for databases in", &live)? {
+                add(&path, &(live.clone(), root.1.clone()), false);
             }
         }
         Ok(all)
@@ -132,6 +134,10 @@ pub(super) fn snapshot(wanted: &Wanted) -> Result<String, SqliteError> {
     let mut states = Vec::new();
     for database in wanted.all()? {
         let Database { path, live, copy, is_named } = &database;
+        // Nobody named it, so no link that has come in its way meanwhile may lead to another one.
+        if !is_named && fs::canonicalize(live).is_ok_and(|resolved| resolved != *live) {
+            continue;
+        }
         let parent = copy.parent().unwrap_or(copy);
         fs::create_dir_all(parent).at("create", parent)?;
         let metadata = match fs::metadata(live) {
@@ -143,7 +149,9 @@ pub(super) fn snapshot(wanted: &Wanted) -> Result<String, SqliteError> {
             Ok(state) => state,
             Err(error) if !is_named && error.says_that_it_is_no_database() => {
                 // It only begins as one does. The check names it.
-                fs::copy(live, copy).at("copy", live)?;
+                let copied =
+                    open_file(live).and_then(|mut from| io::copy(&mut from, &mut File::create(copy)?));
+                copied.at("copy", live)?;
                 "as a file".to_owned()
             }
             Err(error) => return Err(error),
@@ -181,6 +189,7 @@ fn copy_database(database: &Database) -> Result<String, SqliteError> {
     // SQLite's files stand beside the file that a link leads to.
     let live = &fs::canonicalize(&database.live).at("open", &database.live)?;
     let path = || path.to_string();
+    refuse_odd_side_files(live)?;
     // Before this process has the database open: closing another descriptor of its files would end the locks that SQLite holds.
     if let Some(loss) = log_loss(live).at("read the log of", live)? {
         tracing::error!(database = %live.display(), loss, "the write-ahead log is damaged");
@@ -203,7 +212,8 @@ fn copy_database(database: &Database) -> Result<String, SqliteError> {
 }
 
 fn back_up(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let from = Connection::open_with_flags(live, flags)?;
     from.busy_timeout(BUSY)?;
     // The last connection of a database would otherwise move its WAL into it.
@@ -231,6 +241,25 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
+}
+
+/// Refuses a log or a journal that is no file. SQLite makes only files. A FIFO would be waited for without an end, and a link
+/// would lead to a file that is not the database's.
+fn refuse_odd_side_files(live: &Path) -> Result<(), PathError> {
+    for ending in SIDE_FILES {
+        let path = beside(live, ending);
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+            let text = "it stands where SQLite keeps a file of its own, and is no regular file; remove it";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text)).at("read", &path);
+        }
+    }
+    Ok(())
+}
+
+/// Opens a file for reading, and neither follows a link nor waits for a FIFO that has come in its place.
+fn open_file(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    File::options().read(true).custom_flags(flags).open(path)
 }
 
 /// Copies a database with a file beside it, as they are.
@@ -265,7 +294,7 @@ fn roll_back_copy(live: &Path, copy: &Path, path: &dyn Fn() -> String) -> Result
             continue;
         }
         let mut start = [0; JOURNAL_HEADER.len()];
-        let mut open = File::open(&journal).at("open", &journal)?;
+        let mut open = open_file(&journal).at("open", &journal)?;
         let is_hot = open.read_exact(&mut start).is_ok() && start == JOURNAL_HEADER;
         copy_raw(live, copy, "-journal")?;
         if is_hot && state() == before {
@@ -291,7 +320,7 @@ fn log_loss(live: &Path) -> io::Result<Option<String>> {
     for _ in 0..RAW_TRIES {
         let index = read_start(&beside(live, "-shm"), 136)?;
         let index = index.as_deref().and_then(WalIndex::parse);
-        let log = match File::open(beside(live, "-wal")) {
+        let log = match open_file(&beside(live, "-wal")) {
             Ok(log) => log,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -319,7 +348,7 @@ fn log_loss(live: &Path) -> io::Result<Option<String>> {
 
 /// The first bytes of a file, fewer where it has no more; `None` when it is not there.
 fn read_start(path: &Path, bytes: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
+    let file = match open_file(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -351,6 +380,57 @@ mod tests {
     fn rows(path: &Path) -> i64 {
         let copy = Connection::open(path).expect("open copy");
         copy.query_row("select count(*) from t", [], |row| row.get(0)).expect("query")
+    }
+
+    /// Neither a FIFO nor a link in place of a database's own files is opened, and the error names it.
+    #[test]
+    fn odd_files_beside_a_database_are_refused() {
+        for ending in SIDE_FILES {
+            for is_link in [false, true] {
+                let folder = tempfile::tempdir().expect("temp");
+                let live = folder.path().join("app.db");
+                for path in [&live, &folder.path().join("named.db")] {
+                    Connection::open(path).expect("open").execute_batch("create table t(a)").expect("fill");
+                }
+                let odd = beside(&live, ending);
+                if is_link {
+                    std::os::unix::fs::symlink("/etc/passwd", &odd).expect("symlink");
+                } else {
+                    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+                    rustix::fs::mknodat(rustix::fs::CWD, &odd, rustix::fs::FileType::Fifo, mode, 0)
+                        .expect("mkfifo");
+                }
+                let copies = tempfile::tempdir().expect("temp");
+                let error = mark(folder.path(), copies.path(), &["named.db"]);
+                let error = error.expect_err("it is refused").to_string();
+                assert!(error.contains(&format!("app.db{ending}")), "{error}");
+                assert!(error.contains("no regular file"), "{error}");
+            }
+        }
+    }
+
+    /// What is looked for is not looked for behind links, and a FIFO is not opened.
+    #[test]
+    fn links_and_fifos_are_no_databases_that_are_found() {
+        let (folder, outside) = (tempfile::tempdir().expect("temp"), tempfile::tempdir().expect("temp"));
+        let make = |path: &Path| {
+            Connection::open(path).expect("open").execute_batch("create table t(a)").expect("fill");
+        };
+        make(&outside.path().join("app.db"));
+        fs::create_dir(folder.path().join("inner")).expect("mkdir");
+        make(&folder.path().join("inner/own.db"));
+        make(&folder.path().join("named.db"));
+        let link = |to: &Path, name: &str| {
+            std::os::unix::fs::symlink(to, folder.path().join(name)).expect("symlink");
+        };
+        link(&outside.path().join("app.db"), "linked.db");
+        link(outside.path(), "linked");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let fifo = folder.path().join("fifo.db");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("mkfifo");
+        let copies = tempfile::tempdir().expect("temp");
+        let id = mark(folder.path(), copies.path(), &["named.db"]).expect("snapshot");
+        assert!(id.contains("inner/own.db: ") && !id.contains("linked"), "{id}");
     }
 
     /// The copy is one committed state, whatever another connection is in the middle of.
