@@ -91,6 +91,7 @@ fn what_unfolds_counts_before_it_is_written_and_is_gone_after_the_refusal() {
     let mut ground = ground;
     ground.restart("isolation", "isolation");
     let generation = ground.honest_run();
+    ground.pair.prove();
     let generations = ground.generations();
     let before = held(&ground);
     let long = "n".repeat(240);

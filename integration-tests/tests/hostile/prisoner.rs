@@ -9,7 +9,10 @@ use assay_common::{
 };
 use integration_tests::evil::source::{End, EvilSource, Tree, file, folder};
 
-use crate::{ground::target_url, pair::Pair};
+use crate::{
+    ground::target_url,
+    pair::{PLAIN_CHECK, Pair},
+};
 
 /// A target with one repository, and the source that lies to it.
 struct Prison {
@@ -32,7 +35,7 @@ impl Prison {
     /// The check is a program of the copy.
     fn with_a_program_of_the_copy() -> Self {
         let pair = Pair::plain(1);
-        pair.restart_with("target", "check = [\"ls\", \"-la\"]", "check = [\"{root}/evil\", \"{root}\"]");
+        pair.restart_with("target", PLAIN_CHECK, r#"["{root}/evil", "{root}"]"#);
         Self::new(pair)
     }
 
@@ -172,11 +175,7 @@ fn tree_at(prison: &Prison, live: &Path) -> Tree {
 #[test]
 fn a_fifo_is_not_waited_for() {
     let pair = Pair::plain(1);
-    pair.restart_with(
-        "target",
-        "check = [\"ls\", \"-la\"]",
-        "check = [\"sh\", \"-c\", \"cat {{root}}/data\"]".replace("{{root}}", "$PWD").as_str(),
-    );
+    pair.restart_with("target", PLAIN_CHECK, r#"["sh", "-c", "cat $PWD/data"]"#);
     let prison = Prison::new(pair);
     let mut tree = Tree::upon(0, &prison.pair.root(0));
     tree.put(folder(""), None);
