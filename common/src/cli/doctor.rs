@@ -142,11 +142,12 @@ impl Report {
         }
     }
 
-    /// The CA's private key, where `pki init` and `init` put it, whatever the file is called.
+    /// The CA's private key, where `pki init` and `init` put it, whatever the file is called. The configuration is refused when
+    /// the key would be copied or shown to a check, so that everywhere else a warning is enough.
     pub fn ca_key(&mut self, files: &TlsFiles, config: &Path) {
         for key in crate::pki::authority_keys_beside(files, config) {
             let found = format!("{} lies on an agent's host, where the agent can read it", key.display());
-            self.bad(
+            self.warn(
                 "CA key",
                 found,
                 "whoever reads it can be anybody: move it to another host, or to a folder that the agent cannot enter (/root/assay-ca; \
