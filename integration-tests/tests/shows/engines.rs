@@ -140,7 +140,12 @@ fn a_live_sqlite_passes_and_its_damage_is_found() {
         assert_eq!(pair.run(0)["generation"], generation);
     }
     // The copy is one state that the database has had: table and index agree, and it has all that was there before.
-    let copy = rusqlite::Connection::open(pair.latest().join("app.db")).expect("open");
+    // Unchangeable: else SQLite would put a log beside it, into the store.
+    let copy = rusqlite::Connection::open_with_flags(
+        format!("file:{}?immutable=1", pair.latest().join("app.db").display()),
+        rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_URI,
+    )
+    .expect("open");
     let count: i64 = copy.query_row("select count(*) from t", [], |row| row.get(0)).expect("count");
     assert!(count >= 20_000);
     stop.store(true, Ordering::Relaxed);

@@ -254,7 +254,11 @@ impl Database {
         };
         let wal = read_wal(io::BufReader::with_capacity(1 << 20, log), page_bytes).map_err(failed)?;
         let Some(broken) = &wal.broken else {
-            let message = format!("{}-wal is in the copy, and nothing is wrong in it", self.shown);
+            let message = format!(
+                "{}-wal lies beside the copied database, and no frame in it is damaged; the mark copies no such log, so somebody may have \
+                 opened the database in the store",
+                self.shown
+            );
             return Err(Unable::Checker(message));
         };
         let loss = wal.loss(None).unwrap_or_else(|| format!("frame {} is damaged", broken.number));
