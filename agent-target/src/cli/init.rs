@@ -323,7 +323,8 @@ fn section(acceptance: &Acceptance, key: &str) -> String {
     )
 }
 
-/// A variable that is a whole word of the check's command line may be a program, or a folder of programs.
+/// A variable that is a whole word of the check's command line may be a program, or a folder of programs. Assay's own checks tell
+/// which of their words are neither.
 fn refuse_commands(
     acceptance: &Acceptance,
     arguments: &AcceptArgs,
@@ -342,15 +343,56 @@ fn refuse_commands(
     }
     let profile = assay_common::profile::named(config, profile)
         .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
-    let is_word = |name: &str| {
+    let may_be_command = |name: &str| {
         let word = format!("{{var.{name}}}");
-        profile.checks.iter().any(|check| check.argv.contains(&word))
+        let is_list = profile.vars.get(name).is_none_or(|variable| variable.list);
+        profile.checks.iter().any(|check| {
+            let mut places = check.argv.iter().enumerate().filter(|(_, it)| **it == word);
+            places.any(|(place, _)| !is_data_of_own_check(&check.argv[..place], is_list))
+        })
     };
-    match acceptance.vars.iter().find(|(name, _)| is_word(name)) {
+    match acceptance.vars.iter().find(|(name, _)| may_be_command(name)) {
         None => Ok(()),
         Some((name, value)) => Err(CommandError::usage(format!(
             "the source wants this host to check with {name} = {value}, which may be a command"
         ))
         .hint("when that is what you want, say --allow-commands")),
+    }
+}
+
+/// True where a variable behind these words of a command line is data of one of Assay's own checks: what it looks at, or the value of
+/// an option that names no program. A list may bring further options, unless it stands behind `--`.
+fn is_data_of_own_check(before: &[String], is_list: bool) -> bool {
+    let [program, group, ..] = before else { return false };
+    let is_own = program == "{helper}" && group == "engine";
+    let is_operand = before.iter().any(|word| word == "--");
+    let is_plain_option = before
+        .last()
+        .is_some_and(|word| word.starts_with("--") && !["--program", "--programs"].contains(&word.as_str()));
+    is_own && (is_operand || (is_plain_option && !is_list))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_data_of_own_check;
+
+    fn is_data(before: &str, is_list: bool) -> bool {
+        is_data_of_own_check(&before.split(' ').map(str::to_owned).collect::<Vec<_>>(), is_list)
+    }
+
+    #[test]
+    fn only_data_of_an_own_check_is_no_command() {
+        assert!(is_data("{helper} engine sqlite-check integrity --root {root} --", true));
+        assert!(is_data("{helper} engine postgresql-check dump --superuser", false));
+        // A folder of programs, a list that may bring one, and a word of no option.
+        assert!(!is_data("{helper} engine postgresql-check dump --programs", false));
+        assert!(!is_data("{helper} engine git-check --program", false));
+        assert!(!is_data("{helper} engine postgresql-check dump --superuser", true));
+        assert!(!is_data("{helper} engine", false));
+        // Another program, or another command of this one.
+        assert!(!is_data("/bin/sh -c true --", false));
+        assert!(!is_data("{helper} serve --config", false));
+        assert!(!is_data("{var.check} engine --", true));
+        assert!(!is_data("{helper}", false));
     }
 }
