@@ -20,6 +20,20 @@ const REMEDIES: &[(&str, &str)] = &[
          Repair the rows on the live side.",
     ),
     (
+        "wal-frame-damaged",
+        "The live write-ahead log has lost transactions that were committed. Stop the application, keep a copy of the database and its \
+         -wal file, and look at the live host's disk and memory. Then decide whether to restore the last verified generation.",
+    ),
+    (
+        "application-functions",
+        "The copy cannot tell whether the index is wrong, because the application may have replaced the function that the message names. \
+         Run PRAGMA integrity_check on the live host by the application's own connection; REINDEX there if it complains, too.",
+    ),
+    (
+        "configuration-unreadable",
+        "git cannot read the repository's config file. Correct the line that the message names on the live side, then run again.",
+    ),
+    (
         "list-too-long",
         "The step names more parts that it did not look at than a verdict lists. Read the step's output on the target: run its \
          command by hand in a copy of the generation.",
