@@ -25,7 +25,10 @@ use assay_common::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::replicate::transfer::{Compression, TransferOptions};
+use crate::replicate::{
+    scan::Ground,
+    transfer::{Compression, TransferOptions},
+};
 
 /// Content that a run holds in memory when the file does not say, in bytes: enough for 1 GB/s at 64 ms of round trip.
 const DEFAULT_MEMORY_MIB: u32 = 64;
@@ -38,6 +41,11 @@ const DEFAULT_RETRY: Duration = Duration::from_secs(10 * 60);
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Share of the entries that a run may drop when the file does not say, in per cent: an hour of work never drops half.
 const DEFAULT_MAX_DROP_PERCENT: u8 = 50;
+
+/// Every byte is read again within this time when the file does not say.
+const DEFAULT_REREAD_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Reading again takes this much of a disk at most when the file does not say, in MiB a second: a share of a disk's speed.
+const DEFAULT_REREAD_MIB: u32 = 128;
 
 /// A configuration that has been checked as far as that goes without running anything.
 #[derive(Debug)]
@@ -81,6 +89,8 @@ pub struct Repository {
     pub vars: BTreeMap<String, Value>,
     /// The roots, in order; also the header of its manifests.
     pub header: Header,
+    /// For each root, in the header's order: what is mounted below it is left out.
+    pub one_file_system: Vec<bool>,
     /// Patterns that are excluded beside the profile's.
     pub exclude: Vec<String>,
     /// When it runs by itself.
@@ -89,6 +99,10 @@ pub struct Repository {
     pub max_drop_percent: u8,
     /// Every how many runs all files are read whatever `stat` says; 0 for never.
     pub full_read_every: u32,
+    /// Every byte is read again within this time, whatever `stat` says; zero: never.
+    pub reread_within: Duration,
+    /// Bytes that are read again in a second, at most.
+    pub reread_bytes_per_second: u64,
     /// How old the newest PASS may become before somebody is told; `None`: nobody is.
     pub max_age: Option<Duration>,
     /// How old a reading of an unchanged file may be for a verdict to claim anything of the live repository; `None`: any age.
@@ -273,6 +287,12 @@ struct RepositorySection {
     /// Every so many runs all files are read, whatever `stat` says of them. Default: 0, never.
     #[serde(default)]
     full_read_every: u32,
+    /// Files that have not changed are read again, those first that were read longest ago, so that every byte is read within this time.
+    /// `"off"` or `"0s"`: never. Default: 7d.
+    #[serde(default, deserialize_with = "span_or_off")]
+    reread_within: Option<Span>,
+    /// Files that have not changed are read again at this rate at most, in MiB a second. Default: 128.
+    reread_mib_per_second: Option<u32>,
     /// How old the newest PASS may become before somebody is told. Default: twice the longest time between two slots of the
     /// schedule; none without a schedule.
     max_age: Option<Span>,
@@ -298,6 +318,20 @@ struct RootSection {
     name: String,
     /// Its real, absolute path: no symbolic link.
     path: String,
+    /// Leaves out what is mounted below it, as `rsync -x` does. Default: false, all of it is copied.
+    #[serde(default)]
+    one_file_system: bool,
+}
+
+fn span_or_off<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Span>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "off" {
+        return Ok(Some(Span(Duration::ZERO)));
+    }
+    let span = humantime::parse_duration(&text);
+    span.map(|span| Some(Span(span))).map_err(|_| {
+        serde::de::Error::custom("must be \"off\", or a length of time with its unit, for example \"7d\"")
+    })
 }
 
 fn main_root() -> String {
@@ -497,6 +531,7 @@ fn repository(
         profile,
         vars,
         header,
+        one_file_system: section.roots.iter().map(|root| root.one_file_system).collect(),
         exclude: section.exclude.clone(),
         max_age,
         max_reading_age: section.max_reading_age.map(|span| span.0),
@@ -505,6 +540,8 @@ fn repository(
         full_read_every: section.full_read_every,
         ignore_attributes: section.ignore_attributes.clone(),
         clamp_times: section.clamp_times,
+        reread_within: section.reread_within.map_or(DEFAULT_REREAD_WITHIN, |span| span.0),
+        reread_bytes_per_second: u64::from(section.reread_mib_per_second.unwrap_or(DEFAULT_REREAD_MIB)) << 20,
     }))
 }
 
@@ -564,6 +601,11 @@ impl Repository {
             vars: self.vars.clone(),
             ..Default::default()
         }
+    }
+
+    /// What a walk over this repository goes by beside names.
+    pub fn ground(&self) -> Ground {
+        Ground { one_file_system: self.one_file_system.clone(), ..Default::default() }
     }
 
     /// The profile's rules for this repository's files.

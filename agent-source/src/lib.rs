@@ -7,6 +7,7 @@ pub mod agent;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod file_system;
 pub mod mark;
 pub mod observe;
 pub mod replicate;

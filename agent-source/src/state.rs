@@ -39,7 +39,7 @@ use assay_common::{
 use assay_proto::v1::Run;
 use serde::{Deserialize, Serialize};
 
-use crate::{replicate::basis::BasisFolder, run::history::History};
+use crate::{file_system::is_same, replicate::basis::BasisFolder, run::history::History};
 
 /// Version of the form of the state folder: [`assay_common::format`].
 const FORMAT: u32 = 1;
@@ -81,6 +81,20 @@ pub struct RootIdentity {
     pub device: u64,
     /// Inode.
     pub inode: u64,
+    /// What its file system is called for good; absent where a version before this one wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_system: Option<String>,
+}
+
+impl RootIdentity {
+    /// True for the same folder, whatever number its device has today: that may be another after each boot.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_same_file_system = match (&self.file_system, &other.file_system) {
+            (Some(ours), Some(theirs)) => is_same((ours, self.device), (theirs, other.device)),
+            _ => self.device == other.device,
+        };
+        self.path == other.path && self.inode == other.inode && is_same_file_system
+    }
 }
 
 /// What the newest sealed generation was filtered by, and what it does not have because of that.

@@ -8,6 +8,7 @@
 //! utimes, rename, link, mkdir and the attribute calls were not).
 
 mod metadata;
+mod node;
 
 use std::{
     fs::File,
@@ -19,6 +20,7 @@ use std::{
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 
 pub use metadata::{CannotHold, cannot_hold, is_acl_mirror, is_host_label};
+pub use node::{Node, xattrs_of};
 
 use crate::{
     manifest::{Entry, EntryKind},
@@ -306,6 +308,11 @@ impl Folder {
         let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
         let times = Timestamps { last_access: time, last_modification: time };
         Ok(fs::utimensat(&self.0, component(name)?, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// The descriptor, for calls that take no name.
+    pub fn as_descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// A second descriptor of the same folder.

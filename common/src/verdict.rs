@@ -36,7 +36,8 @@ use crate::{
 pub use attribution::{Attribution, FaultOrigin, ReadBack};
 pub use control::{CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control};
 pub use coverage::{
-    BackupClaim, Carried, CheckCoverage, Claims, Coverage, LiveClaim, NotCovered, PartsChecked, Readings,
+    BackupClaim, Carried, CheckCoverage, Claims, Coverage, LiveClaim, MAX_LISTED, NotCovered, PartsChecked,
+    Readings,
 };
 
 pub use receipt::{

@@ -5,6 +5,8 @@ use std::path::Path;
 use assay_common::{
     cli::doctor::Report,
     error::Hint as _,
+    manifest::Root,
+    path::{TreePath, display_bytes},
     pki::Role,
     profile::{Mark, MarkKind},
     signing::{SigningKey, VerifyingKey},
@@ -14,6 +16,7 @@ use jiff::Timestamp;
 
 use crate::{
     config::{Config, Repository},
+    file_system::mounts_below,
     target::Target,
 };
 
@@ -91,7 +94,10 @@ fn look_at(report: &mut Report, repository: &Repository) {
                     "check that its file system is mounted",
                 );
             }
-            Ok(false) => report.ok(&what, root.live_path.clone()),
+            Ok(false) => {
+                report.ok(&what, root.live_path.clone());
+                mounts(report, repository, root);
+            }
         }
     }
     let first = Path::new(&repository.header.roots[0].live_path);
@@ -123,6 +129,33 @@ fn look_at(report: &mut Report, repository: &Repository) {
                 "correct schedule in the configuration",
             ),
         },
+    }
+}
+
+/// What is mounted below a root is named: it is copied as well, unless the configuration says otherwise.
+fn mounts(report: &mut Report, repository: &Repository, root: &Root) {
+    let position = repository.header.roots.iter().position(|other| other == root);
+    let one = position.and_then(|position| repository.one_file_system.get(position)).copied();
+    let rules = repository.rules();
+    for mount in mounts_below(Path::new(&root.live_path)) {
+        let is_excluded = TreePath::parse(&mount.path).is_ok_and(|path| rules.is_excluded(&path));
+        let path = display_bytes(&mount.path);
+        let what = format!("{}: mounted in root {}", repository.name, root.name);
+        match (is_excluded, one == Some(true) && mount.is_other) {
+            (true, _) => report.ok(&what, format!("{path} ({}) is excluded", mount.kind)),
+            (_, true) => {
+                report.ok(&what, format!("{path} ({}) is left out: one_file_system = true", mount.kind));
+            }
+            _ if mount.is_pseudo => report.bad(
+                &what,
+                format!(
+                    "{path} ({}) holds no files: the kernel makes them up, and each run stops there",
+                    mount.kind
+                ),
+                "name it in exclude, or say one_file_system = true for this root",
+            ),
+            _ => report.ok(&what, format!("{path} ({}) is copied as well", mount.kind)),
+        }
     }
 }
 

@@ -50,6 +50,13 @@ fn text(plan: &RunPlan) -> String {
     for left_out in &plan.left_out {
         lines(&mut text, "left out", &safe(left_out));
     }
+    for mount in &plan.mounts {
+        row(
+            &mut text,
+            "mounted",
+            &format!("{} ({}): {}", safe(&mount.path), safe(&mount.kind), safe(&mount.fate)),
+        );
+    }
     if let Some(target) = &plan.target {
         self::target(&mut text, target, plan.work.as_ref());
     }

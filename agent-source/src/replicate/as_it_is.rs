@@ -7,7 +7,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::{
     Plan, ReplicateError,
-    scan::{Found, ScanError, describe},
+    scan::{Found, ScanError},
 };
 
 /// Looks at everything of `found` but its content.
@@ -39,9 +39,8 @@ pub(super) fn names(stat: &Stat) -> Option<((u64, u64), u64)> {
 
 /// The entry of `found` with its attributes, without content; `None` when it is gone.
 pub(super) fn whole(found: &Found) -> Result<Option<Entry>, ScanError> {
-    let mut entry = describe(found);
-    match found.complete(&mut entry) {
-        Ok(()) => Ok(Some(entry)),
+    match found.look() {
+        Ok(entry) => Ok(Some(entry)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ScanError::Entry { path: TreePath::short(&found.path), source }),
     }

@@ -19,9 +19,18 @@ use assay_proto::v1::Counts;
 use prost::Message as _;
 use rustix::fs::Stat;
 
+use super::readings::{self, Moment, MomentReader};
+
 /// A file is trusted to be unchanged only when it had been at rest for this long when it was read: a write within the
 /// same tick of the kernel's clock would leave the same times (10 ms at 100 Hz; ten ticks to be safe).
 const RESTING: std::time::Duration = std::time::Duration::from_millis(100);
+/// The same for a file whose time of change has no fraction of a second, as all have where times are whole seconds (ext3, ext4 with
+/// inodes of 128 bytes, sshfs) or every other one (vfat). Each file tells that for itself: inodes of one ext4 differ in it.
+const RESTING_COARSE: std::time::Duration = std::time::Duration::from_millis(2100);
+/// A tick of the kernel's clock, at most: a write this long after the last one has another time.
+const TICK: std::time::Duration = std::time::Duration::from_millis(10);
+/// The same where times are whole seconds.
+const TICK_COARSE: std::time::Duration = std::time::Duration::from_millis(2010);
 /// Size of a [`Seen`] on disk.
 pub const SEEN_BYTES: usize = 49;
 
@@ -35,22 +44,34 @@ pub struct Seen {
     ctime: (i64, u32),
     /// False: whatever stat says, read it again.
     trusted: bool,
+    /// How many names it had. Not remembered on disk.
+    names: u64,
+    /// When its content was read last, where the basis knows. Stands in a file of its own.
+    read: Moment,
 }
 
 impl Seen {
     /// From a stat that was made at `now` (time since 1970).
+    #[allow(clippy::useless_conversion, reason = "the number of names has 32 bits on some machines")]
     pub fn new(stat: &Stat, now: std::time::Duration) -> Self {
         let ctime = (stat.st_ctime, stat.st_ctime_nsec as u32);
-        let changed = std::time::Duration::new(u64::try_from(ctime.0).unwrap_or(0), ctime.1);
+        let resting = if ctime.1 == 0 { RESTING_COARSE } else { RESTING };
         Self {
             device: stat.st_dev,
             inode: stat.st_ino,
             size: stat.st_size as u64,
             mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
             ctime,
+            names: u64::from(stat.st_nlink),
+            read: readings::UNKNOWN,
             // A time in the future says nothing either.
-            trusted: now.checked_sub(changed).is_some_and(|age| age >= RESTING),
+            trusted: now.checked_sub(changed(stat)).is_some_and(|age| age >= resting),
         }
+    }
+
+    /// True unless it has to be read again, whatever stat says.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
     }
 
     /// The same, to be read again next time.
@@ -61,8 +82,12 @@ impl Seen {
     /// True when the entry surely is as it was: same file, same size, same times (a change of mode, owner or attributes
     /// changes ctime too).
     pub fn still_holds(&self, stat: &Stat) -> bool {
-        self.trusted
-            && self.device == stat.st_dev
+        self.trusted && self.looks_like(stat)
+    }
+
+    /// True for the same file of the same size and times.
+    pub fn looks_like(&self, stat: &Stat) -> bool {
+        self.device == stat.st_dev
             && self.inode == stat.st_ino
             && self.size == stat.st_size as u64
             && self.mtime == (stat.st_mtime, stat.st_mtime_nsec as u32)
@@ -72,6 +97,16 @@ impl Seen {
     /// Length in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// How many names it had, where that is known.
+    pub fn names(&self) -> u64 {
+        self.names
+    }
+
+    /// When its content was read last.
+    pub fn read(&self) -> Moment {
+        self.read
     }
 
     /// Device and inode.
@@ -109,11 +144,13 @@ impl Seen {
             mtime: (word(24) as i64, half(32)),
             ctime: (word(36) as i64, half(44)),
             trusted: bytes[48] == 1,
+            names: 1,
+            read: readings::UNKNOWN,
         }
     }
 }
 
-/// The folder that holds the basis: `manifest`, `seen`, `blocks`, and `root` with the digest of the manifest they belong to.
+/// The folder that holds the basis: `manifest`, `seen`, `read` (when each entry was), `standing`, `blocks`, and `root` with the digest of the manifest they belong to.
 #[derive(Debug, Clone)]
 pub struct BasisFolder(PathBuf);
 
@@ -131,6 +168,16 @@ impl BasisFolder {
     /// The file of [`Seen`] records.
     pub fn seen(&self) -> PathBuf {
         self.0.join("seen")
+    }
+
+    /// When each entry was read last.
+    pub fn moments(&self) -> PathBuf {
+        self.0.join("read")
+    }
+
+    /// Where reading again stands.
+    pub fn standing(&self) -> PathBuf {
+        self.0.join("standing")
     }
 
     /// What is remembered of the blocks of large files.
@@ -204,7 +251,16 @@ impl BasisFolder {
     /// # Errors
     /// When a file cannot be removed.
     pub fn forget(&self) -> Result<(), PathError> {
-        for path in [self.root(), self.held(), self.blocks(), self.seen(), self.manifest()] {
+        let files = [
+            self.root(),
+            self.held(),
+            self.blocks(),
+            self.standing(),
+            self.moments(),
+            self.seen(),
+            self.manifest(),
+        ];
+        for path in files {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error).at("remove", &path);
@@ -245,13 +301,14 @@ impl BasisFolder {
 pub struct BasisReader {
     manifest: Option<ManifestReader<BufReader<File>>>,
     seen: Option<BufReader<File>>,
+    moments: Option<MomentReader>,
     next: Option<(Entry, Option<Seen>)>,
 }
 
 impl BasisReader {
     /// A basis without entries.
     pub fn empty() -> Self {
-        Self { manifest: None, seen: None, next: None }
+        Self { manifest: None, seen: None, moments: None, next: None }
     }
 
     /// Reads the basis in `folder`.
@@ -262,7 +319,8 @@ impl BasisReader {
         let manifest =
             ManifestReader::open(BufReader::with_capacity(256 * 1024, File::open(folder.manifest())?))?;
         let seen = File::open(folder.seen()).ok().map(|file| BufReader::with_capacity(64 * 1024, file));
-        let mut reader = Self { manifest: Some(manifest), seen, next: None };
+        let moments = Some(MomentReader::open(&folder.moments()));
+        let mut reader = Self { manifest: Some(manifest), seen, moments, next: None };
         reader.advance()?;
         Ok(reader)
     }
@@ -294,10 +352,24 @@ impl BasisReader {
         {
             let mut record = [0; SEEN_BYTES];
             let known = self.seen.as_mut().is_some_and(|seen| seen.read_exact(&mut record).is_ok());
-            self.next = Some((entry, known.then(|| Seen::decode(&record))));
+            let read = self.moments.as_mut().map_or(readings::UNKNOWN, MomentReader::next);
+            self.next = Some((entry, known.then(|| Seen { read, ..Seen::decode(&record) })));
         }
         Ok(())
     }
+}
+
+/// When the kernel says that a file was changed last, as time since 1970.
+pub fn changed(stat: &Stat) -> std::time::Duration {
+    std::time::Duration::new(u64::try_from(stat.st_ctime).unwrap_or(0), stat.st_ctime_nsec as u32)
+}
+
+/// How long it takes at `now` until a write is sure to leave another time than the last one did; `None` when it does already. A time in
+/// the future takes as long as it is ahead, but no more than a tick: a clock that was set back is nothing to wait for.
+pub fn time_to_next_tick(stat: &Stat, now: std::time::Duration) -> Option<std::time::Duration> {
+    let tick = if stat.st_ctime_nsec == 0 { TICK_COARSE } else { TICK };
+    let left = (changed(stat) + tick).checked_sub(now)?;
+    (!left.is_zero()).then(|| left.min(tick))
 }
 
 /// Time since 1970 by this host's clock, which is the clock of its file times.
@@ -334,8 +406,9 @@ mod tests {
     #[test]
     fn a_file_that_changed_just_now_is_not_trusted() {
         let file = tempfile::NamedTempFile::new().expect("temp");
-        let stat = rustix::fs::stat(file.path()).expect("stat");
-        let changed = std::time::Duration::new(stat.st_ctime as u64, stat.st_ctime_nsec as u32);
+        let mut stat = rustix::fs::stat(file.path()).expect("stat");
+        stat.st_ctime_nsec |= 1;
+        let changed = changed(&stat);
         let fresh = Seen::new(&stat, changed + RESTING / 2);
         assert!(!fresh.still_holds(&stat));
         let rested = Seen::new(&stat, changed + RESTING);
@@ -343,5 +416,22 @@ mod tests {
         assert!(!Seen::new(&stat, changed - RESTING).still_holds(&stat), "a time in the future");
         assert_eq!(Seen::decode(&rested.encode()), rested);
         assert!(!rested.distrusted().still_holds(&stat));
+        assert_eq!(time_to_next_tick(&stat, changed), Some(TICK));
+        assert_eq!(time_to_next_tick(&stat, changed + TICK), None);
+        assert_eq!(time_to_next_tick(&stat, changed - RESTING), Some(TICK), "a time in the future");
+    }
+
+    /// Whole seconds are told by the file itself: a second write in the same one leaves the same times.
+    #[test]
+    fn a_file_with_a_coarse_time_rests_longer() {
+        let file = tempfile::NamedTempFile::new().expect("temp");
+        let mut stat = rustix::fs::stat(file.path()).expect("stat");
+        stat.st_ctime_nsec = 0;
+        let changed = changed(&stat);
+        for (age, holds) in [(RESTING, false), (TICK_COARSE, false), (RESTING_COARSE, true)] {
+            assert_eq!(Seen::new(&stat, changed + age).still_holds(&stat), holds, "{age:?}");
+        }
+        assert_eq!(time_to_next_tick(&stat, changed + RESTING), Some(TICK_COARSE - RESTING));
+        assert_eq!(time_to_next_tick(&stat, changed + RESTING_COARSE), None);
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use assay_common::{
+    cli::show,
     manifest::{Entry, EntryKind},
     path::{TreePath, compare_paths},
     profile::Turn,
 };
 use assay_proto::v1::PutEntry;
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Stat};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -16,10 +17,12 @@ use super::{
     Counters, Plan, ReplicateError, as_it_is,
     basis::{BasisReader, Seen, file_clock},
     early::{Early, Item, Merged, Taken},
-    reader::{BaseFile, Job, Outcome, ReadError},
+    links::{FileId, First},
+    reader::{BaseFile, Expected, Job, Outcome, ReadError},
+    readings::{Rereading, Share, Standing},
     scan::{Found, ScanError, describe},
     spool::{SpoolError, Step},
-    step_queue::StepQueue,
+    step_queue::{Further, Planned, StepQueue},
 };
 
 /// A file to read, and where its entry is waited for.
@@ -28,13 +31,32 @@ pub(super) struct ReadJob {
     pub outcome: oneshot::Sender<Outcome>,
 }
 
+/// A file that is read after everything else.
+pub(super) enum LateJob {
+    File(Box<Job>),
+    /// A further name of one, or one that is a further name.
+    Further(Box<Further>),
+}
+
+impl LateJob {
+    pub(super) fn path(&self) -> &TreePath {
+        match self {
+            Self::File(job) => &job.path,
+            Self::Further(further) => &further.found.path,
+        }
+    }
+}
+
 /// What the merge leaves.
 pub(super) struct Compared {
     /// With their numbers, in the order in which they are read.
-    pub late_jobs: Vec<(u64, Job)>,
+    pub late_jobs: Vec<(u64, LateJob)>,
     pub gone: u64,
     pub basis_entries: u64,
     pub vanished: u64,
+    pub standing: Standing,
+    /// Files whose path is gone and that stand at another.
+    pub moved: u64,
 }
 
 /// Walks the roots beside the basis and gives out steps and jobs.
@@ -50,13 +72,27 @@ pub(super) fn compare(
     let mut basis = basis.map_err(SpoolError::from)?;
     // Another set of roots is another tree: nothing of the basis says anything about it.
     let same_roots = basis.header().is_some_and(|header| *header == plan.header);
+    let mut share = match &plan.basis {
+        Some(basis) if same_roots && !plan.full_read => {
+            Share::of(basis, &plan.rereading).map_err(SpoolError::from)?
+        }
+        _ => Share::default(),
+    };
+    if share.is_overdue {
+        counters.warn(overdue(&share, &plan.rereading));
+    }
     plan.filter.forget_names();
     let mut walk = Merged::new(plan, early);
-    let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
-    let mut late_jobs = Vec::new();
-    let mut result = Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0 };
-    let mut give = |step| steps.push(step).map_err(ReplicateError::from);
-    while let Some(Item { found, taken }) = walk.next_item()? {
+    // Whether each file with several names is read after everything else.
+    let mut firsts: HashMap<FileId, Option<usize>> = HashMap::new();
+    // With the turns in which they are read.
+    let mut late_jobs: Vec<(usize, LateJob)> = Vec::new();
+    let standing = Standing { time: plan.rereading.started, credit: 0.0 };
+    let mut result =
+        Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0, standing, moved: 0 };
+    let mut moves = Moves::default();
+    let mut give = |planned| steps.push(planned);
+    while let Some(Item { mut found, taken }) = walk.next_item()? {
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);
         }
@@ -64,8 +100,11 @@ pub(super) fn compare(
         while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
             let old = basis.take().map_err(SpoolError::from)?;
             result.basis_entries += 1;
-            result.gone += u64::from(old.is_some_and(|(old, _)| counts_as_gone(plan, &walk, &old)));
-            give(Step::Drop)?;
+            if let Some((old, seen)) = old {
+                result.gone += u64::from(counts_as_gone(plan, &walk, &old));
+                moves.gone(&old, seen);
+            }
+            give(Planned::Ready(Step::Drop))?;
         }
         let old = match basis.peek() {
             Some((old, _)) if old.path == found.path.as_bytes() => {
@@ -83,104 +122,221 @@ pub(super) fn compare(
                     && !plan.rotten.contains(found.path.as_bytes())
                     && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
                 {
-                    give(Step::Keep)?;
+                    let is_file = put.0.entry.as_ref().is_some_and(|entry| entry.kind() == EntryKind::File);
+                    let entry = result.basis_entries.saturating_sub(1);
+                    give(Planned::Ready(if is_file { Step::ReadAgain { entry } } else { Step::Keep }))?;
                 } else {
                     if old.is_some() {
-                        give(Step::Drop)?;
+                        give(Planned::Ready(Step::Drop))?;
                     }
-                    give(Step::Put(put))?;
+                    give(Planned::Ready(Step::Put(put)))?;
                 }
                 continue;
             }
             Some(Taken::Held(held)) => Some(held.file),
             None => None,
         };
-        let first = first_name(&mut firsts, &found);
-        if let (Some((old, Some(seen))), Some(stat), true, false) =
-            (&old, &found.stat, same_roots, plan.full_read)
-            && seen.still_holds(stat)
+        let in_root = walk.in_root(&found.path);
+        let is_file = describe(&found).kind() == EntryKind::File;
+        // What it should be when its size, times and inode say that it has not changed.
+        let mut expected = match (&old, &found.stat) {
+            (Some((old, Some(seen))), Some(stat)) if same_roots && seen.still_holds(stat) => {
+                Some(Expected { seen: *seen, digest: old.digest.clone(), compare: false })
+            }
+            _ => None,
+        };
+        let holds = expected.is_some()
+            && !plan.full_read
             && !plan.rotten.contains(found.path.as_bytes())
-            && old.link_target_if_hardlink() == first.as_ref().map(TreePath::as_bytes)
-            && as_it_is::is_as_filtered(plan, &found, old)?
+            && match &old {
+                Some((old, _)) => as_it_is::is_as_filtered(plan, &found, old)?,
+                None => false,
+            };
+        let turn = match plan.rules.turn(&in_root) {
+            Turn::Last(turn) if is_file => Some(turn),
+            _ => None,
+        };
+        let file = found.stat.as_ref().and_then(id_of_several);
+        let earlier = file.and_then(|id| match firsts.entry(id) {
+            std::collections::hash_map::Entry::Occupied(first) => Some(*first.get()),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(turn.filter(|_| !holds));
+                None
+            }
+        });
+        let position = result.basis_entries.saturating_sub(1);
+        let old = old.map(|(entry, _)| entry);
+        let was_file = old.as_ref().is_some_and(|old| old.kind() == EntryKind::File);
+        let mut has_its_turn = false;
+        if holds
+            && earlier.is_none()
+            && was_file
+            && let Some(expected) = &mut expected
         {
-            give(Step::Keep)?;
+            let (read, size) = (expected.seen.read(), expected.seen.size());
+            has_its_turn = share.takes(read, size, plan.rereading.started);
+            expected.compare = has_its_turn;
+        }
+        let expected = expected.filter(|_| was_file);
+        let job = |found: &Found, base: Option<Entry>, held: Option<Option<std::fs::File>>| {
+            let place = found.place.clone().expect("a file is in a folder");
+            let base = base
+                .filter(|entry| entry.kind() == EntryKind::File && entry.size > 0)
+                .map(|entry| BaseFile { position, entry });
+            let mut job = Job::new(plan, &in_root, found.path.clone(), place, base);
+            job.expected = expected.clone();
+            if let Some(file) = held {
+                job.hold(file);
+            }
+            job
+        };
+        if let Some(turn_of_first) = earlier {
+            // Which file it is a name of is told when the earlier names have been read.
+            let turn = turn.filter(|_| !holds).max(turn_of_first);
+            as_it_is::count_name(plan, &found)?;
+            let job = is_file.then(|| job(&found, old.clone(), held));
+            let further = Box::new(Further { found, job, old, holds });
+            match turn {
+                None => give(Planned::Further(further))?,
+                Some(turn) => {
+                    if further.old.is_some() {
+                        give(Planned::Ready(Step::Drop))?;
+                    }
+                    give(Planned::Ready(Step::Late { job: late_jobs.len() as u64 }))?;
+                    late_jobs.push((turn, LateJob::Further(further)));
+                }
+            }
             continue;
         }
-        let step = match first {
-            Some(first) => {
-                as_it_is::count_name(plan, &found)?;
-                let mut entry = Entry {
-                    path: found.path.as_bytes().to_vec(),
-                    link_target: first.into_bytes(),
-                    ..Default::default()
-                };
-                entry.set_kind(EntryKind::Hardlink);
-                whole(entry, &found)
+        // A link that was one to another name is a file of its own now.
+        if holds && old.as_ref().is_some_and(|old| old.kind() != EntryKind::Hardlink) {
+            let first = match (file, &found.stat, &old) {
+                (Some(_), Some(stat), Some(old)) => {
+                    let seen = Seen::new(stat, file_clock());
+                    Some(First::new(found.path.clone(), seen, old.digest.clone(), true, seen.names()))
+                }
+                _ => None,
+            };
+            if has_its_turn {
+                let (sender, outcome) = oneshot::channel();
+                let kept = Some(Box::new((position, first)));
+                give(Planned::File { outcome, replaces: true, kept })?;
+                let job = job(&found, old, held);
+                jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
+                continue;
             }
-            None => {
-                let mut entry = describe(&found);
-                if entry.kind() == EntryKind::File {
-                    as_it_is::look(plan, &found)?;
-                    let place = found.place.clone().expect("a file is in a folder");
-                    let in_root = walk.in_root(&found.path);
-                    if old.is_some() {
-                        give(Step::Drop)?;
-                    }
-                    let position = result.basis_entries.saturating_sub(1);
-                    let base = old
-                        .map(|(entry, _)| entry)
-                        .filter(|entry| entry.kind() == EntryKind::File && entry.size > 0)
-                        .map(|entry| BaseFile { position, entry });
-                    let mut job = Job::new(plan, &in_root, found.path.clone(), place, base);
-                    if let Some(file) = held {
-                        job.hold(file);
-                    }
-                    if matches!(plan.rules.turn(&in_root), Turn::Last(_)) {
-                        give(Step::Late { job: late_jobs.len() as u64 })?;
-                        late_jobs.push(job);
-                    } else {
-                        let (sender, outcome) = oneshot::channel();
-                        let linked = found.stat.as_ref().is_some_and(|stat| stat.st_nlink > 1);
-                        give(Step::File { outcome, linked })?;
-                        jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
-                    }
-                    continue;
+            match first {
+                Some(first) => give(Planned::Kept(Box::new(first)))?,
+                None => give(Planned::Ready(Step::Keep))?,
+            }
+            continue;
+        }
+        if is_file {
+            as_it_is::look(plan, &found)?;
+            let replaces = old.is_some();
+            if !replaces {
+                moves.came(found.stat.as_ref());
+            }
+            let job = job(&found, old, held);
+            if let Some(turn) = turn {
+                if replaces {
+                    give(Planned::Ready(Step::Drop))?;
                 }
-                match found.complete(&mut entry) {
-                    Ok(()) => plan.filter.apply(&mut entry)?,
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        counters.vanished.add(1);
-                        if old.is_some() {
-                            give(Step::Drop)?;
-                        }
-                        continue;
-                    }
-                    Err(source) => {
-                        return Err(ScanError::Entry { path: found.path.to_string(), source }.into());
-                    }
-                }
-                // Nothing to read: the entry itself tells whether it changed.
-                whole(entry, &found)
+                give(Planned::Ready(Step::Late { job: late_jobs.len() as u64 }))?;
+                late_jobs.push((turn, LateJob::File(Box::new(job))));
+            } else {
+                let (sender, outcome) = oneshot::channel();
+                give(Planned::File { outcome, replaces, kept: None })?;
+                jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
+            }
+            continue;
+        }
+        // Nothing to read: the entry itself tells whether it changed.
+        let put = match found.complete() {
+            Ok(Some(mut entry)) => {
+                plan.filter.apply(&mut entry)?;
+                Some(whole(entry, &found))
+            }
+            // It was a link or a device and is a file by now.
+            Ok(None) => {
+                let replaces = old.is_some();
+                let (sender, outcome) = oneshot::channel();
+                give(Planned::File { outcome, replaces, kept: None })?;
+                let job = job(&found, old, held);
+                jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
+                continue;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                counters.vanished.add(1);
+                None
+            }
+            Err(source) => {
+                return Err(ScanError::Entry { path: found.path.to_string(), source }.into());
             }
         };
         if old.is_some() {
-            give(Step::Drop)?;
+            give(Planned::Ready(Step::Drop))?;
         }
-        give(step)?;
+        if let Some(put) = put {
+            give(Planned::Ready(put))?;
+        }
     }
-    while let Some((old, _)) = basis.take().map_err(SpoolError::from)? {
+    while let Some((old, seen)) = basis.take().map_err(SpoolError::from)? {
+        moves.gone(&old, seen);
         result.basis_entries += 1;
         result.gone += u64::from(counts_as_gone(plan, &walk, &old));
-        give(Step::Drop)?;
+        give(Planned::Ready(Step::Drop))?;
     }
-    let mut late: Vec<_> = (0..).zip(std::mem::take(&mut late_jobs)).collect();
-    late.sort_by_key(|(_, job)| match plan.rules.turn(&walk.in_root(&job.path)) {
-        Turn::Last(turn) => turn,
-        _ => 0,
-    });
-    result.late_jobs = late;
+    let mut late: Vec<_> = (0..).zip(late_jobs).collect();
+    late.sort_by_key(|(_, (turn, _))| *turn);
+    result.late_jobs = late.into_iter().map(|(number, (_, job))| (number, job)).collect();
     result.vanished = walk.vanished();
+    result.standing = share.end(plan.rereading.started);
+    result.moved = moves.count();
     Ok(result)
+}
+
+/// Files that went and files that came: which of them are the same, at another path.
+#[derive(Default)]
+struct Moves {
+    gone: HashMap<FileId, Seen>,
+    came: Vec<Seen>,
+}
+
+impl Moves {
+    /// Beyond so many they count as gone.
+    const MOST: usize = 500_000;
+
+    fn gone(&mut self, old: &Entry, seen: Option<Seen>) {
+        if let Some(seen) = seen
+            && old.kind() == EntryKind::File
+            && self.gone.len() < Self::MOST
+        {
+            self.gone.insert(seen.file(), seen);
+        }
+    }
+
+    fn came(&mut self, stat: Option<&Stat>) {
+        if let Some(stat) = stat
+            && self.came.len() < Self::MOST
+        {
+            self.came.push(Seen::new(stat, file_clock()));
+        }
+    }
+
+    fn count(&self) -> u64 {
+        let is_moved = |came: &&Seen| self.gone.get(&came.file()).is_some_and(|gone| gone.is_moved_to(came));
+        self.came.iter().filter(is_moved).count() as u64
+    }
+}
+
+/// A run that reads everything again says why.
+fn overdue(share: &Share, rereading: &Rereading) -> String {
+    format!(
+        "all {} are read again: more than reread_within ({}) has passed since the last run",
+        show::bytes(share.total),
+        humantime::format_duration(rereading.within)
+    )
 }
 
 /// False for what may have been moved to another file: it is in the nature of such files that most go away at once.
@@ -189,20 +345,10 @@ fn counts_as_gone(plan: &Plan, walk: &Merged<'_>, old: &Entry) -> bool {
         || !TreePath::parse(&old.path).is_ok_and(|path| plan.rules.is_held(&walk.in_root(&path)))
 }
 
-/// For a further name of a file that has been seen in this walk: its first name.
-pub(super) fn first_name(firsts: &mut HashMap<(u64, u64), TreePath>, found: &Found) -> Option<TreePath> {
-    let stat = found.stat.as_ref()?;
-    let is_folder = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
-    if stat.st_nlink < 2 || is_folder {
-        return None;
-    }
-    match firsts.entry((stat.st_dev, stat.st_ino)) {
-        std::collections::hash_map::Entry::Occupied(first) => Some(first.get().clone()),
-        std::collections::hash_map::Entry::Vacant(place) => {
-            place.insert(found.path.clone());
-            None
-        }
-    }
+/// Device and inode of what may have several names.
+pub(super) fn id_of_several(stat: &Stat) -> Option<FileId> {
+    let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    (stat.st_nlink > 1 && !is_folder).then_some((stat.st_dev, stat.st_ino))
 }
 
 /// A step for an entry that has no content to read.
@@ -212,15 +358,4 @@ fn whole(entry: Entry, found: &Found) -> Step {
 
 fn seen_of(found: &Found) -> Seen {
     found.stat.as_ref().map_or_else(Seen::default, |stat: &Stat| Seen::new(stat, file_clock()))
-}
-
-trait LinkTarget {
-    /// The first name of a hard link; `None` for everything else.
-    fn link_target_if_hardlink(&self) -> Option<&[u8]>;
-}
-
-impl LinkTarget for Entry {
-    fn link_target_if_hardlink(&self) -> Option<&[u8]> {
-        (self.kind() == EntryKind::Hardlink).then_some(self.link_target.as_slice())
-    }
 }

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Plan, ReplicateError,
     basis::{BasisReader, Seen, file_clock},
+    open::open_live,
     reader::{Job, Outcome, Reader},
     scan::{Found, Scan, ScanError, describe},
     spool::SpoolError,
@@ -68,7 +69,7 @@ pub(super) struct Item {
 }
 
 fn scan(plan: &Plan) -> Scan {
-    Scan::new(&plan.header, &plan.roots, plan.mark.clone(), Arc::clone(&plan.rules))
+    Scan::new(&plan.header, &plan.roots, plan.mark.clone(), Arc::clone(&plan.rules), &plan.ground)
 }
 
 /// Takes what the engine wants to be taken before all else.
@@ -85,7 +86,7 @@ pub(super) fn take(
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);
         }
-        match attempt(plan, reader)? {
+        match attempt(plan, reader, stop)? {
             Ok(early) => return Ok(early),
             Err(path) => gone = path.to_string(),
         }
@@ -94,24 +95,28 @@ pub(super) fn take(
 }
 
 /// One attempt; the inner error is the path that went away.
-fn attempt(plan: &Plan, reader: &mut Reader) -> Result<Result<Early, TreePath>, ReplicateError> {
-    let mut look = match Look::take(plan, HashMap::new())? {
+fn attempt(
+    plan: &Plan,
+    reader: &mut Reader,
+    stop: &CancellationToken,
+) -> Result<Result<Early, TreePath>, ReplicateError> {
+    let mut look = match Look::take(plan, HashMap::new(), stop)? {
         Ok(look) => look,
         Err(gone) => return Ok(Err(gone)),
     };
     let mut early = Early::default();
     look.firsts.sort_by(|left, right| (left.0, &left.1.path).cmp(&(right.0, &right.1.path)));
-    for (_, found, in_root) in std::mem::take(&mut look.firsts) {
+    for (_, mut found, in_root) in std::mem::take(&mut look.firsts) {
         let taken = match (describe(&found).kind(), &found.place) {
             (EntryKind::File, Some((folder, name))) => {
                 let place = (Arc::clone(folder), name.clone());
                 let job = Job::new(plan, &in_root, found.path.clone(), place, None);
                 match reader.read(&job)? {
                     Outcome::Read(read) => Some(Taken::Read(read)),
-                    Outcome::Vanished => None,
+                    Outcome::Same(_) | Outcome::Vanished => None,
                 }
             }
-            _ => whole(plan, &found)?.map(Taken::Read),
+            _ => whole(plan, &mut found)?.map(Taken::Read),
         };
         match taken {
             Some(taken) => drop(early.0.insert(found.path, taken)),
@@ -124,7 +129,7 @@ fn attempt(plan: &Plan, reader: &mut Reader) -> Result<Result<Early, TreePath>, 
         // What is open stays open.
         let (mut folders, before) = (look.folders, look.held);
         let names: Vec<_> = before.iter().map(|(path, held)| (path.clone(), identity(&held.stat))).collect();
-        let after = match Look::take(plan, before)? {
+        let after = match Look::take(plan, before, stop)? {
             Ok(look) => look,
             Err(gone) => return Ok(Err(gone)),
         };
@@ -161,6 +166,7 @@ impl Look {
     fn take(
         plan: &Plan,
         mut open: HashMap<TreePath, Held>,
+        stop: &CancellationToken,
     ) -> Result<Result<Self, TreePath>, ReplicateError> {
         let basis = plan.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
         let mut basis = basis.map_err(SpoolError::from)?;
@@ -181,7 +187,7 @@ impl Look {
             }
             let in_root = walk.in_root(&found.path);
             if let Turn::First(turn) = plan.rules.turn(&in_root) {
-                look.note_folders(plan, &way)?;
+                look.note_folders(plan, &mut way)?;
                 look.firsts.push((turn, found, in_root));
             } else if kind == EntryKind::File && plan.rules.is_held(&in_root) {
                 let (Some(stat), Some(place)) = (found.stat, found.place) else { continue };
@@ -201,7 +207,7 @@ impl Look {
                     None if unchanged || room == 0 => None,
                     None => {
                         room -= 1;
-                        match place.0.open_file(&place.1) {
+                        match open_live(&place.0, &place.1, stop) {
                             Ok(file) if is_same(&file, &stat) => Some(file),
                             Ok(_) => return Ok(Err(found.path)),
                             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -213,7 +219,7 @@ impl Look {
                         }
                     }
                 };
-                look.note_folders(plan, &way)?;
+                look.note_folders(plan, &mut way)?;
                 look.held.insert(found.path, Held { place, stat, file });
             }
         }
@@ -221,8 +227,8 @@ impl Look {
         Ok(open.into_keys().next().map_or(Ok(look), Err))
     }
 
-    fn note_folders(&mut self, plan: &Plan, way: &[Found]) -> Result<(), ReplicateError> {
-        for folder in way.iter().rev().filter(|folder| !folder.path.is_root()) {
+    fn note_folders(&mut self, plan: &Plan, way: &mut [Found]) -> Result<(), ReplicateError> {
+        for folder in way.iter_mut().rev().filter(|folder| !folder.path.is_root()) {
             if self.folders.contains_key(&folder.path) {
                 break;
             }
@@ -250,14 +256,15 @@ fn descriptors() -> usize {
     usize::try_from(limit.unwrap_or(u64::MAX).saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(usize::MAX)
 }
 
-/// The entry of a thing without content; `None` when it is gone.
-fn whole(plan: &Plan, found: &Found) -> Result<Option<Box<(PutEntry, Seen)>>, ReplicateError> {
-    let mut entry = describe(found);
-    match found.complete(&mut entry) {
-        Ok(()) => plan.filter.apply(&mut entry)?,
+/// The entry of a thing without content; `None` when it is gone, or a file by now.
+fn whole(plan: &Plan, found: &mut Found) -> Result<Option<Box<(PutEntry, Seen)>>, ReplicateError> {
+    let mut entry = match found.complete() {
+        Ok(Some(entry)) => entry,
+        Ok(None) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(ScanError::Entry { path: found.path.to_string(), source }.into()),
-    }
+    };
+    plan.filter.apply(&mut entry)?;
     let seen = found.stat.as_ref().map_or_else(Seen::default, |stat| Seen::new(stat, file_clock()));
     Ok(Some(Box::new((PutEntry { entry: Some(entry), ..Default::default() }, seen))))
 }

@@ -16,15 +16,19 @@ mod block_memory;
 mod chunk;
 mod compare;
 mod early;
+mod links;
+mod open;
 pub mod preflight;
 pub mod preview;
 pub mod reader;
+pub mod readings;
 pub mod scan;
 pub mod spool;
 mod step_queue;
 pub mod transfer;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -48,10 +52,11 @@ use tonic::transport::Channel;
 use basis::BasisFolder;
 use batch::{Batch, Batcher, Blocks, Budget};
 use block_memory::BlockMemory;
-use compare::Compared;
-use reader::{ReadError, Reader};
+use compare::{Compared, LateJob};
+use links::Links;
+use reader::{Outcome, ReadError, Reader};
 use spool::{LateOutcomes, STEPS_BLOCKS, SpoolError, SpoolWriter};
-use step_queue::StepQueue;
+use step_queue::{Named, Names, StepQueue};
 use transfer::{Method, TransferError, TransferOptions};
 
 /// Batches that wait for the transfer.
@@ -88,7 +93,12 @@ pub struct Counters {
     pub unstable: Counter,
     pub vanished: Counter,
     pub reconnects: Counter,
+    pub files_reread: Counter,
+    pub bytes_reread: Counter,
     pub current: Mutex<String>,
+    changed_without_trace: Mutex<BTreeSet<Vec<u8>>>,
+    never_still: Mutex<BTreeSet<Vec<u8>>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl Counters {
@@ -104,8 +114,48 @@ impl Counters {
             files_vanished: self.vanished.get(),
             entries_scanned: self.scanned.get(),
             reconnects: self.reconnects.get(),
+            files_reread: self.files_reread.get(),
+            bytes_reread: self.bytes_reread.get(),
+            files_changed_without_trace: self.changed_without_trace().len() as u64,
             ..Default::default()
         }
+    }
+
+    /// A file has another content, and its size, times and inode are as they were.
+    pub fn note_change_without_trace(&self, path: &TreePath) {
+        let mut changed = self.changed_without_trace.lock().unwrap_or_else(PoisonError::into_inner);
+        changed.insert(path.as_bytes().to_vec());
+    }
+
+    /// Paths of such files.
+    pub fn changed_without_trace(&self) -> BTreeSet<Vec<u8>> {
+        self.changed_without_trace.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A file changed on every try and was taken as last read.
+    pub fn note_never_still(&self, path: &TreePath) {
+        self.unstable.add(1);
+        let mut torn = self.never_still.lock().unwrap_or_else(PoisonError::into_inner);
+        torn.insert(path.as_bytes().to_vec());
+    }
+
+    /// Paths of such files.
+    pub fn never_still(&self) -> BTreeSet<Vec<u8>> {
+        self.never_still.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The run's record says it once.
+    pub fn warn(&self, text: String) {
+        tracing::warn!("{text}");
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    /// What the run's record says.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is being read now.
@@ -117,6 +167,12 @@ impl Counters {
     pub fn current(&self) -> String {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// Lets time pass: for what only time brings about, and the kernel has no event for.
+#[allow(clippy::disallowed_methods, reason = "a lease that is given up and a clock's tick have no event")]
+fn pause(time: std::time::Duration) {
+    std::thread::sleep(time);
 }
 
 /// Why a replication ended before its end.
@@ -164,12 +220,16 @@ pub struct Plan {
     pub late_files: crate::mark::LateFiles,
     /// What is copied and in which order.
     pub rules: Arc<FileRules>,
+    /// The file systems that it is on.
+    pub ground: scan::Ground,
     /// The basis that is known here to be the target's base.
     pub basis: Option<BasisFolder>,
     /// What is left out of the entries, and what the target takes.
     pub filter: Arc<Filter>,
     /// The basis was filtered otherwise: the attributes of each entry are looked at once.
     pub filtered_otherwise: bool,
+    /// How files that have not changed are read again.
+    pub rereading: readings::Rereading,
     /// Read every file, whatever the basis says of it.
     pub full_read: bool,
     /// Files that have rotted on the target: they are read and sent again, changed or not.
@@ -195,10 +255,14 @@ pub struct Replicated {
     pub dropped_or_replaced: u64,
     /// Entries of the basis whose path is not in the tree any more, without those that may have been moved to others.
     pub gone: u64,
+    /// Files whose path is gone and that stand at another.
+    pub moved: u64,
     /// Entries that the basis has.
     pub basis_entries: u64,
     /// Files that were read last.
     pub late: LateOutcomes,
+    /// When it began to read, and where reading again stands.
+    pub readings: spool::Readings,
 }
 
 /// Replicates the content of the roots. When this returns, the target has every chunk, and the steps are in the spool.
@@ -270,9 +334,18 @@ fn run_threads(
     let (blocks, contents, at_work, threads) =
         (Blocks::default(), Arc::default(), Arc::default(), plan.threads);
     let fingerprints = plan.fingerprints;
-    let filter = Arc::clone(&plan.filter);
-    let shared =
-        reader::Shared { blocks, memory: memory.clone(), contents, at_work, threads, fingerprints, filter };
+    let shared = reader::Shared {
+        blocks,
+        memory: memory.clone(),
+        contents,
+        at_work,
+        threads,
+        fingerprints,
+        filter: Arc::clone(&plan.filter),
+        file_systems: Arc::clone(&plan.ground.file_systems),
+        pace: Arc::new(readings::Pace::new(plan.rereading.bytes_per_second)),
+        ..Default::default()
+    };
     let reader = || {
         let batcher = Batcher::new(batches.clone(), budget.clone(), runtime.clone(), Arc::clone(counters));
         Reader::new(batcher, shared.clone(), Arc::clone(counters), stop.clone())
@@ -281,7 +354,8 @@ fn run_threads(
     let early = early::take(plan, &mut own_reader, stop)?;
     own_reader.flush()?;
     let (jobs, job_queue) = crossbeam_channel::bounded::<compare::ReadJob>(JOB_QUEUE);
-    let mut steps = StepQueue::new(SpoolWriter::create(&plan.work)?);
+    let names = Names { reader: own_reader, links: Links::new(Arc::clone(&shared.held_files)) };
+    let mut steps = StepQueue::new(SpoolWriter::create(&plan.work)?, names);
     let (compared, read) = thread::scope(|scope| {
         let readers: Vec<_> = (0..plan.threads.max(1))
             .map(|_| {
@@ -306,22 +380,35 @@ fn run_threads(
         }
         (compared, read)
     });
-    let (compared, (kept, dropped_or_replaced)) = match (read, compared) {
+    let (compared, ((kept, dropped_or_replaced), mut names)) = match (read, compared) {
         (Ok(()), compared) => compared?,
         // Of two errors one is the cause: that a part was stopped is never it.
         (Err(ReadError::Stopped), Err(compared)) => return Err(compared),
         (Err(read), _) => return Err(read.into()),
     };
-    let Compared { late_jobs, gone, basis_entries, vanished } = compared;
+    let Compared { late_jobs, gone, basis_entries, vanished, standing, moved } = compared;
     counters.vanished.add(vanished);
     let mut late = LateOutcomes::new();
     for (number, job) in late_jobs {
-        let is_there = plan.late_files.before(&job.path)?;
-        late.insert(number, if is_there { own_reader.read(&job)? } else { reader::Outcome::Vanished });
+        let is_there = plan.late_files.before(job.path())?;
+        let outcome = match job {
+            _ if !is_there => Outcome::Vanished,
+            LateJob::File(job) => {
+                let outcome = names.reader.read(&job)?;
+                names.note(&outcome);
+                outcome
+            }
+            LateJob::Further(further) => match names.resolve(*further)? {
+                Named::Put(put) => Outcome::Read(put),
+                Named::Kept | Named::Vanished => Outcome::Vanished,
+            },
+        };
+        late.insert(number, outcome);
     }
-    own_reader.flush()?;
+    names.reader.flush()?;
     memory.finish();
-    Ok(Replicated { kept, dropped_or_replaced, gone, basis_entries, late })
+    let readings = spool::Readings { started: plan.rereading.started, standing };
+    Ok(Replicated { kept, dropped_or_replaced, gone, moved, basis_entries, late, readings })
 }
 
 /// Reads until there is nothing more to read. A reader that cannot go on stops everything.

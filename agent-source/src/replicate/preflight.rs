@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ReplicateError,
     as_it_is::{names, whole},
-    scan::{Found, Scan},
+    scan::{Found, Ground, Scan},
 };
 
 /// Walks the roots. What is refused is in the filter then.
@@ -19,11 +19,11 @@ pub fn preflight(
     header: &Header,
     roots: &[Arc<Folder>],
     rules: Arc<FileRules>,
-    filter: &Filter,
+    (filter, ground): (&Filter, &Ground),
     stop: &CancellationToken,
 ) -> Result<(), ReplicateError> {
     filter.forget_names();
-    let mut scan = Scan::new(header, roots, None, rules);
+    let mut scan = Scan::new(header, roots, None, rules, ground);
     while let Some(found) = scan.next_entry()? {
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);

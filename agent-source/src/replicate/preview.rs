@@ -20,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ReplicateError,
     basis::{BasisFolder, BasisReader, Seen, file_clock},
-    compare::first_name,
+    compare::id_of_several,
+    links::FileId,
     preflight,
-    scan::{Found, Scan, describe},
+    scan::{Found, Ground, Scan, describe},
     spool::SpoolError,
 };
 
@@ -40,6 +41,8 @@ pub struct Look {
     pub roots: Vec<Arc<Folder>>,
     /// What is copied.
     pub rules: Arc<FileRules>,
+    /// The file systems that it is on.
+    pub ground: Ground,
     /// The basis, when it is the target's base.
     pub basis: Option<BasisFolder>,
     /// Every file would be read.
@@ -60,8 +63,8 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
     let basis = look.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
     let mut basis = basis.map_err(SpoolError::from)?;
     let same_roots = basis.header().is_some_and(|header| *header == look.header);
-    let mut scan = Scan::new(&look.header, &look.roots, None, Arc::clone(&look.rules));
-    let mut firsts: HashMap<(u64, u64), TreePath> = HashMap::new();
+    let mut scan = Scan::new(&look.header, &look.roots, None, Arc::clone(&look.rules), &look.ground);
+    let mut firsts: HashSet<FileId> = HashSet::new();
     let mut tally = Tally { full_read: look.full_read, made: look.made.clone(), ..Default::default() };
     while let Some(found) = scan.next_entry()? {
         if stop.is_cancelled() {
@@ -78,7 +81,7 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
             }
             _ => None,
         };
-        let first = first_name(&mut firsts, &found);
+        let is_further = found.stat.as_ref().and_then(id_of_several).is_some_and(|id| !firsts.insert(id));
         let holds = match (&old, &found.stat) {
             (Some((_, Some(seen))), Some(stat)) => same_roots && seen.still_holds(stat),
             _ => false,
@@ -86,7 +89,7 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
         if !holds {
             preflight::look(&look.filter, &found)?;
         }
-        let is_file = first.is_none() && describe(&found).kind() == EntryKind::File;
+        let is_file = !is_further && describe(&found).kind() == EntryKind::File;
         match &found.stat {
             Some(stat) if is_file => tally.file(&found, stat, old.is_some(), holds),
             _ => tally.work.kept_entries += u64::from(holds),

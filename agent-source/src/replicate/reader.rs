@@ -11,11 +11,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use assay_common::{
     chunking::Cut,
-    confined::Folder,
+    confined::{Folder, xattrs_of},
     fault::{Point, at},
     fidelity::{Filter, Refused},
     manifest::Entry,
@@ -31,16 +32,25 @@ use tokio_util::sync::CancellationToken;
 use self::progress::{CutPiece, Progress, is_mostly_known};
 use super::{
     Counters, Plan,
-    basis::{Seen, file_clock},
+    basis::{Seen, file_clock, time_to_next_tick},
     batch::{BLOCK_BYTES, Batcher, Blocks, Closed},
     block_memory::{self, BlockMemory},
-    scan::describe_stat,
+    links::HeldFiles,
+    open::{open_live, protect_mapped_pages},
+    readings::Pace,
+    scan::{Found, describe_stat},
 };
+use crate::file_system::FileSystems;
 
 mod progress;
 
 /// How often a file is read before it is taken as it is.
 const READ_ATTEMPTS: usize = 3;
+/// How often a name is looked at that is a file and no file by turns.
+const MAX_LOOKS: usize = 20;
+/// How long a run may wait in all for files that were written to just now. Where times are whole seconds a write is only told from the
+/// one before it when a second has passed.
+const WAIT_FOR_TICKS: Duration = Duration::from_secs(20);
 /// Files up to here are read into memory of their own size: a shared block would be held for them alone.
 const SMALL_BYTES: usize = 256 * 1024;
 
@@ -65,6 +75,19 @@ pub struct Job {
     pub held: Option<HeldFile>,
     /// The target's disk has not kept it, as far as is known: what it should have is likely to be asked for.
     pub rotten: bool,
+    /// What it should be: its size, times and inode are as they were.
+    pub expected: Option<Expected>,
+}
+
+/// What a file should be that seems not to have changed.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// How it looked.
+    pub seen: Seen,
+    /// The digest of its content.
+    pub digest: Vec<u8>,
+    /// It has its turn to be read again, and only another content is news.
+    pub compare: bool,
 }
 
 /// A file whose content never changes, and whose name may go away while it is read.
@@ -92,12 +115,28 @@ impl Job {
         let append_only = plan.rules.is_append_only(in_root);
         let (may_change, page_bytes) = (plan.rules.may_change(in_root), plan.rules.page_bytes(in_root));
         let rotten = plan.rotten.contains(path.as_bytes());
-        Self { path, folder, name, append_only, may_change, page_bytes, base, held: None, rotten }
+        Self {
+            path,
+            folder,
+            name,
+            append_only,
+            may_change,
+            page_bytes,
+            base,
+            held: None,
+            rotten,
+            expected: None,
+        }
     }
 
     /// Makes it a file that is held: open already, unless there were too many.
     pub fn hold(&mut self, file: Option<File>) {
         self.held = Some(HeldFile(file));
+    }
+
+    /// What is open of a file that is held.
+    pub fn held_file(&self) -> Option<&File> {
+        self.held.as_ref()?.0.as_ref()
     }
 }
 
@@ -106,7 +145,9 @@ impl Job {
 pub enum Outcome {
     /// Its entry, with digest and pieces, and how it looked. Boxed: it is large and most of the others are small.
     Read(Box<(PutEntry, Seen)>),
-    /// It was gone, or no longer a regular file.
+    /// It was to be read again, and is what it was. False: its name was gone, and what was held of it was not looked at.
+    Same(bool),
+    /// It was gone, or is a folder.
     Vanished,
 }
 
@@ -153,6 +194,14 @@ pub struct Shared {
     pub fingerprints: bool,
     /// What is left out of the entries.
     pub filter: Arc<Filter>,
+    /// The file systems that were met.
+    pub file_systems: Arc<FileSystems>,
+    /// Files that are held open for their further names.
+    pub held_files: Arc<HeldFiles>,
+    /// Holds reading again to a rate.
+    pub pace: Arc<Pace>,
+    /// How long readers have waited for files that were written to just now, in milliseconds.
+    pub waited: Arc<AtomicU64>,
 }
 
 impl Shared {
@@ -183,9 +232,60 @@ impl Reader {
     /// When it is there and cannot be read, or when the run was stopped.
     pub fn read(&mut self, job: &Job) -> Result<Outcome, ReadError> {
         self.shared.at_work.fetch_add(1, Ordering::Relaxed);
-        let outcome = self.read_until_still(job);
+        let outcome = match self.read_again(job) {
+            Ok(None) => self.read_until_still(job),
+            Ok(Some(same)) => Ok(same),
+            Err(error) => Err(error),
+        };
         self.shared.at_work.fetch_sub(1, Ordering::Relaxed);
         outcome
+    }
+
+    /// Reads a file that has its turn and compares its content with what it was. `None`: it is to be read in full, because it has
+    /// changed, or nothing is expected of it.
+    fn read_again(&mut self, job: &Job) -> Result<Option<Outcome>, ReadError> {
+        let Some(expected) = job.expected.as_ref().filter(|expected| expected.compare) else {
+            return Ok(None);
+        };
+        let fault = |source| ReadError::File { path: job.path.to_string(), source };
+        at(Point::ReadOpen).map_err(fault)?;
+        let file = match open_live(&job.folder, &job.name, &self.cancel) {
+            Ok(file) => file,
+            // It was there when its name was needed, and is not open: nothing has been learnt of its content.
+            Err(error) if is_gone(&error) && job.held.is_some() => return Ok(Some(Outcome::Same(false))),
+            Err(_) => return Ok(None),
+        };
+        let is_as_it_was = || rustix::fs::fstat(&file).is_ok_and(|stat| expected.seen.looks_like(&stat));
+        if protect_mapped_pages(&file).is_err() || !is_as_it_was() {
+            return Ok(None);
+        }
+        let length = expected.seen.size();
+        let mut hasher = blake3::Hasher::new();
+        let (mut offset, mut block) =
+            (0, vec![0; BLOCK_BYTES.min(usize::try_from(length).unwrap_or(BLOCK_BYTES))]);
+        uncached::read_once(&file);
+        while offset < length {
+            if self.cancel.is_cancelled() {
+                return Err(ReadError::Stopped);
+            }
+            at(Point::ReadBlock).map_err(fault)?;
+            let want = usize::try_from(length - offset).unwrap_or(usize::MAX).min(block.len());
+            let got = uncached::read_full_at(&file, &mut block[..want], offset).map_err(fault)?;
+            if got == 0 {
+                return Ok(None);
+            }
+            hasher.update(&block[..got]);
+            offset += got as u64;
+            self.counters.bytes_read.add(got as u64);
+            self.counters.bytes_reread.add(got as u64);
+            self.shared.pace.wait(got as u64, &self.cancel);
+        }
+        let is_same = hasher.finalize().as_bytes()[..] == *expected.digest && is_as_it_was();
+        if is_same {
+            self.counters.files_read.add(1);
+            self.counters.files_reread.add(1);
+        }
+        Ok(is_same.then_some(Outcome::Same(true)))
     }
 
     /// Reads it again while it changes, so often.
@@ -195,26 +295,43 @@ impl Reader {
             ReadFault::Io(source) => fault(source),
             ReadFault::Stopped => ReadError::Stopped,
         };
-        let mut attempt = 0;
+        let (mut attempt, mut looks) = (0, 0);
         loop {
-            attempt += 1;
+            looks += 1;
+            if looks > MAX_LOOKS {
+                // It is a file and no file by turns.
+                return Ok(self.vanished());
+            }
             at(Point::ReadOpen).map_err(fault)?;
             let open = match &job.held {
                 Some(HeldFile(Some(file))) => file.try_clone(),
-                Some(HeldFile(None)) | None => job.folder.open_file(&job.name),
+                Some(HeldFile(None)) | None => open_live(&job.folder, &job.name, &self.cancel),
             };
             let file = match open {
-                Ok(file) => file,
+                Ok(file) => Arc::new(file),
                 Err(error) if is_gone(&error) && job.held.is_some() => {
                     return Err(ReadError::Moved { path: job.path.to_string() });
                 }
                 Err(error) if is_gone(&error) => return Ok(self.vanished()),
+                Err(error) if is_no_file(&error) => match self.describe_other(job)? {
+                    Some(other) => return Ok(other),
+                    None => continue,
+                },
+                Err(_) if self.cancel.is_cancelled() => return Err(ReadError::Stopped),
                 Err(error) => return Err(fault(error)),
             };
-            let before = rustix::fs::fstat(&file).map_err(|error| fault(error.into()))?;
+            // First of all: what is written through a mapping from now on changes the times that are looked at next.
+            let is_protected = protect_mapped_pages(&file).is_ok();
+            let mut before = rustix::fs::fstat(&file).map_err(|error| fault(error.into()))?;
             if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
-                return Ok(self.vanished());
+                match self.describe_other(job)? {
+                    Some(other) => return Ok(other),
+                    None => continue,
+                }
             }
+            attempt += 1;
+            let changes_show = job.held.is_some() || job.may_change || job.append_only;
+            let changes_show = changes_show || self.wait_for_tick(&file, &mut before).map_err(stop)?;
             let seen = Seen::new(&before, file_clock());
             let mut entry = Entry { path: job.path.as_bytes().to_vec(), ..Default::default() };
             describe_stat(&mut entry, &before);
@@ -222,14 +339,11 @@ impl Reader {
             let mut progress = Progress::new(content, job, &self.shared);
             self.read_content(job, &file, &before, &mut progress).map_err(stop)?;
             at(Point::ReadChanged).map_err(fault)?;
-            entry.xattrs = match job.folder.xattrs(&job.name) {
-                Ok(xattrs) => xattrs,
-                Err(error) if is_gone(&error) => Vec::new(),
-                Err(error) => return Err(fault(error)),
-            };
+            entry.xattrs = xattrs_of(&file).map_err(fault)?;
             self.shared.filter.apply(&mut entry)?;
             let after = rustix::fs::fstat(&file).map_err(|error| fault(error.into()))?;
-            let unchanged = before.st_size == after.st_size
+            let unchanged = changes_show
+                && before.st_size == after.st_size
                 && (before.st_mtime, before.st_mtime_nsec) == (after.st_mtime, after.st_mtime_nsec)
                 && (before.st_ctime, before.st_ctime_nsec) == (after.st_ctime, after.st_ctime_nsec);
             let whole = progress.offset == before.st_size as u64;
@@ -246,16 +360,104 @@ impl Reader {
             if taken {
                 entry.unstable = !held_still && !only_grew && !job.may_change;
                 if entry.unstable {
-                    self.counters.unstable.add(1);
+                    self.counters.note_never_still(&job.path);
                 }
                 let put = progress.describe(entry);
-                let seen = if held_still && unchanged { seen } else { seen.distrusted() };
+                let leaves_trace =
+                    is_protected && self.shared.file_systems.leaves_trace(&file, before.st_dev);
+                let seen = if held_still && unchanged && leaves_trace { seen } else { seen.distrusted() };
+                self.shared.held_files.keep(&file, &before);
+                let has_other_content = |expected: &&Expected| {
+                    let entry = put.entry.as_ref();
+                    expected.seen.looks_like(&before)
+                        && entry.is_some_and(|entry| entry.digest != expected.digest)
+                };
+                if held_still && unchanged && job.expected.as_ref().is_some_and(|it| has_other_content(&it)) {
+                    tracing::warn!(path = %job.path, "its content has changed, and its size, times and inode have not");
+                    self.counters.note_change_without_trace(&job.path);
+                }
                 return Ok(Outcome::Read(Box::new((put, seen))));
             }
         }
     }
 
-    fn vanished(&self) -> Outcome {
+    /// Waits until a write to `file` is sure to leave another time than the last one did, and looks at it again. False when the run
+    /// has waited long enough for files that are written to all the time.
+    fn wait_for_tick(&self, file: &File, stat: &mut Stat) -> Result<bool, ReadFault> {
+        let Some(wait) = time_to_next_tick(stat, file_clock()) else {
+            return Ok(true);
+        };
+        let milliseconds = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        let waited = self.shared.waited.fetch_add(milliseconds, Ordering::Relaxed);
+        if u128::from(waited) > WAIT_FOR_TICKS.as_millis() {
+            return Ok(false);
+        }
+        super::pause(wait);
+        if self.cancel.is_cancelled() {
+            return Err(ReadFault::Stopped);
+        }
+        *stat = rustix::fs::fstat(file).map_err(io::Error::from)?;
+        Ok(time_to_next_tick(stat, file_clock()).is_none())
+    }
+
+    /// The entry of what has taken the place of a file: a link, a FIFO, a device. A folder has not been walked: the next run finds it.
+    /// `None` when it is a file again.
+    fn describe_other(&self, job: &Job) -> Result<Option<Outcome>, ReadError> {
+        let fault = |source| ReadError::File { path: job.path.to_string(), source };
+        let place = Some((Arc::clone(&job.folder), job.name.clone()));
+        let mut found = Found { path: job.path.clone(), place, stat: None, own_folder: None };
+        match found.complete() {
+            Ok(Some(mut entry)) => {
+                self.shared.filter.apply(&mut entry)?;
+                let seen = found.stat.map(|stat| Seen::new(&stat, file_clock())).unwrap_or_default();
+                let put = PutEntry { entry: Some(entry), ..Default::default() };
+                Ok(Some(Outcome::Read(Box::new((put, seen)))))
+            }
+            Ok(None) => Ok(None),
+            Err(error) if is_gone(&error) => Ok(Some(self.vanished())),
+            Err(error) => Err(fault(error)),
+        }
+    }
+
+    /// Leaves out of an entry what is not to be copied.
+    ///
+    /// # Errors
+    /// When the target would not take it.
+    pub fn filter(&self, entry: &mut Entry) -> Result<(), ReadError> {
+        Ok(self.shared.filter.apply(entry)?)
+    }
+
+    /// True when the file of `job` has this content now.
+    ///
+    /// # Errors
+    /// When the run was stopped. A file that cannot be read has another content.
+    pub fn has_digest(&self, job: &Job, digest: &[u8]) -> Result<bool, ReadError> {
+        let file = match &job.held {
+            Some(HeldFile(Some(file))) => file.try_clone(),
+            _ => open_live(&job.folder, &job.name, &self.cancel),
+        };
+        let Ok(file) = file else { return Ok(false) };
+        let mut hasher = blake3::Hasher::new();
+        let (mut offset, mut block) = (0, vec![0; BLOCK_BYTES]);
+        uncached::read_once(&file);
+        loop {
+            if self.cancel.is_cancelled() {
+                return Err(ReadError::Stopped);
+            }
+            match uncached::read_full_at(&file, &mut block, offset) {
+                Ok(0) => return Ok(hasher.finalize().as_bytes()[..] == *digest),
+                Ok(got) => {
+                    hasher.update(&block[..got]);
+                    offset += got as u64;
+                    self.counters.bytes_read.add(got as u64);
+                }
+                Err(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// A name has gone away.
+    pub fn vanished(&self) -> Outcome {
         self.counters.vanished.add(1);
         Outcome::Vanished
     }
@@ -410,9 +612,15 @@ impl From<Closed> for ReadFault {
 }
 
 fn is_gone(error: &io::Error) -> bool {
-    // ELOOP: a link has taken the file's place.
     error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+/// What opening says when a link, a socket or a device without a driver has taken the file's place.
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
+        Some(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO | rustix::io::Errno::NODEV)
+    )
 }
 
 /// Seeks to data or to a hole; `None` when there is none before the end.

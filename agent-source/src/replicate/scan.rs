@@ -15,6 +15,11 @@ use assay_common::{
 };
 use rustix::fs::{FileType, Stat};
 
+use crate::file_system::FileSystems;
+
+/// How often a name is looked at that is another kind of thing each time.
+const LOOKS: usize = 5;
+
 /// An entry that the walk found.
 #[derive(Debug)]
 pub struct Found {
@@ -24,31 +29,67 @@ pub struct Found {
     pub place: Option<(Arc<Folder>, Vec<u8>)>,
     /// What it is; `None` for a folder that exists in the tree only (above several roots).
     pub stat: Option<Stat>,
-    /// The folder itself, for a root.
+    /// A folder itself, as it was opened.
     pub own_folder: Option<Arc<Folder>>,
 }
 
 impl Found {
-    /// Adds to its entry what a stat does not say: a link's text, and extended attributes.
+    /// The entry as it is now, whatever kind of thing it is, without content.
     ///
     /// # Errors
-    /// When they cannot be read, or when it is gone.
-    pub fn complete(&self, entry: &mut Entry) -> io::Result<()> {
-        match &self.place {
-            Some((folder, name)) => {
-                if entry.kind() == EntryKind::Symlink {
-                    entry.link_target = folder.read_link(name)?;
-                }
-                entry.xattrs = folder.xattrs(name)?;
+    /// When it cannot be looked at, or when it is gone.
+    pub fn look(&self) -> io::Result<Entry> {
+        let mut entry = describe(self);
+        if let Some(folder) = &self.own_folder {
+            entry.xattrs = folder.xattrs(b"")?;
+        } else if let Some((folder, name)) = &self.place {
+            let held = folder.hold(name)?;
+            describe_stat(&mut entry, &held.stat()?);
+            if entry.kind() == EntryKind::Symlink {
+                entry.link_target = held.read_link()?;
             }
-            None => {
-                if let Some(folder) = &self.own_folder {
-                    entry.xattrs = Folder::xattrs(folder, b"")?;
-                }
-            }
+            entry.xattrs = held.xattrs()?;
         }
-        Ok(())
+        Ok(entry)
     }
+
+    /// The entry of a thing without content, as it is now, with a link's text and its extended attributes. All of it is of one and
+    /// the same thing, whatever its name leads to meanwhile; `stat` says which that was. `None` for a file, which is to be read.
+    ///
+    /// # Errors
+    /// When it cannot be looked at, or when it is gone.
+    pub fn complete(&mut self) -> io::Result<Option<Entry>> {
+        let mut entry = describe(self);
+        if let Some(folder) = &self.own_folder {
+            entry.xattrs = folder.xattrs(b"")?;
+            return Ok(Some(entry));
+        }
+        let Some((folder, name)) = &self.place else {
+            return Ok(Some(entry));
+        };
+        let held = folder.hold(name)?;
+        let stat = held.stat()?;
+        self.stat = Some(stat);
+        entry = describe(self);
+        match entry.kind() {
+            EntryKind::File => return Ok(None),
+            // What is in it was not walked.
+            EntryKind::Directory => return Err(io::ErrorKind::NotFound.into()),
+            EntryKind::Symlink => entry.link_target = held.read_link()?,
+            _ => {}
+        }
+        entry.xattrs = held.xattrs()?;
+        Ok(Some(entry))
+    }
+}
+
+/// What a walk goes by beside names.
+#[derive(Debug, Clone, Default)]
+pub struct Ground {
+    /// The file systems that are met.
+    pub file_systems: Arc<FileSystems>,
+    /// For each root, in the header's order: what is mounted below it is left out. Empty: all of it is copied.
+    pub one_file_system: Vec<bool>,
 }
 
 /// Why the walk cannot go on.
@@ -62,6 +103,16 @@ pub enum ScanError {
         path: String,
         /// What the file system said.
         source: io::Error,
+    },
+    /// Something is mounted there that holds no files.
+    #[error(
+        "{path}: a file system of the kind {kind} is mounted there, whose files the kernel makes up when they are read"
+    )]
+    Pseudo {
+        /// The folder.
+        path: String,
+        /// The kind, as `mount` names it.
+        kind: String,
     },
     /// A name that no manifest can hold.
     #[error("{path}: the path {fault}")]
@@ -78,13 +129,18 @@ struct Level {
     live: Option<Arc<Folder>>,
     mark: Option<Arc<Folder>>,
     names: VecDeque<Vec<u8>>,
+    /// The device of the live folder.
+    device: u64,
+    /// Folders on other devices are not entered.
+    one_file_system: bool,
 }
 
 /// A walk that is under way.
 pub struct Scan {
     rules: Arc<FileRules>,
-    /// Roots by the folder of the tree that they are, and the folder of the mark's files.
-    roots: Vec<(String, Arc<Folder>)>,
+    /// Roots by the folder of the tree that they are, and whether each is copied without what is mounted below it.
+    roots: Vec<(String, Arc<Folder>, bool)>,
+    file_systems: Arc<FileSystems>,
     mark: Option<Arc<Folder>>,
     levels: Vec<Level>,
     started: bool,
@@ -98,11 +154,15 @@ impl Scan {
         roots: &[Arc<Folder>],
         mark: Option<Arc<Folder>>,
         rules: Arc<FileRules>,
+        ground: &Ground,
     ) -> Self {
         let names = header.roots.iter().map(|root| root.subdirectory.clone());
-        let mut roots: Vec<_> = names.zip(roots.iter().cloned()).collect();
+        let one = ground.one_file_system.iter().copied().chain(std::iter::repeat(false));
+        let mut roots: Vec<_> =
+            names.zip(roots.iter().cloned()).zip(one).map(|((name, root), one)| (name, root, one)).collect();
         roots.sort_by(|left, right| left.0.cmp(&right.0));
-        Self { rules, roots, mark, levels: Vec::new(), started: false, vanished: 0 }
+        let file_systems = Arc::clone(&ground.file_systems);
+        Self { rules, roots, file_systems, mark, levels: Vec::new(), started: false, vanished: 0 }
     }
 
     /// Entries that were listed and gone when they were looked at.
@@ -147,14 +207,28 @@ impl Scan {
         let mark = self.mark.clone();
         let single = self.roots.len() == 1 && self.roots[0].0.is_empty();
         if single {
-            let live = Arc::clone(&self.roots[0].1);
+            let (_, live, one_file_system) = self.roots[0].clone();
             let stat = live.stat_self().map_err(|source| entry_error(&path, source))?;
-            self.enter(path.clone(), Some(Arc::clone(&live)), mark)?;
+            self.look_at(&path, &live, &stat)?;
+            self.enter(path.clone(), Some(Arc::clone(&live)), mark, (stat.st_dev, one_file_system))?;
             return Ok(Found { path, place: None, stat: Some(stat), own_folder: Some(live) });
         }
-        let names = self.roots.iter().map(|(name, _)| name.clone().into_bytes()).collect();
-        self.levels.push(Level { path: path.clone(), live: None, mark, names });
+        let names = self.roots.iter().map(|(name, ..)| name.clone().into_bytes()).collect();
+        let (device, one_file_system) = (0, false);
+        self.levels.push(Level { path: path.clone(), live: None, mark, names, device, one_file_system });
         Ok(Found { path, place: None, stat: None, own_folder: None })
+    }
+
+    /// Takes note of the file system that a folder is on. What is no place for files is an error.
+    fn look_at(&self, path: &TreePath, live: &Folder, stat: &Stat) -> Result<(), ScanError> {
+        let found = self
+            .file_systems
+            .of(live.as_descriptor(), stat.st_dev)
+            .map_err(|source| entry_error(path, source))?;
+        if found.is_pseudo {
+            return Err(ScanError::Pseudo { path: path.to_string(), kind: found.kind });
+        }
+        Ok(())
     }
 
     fn enter(
@@ -162,6 +236,7 @@ impl Scan {
         path: TreePath,
         live: Option<Arc<Folder>>,
         mark: Option<Arc<Folder>>,
+        (device, one_file_system): (u64, bool),
     ) -> Result<(), ScanError> {
         let list = |folder: &Option<Arc<Folder>>| match folder {
             Some(folder) => at(Point::WalkFolder)
@@ -176,7 +251,7 @@ impl Scan {
             names.sort_unstable();
             names.dedup();
         }
-        self.levels.push(Level { path, live, mark, names: names.into() });
+        self.levels.push(Level { path, live, mark, names: names.into(), device, one_file_system });
         Ok(())
     }
 
@@ -186,72 +261,94 @@ impl Scan {
             level.path.join(&name).map_err(|fault| ScanError::Path { path: level.path.short(), fault })?;
         // Above several roots only the roots themselves are there.
         if let (None, true) = (&level.live, level.path.is_root())
-            && let Some((_, root)) = self.roots.iter().find(|(folder, _)| folder.as_bytes() == name)
+            && let Some((_, root, one_file_system)) =
+                self.roots.iter().find(|(folder, ..)| folder.as_bytes() == name).cloned()
         {
-            let root = Arc::clone(root);
             let mark = subfolder(level.mark.as_ref(), &name);
             let stat = root.stat_self().map_err(|source| entry_error(&path, source))?;
-            self.enter(path.clone(), Some(Arc::clone(&root)), mark)?;
+            self.look_at(&path, &root, &stat)?;
+            self.enter(path.clone(), Some(Arc::clone(&root)), mark, (stat.st_dev, one_file_system))?;
             // The parent has no folder of its own: metadata comes from the root's descriptor.
             return Ok(Some(Found { path, place: None, stat: Some(stat), own_folder: Some(root) }));
         }
-        let of_mark = level.mark.as_ref().and_then(|mark| Some((mark, mark.stat(&name).ok()?)));
-        let (folder, stat) = match of_mark {
+        let of_mark = level.mark.as_ref().and_then(|mark| Some((Arc::clone(mark), mark.stat(&name).ok()?)));
+        let is_folder = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let of_mark = match of_mark {
             // A file of the mark stands for the live one; a folder of the mark only leads to such files.
-            Some((mark, stat)) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
-                (Arc::clone(mark), stat)
+            Some((mark, stat)) if !is_folder(&stat) => {
+                return Ok(Some(Found {
+                    path,
+                    place: Some((mark, name)),
+                    stat: Some(stat),
+                    own_folder: None,
+                }));
             }
-            of_mark => {
-                if self.rules.is_excluded(&self.in_root(&path)) {
-                    return Ok(None);
-                }
-                let live = level.live.as_ref().map(|live| (live, live.stat(&name)));
-                match (live, of_mark) {
-                    (Some((live, Ok(stat))), _) => {
-                        let is_late = self.rules.has_databases()
-                            && is_late_database(level.mark.as_deref(), live, &name, &stat)
-                                .map_err(|source| entry_error(&path, source))?;
-                        if is_late {
-                            self.vanished += 1;
-                            return Ok(None);
-                        }
-                        (Arc::clone(live), stat)
-                    }
-                    (_, Some((mark, stat))) => (Arc::clone(mark), stat),
-                    (Some((_, Err(error))), None) if error.kind() == io::ErrorKind::NotFound => {
-                        self.vanished += 1;
-                        return Ok(None);
-                    }
-                    (Some((_, Err(source))), None) => return Err(entry_error(&path, source)),
-                    (None, None) => return Ok(None),
-                }
-            }
+            of_mark => of_mark,
         };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            let live = match level.live.as_ref().map(|live| live.open_folder(&name)) {
+        if self.rules.is_excluded(&self.in_root(&path)) {
+            return Ok(None);
+        }
+        let (level_device, one_file_system) = (level.device, level.one_file_system);
+        let (live_level, mark_level) = (level.live.clone(), level.mark.clone());
+        for _ in 0..LOOKS {
+            let live = live_level.as_ref().map(|live| (live, live.stat(&name)));
+            let (folder, stat) = match (live, &of_mark) {
+                (Some((live, Ok(stat))), _) => {
+                    let is_late = self.rules.has_databases()
+                        && is_late_database(mark_level.as_deref(), live, &name, &stat)
+                            .map_err(|source| entry_error(&path, source))?;
+                    if is_late {
+                        break;
+                    }
+                    (live, stat)
+                }
+                (_, Some((mark, stat))) => (mark, *stat),
+                (Some((_, Err(error))), None) if error.kind() == io::ErrorKind::NotFound => break,
+                (Some((_, Err(source))), None) => return Err(entry_error(&path, source)),
+                (None, None) => return Ok(None),
+            };
+            let place = Some((Arc::clone(folder), name.clone()));
+            if !is_folder(&stat) {
+                return Ok(Some(Found { path, place, stat: Some(stat), own_folder: None }));
+            }
+            let live = match live_level.as_ref().map(|live| live.open_folder(&name)) {
                 None => None,
                 Some(Ok(live)) => Some(Arc::new(live)),
-                // Gone, or another kind of thing by now: the mark's folder of that name may still be there.
-                Some(Err(error))
-                    if error.kind() == io::ErrorKind::NotFound
-                        || error.raw_os_error() == Some(rustix::io::Errno::NOTDIR.raw_os_error()) =>
-                {
+                Some(Err(error)) if is_another_kind(&error) && of_mark.is_none() => continue,
+                // Gone, or another kind of thing by now: the mark's folder of that name is still there.
+                Some(Err(error)) if error.kind() == io::ErrorKind::NotFound || is_another_kind(&error) => {
                     None
                 }
                 Some(Err(source)) => return Err(entry_error(&path, source)),
             };
-            let mark = subfolder(level.mark.as_ref(), &name);
+            let mark = subfolder(mark_level.as_ref(), &name);
             if live.is_none() && mark.is_none() {
-                self.vanished += 1;
-                return Ok(None);
+                break;
             }
-            // A mount point's own folder is copied, and what is mounted there is not: as with rsync -x it would be another
-            // file system's business. Roots are given one by one instead.
-            let place = Some((folder, name));
-            self.enter(path.clone(), live, mark)?;
-            return Ok(Some(Found { path, place, stat: Some(stat), own_folder: None }));
+            // What was opened is what is copied, whatever had the name before.
+            let (stat, live, device) = match live {
+                None => (stat, None, level_device),
+                Some(live) => {
+                    let stat = live.stat_self().map_err(|source| entry_error(&path, source))?;
+                    (stat, Some(live), stat.st_dev)
+                }
+            };
+            let own_folder = live.clone().or_else(|| mark.clone());
+            let mut entered = live;
+            if device != level_device
+                && let Some(live) = entered.take()
+            {
+                // As with rsync -x: the folder itself, as it is with what is mounted there, and nothing in it.
+                if !one_file_system {
+                    self.look_at(&path, &live, &stat)?;
+                    entered = Some(live);
+                }
+            }
+            self.enter(path.clone(), entered, mark, (device, one_file_system))?;
+            return Ok(Some(Found { path, place, stat: Some(stat), own_folder }));
         }
-        Ok(Some(Found { path, place: Some((folder, name)), stat: Some(stat), own_folder: None }))
+        self.vanished += 1;
+        Ok(None)
     }
 }
 
@@ -279,6 +376,14 @@ fn is_late_database(mark: Option<&Folder>, live: &Folder, name: &[u8], stat: &St
     }
     tracing::debug!(name = %String::from_utf8_lossy(name), "a database that the mark has not copied is left out");
     Ok(true)
+}
+
+/// What a call for a folder says of something else.
+fn is_another_kind(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
+        Some(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP)
+    )
 }
 
 fn subfolder(folder: Option<&Arc<Folder>>, name: &[u8]) -> Option<Arc<Folder>> {

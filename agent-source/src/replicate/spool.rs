@@ -17,12 +17,12 @@ use assay_common::{
 };
 use assay_proto::v1::{Counts, ManifestDelta, ManifestStep, PutEntry, manifest_step::Kind};
 use prost::Message as _;
-use tokio::sync::oneshot;
 
 use super::{
     basis::{BasisFolder, BasisReader, SEEN_BYTES, Seen},
     block_memory::{self, Remembered},
     reader::Outcome,
+    readings::{self, Moment, MomentWriter, NO_CONTENT, PositionReader, Standing, Summary},
 };
 
 /// A message of steps is sent when it has this many bytes.
@@ -32,29 +32,22 @@ const DELTA_LEVEL: i32 = 3;
 
 /// What the readers of a run remember of the blocks of large files, beside the steps.
 pub const STEPS_BLOCKS: &str = "steps-blocks";
+/// The positions of entries that were read again and are as they were, beside the steps.
+const STEPS_READ: &str = "steps-read";
 
 /// One step, as the walk gives it.
 pub enum Step {
     /// The basis' next entry is as it was.
     Keep,
+    /// The basis' next entry is as it was, and was read again.
+    ReadAgain {
+        /// Its position in the basis.
+        entry: u64,
+    },
     /// The basis' next entry is gone, or another stands in its place.
     Drop,
     /// An entry that is complete; a file has a content.
     Put(Box<(PutEntry, Seen)>),
-    /// A file that is being read.
-    File {
-        /// Its entry, when it has been read.
-        outcome: oneshot::Receiver<Outcome>,
-        /// True when other entries are hard links to it.
-        linked: bool,
-    },
-    /// A file that has been read.
-    Done {
-        /// `None`: its reader has stopped.
-        outcome: Option<Outcome>,
-        /// True when other entries are hard links to it.
-        linked: bool,
-    },
     /// A file that is read after everything else.
     Late {
         /// Number of its job.
@@ -78,15 +71,13 @@ pub enum SpoolError {
     /// A reader has stopped.
     #[error("reading was stopped")]
     Stopped,
-    /// The first name of a file with several names went away while it was to be read, and the others may still be there.
-    #[error("a file with several names lost one of them while it was read")]
-    LinksChanged,
 }
 
 /// Writes steps.
 pub struct SpoolWriter {
     steps: BufWriter<File>,
     seen: BufWriter<File>,
+    read_again: BufWriter<File>,
     path: PathBuf,
     run: Option<Kind>,
     buffer: Vec<u8>,
@@ -101,8 +92,9 @@ impl SpoolWriter {
     /// When it cannot be made.
     pub fn create(folder: &Path) -> Result<Self, SpoolError> {
         let path = folder.join("steps");
-        let seen = folder.join("steps-seen");
+        let (seen, read) = (folder.join("steps-seen"), folder.join(STEPS_READ));
         Ok(Self {
+            read_again: BufWriter::new(File::create(&read).at("create", &read)?),
             steps: BufWriter::with_capacity(256 * 1024, closed::create_file(&path).at("create", &path)?),
             seen: BufWriter::with_capacity(64 * 1024, closed::create_file(&seen).at("create", &seen)?),
             path,
@@ -113,10 +105,10 @@ impl SpoolWriter {
         })
     }
 
-    /// Writes one step, and waits for the file that it is about to have been read.
+    /// Writes one step.
     ///
     /// # Errors
-    /// When the spool cannot be written to, or the reader has stopped.
+    /// When the spool cannot be written to.
     pub fn push(&mut self, step: Step) -> Result<(), SpoolError> {
         match step {
             Step::Keep => {
@@ -129,6 +121,10 @@ impl SpoolWriter {
                     }
                 });
                 Ok(())
+            }
+            Step::ReadAgain { entry } => {
+                self.read_again.write_all(&entry.to_le_bytes()).at("write", &self.path)?;
+                self.push(Step::Keep)
             }
             Step::Drop => {
                 self.dropped += 1;
@@ -147,15 +143,6 @@ impl SpoolWriter {
             }
             // An entry that comes later stands here by the number of its job.
             Step::Late { job } => self.put(PutEntry { content: job, ..Default::default() }, Seen::default()),
-            Step::File { outcome, linked } => {
-                self.push(Step::Done { outcome: outcome.blocking_recv().ok(), linked })
-            }
-            Step::Done { outcome, linked } => match outcome {
-                Some(Outcome::Read(read)) => self.put(read.0, read.1),
-                Some(Outcome::Vanished) if linked => Err(SpoolError::LinksChanged),
-                Some(Outcome::Vanished) => Ok(()),
-                None => Err(SpoolError::Stopped),
-            },
         }
     }
 
@@ -187,6 +174,7 @@ impl SpoolWriter {
         self.write(run)?;
         self.steps.flush().at("write", &self.path)?;
         self.seen.flush().at("write", &self.path)?;
+        self.read_again.flush().at("write", &self.path)?;
         Ok((self.kept, self.dropped))
     }
 }
@@ -242,8 +230,17 @@ impl SpoolReader {
 /// Files that were read after everything else, by the numbers of their jobs.
 pub type LateOutcomes = HashMap<u64, Outcome>;
 
+/// What a run leaves of its readings.
+#[derive(Debug, Clone, Copy)]
+pub struct Readings {
+    /// When it began to read.
+    pub started: Moment,
+    /// Where reading again stands.
+    pub standing: Standing,
+}
+
 /// Turns the spool into the new basis in `next`, and hands the steps to `send` in messages of a fair size. Returns the new
-/// root digest, and adds up what the new manifest holds.
+/// root digest and what is to be said of readings, and adds up what the new manifest holds.
 ///
 /// # Errors
 /// When a file of the state folder fails, or `send` does (`None`).
@@ -252,13 +249,13 @@ pub fn tell(
     header: &Header,
     basis: Option<&BasisFolder>,
     next: &BasisFolder,
-    late: &LateOutcomes,
+    (late, of_run): (&LateOutcomes, &Readings),
     counts: &mut Counts,
     mut send: impl FnMut(ManifestDelta) -> Option<()>,
-) -> Result<RootDigest, SpoolError> {
-    if let Some(same) = tell_same(folder, header, basis, next, counts)? {
-        send(same.1).ok_or(SpoolError::Stopped)?;
-        return Ok(same.0);
+) -> Result<(RootDigest, Summary), SpoolError> {
+    if let Some(same) = tell_same(folder, header, basis, next, of_run, counts)? {
+        send(same.2).ok_or(SpoolError::Stopped)?;
+        return Ok((same.0, same.1));
     }
     next.forget()?;
     let mut spool = SpoolReader::open(folder)?;
@@ -269,12 +266,18 @@ pub fn tell(
     let mut manifest = ManifestWriter::create(file, header)?;
     let seen_path = next.seen();
     let mut seen_file = BufWriter::new(closed::create_file(&seen_path).at("create", &seen_path)?);
+    let mut moments = MomentWriter::create(&next.moments())?;
+    let (mut read_again, mut position) = (PositionReader::open(&folder.join(STEPS_READ)), 0u64);
+    let (mut summary, started) = (Summary::default(), of_run.started);
     let known = basis_folder.and_then(|basis| Remembered::open(&basis.blocks()));
     let mut blocks = block_memory::Writer::create(&next.blocks());
     let (mut delta, mut delta_bytes) = (ManifestDelta::default(), 0);
     let mut dropped: Option<Entry> = None;
     while let Some(mut kind) = spool.next_step()? {
-        let mut write = |entry: &Entry, seen: &Seen| -> Result<(), SpoolError> {
+        let mut write = |entry: &Entry, seen: &Seen, read: Moment| -> Result<(), SpoolError> {
+            let read = if entry.kind() == EntryKind::File { read } else { NO_CONTENT };
+            summary.add(read, seen.size(), started);
+            moments.push(read)?;
             match entry.kind() {
                 EntryKind::File => {
                     counts.files += 1;
@@ -290,7 +293,10 @@ pub fn tell(
             Kind::Keep(count) => {
                 for _ in 0..*count {
                     let (entry, seen) = basis.take()?.ok_or(ManifestError::CutOff)?;
-                    write(&entry, &seen.unwrap_or_default())?;
+                    let seen = seen.unwrap_or_default();
+                    let read = if read_again.has(position) { started } else { seen.read() };
+                    position += 1;
+                    write(&entry, &seen, read)?;
                     if let Some(known) = &known {
                         blocks.keep(known, &entry);
                     }
@@ -299,6 +305,7 @@ pub fn tell(
             Kind::Drop(count) => {
                 for _ in 0..*count {
                     dropped = Some(basis.take()?.ok_or(ManifestError::CutOff)?.0);
+                    position += 1;
                 }
             }
             Kind::Put(put) => {
@@ -306,18 +313,18 @@ pub fn tell(
                 if put.entry.is_none() {
                     match late.get(&put.content) {
                         Some(Outcome::Read(read)) => (*put, seen) = (**read).clone(),
-                        Some(Outcome::Vanished) | None => continue,
+                        Some(Outcome::Same(_) | Outcome::Vanished) | None => continue,
                     }
                 }
                 let entry = put.entry.as_mut().expect("filled in above");
                 if put.reuse.is_empty() {
-                    write(entry, &seen)?;
+                    write(entry, &seen, started)?;
                 } else {
                     // What goes to the target names what is shared; what is kept here is the whole list, as over there.
                     let mut whole = entry.clone();
                     let base = dropped.take().unwrap_or_default();
                     reuse::expand(&mut whole, &put.reuse, &base).map_err(ManifestError::from)?;
-                    write(&whole, &seen)?;
+                    write(&whole, &seen, started)?;
                 }
                 // The target has it from the content. What the root digest says of it is what stands here.
                 if put.content > 0 {
@@ -341,6 +348,8 @@ pub fn tell(
     let (file, root, _) = manifest.finish()?;
     file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &path)?;
     seen_file.into_inner().map_err(io::IntoInnerError::into_error).at("write", &seen_path)?;
+    moments.finish()?;
+    readings::keep_standing(next, &of_run.standing)?;
     let held = Counts {
         files: counts.files,
         directories: counts.directories,
@@ -351,7 +360,7 @@ pub fn tell(
     next.set_held(&held)?;
     fault::at(Point::BasisTell).at("write", &path)?;
     next.set_root_digest(root)?;
-    Ok(root)
+    Ok((root, summary))
 }
 
 /// Packs steps where that makes them smaller: names in order have much in common.
@@ -371,8 +380,9 @@ fn tell_same(
     header: &Header,
     basis: Option<&BasisFolder>,
     next: &BasisFolder,
+    of_run: &Readings,
     counts: &mut Counts,
-) -> Result<Option<(RootDigest, ManifestDelta)>, SpoolError> {
+) -> Result<Option<(RootDigest, Summary, ManifestDelta)>, SpoolError> {
     let Some(basis) = basis else {
         return Ok(None);
     };
@@ -385,9 +395,14 @@ fn tell_same(
     if BasisReader::open(basis)?.header() != Some(header) {
         return Ok(None);
     }
+    let read = readings::carry_over(basis, next, &folder.join(STEPS_READ), of_run.started)?;
+    let Some(summary) = read else {
+        return Ok(None);
+    };
     let Some((root, held)) = next.same_as(basis) else {
         return Ok(None);
     };
+    readings::keep_standing(next, &of_run.standing)?;
     counts.files += held.files;
     counts.directories += held.directories;
     counts.other_entries += held.other_entries;
@@ -395,6 +410,7 @@ fn tell_same(
     next.set_root_digest(root)?;
     Ok(Some((
         root,
+        summary,
         ManifestDelta { steps: vec![ManifestStep { kind: Some(kept_all) }], ..Default::default() },
     )))
 }

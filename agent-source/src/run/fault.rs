@@ -87,11 +87,18 @@ impl Fault {
         Self::not_run(CANNOT_HOLD, text).hint(CANNOT_HOLD_HINT)
     }
 
-    pub(super) fn mass_drop(gone: u64, of: u64, limit: u8) -> Self {
-        let text =
+    pub(super) fn mass_drop(gone: u64, of: u64, limit: u8, moved: u64) -> Self {
+        let mut text =
             format!("{gone} of {of} entries of the last generation are gone, more than {limit} per cent");
-        Self::not_run("mass-drop", text)
-            .hint("check that everything is mounted; if it is right, run once with --allow-mass-drop")
+        let hint = if moved == 0 {
+            "check that everything is mounted; if it is right, run once with --allow-mass-drop"
+        } else {
+            text.push_str(&format!(
+                "; {moved} files of them stand at other paths now, as when a folder was moved"
+            ));
+            "if they were moved on purpose, run once with --allow-mass-drop; their content is not sent again"
+        };
+        Self::not_run("mass-drop", text).hint(hint)
     }
 
     /// From the target's answer.
@@ -185,11 +192,7 @@ impl From<MarkError> for Fault {
 
 impl From<SpoolError> for Fault {
     fn from(error: SpoolError) -> Self {
-        match error {
-            SpoolError::LinksChanged => Self::not_run("changed-under-scan", error.to_string())
-                .hint("run again; if it happens often, exclude the folder in which links come and go"),
-            error => Self::not_run("state-unusable", error.to_string()),
-        }
+        Self::not_run("state-unusable", error.to_string())
     }
 }
 
@@ -223,10 +226,104 @@ impl From<ReplicateError> for Fault {
                 )
             }
             error @ (ReplicateError::Read(_) | ReplicateError::Scan(_)) => {
-                Self::not_run("read-failed", error.to_string()).hint(
-                    "what cannot be read cannot be backed up: exclude it, or let the agent's user read it",
-                )
+                let hint = read_hint(&error);
+                Self::not_run("read-failed", error.to_string()).hint(hint)
             }
         }
+    }
+}
+
+/// What to do about something that cannot be read.
+fn read_hint(error: &ReplicateError) -> String {
+    let source = match error {
+        ReplicateError::Scan(ScanError::Pseudo { .. }) => {
+            return "name it in exclude, or say one_file_system = true for this root: assay-source plan lists what is mounted in it"
+                .to_owned();
+        }
+        ReplicateError::Scan(ScanError::Path { .. }) => {
+            return "rename it on the live system, or name its folder in exclude".to_owned();
+        }
+        ReplicateError::Scan(ScanError::Entry { source, .. })
+        | ReplicateError::Read(ReadError::File { source, .. }) => source,
+        _ => return String::new(),
+    };
+    use rustix::io::Errno;
+    let hint = match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM) => {
+            "let the agent's user read it (root, or CAP_DAC_READ_SEARCH in the unit), or name it in exclude"
+        }
+        Some(Errno::WOULDBLOCK) => {
+            "a program holds a lease on it and did not give it up in /proc/sys/fs/lease-break-time seconds (Samba's kernel \
+             oplocks, an NFS delegation; /proc/locks names its process): end that program, or name the file in exclude"
+        }
+        Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::NODATA | Errno::NXIO) => {
+            "its disk or file system does not give it back: look at the kernel's log (dmesg); the live copy is damaged, \
+             and the newest generation with a PASS has the file as it was (assay-source restore)"
+        }
+        Some(Errno::STALE) => {
+            "the file server has exported something else since it was mounted: mount it again, and run again"
+        }
+        Some(
+            Errno::NOTCONN
+            | Errno::TIMEDOUT
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::CONNREFUSED
+            | Errno::CONNRESET
+            | Errno::SHUTDOWN,
+        ) => "the file server does not answer: check the mount, and run again",
+        Some(Errno::NOKEY | Errno::KEYREJECTED | Errno::KEYEXPIRED | Errno::KEYREVOKED) => {
+            "the folder is encrypted and its key is not loaded: unlock it for the agent, or name it in exclude"
+        }
+        Some(Errno::MFILE | Errno::NFILE) => "let the agent open more files (LimitNOFILE= in its unit)",
+        Some(Errno::NOMEM) => "the host is out of memory: lower agent.memory_mib or free some, and run again",
+        Some(Errno::NAMETOOLONG) => "rename it on the live system, or name its folder in exclude",
+        _ => {
+            "repair what keeps it from being read, or name it in exclude: a backup without it would not be whole"
+        }
+    };
+    hint.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each cause has its own remedy.
+    #[test]
+    fn a_file_that_cannot_be_read_comes_with_a_remedy_for_its_cause() {
+        let hint = |code: i32| {
+            let source = io::Error::from_raw_os_error(code);
+            let error = ReplicateError::from(ReadError::File { path: "a/b".to_owned(), source });
+            let fault = Fault::from(error);
+            assert_eq!((fault.outcome, fault.reason), (Outcome::NotRun, "read-failed"));
+            assert!(fault.message.starts_with("a/b: cannot be read: "), "{}", fault.message);
+            fault.hint.expect("a remedy")
+        };
+        use rustix::io::Errno;
+        for (code, word) in [
+            (Errno::ACCESS, "CAP_DAC_READ_SEARCH"),
+            (Errno::WOULDBLOCK, "lease"),
+            (Errno::IO, "dmesg"),
+            (Errno::STALE, "mount it again"),
+            (Errno::NOTCONN, "does not answer"),
+            (Errno::MFILE, "LimitNOFILE"),
+            (Errno::NOKEY, "encrypted"),
+            (Errno::TXTBSY, "exclude"),
+        ] {
+            assert!(hint(code.raw_os_error()).contains(word), "{code:?}");
+        }
+        let pseudo = ScanError::Pseudo { path: "proc".to_owned(), kind: "proc".to_owned() };
+        let fault = Fault::from(ReplicateError::from(pseudo));
+        assert!(fault.text().contains("one_file_system = true"), "{}", fault.text());
+    }
+
+    #[test]
+    fn a_tree_that_was_moved_is_told_from_one_that_is_gone() {
+        assert!(Fault::mass_drop(9, 10, 50, 0).text().contains("is mounted"));
+        let moved = Fault::mass_drop(9, 10, 50, 8).text();
+        assert!(
+            moved.contains("8 files of them stand at other paths") && moved.contains("--allow-mass-drop")
+        );
     }
 }

@@ -37,7 +37,8 @@ impl Attempt {
         let repository = &self.context.repository;
         let (header, rules) = (repository.header.clone(), Arc::new(repository.rules()));
         let (folders, filter, stop) = (roots.folders.clone(), Arc::clone(&self.filter), self.cancel.clone());
-        let work = move || preflight(&header, &folders, rules, &filter, &stop);
+        let ground = repository.ground();
+        let work = move || preflight(&header, &folders, rules, (&filter, &ground), &stop);
         let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map_err(|error| {
             match error {

@@ -19,11 +19,13 @@ use assay_common::{
     id::RunId,
     ledger::EntryId,
     limits::{MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES},
+    path::display_short,
     rpc_status::fault_from_status,
     signing::{SigningKey, VerifyingKey},
     tls::WireCounter,
     verdict::{
-        self, HexDigest, Outcome, VerifiedVerdict, coverage::meaning, timestamp_to_proto, verify_verdict,
+        self, HexDigest, MAX_LISTED, Outcome, VerifiedVerdict, coverage::meaning, timestamp_to_proto,
+        verify_verdict,
     },
 };
 use assay_proto::v1::{
@@ -166,6 +168,10 @@ impl Attempt {
         };
         self.progress.update(|run| {
             run.overrides = self.overrides.clone();
+            run.warnings = self.counters.warnings();
+            let changed = self.counters.changed_without_trace();
+            run.changed_without_trace =
+                changed.iter().take(MAX_LISTED).map(|path| display_short(path)).collect();
             match &ended {
                 Ok(verdict) => {
                     run.outcome = assay_proto::v1::Outcome::from(verdict.outcome).into();

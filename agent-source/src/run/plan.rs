@@ -4,15 +4,21 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
 
 use assay_common::{
-    digest::RootDigest, fidelity::Filter, path::TreePath, profile::MarkKind, verdict::timestamp_to_proto,
+    digest::RootDigest,
+    fidelity::Filter,
+    path::{TreePath, display_bytes},
+    profile::MarkKind,
+    verdict::timestamp_to_proto,
 };
 use assay_proto::v1::{
-    GetOutlookRequest, Outlook, PlannedStop, PlannedWork, RunPlan,
+    GetOutlookRequest, Outlook, PlannedMount, PlannedStop, PlannedWork, RunPlan,
     replication_service_client::ReplicationServiceClient,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Fault, MAX_ANSWER_BYTES, PROTOCOL, roots};
+use crate::config::Repository;
+use crate::file_system::mounts_below;
 use crate::mark::sqlite;
 use crate::replicate::{
     ReplicateError,
@@ -69,7 +75,7 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
     let repository = &context.repository;
     let limit = repository.max_drop_percent;
     if let Some(work) = work.as_ref().filter(|work| is_mass_drop(work, limit)) {
-        add(&Fault::mass_drop(work.dropped_entries, work.base_entries, limit));
+        add(&Fault::mass_drop(work.dropped_entries, work.base_entries, limit, work.moved_files));
     }
     let mark = &repository.profile.mark;
     let word = match mark.kind {
@@ -95,7 +101,30 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
             .iter()
             .map(|left_out| format!("{} (as of {}): {}", left_out.what, left_out.example, left_out.why))
             .collect(),
+        mounts: mounts(repository),
     })
+}
+
+/// What is mounted in the roots, and what a run makes of it.
+fn mounts(repository: &Repository) -> Vec<PlannedMount> {
+    let rules = repository.rules();
+    let roots = repository.header.roots.iter().zip(&repository.one_file_system);
+    let mounts = roots.flat_map(|(root, one_file_system)| {
+        let mounts = mounts_below(Path::new(&root.live_path)).into_iter();
+        mounts.map(move |mount| (root, *one_file_system, mount))
+    });
+    let planned = mounts.map(|(root, one_file_system, mount)| {
+        let is_excluded = TreePath::parse(&mount.path).is_ok_and(|path| rules.is_excluded(&path));
+        let fate = match (is_excluded, one_file_system && mount.is_other) {
+            (true, _) => "excluded",
+            (_, true) => "left out: one_file_system = true",
+            _ if mount.is_pseudo => "STOPS THE RUN: the kernel makes its files up",
+            _ => "copied",
+        };
+        let path = format!("{}/{}", root.live_path.trim_end_matches('/'), display_bytes(&mount.path));
+        PlannedMount { path, kind: mount.kind, fate: fate.to_owned() }
+    });
+    planned.collect()
 }
 
 /// As `Attempt::check_drops` has it.
@@ -148,6 +177,7 @@ fn walk(
             header: repository.header.clone(),
             roots: roots.folders,
             rules: Arc::new(repository.rules()),
+            ground: repository.ground(),
             basis: basis_known.then(|| context.state.basis()),
             full_read,
             filter: Arc::clone(filter),

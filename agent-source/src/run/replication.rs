@@ -11,7 +11,12 @@ use assay_proto::v1::{FetchManifestRequest, OpenRunRequest, OpenRunResponse, Tra
 use super::{Attempt, Client, Fault, PROTOCOL, fault, fetch, progress, roots};
 use crate::{
     mark::Marker,
-    replicate::{Plan, ReplicateError, Replicated, replicate, spool, transfer::TransferError},
+    replicate::{
+        Plan, ReplicateError, Replicated,
+        readings::{self, Rereading},
+        replicate, spool,
+        transfer::TransferError,
+    },
 };
 
 /// How often content is sent from its start in one run: anew when the target agent was started anew, or has lost what a file was
@@ -151,10 +156,16 @@ impl Attempt {
             mark,
             late_files: marker.late_files(),
             rules: Arc::new(context.repository.rules()),
+            ground: context.repository.ground(),
             basis: basis_known.then(|| context.state.basis()),
             filter: Arc::clone(&self.filter),
             filtered_otherwise: self.filtered_otherwise,
             full_read: self.options.full_read,
+            rereading: Rereading {
+                started: readings::now(),
+                within: context.repository.reread_within,
+                bytes_per_second: context.repository.reread_bytes_per_second,
+            },
             rotten: rotten.clone(),
             fingerprints,
             work: context.state.work(),
@@ -183,7 +194,12 @@ impl Attempt {
         let limit = self.context.repository.max_drop_percent;
         if replicated.gone * 100 > replicated.basis_entries * u64::from(limit) {
             if !self.options.allow_mass_drop {
-                return Err(Fault::mass_drop(replicated.gone, replicated.basis_entries, limit));
+                return Err(Fault::mass_drop(
+                    replicated.gone,
+                    replicated.basis_entries,
+                    limit,
+                    replicated.moved,
+                ));
             }
             self.overrides.push("allow_mass_drop".to_owned());
         }

@@ -6,7 +6,7 @@ use std::{io, path::Path, sync::Arc};
 use assay_common::{confined::Folder, manifest::Header};
 
 use super::Fault;
-use crate::state::RootIdentity;
+use crate::{file_system::FileSystem, state::RootIdentity};
 
 /// The roots, held open for the whole run.
 #[derive(Debug)]
@@ -34,15 +34,22 @@ pub(super) fn open(
                 "check that its file system is mounted; an empty repository is never copied over a backup",
             ));
         }
-        let identity = RootIdentity { path: root.live_path.clone(), device: stat.st_dev, inode: stat.st_ino };
+        let file_system = FileSystem::of(folder.as_descriptor(), stat.st_dev)
+            .map_err(|error| root_error(&root.live_path, &error))?;
+        let identity = RootIdentity {
+            path: root.live_path.clone(),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            file_system: Some(file_system.id),
+        };
         let before = known.and_then(|known| known.iter().find(|known| known.path == identity.path));
-        // The inode is compared alone too: device numbers may change with a reboot, and then both do not.
+        // The number of a device may change with a reboot; what a file system is called, and the inode, do not.
         if let Some(before) = before
-            && *before != identity
+            && !before.is_same(&identity)
         {
             if !allow_new_root {
-                let text =
-                    format!("the root {path:?} is not the folder that it was (another device or inode)");
+                let what = if before.inode == identity.inode { "file system" } else { "inode" };
+                let text = format!("the root {path:?} is not the folder that it was: it has another {what}");
                 return Err(Fault::not_run("root-changed", text)
                     .hint("check what is mounted there; if it is right, run once with --allow-new-root"));
             }
@@ -87,6 +94,18 @@ mod tests {
         assert!(!overridden);
         let mut known = roots.identities.clone();
         assert!(open(&header, Some(&known), false).is_ok());
+        known[0].device += 1;
+        assert!(open(&header, Some(&known), false).is_ok(), "as after a reboot");
+        known[0].file_system = None;
+        assert!(open(&header, Some(&known), false).is_err(), "an older version knew the number alone");
+        known[0] = roots.identities[0].clone();
+        known[0].file_system = Some("fsid:other:1".to_owned());
+        let other = open(&header, Some(&known), false).expect_err("another file system");
+        assert!(
+            roots.identities[0].file_system.as_ref().is_some_and(|id| !id.starts_with("fsid"))
+                || other.reason == "root-changed"
+        );
+        known[0] = roots.identities[0].clone();
         known[0].inode += 1;
         assert_eq!(open(&header, Some(&known), false).expect_err("changed").reason, "root-changed");
         assert!(open(&header, Some(&known), true).expect("allowed").1);

@@ -10,11 +10,11 @@ use assay_common::{
     ledger::EntryId,
     limits::{MAX_PROGRESS_MESSAGES, MAX_STEP_BYTES},
     manifest::Header,
-    path::display_bytes,
+    path::{display_bytes, display_short},
     rpc_status::fault_from_status,
     verdict::{
-        self, Counts as StatementCounts, HexDigest, Mark as VerdictMark, SourceStatement,
-        sign_source_statement, verify_verdict,
+        self, Counts as StatementCounts, HexDigest, MAX_LISTED, Mark as VerdictMark, NotCovered, Readings,
+        SourceStatement, sign_source_statement, verify_verdict,
     },
 };
 use assay_proto::v1::{
@@ -30,9 +30,16 @@ use tracing::Instrument as _;
 use super::{Attempt, Check, Client, Fault, fault, mark_message, reread, roots};
 use crate::{
     mark::Mark,
-    replicate::{Replicated, spool, transfer::is_cut},
+    replicate::{
+        Counters, Replicated,
+        readings::{Moment, Summary},
+        spool,
+        transfer::is_cut,
+    },
 };
 
+/// Why a file that never held still is not covered.
+const UNSTABLE: &str = "unstable";
 /// How often the connection may be lost while a check runs on the target: the check itself goes on there.
 const CHECK_ATTEMPTS: u32 = 6;
 /// Pause before a seal is asked for again, at first.
@@ -99,18 +106,20 @@ impl Attempt {
         let mark = mark.clone();
         // A target that does not say what it takes is one that does not know this part of the statement.
         let not_copied = if opened.copy_rules.is_some() { self.filter.left_out() } else { Vec::new() };
+        let counters = Arc::clone(&self.counters);
+        let max_reading_age = context.repository.max_reading_age;
         let telling = tokio::task::spawn_blocking(move || {
             let send = |kind| requests.blocking_send(SealRunRequest { kind: Some(kind) }).ok();
             send(SealKind::Start(start)).ok_or(spool::SpoolError::Stopped)?;
             let basis = basis_known.then(|| context.state.basis());
             counts.entries_kept = replicated.kept;
             counts.entries_dropped = replicated.gone;
-            let root = spool::tell(
+            let (root, readings) = spool::tell(
                 &context.state.work(),
                 &header,
                 basis.as_ref(),
                 &context.state.next_basis(),
-                &replicated.late,
+                (&replicated.late, &replicated.readings),
                 &mut counts,
                 |delta| send(SealKind::Delta(delta)),
             )?;
@@ -126,7 +135,7 @@ impl Attempt {
                 source_version: env!("CARGO_PKG_VERSION").to_owned(),
                 nonce: knows_coverage.then_some(nonce),
                 // An older target refuses fields that it does not know.
-                readings: None,
+                readings: knows_coverage.then(|| stated(&readings, &counters, max_reading_age)),
             };
             let envelope = sign_source_statement(&statement, &context.signing_key);
             let finish = SealFinish {
@@ -298,6 +307,32 @@ impl Attempt {
             ..Default::default()
         };
         reread::answer(client, about, wanted, places, self.cancel.child_token())
+    }
+}
+
+/// What the source's statement says of its readings.
+fn stated(summary: &Summary, counters: &Counters, max_reading_age: Option<Duration>) -> Readings {
+    let time = |moment: Option<Moment>| jiff::Timestamp::from_millisecond(moment?).ok();
+    let changed = counters.changed_without_trace();
+    let torn = counters.never_still();
+    let not_covered = torn.iter().take(MAX_LISTED).map(|path| NotCovered {
+        part: display_short(path),
+        reason: UNSTABLE.to_owned(),
+        message: "changed on every try while the source read it".to_owned(),
+    });
+    Readings {
+        files_total: summary.files,
+        bytes_total: summary.bytes,
+        files_read_now: summary.files_now,
+        bytes_read_now: summary.bytes_now,
+        oldest_reading: time(summary.oldest),
+        newest_carried_reading: time(summary.newest),
+        files_of_unknown_age: summary.files_unknown,
+        changed_without_trace: changed.iter().take(MAX_LISTED).map(|path| display_short(path)).collect(),
+        changed_without_trace_total: changed.len() as u64,
+        not_covered: not_covered.collect(),
+        not_covered_total: torn.len() as u64,
+        max_reading_age_seconds: max_reading_age.map(|age| age.as_secs()),
     }
 }
 

@@ -114,7 +114,7 @@ pub fn run(run: &Run) -> String {
     }
     let _ = writeln!(text, "  run {} of {}, {}", run.id, run.repository, time(run.started.as_ref()));
     if let Some(mark) = &run.mark {
-        let _ = writeln!(text, "  mark {:?} at {}", mark.id, time(mark.time.as_ref()));
+        let _ = writeln!(text, "  {}", self::mark(&mark.id, &time(mark.time.as_ref())));
     }
     if run.generation > 0 {
         let _ = writeln!(text, "  generation {}, root {}", run.generation, short(&run.root_digest));
@@ -172,6 +172,15 @@ pub fn control(control: &NegativeControl, now: jiff::Timestamp) -> String {
     text
 }
 
+/// What a backup stands for.
+fn mark(id: &str, time: &str) -> String {
+    match id {
+        // What the source writes for a profile without a mark.
+        "none" => format!("read from {time} on, without a mark of the engine's"),
+        id => format!("mark {id:?} at {time}"),
+    }
+}
+
 /// How much was sent of how much.
 pub fn sent(counts: &v1::Counts) -> String {
     if counts.total_bytes == 0 {
@@ -182,16 +191,31 @@ pub fn sent(counts: &v1::Counts) -> String {
             counts.files_read
         );
     }
+    let (sent, total) = (bytes(counts.bytes_sent), bytes(counts.total_bytes));
+    let of = match counts.bytes_sent > counts.total_bytes {
+        // What was sent of a file that changed meanwhile is sent again.
+        true => format!("sent {sent}, with what was read more than once, of a tree of {total}"),
+        false => format!("sent {sent} of {total}"),
+    };
     let mut text = format!(
-        "sent {} of {} ({} over the wire)\n  read {} files, kept {} entries",
-        bytes(counts.bytes_sent),
-        bytes(counts.total_bytes),
+        "{of} ({} over the wire)\n  read {} files, kept {} entries",
         bytes(counts.wire_bytes_out),
         counts.files_read,
         counts.entries_kept,
     );
     if counts.entries_dropped > 0 {
         let _ = write!(text, ", dropped {}", counts.entries_dropped);
+    }
+    if counts.files_reread > 0 {
+        let (files, bytes) = (counts.files_reread, bytes(counts.bytes_reread));
+        let _ = write!(text, "\n  read {files} unchanged files again, {bytes}: their turn had come");
+    }
+    if counts.files_changed_without_trace > 0 {
+        let files = counts.files_changed_without_trace;
+        let _ = write!(
+            text,
+            "\n  CHANGED WITHOUT A TRACE: {files} files, whose size, times and inode are as they were"
+        );
     }
     if counts.files_unstable > 0 {
         let _ = write!(text, "\n  {} files changed while they were read", counts.files_unstable);
@@ -301,7 +325,8 @@ pub fn verdict(verdict: &Verdict) -> String {
         verdict.repository, verdict.run_id, verdict.sequence
     );
     if let Some(mark) = &verdict.mark {
-        let _ = writeln!(text, "  mark {:?} at {}", mark.id, mark.time.strftime("%Y-%m-%d %H:%M:%SZ"));
+        let time = mark.time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+        let _ = writeln!(text, "  {}", self::mark(&mark.id, &time));
     }
     if let (Some(generation), Some(root)) = (verdict.generation, verdict.root) {
         let _ = writeln!(text, "  generation {generation}, root {root}");

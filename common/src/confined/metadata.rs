@@ -123,7 +123,7 @@ impl Folder {
     /// Gives what is at `path`, which is in this folder, the extended attributes and ACLs of `entry`, and no others.
     fn set_xattrs(&self, path: &Path, entry: &Entry) -> io::Result<()> {
         let wanted = |name: &[u8]| entry.xattrs.iter().any(|attribute| attribute.name == name);
-        let listed = list(path)?;
+        let listed = list(path, Follow::Never)?;
         let names = || listed.split(|byte| *byte == 0).filter(|name| is_of_tree(name));
         let has_mirror =
             names().chain(entry.xattrs.iter().map(|wanted| wanted.name.as_slice())).any(is_acl_mirror);
@@ -183,27 +183,44 @@ impl Folder {
     /// As the kernel says; none for a file system without such attributes.
     pub fn xattrs(&self, name: &[u8]) -> io::Result<Vec<ExtendedAttribute>> {
         let path = if name.is_empty() { self.proc_path(b".") } else { self.proc_path(component(name)?) };
-        let mut attributes = Vec::new();
-        for name in list(&path)?.split(|byte| *byte == 0).filter(|name| is_of_tree(name)) {
-            let mut value = Vec::with_capacity(256);
-            loop {
-                match fs::lgetxattr(&path, name, rustix::buffer::spare_capacity(&mut value)) {
-                    Ok(_) => {
-                        attributes.push(ExtendedAttribute { name: name.to_vec(), value });
-                        break;
-                    }
-                    Err(Errno::RANGE) if value.capacity() < 128 * 1024 => {
-                        value = Vec::with_capacity(value.capacity() * 8);
-                    }
-                    // Gone since it was listed.
-                    Err(Errno::NODATA) => break,
-                    Err(error) => return Err(error.into()),
+        xattrs_at(&path, Follow::Never)
+    }
+}
+
+/// Whether the last component of a path is followed: the kernel's own link to what a descriptor holds must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    Never,
+    Held,
+}
+
+/// The extended attributes of what is at `path`, as [`Folder::xattrs`] has them.
+pub(super) fn xattrs_at(path: &Path, follow: Follow) -> io::Result<Vec<ExtendedAttribute>> {
+    let mut attributes = Vec::new();
+    for name in list(path, follow)?.split(|byte| *byte == 0).filter(|name| is_of_tree(name)) {
+        let mut value = Vec::with_capacity(256);
+        loop {
+            let room = rustix::buffer::spare_capacity(&mut value);
+            let got = match follow {
+                Follow::Never => fs::lgetxattr(path, name, room),
+                Follow::Held => fs::getxattr(path, name, room),
+            };
+            match got {
+                Ok(_) => {
+                    attributes.push(ExtendedAttribute { name: name.to_vec(), value });
+                    break;
                 }
+                Err(Errno::RANGE) if value.capacity() < 128 * 1024 => {
+                    value = Vec::with_capacity(value.capacity() * 8);
+                }
+                // Gone since it was listed.
+                Err(Errno::NODATA) => break,
+                Err(error) => return Err(error.into()),
             }
         }
-        attributes.sort_unstable_by(|left, right| left.name.cmp(&right.name));
-        Ok(attributes)
     }
+    attributes.sort_unstable_by(|left, right| left.name.cmp(&right.name));
+    Ok(attributes)
 }
 
 /// True for an attribute that a tree may have: not for those in `system.` that are a file system's own, beside the ACLs.
@@ -211,11 +228,16 @@ fn is_of_tree(name: &[u8]) -> bool {
     !name.is_empty() && (!name.starts_with(b"system.") || name.starts_with(b"system.posix_acl_"))
 }
 
-/// The names of the attributes of what is at `path`, each with a NUL behind it. A link is not followed.
-fn list(path: &Path) -> io::Result<Vec<u8>> {
+/// The names of the attributes of what is at `path`, each with a NUL behind it.
+fn list(path: &Path, follow: Follow) -> io::Result<Vec<u8>> {
     let mut names = Vec::with_capacity(512);
     loop {
-        match fs::llistxattr(path, rustix::buffer::spare_capacity(&mut names)) {
+        let room = rustix::buffer::spare_capacity(&mut names);
+        let listed = match follow {
+            Follow::Never => fs::llistxattr(path, room),
+            Follow::Held => fs::listxattr(path, room),
+        };
+        match listed {
             Ok(_) => return Ok(names),
             Err(Errno::RANGE) if names.capacity() < 128 * 1024 => {
                 names = Vec::with_capacity(names.capacity() * 8);

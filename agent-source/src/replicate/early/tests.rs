@@ -69,7 +69,13 @@ impl Tree {
             mark: None,
             late_files: marker.late_files(),
             rules,
+            ground: Default::default(),
             basis: None,
+            rereading: crate::replicate::readings::Rereading {
+                started: 0,
+                within: Default::default(),
+                bytes_per_second: u64::MAX,
+            },
             full_read: false,
             rotten: Default::default(),
             fingerprints: true,
@@ -173,10 +179,15 @@ fn what_is_held_can_be_read_when_it_is_gone() {
 fn looks_must_agree_on_what_was_there() {
     let tree = Tree::new(&["objects/x", "refs/a"]);
     let plan = tree.plan();
-    let look = || Look::take(&plan, HashMap::new()).expect("readable").map(|look| look.held);
+    let look = || {
+        Look::take(&plan, HashMap::new(), &CancellationToken::new()).expect("readable").map(|look| look.held)
+    };
     let first = look().expect("nothing goes away");
     tree.write("objects/y", "new");
-    let second = Look::take(&plan, first).expect("readable").expect("nothing has gone").held;
+    let second = Look::take(&plan, first, &CancellationToken::new())
+        .expect("readable")
+        .expect("nothing has gone")
+        .held;
     assert_eq!(second.len(), 2);
     let mut content = String::new();
     let x = TreePath::parse(b"objects/x").expect("valid");
@@ -190,7 +201,7 @@ fn looks_must_agree_on_what_was_there() {
         .read_to_string(&mut content)
         .expect("read");
     assert_eq!(content, "as it was");
-    let gone = Look::take(&plan, second).expect("readable").err();
+    let gone = Look::take(&plan, second, &CancellationToken::new()).expect("readable").err();
     assert_eq!(gone, Some(x));
 }
 

@@ -1,6 +1,9 @@
 use super::{progress::fingerprint, *};
 use crate::replicate::{batch::Budget, chunk::Chunk};
-use assay_common::{digest::ContentDigest, manifest::Piece};
+use assay_common::{
+    digest::ContentDigest,
+    manifest::{EntryKind, Piece},
+};
 use assay_proto::v1::{FilePart, Reuse};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -49,6 +52,7 @@ impl Bench {
             base,
             held: None,
             rotten: self.rotten,
+            expected: None,
         }
     }
 
@@ -77,7 +81,10 @@ impl Bench {
         };
         let mut reader = Reader::new(batcher, shared, counters, CancellationToken::new());
         let job = self.job(name, append_only, base);
-        let (file, held) = (File::open(self.folder.path().join(name)).ok(), Arc::clone(&self.held));
+        let path = self.folder.path().join(name);
+        // A FIFO would block.
+        let file = path.is_file().then(|| File::open(&path).expect("open"));
+        let held = Arc::clone(&self.held);
         held.store(0, Ordering::Relaxed);
         // The batches are taken beside the reading, as a transfer takes them: the budget is small.
         let collector = std::thread::spawn(move || {
@@ -115,7 +122,7 @@ impl Bench {
 fn entry(outcome: Outcome) -> Entry {
     match outcome {
         Outcome::Read(read) => read.0.entry.expect("an entry"),
-        Outcome::Vanished => panic!("it is there"),
+        Outcome::Same(_) | Outcome::Vanished => panic!("it is there, and is read"),
     }
 }
 
@@ -165,12 +172,63 @@ fn holes_are_neither_read_nor_sent() {
 }
 
 #[test]
-fn a_file_that_is_gone_or_no_file_is_vanished() {
+fn a_file_that_is_gone_or_a_folder_is_vanished_and_another_thing_is_that() {
     let bench = Bench::new();
-    std::os::unix::fs::symlink("/etc/passwd", bench.folder.path().join("link")).expect("symlink");
-    std::fs::create_dir(bench.folder.path().join("folder")).expect("mkdir");
-    for name in ["none", "link", "folder"] {
+    let path = |name: &str| bench.folder.path().join(name);
+    std::os::unix::fs::symlink("/etc/passwd", path("link")).expect("symlink");
+    std::fs::create_dir(path("folder")).expect("mkdir");
+    for name in ["none", "folder"] {
         assert!(matches!(bench.read(name, false).0, Outcome::Vanished), "{name}");
+    }
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), fifo, rustix::fs::Mode::RUSR, 0).expect("mkfifo");
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).expect("bind");
+    let kinds = [("link", EntryKind::Symlink), ("fifo", EntryKind::Fifo), ("socket", EntryKind::Socket)];
+    for (name, kind) in kinds {
+        let (outcome, parts, bytes) = bench.read(name, false);
+        let entry = entry(outcome);
+        assert_eq!((entry.kind(), parts.len(), bytes.len()), (kind, 0, 0), "{name}");
+        assert!(assay_common::manifest::validate_entry(&entry).is_ok());
+    }
+}
+
+/// What a program writes through a mapping to a page that is dirty leaves no time, unless the page was written back before: a reading
+/// sees to that, and the next look finds another time. Where no write-back sees to it (tmpfs) the file is never taken for unchanged.
+#[test]
+fn a_write_through_a_mapping_leaves_a_trace_after_a_reading() {
+    use std::io::{BufRead as _, Write as _};
+    let script = "import mmap,os,sys\nf=os.open(sys.argv[1],os.O_RDWR)\nm=mmap.mmap(f,8192)\n\
+        for line in sys.stdin:\n m[0:1]=line[0].encode()\n print('written',flush=True)";
+    for place in [std::env::temp_dir(), "/dev/shm".into()] {
+        let mut bench = Bench::new();
+        let Ok(folder) = tempfile::tempdir_in(&place) else { continue };
+        bench.folder = folder;
+        let path = bench.folder.path().join("mapped");
+        std::fs::write(&path, vec![b'-'; 8192]).expect("write");
+        let mut writer = std::process::Command::new("python3")
+            .args(["-c", script])
+            .arg(&path)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("python3 is needed for this test");
+        let mut answers = std::io::BufReader::new(writer.stdout.take().expect("piped"));
+        let input = writer.stdin.as_mut().expect("piped");
+        let mut write = |letter: char| {
+            writeln!(input, "{letter}").expect("write");
+            answers.read_line(&mut String::new()).expect("read");
+        };
+        write('a');
+        let Outcome::Read(read) = bench.read("mapped", false).0 else { panic!("it is there") };
+        let after = rustix::fs::stat(&path).expect("stat");
+        assert!(read.1.looks_like(&after));
+        write('b');
+        write('c');
+        let later = rustix::fs::stat(&path).expect("stat");
+        assert!(!read.1.still_holds(&later), "{}", place.display());
+        drop(writer.stdin.take());
+        writer.wait().expect("waited for");
+        assert_eq!(std::fs::read(&path).expect("read")[0], b'c');
     }
 }
 
