@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use assay_common::error::{IoContext as _, PathError};
+use assay_common::{
+    closed,
+    error::{IoContext as _, PathError},
+};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -155,7 +158,8 @@ fn standing(folder: &BasisFolder) -> Standing {
 pub(super) fn keep_standing(folder: &BasisFolder, standing: &Standing) -> Result<(), PathError> {
     let path = folder.standing();
     let text = serde_json::to_vec(standing).expect("two numbers");
-    fs::write(&path, text).at("write", &path)
+    let mut file = closed::create_file(&path).at("create", &path)?;
+    file.write_all(&text).at("write", &path)
 }
 
 /// Calls `take` with the moment and the size of each entry of the basis.
@@ -197,7 +201,7 @@ pub(super) struct MomentWriter(BufWriter<File>, std::path::PathBuf);
 
 impl MomentWriter {
     pub(super) fn create(path: &Path) -> Result<Self, PathError> {
-        let file = File::create(path).at("create", path)?;
+        let file = closed::create_file(path).at("create", path)?;
         Ok(Self(BufWriter::with_capacity(64 * 1024, file), path.to_owned()))
     }
 

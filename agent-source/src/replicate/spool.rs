@@ -94,7 +94,7 @@ impl SpoolWriter {
         let path = folder.join("steps");
         let (seen, read) = (folder.join("steps-seen"), folder.join(STEPS_READ));
         Ok(Self {
-            read_again: BufWriter::new(File::create(&read).at("create", &read)?),
+            read_again: BufWriter::new(closed::create_file(&read).at("create", &read)?),
             steps: BufWriter::with_capacity(256 * 1024, closed::create_file(&path).at("create", &path)?),
             seen: BufWriter::with_capacity(64 * 1024, closed::create_file(&seen).at("create", &seen)?),
             path,

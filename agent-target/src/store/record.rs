@@ -43,7 +43,7 @@ pub struct Record {
     /// may have inherited an ACL from the folder of the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_rules: Option<String>,
-    /// What the generation takes beside content, in bytes: manifest, attributes, and [`super::usage`]'s rate for each file and folder
+    /// What the generation takes beside content, in bytes: manifest, attributes, and `super::usage`'s rate for each file and folder
     /// that it does not share. Records of before 2026-11-30 do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overhead_bytes: Option<u64>,

@@ -14,7 +14,7 @@ pub struct FsLimits {
     pub file_system: String,
     /// Longest value of one attribute, in bytes; 0 when it has no attributes.
     pub attribute_bytes: u64,
-    /// All attributes of an inode, in bytes as [`footprint`] counts them.
+    /// All attributes of an inode, in bytes as `footprint` counts them.
     pub attributes_bytes: u64,
     /// It has POSIX ACLs.
     pub acls: bool,

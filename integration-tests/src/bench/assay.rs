@@ -234,7 +234,8 @@ impl Assay {
         let start = Instant::now();
         for of in ["ahead/of", "copies/of"] {
             let of = self.store().join("repo").join(of);
-            while fs::read_to_string(&of).unwrap_or_default().trim() != root {
+            while fs::read_to_string(&of).unwrap_or_default().split_whitespace().next() != Some(root.as_str())
+            {
                 ensure!(start.elapsed() < AHEAD_PATIENCE, "the target did not prepare its next run: {root}");
                 std::thread::sleep(Duration::from_millis(10));
             }

@@ -1,7 +1,7 @@
 //! Two hosts joined by a link of a set speed: two network namespaces, a veth pair between them, and a token bucket (`tbf`) at
 //! each end.
 //!
-//! The driver's own namespace is the live host. What is started by [`Network::command`] is on the backup host. Both share the
+//! The driver's own namespace is the live host. What is started by [`Ends::far_command`] is on the backup host. Both share the
 //! processors and the disk.
 
 use std::{fmt, net::Ipv4Addr, path::Path, process::Command};

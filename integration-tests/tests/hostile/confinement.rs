@@ -92,6 +92,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "its part that sets metadata: the same checked component, by the held folder or a descriptor of what is in it",
     ),
     (
+        "common/src/confined/node.rs",
+        "its part that holds what was opened: the same checked component, below a held folder",
+    ),
+    (
         "common/src/fidelity/probe.rs",
         "files of its own, in a folder of its own that is opened and made by confined.rs",
     ),
@@ -126,6 +130,9 @@ const ALLOWED: &[(&str, &str)] = &[
     ("common/src/ledger.rs", "numbers, in the ledger's folder"),
     // The source's own state, by the repository's configured name and by run ids.
     ("agent-source/src/state.rs", "the state folder: configured names, run ids"),
+    ("agent-source/src/file_system.rs", "the kernel's lists of mounts and of file systems by their UUID"),
+    ("agent-source/src/replicate/open.rs", "the kernel's setting of how long a lease is waited for"),
+    ("agent-source/src/replicate/readings.rs", "the basis' own files, in the state folder"),
     ("agent-source/src/cli/mod.rs", "files that the operator names"),
     ("agent-source/src/cli/init.rs", "folders and files of a new configuration, from the command line"),
     ("agent-target/src/cli/init.rs", "folders and files of a new configuration, from the command line"),
@@ -297,6 +304,7 @@ fn calls_with_a_folder_and_a_name_are_few() {
     const HOLDERS: &[&str] = &[
         "common/src/confined.rs",
         "common/src/confined/metadata.rs",
+        "common/src/confined/node.rs",
         "common/src/durable.rs",
         "agent-target/src/workspace.rs",
         "agent-target/src/patch.rs",

@@ -11,7 +11,7 @@
 //! | 14 | git is not there |
 //! | 15 | the repository's configuration cannot be read |
 //!
-//! git never sees the copy's configuration, hooks or caches: it works in a [`View`]. What its words mean stands in [`words`].
+//! git never sees the copy's configuration, hooks or caches: it works in a `View`. What its words mean stands in `words`.
 //! Objects of git LFS, and the repositories of submodules, are checked as well.
 
 mod lfs;

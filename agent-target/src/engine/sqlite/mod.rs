@@ -10,7 +10,7 @@
 //! | 14 | a complaint that depends on functions or collations of the application |
 //!
 //! A database is opened read-only and unchangeable: no journal, no log and no settings file beside it is read or written, and no
-//! extension is loaded. What the rows of `PRAGMA integrity_check` mean stands in [`words`]; it also calls the checks of full-text
+//! extension is loaded. What the rows of `PRAGMA integrity_check` mean stands in `words`; it also calls the checks of full-text
 //! and spatial tables. Databases that the configuration does not name are looked at as well; they never decide the outcome.
 
 mod schema;
