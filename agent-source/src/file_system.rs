@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_makes_up_is_told_from_files() {
+    fn pseudo_file_systems_differ_from_those_with_files() {
         let proc = of("/proc");
         assert_eq!((proc.kind.as_str(), proc.is_pseudo), ("proc", true));
         let temp = tempfile::tempdir().expect("temp");

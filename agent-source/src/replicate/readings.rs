@@ -67,7 +67,7 @@ pub struct Share {
     left: u64,
     /// What may be read, in bytes.
     bytes: f64,
-    /// What was taken of it, in bytes.
+    /// Bytes of the share that this run has read.
     taken: u64,
     /// More time has passed since the last run than that in which everything is to be read: all of it is read now.
     pub is_overdue: bool,

@@ -325,7 +325,7 @@ impl Scan {
             if live.is_none() && mark.is_none() {
                 break;
             }
-            // What was opened is what is copied, whatever had the name before.
+            // The run copies the file that it opened, whatever had the name before.
             let (stat, live, device) = match live {
                 None => (stat, None, level_device),
                 Some(live) => {

@@ -198,7 +198,7 @@ not_covered_patterns = [
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_the_rest_is_counted() {
+    fn lists_are_bounded_and_the_rest_is_counted() {
         let mut all = Seen::default();
         for half in 0..2 {
             let lines: String = (0..150)

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_setpriv_says_of_itself_is_about_the_user_or_the_program() {
+    fn an_error_of_setpriv_is_about_the_user_or_the_program() {
         for (said, reason) in [
             ("setpriv: failed to execute dbcheck: No such file or directory", "program-missing"),
             ("setpriv: setresuid failed: Operation not permitted", "isolation-failed"),

@@ -6,7 +6,7 @@
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
-/// What was in the way: the reason for the verdict, and an expression for a line that says so.
+/// Each obstacle: the reason for the verdict, and an expression for a line that names it.
 ///
 /// Steps run with `LC_ALL=C.UTF-8`, so the C library speaks English.
 const OBSTACLES: &[(&str, &str)] = &[

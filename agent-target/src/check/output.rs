@@ -137,7 +137,7 @@ impl Found {
         self.first(patterns.fail..patterns.refused)
     }
 
-    /// What was in the way by the step's own words: the reason, and the first line that says so.
+    /// The obstacle that the step itself names: the reason, and the first line that says so.
     pub(super) fn refused(&self, patterns: &Patterns) -> Option<(&'static str, &str)> {
         let (index, line) = self.first(patterns.refused..usize::MAX)?;
         Some((obstacles::reason(index), line))

@@ -440,7 +440,7 @@ mod tests {
 
     /// A profile shows neither keys nor the store nor this host's kernel, under no name and not as a part of more.
     #[test]
-    fn what_no_check_may_see_is_refused_by_name() {
+    fn paths_that_no_check_may_see_are_refused_by_name() {
         let host = tempfile::tempdir().expect("temp");
         fs::create_dir_all(host.path().join("keys")).expect("mkdir");
         fs::create_dir_all(host.path().join("tools")).expect("mkdir");
