@@ -13,6 +13,7 @@ use assay_common::{
     notify::{Notifier, tell_troubles},
     service_manager, supervise,
     tls::renewal,
+    traceless::Found,
     traces::Tracer,
     watch::{Ended, Watch, look_after},
 };
@@ -68,7 +69,15 @@ pub fn learn(context: &Context, closed: &[RunId]) -> Result<(Watch, Vec<Run>), S
     if let Some(bound) = bound {
         watch.bound_proof(bound);
     }
+    watch.learn_traceless(newest_traceless(context, &ids, &untold));
     Ok((watch, untold))
+}
+
+/// What the newest run found of content that changed without a trace. Runs that are still to be told of bring their own.
+fn newest_traceless(context: &Context, ids: &[RunId], untold: &[Run]) -> Option<Found> {
+    let is_untold = |id: &&RunId| untold.iter().any(|run| run.id == id.as_str());
+    let runs = ids.iter().filter(|id| !is_untold(id)).filter_map(|id| context.state.run(id).ok());
+    runs.filter_map(|run| Ended::of_run(&run)).find_map(|ended| ended.found_traceless())
 }
 
 /// A run has ended.

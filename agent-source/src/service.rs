@@ -197,5 +197,6 @@ fn status(repository: &Repository, now: Timestamp) -> RepositoryStatus {
         next_run: next_run.map(timestamp_to_proto),
         missed_slots: repository.context.state.schedule().missed,
         max_age_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
+        changed_without_trace: standing.traceless.as_ref().map(Into::into),
     }
 }

@@ -24,6 +24,9 @@ const ROLE: &str = "target";
 /// How often systemd's line is written anew, when something has changed.
 const STATUS_TICK: Duration = Duration::from_secs(5);
 
+/// Verdicts that are looked at for content that changed without a trace.
+const VERDICTS_LOOKED_AT: usize = 500;
+
 /// How the repository stands, from its ledger.
 pub fn learn(repository: &Repository) -> Watch {
     let last = repository.verdicts().next().map(|(id, verdict)| Ended::of_verdict(&id, &verdict));
@@ -32,7 +35,12 @@ pub fn learn(repository: &Repository) -> Watch {
     let first = generations.first().and_then(|first| repository.store.record(*first).ok());
     let since = first.map_or_else(Timestamp::now, |record| record.sealed);
     let config = &repository.config;
-    Watch::new(ROLE, &config.name, config.max_age, last, proven, since)
+    let watch = Watch::new(ROLE, &config.name, config.max_age, last, proven, since);
+    // A generation that was checked again tells of its run once more: the newest generation counts.
+    let verdicts = repository.verdicts().take(VERDICTS_LOOKED_AT);
+    let found = verdicts.filter_map(|(id, verdict)| Ended::of_verdict(&id, &verdict).found_traceless());
+    watch.learn_traceless(found.max_by_key(|found| found.generation));
+    watch
 }
 
 /// The newest PASS that holds: that of the generation that is called verified.

@@ -40,6 +40,7 @@ pub mod sqlite;
 pub mod supervise;
 pub mod telemetry;
 pub mod tls;
+pub mod traceless;
 pub mod traces;
 pub mod trouble;
 pub mod uncached;

@@ -16,6 +16,7 @@ use crate::{
     clock,
     notify::{Event, LastPass, Notice, Notifier},
     service_manager,
+    traceless::{Found, Traceless},
     traces::Tracer,
     trouble::{self, Kind},
     verdict::{LiveClaim, Outcome, Verdict, timestamp_from_proto},
@@ -76,6 +77,10 @@ pub struct Ended {
     pub phases: Vec<PhaseTaken>,
     /// What the source counted; the target does not know.
     pub counts: Option<v1::Counts>,
+    /// Content that changed without a trace.
+    pub traceless: Traceless,
+    /// When the file was read that was read longest ago, where that is known.
+    pub oldest_reading: Option<Timestamp>,
 }
 
 impl Ended {
@@ -118,6 +123,12 @@ impl Ended {
             mark: run.mark.as_ref().and_then(|mark| time(&mark.time)),
             phases,
             counts: run.counts,
+            traceless: Traceless::of_run(run),
+            oldest_reading: time(&run.oldest_reading).or_else(|| {
+                // Without a reading of before, all files were read in this run.
+                let counts = run.counts.as_ref().filter(|_| run.generation > 0)?;
+                started.filter(|_| counts.files_read > 0 && counts.files_read >= counts.files)
+            }),
         })
         .filter(|_| run.phase() == Phase::Done)
     }
@@ -130,6 +141,7 @@ impl Ended {
             let took = from.duration_until(to);
             (!took.is_negative()).then(|| PhaseTaken { name, from, took: took.unsigned_abs(), steps })
         };
+        let reading = verdict.coverage.as_ref().and_then(|coverage| coverage.reading.as_ref());
         let steps = verdict.steps.iter().map(|step| StepTaken {
             name: step.name.clone(),
             attempt: step.attempt,
@@ -158,7 +170,20 @@ impl Ended {
                 .map(|mark| clock::bounded(mark.time, times.sealed.unwrap_or(times.signed))),
             phases: phases.into_iter().flatten().collect(),
             counts: None,
+            traceless: Traceless::of_readings(reading),
+            oldest_reading: reading.and_then(|reading| {
+                let is_all = reading.files_total > 0 && reading.files_read_now == reading.files_total;
+                let now = verdict.mark.as_ref().map(|mark| mark.time).filter(|_| is_all);
+                reading.oldest_reading.or(now)
+            }),
         }
+    }
+
+    /// What it found of content that changed without a trace; `None` when it found none.
+    pub fn found_traceless(&self) -> Option<Found> {
+        let (run_id, generation, time) = (self.run_id.clone(), self.generation, self.finished);
+        let traceless = self.traceless.clone();
+        (traceless.files > 0).then_some(Found { run_id, generation, time, traceless })
     }
 }
 
@@ -184,6 +209,8 @@ pub struct Standing {
     pub ends: [u64; 4],
     /// From when on a repository without a PASS counts as waiting for one.
     pub since: Option<Timestamp>,
+    /// The newest content that changed without a trace.
+    pub traceless: Option<Found>,
     overdue_told: bool,
     /// Somebody was alerted, and the PASS that came since does not count as a proof.
     owes_recovery: bool,
@@ -218,6 +245,21 @@ impl Standing {
         // A repository that waits for its first proof may have been set up by a clock that was ahead, too.
         let from = self.proven_until().or(self.since).unwrap_or(now);
         Duration::try_from(from.duration_until(now)).is_ok_and(|age| age > max_age)
+    }
+
+    /// Takes in what a run found of content that changed without a trace. True when that is news: a generation that is checked again
+    /// tells of its run once more.
+    fn found_traceless(&mut self, ended: &Ended) -> bool {
+        let Some(found) = ended.found_traceless() else {
+            return false;
+        };
+        let is_older = |known: &Found| matches!((known.generation, found.generation), (Some(known), Some(found)) if found < known);
+        let is_news =
+            self.traceless.as_ref().is_none_or(|known| !is_older(known) && known.run_id != found.run_id);
+        if is_news {
+            self.traceless = Some(found);
+        }
+        is_news
     }
 
     /// Takes an end in, and says what is to be told of it.
@@ -335,13 +377,23 @@ impl Watch {
         if let Some(connected) = self.connected.get() {
             connected.tracer.trace(&self.repository, &ended);
         }
-        let notice = {
+        let (traceless, notice) = {
             let mut standing = self.lock();
+            let is_traceless = standing.found_traceless(&ended);
             let event = standing.ended(ended.clone(), proven, self.max_age);
             self.withdraw_overdue(&standing);
-            event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished))
+            let traceless = is_traceless.then(|| {
+                Notice::of_traceless(&self.about(), &ended, Self::last_pass(&standing, ended.finished))
+            });
+            (traceless, event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished)))
         };
+        self.tell(traceless);
         self.tell(notice);
+    }
+
+    /// What a run before this start of the agent found of content that changed without a trace.
+    pub fn learn_traceless(&self, found: Option<Found>) {
+        self.lock().traceless = found;
     }
 
     /// An OVERDUE that has not arrived and holds no longer is not sent any more.
@@ -416,15 +468,21 @@ impl Watch {
     }
 
     fn notice(&self, event: Event, ended: Option<&Ended>, standing: &Standing, now: Timestamp) -> Notice {
-        let last_pass = standing.last_pass.as_ref().map(|pass| LastPass {
+        Notice::new(event, &self.about(), ended, Self::last_pass(standing, now), now)
+    }
+
+    fn last_pass(standing: &Standing, now: Timestamp) -> Option<LastPass> {
+        standing.last_pass.as_ref().map(|pass| LastPass {
             run_id: pass.run_id.clone(),
             generation: pass.generation,
             mark: pass.mark,
             age_seconds: standing.age(now).map(|age| age.as_secs()),
-        });
+        })
+    }
+
+    fn about(&self) -> About {
         let agent = self.connected.get().map(|connected| connected.agent.clone()).unwrap_or_default();
-        let about = About { role: self.role, agent, repository: self.repository.clone() };
-        Notice::new(event, &about, ended, last_pass, now)
+        About { role: self.role, agent, repository: self.repository.clone() }
     }
 }
 
@@ -469,7 +527,40 @@ mod tests {
             mark: Some(at(hour)),
             phases: Vec::new(),
             counts: None,
+            traceless: Traceless::default(),
+            oldest_reading: None,
         }
+    }
+
+    /// It is told beside the outcome, once for each run, and stays known.
+    #[test]
+    fn content_that_changed_without_a_trace_is_told_once() {
+        let mut standing = Standing::default();
+        let found = |hour, generation, files| Ended {
+            traceless: Traceless { files, paths: vec!["cold".to_owned()] },
+            ..end(Outcome::Pass, hour, generation)
+        };
+        for (ended, is_news) in [
+            (found(1, 1, 0), false),
+            (found(2, 2, 3), true),
+            // The same generation, checked again by the clock.
+            (Ended { finished: at(3), ..found(2, 2, 3) }, false),
+            (found(4, 3, 0), false),
+            (found(5, 4, 1), true),
+            (found(2, 2, 3), false),
+            // A run that sealed nothing.
+            (found(6, 0, 1), true),
+        ] {
+            assert_eq!(standing.found_traceless(&ended), is_news, "{ended:?}");
+        }
+        assert_eq!(standing.traceless.map(|found| found.run_id), Some("run-6".to_owned()));
+        let about = About { role: "source", agent: "live".to_owned(), repository: "app".to_owned() };
+        let notice = Notice::of_traceless(&about, &found(5, 4, 1), None);
+        assert_eq!(notice.id, "app/run-5/changed-without-trace");
+        for part in ["CHANGED WITHOUT A TRACE: app on ", "1 files (cold)", "never proven good"] {
+            assert!(notice.summary.contains(part), "{}", notice.summary);
+        }
+        assert!(notice.message.contains("HINT: "), "{}", notice.message);
     }
 
     /// Every end but PASS is told, each time; a PASS only after one of those.

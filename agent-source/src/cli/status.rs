@@ -52,6 +52,9 @@ fn one(text: &mut String, repository: &RepositoryStatus, now: Timestamp) {
             lines(text, "", &run.message);
         }
     }
+    if let Some(found) = &repository.changed_without_trace {
+        lines(text, "  CHANGED", &show::traceless(found, now));
+    }
     if let Some(run) = &repository.current_run {
         row(text, "  now", &under_way(run));
     }
@@ -85,7 +88,7 @@ fn under_way(run: &Run) -> String {
 #[cfg(test)]
 mod tests {
     use assay_common::{cli::screen::COLUMNS, verdict::timestamp_to_proto};
-    use assay_proto::v1::{Counts, Mark};
+    use assay_proto::v1::{ChangedWithoutTrace, Counts, Mark};
 
     use super::*;
 
@@ -123,6 +126,13 @@ mod tests {
                 current_run: Some(current),
                 next_run: time("2026-11-23T14:00:10Z"),
                 missed_slots: 2,
+                changed_without_trace: Some(ChangedWithoutTrace {
+                    run_id: "20261123T110000Z-7f3a9c".to_owned(),
+                    time: time("2026-11-23T11:00:10Z"),
+                    files: 2,
+                    paths: vec!["db/revs/0/3".to_owned()],
+                    ..Default::default()
+                }),
                 ..Default::default()
             }],
             ..Default::default()
@@ -134,6 +144,8 @@ mod tests {
         assert_eq!(lines[2], "  OVERDUE    a PASS was expected every 2 h");
         assert_eq!(lines[3], "  newest     INCONCLUSIVE licence-missing, 30 min ago");
         assert!(text.contains("             HINT: configure overlay\n"), "{text}");
+        assert!(text.contains("  CHANGED    2 files without a trace, 2 h ago, in run"), "{text}");
+        assert!(text.contains("db/revs/0/3\n"), "{text}");
         assert!(text.contains("  now        replicating, 5.0 MB read, 1.0 MB sent (run 2026"), "{text}");
         assert!(text.contains("  next run   in 60 min, at 2026-11-23 14:00:10Z\n"), "{text}");
     }

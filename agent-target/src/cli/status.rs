@@ -81,6 +81,9 @@ fn one(
             lines(text, "", &last.message);
         }
     }
+    if let Some(found) = &repository.changed_without_trace {
+        lines(text, "  CHANGED", &show::traceless(found, now));
+    }
     if !repository.doing.is_empty() {
         row(
             text,

@@ -382,6 +382,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         doing,
         last_verdict: standing.last.as_ref().and_then(|last| newest_verdict(last, latest.as_ref())),
         latest,
+        changed_without_trace: standing.traceless.as_ref().map(Into::into),
     }
 }
 

@@ -223,6 +223,22 @@ pub fn sent(counts: &v1::Counts) -> String {
     text
 }
 
+/// Files that changed without a trace that `status` names.
+const LISTED: usize = 5;
+
+/// Content that changed without a trace, for `status`; `now` is the clock of the agent that tells.
+pub fn traceless(found: &v1::ChangedWithoutTrace, now: jiff::Timestamp) -> String {
+    let (when, files) = (ago(found.time.as_ref(), now), found.files);
+    let mut text = format!("{files} files without a trace, {when}, in run {}", safe(&found.run_id));
+    for path in found.paths.iter().take(LISTED) {
+        let _ = write!(text, "\n  {}", safe(path));
+    }
+    if found.paths.len() > LISTED {
+        text.push_str("\n  ...");
+    }
+    text
+}
+
 /// The front of a digest: enough to tell two apart.
 pub fn short(digest: &str) -> &str {
     digest.get(..16).unwrap_or(digest)

@@ -143,6 +143,7 @@ impl Page {
         page.agent(facts);
         page.proof(&facts.repositories);
         page.runs(&facts.repositories);
+        page.readings(&facts.repositories);
         page.schedule(&facts.repositories);
         page.store(&facts.repositories);
         page.trust(&facts.repositories);
@@ -271,6 +272,41 @@ impl Page {
                 ] {
                     family.get_or_create(&labels).set(value as f64);
                 }
+            }
+        }
+    }
+
+    /// What was read when, and what changed without a trace.
+    fn readings(&mut self, repositories: &[RepositoryFacts]) {
+        let reread = self.gauge(
+            "last_run_reread_bytes",
+            "Unchanged content that the newest run read again, because it had its turn",
+        );
+        let oldest = self.gauge(
+            "oldest_reading_timestamp_seconds",
+            "When the file was read that was read longest ago, as of the newest run or verdict; absent when that does not say",
+        );
+        let files = self.gauge(
+            "changed_without_trace_files",
+            "Files whose content changed although size, times and inode did not, in the newest run that found any",
+        );
+        let time = self.gauge(
+            "changed_without_trace_timestamp_seconds",
+            "When the newest run ended that found content that changed without a trace; absent when none did",
+        );
+        for facts in repositories {
+            let labels = vec![label("repository", &facts.repository)];
+            if let Some(last) = &facts.standing.last {
+                if let Some(counts) = &last.counts {
+                    reread.get_or_create(&labels).set(counts.bytes_reread as f64);
+                }
+                if let Some(read) = last.oldest_reading {
+                    oldest.get_or_create(&labels).set(seconds(read));
+                }
+            }
+            if let Some(found) = &facts.standing.traceless {
+                files.get_or_create(&labels).set(found.traceless.files as f64);
+                time.get_or_create(&labels).set(seconds(found.time));
             }
         }
     }

@@ -28,7 +28,8 @@ pub struct NotifySection {
     kind: Kind,
     /// Name in the log and the metrics. Default: the kind.
     name: Option<String>,
-    /// What is told: `"fail"`, `"inconclusive"`, `"not-run"`, `"recovery"`, `"overdue"`, `"trouble"`. Default: all of them.
+    /// What is told: `"fail"`, `"inconclusive"`, `"not-run"`, `"recovery"`, `"overdue"`,
+    /// `"changed-without-trace"`, `"trouble"`. Default: all of them.
     on: Option<Vec<Event>>,
     /// Repositories of which is told. Default: all of them.
     repositories: Option<Vec<String>>,

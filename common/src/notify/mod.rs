@@ -36,6 +36,8 @@ pub enum Event {
     Recovery,
     /// No PASS for longer than `max_age`.
     Overdue,
+    /// Content changed although size, times and inode did not.
+    ChangedWithoutTrace,
     /// Something is wrong with the agent itself.
     Trouble,
     /// An operator tries whether notices arrive.
@@ -50,6 +52,7 @@ impl fmt::Display for Event {
             Self::NotRun => "NOT_RUN",
             Self::Recovery => "PASS again",
             Self::Overdue => "OVERDUE",
+            Self::ChangedWithoutTrace => "CHANGED WITHOUT A TRACE",
             Self::Trouble => "TROUBLE",
             Self::Test => "TEST",
         })
@@ -149,6 +152,14 @@ impl Notice {
         notice
     }
 
+    /// About content that changed without a trace in the run that has `ended`.
+    pub fn of_traceless(about: &About, ended: &Ended, last_pass: Option<LastPass>) -> Self {
+        let mut notice = Self::new(Event::ChangedWithoutTrace, about, Some(ended), last_pass, ended.finished);
+        notice.message = ended.traceless.text();
+        notice.summary = notice.in_a_line();
+        notice
+    }
+
     /// A notice for trying whether notices arrive.
     pub fn test(role: &'static str, agent: &str) -> Self {
         let about = About { role, agent: agent.to_owned(), repository: String::new() };
@@ -178,6 +189,10 @@ impl Notice {
                 format!("{event}: {about} on {host}, {reason}: {}", self.message)
             }
             Event::Test => format!("{event}: notices from {} on {host} arrive", self.agent),
+            Event::ChangedWithoutTrace => {
+                let what = self.message.lines().next().unwrap_or_default();
+                format!("{event}: {repository} on {host}, {what}; {}", self.proven())
+            }
             Event::Recovery | Event::Overdue => format!("{event}: {repository} on {host}, {}", self.proven()),
             _ => format!("{event}: {repository} on {host}, {reason}; {}", self.proven()),
         }

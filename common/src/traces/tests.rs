@@ -32,6 +32,8 @@ fn ended(phases: Vec<PhaseTaken>, verdict_id: &str) -> Ended {
         mark: None,
         phases,
         counts: None,
+        traceless: Default::default(),
+        oldest_reading: None,
     }
 }
 

@@ -14,6 +14,7 @@ use std::{
 use assay_common::{
     metrics::{ControlFacts, Facts, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts},
     notify::Notifier,
+    traceless::Traceless,
     traces::Tracer,
     verdict::{Outcome, Trust},
     watch::{Ended, PhaseTaken, Watch},
@@ -154,8 +155,11 @@ fn whole_page() -> String {
             steps: Vec::new(),
         }],
         counts: Some(Counts::default()),
+        traceless: Traceless { files: 1, paths: Vec::new() },
+        oldest_reading: Some(now),
     };
-    let watch = Watch::new("source", "repo", None, Some(ended.clone()), Some(ended), now);
+    let watch = Watch::new("source", "repo", None, Some(ended.clone()), Some(ended.clone()), now);
+    watch.learn_traceless(ended.found_traceless());
     let facts = RepositoryFacts {
         repository: "repo".to_owned(),
         standing: watch.standing(),
