@@ -1,9 +1,9 @@
 //! `doctor` at the source.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use assay_common::{
-    cli::doctor::Report,
+    cli::{doctor::Report, show},
     error::Hint as _,
     manifest::Root,
     path::{TreePath, display_bytes},
@@ -17,6 +17,10 @@ use jiff::Timestamp;
 use crate::{
     config::{Config, Repository},
     file_system::mounts_below,
+    replicate::{
+        basis::BasisFolder,
+        readings::{self, Rereading},
+    },
     target::Target,
 };
 
@@ -55,6 +59,7 @@ pub(super) async fn examine(config: &Config, path: &Path) -> Report {
     report.room("state folder", state);
     for repository in &config.repositories {
         look_at(&mut report, repository);
+        rereading(&mut report, repository, &config.agent.state);
     }
     if config.notify.is_empty() {
         report.warn("notices", "nobody is told of a failed run", "add [[notify]]: docs/MONITORING.md");
@@ -129,6 +134,47 @@ fn look_at(report: &mut Report, repository: &Repository) {
                 "correct schedule in the configuration",
             ),
         },
+    }
+}
+
+/// How unchanged files are read again, and whether that can be done in time.
+fn rereading(report: &mut Report, repository: &Repository, state: &Path) {
+    let what = format!("{}: read again", repository.name);
+    let (within, rate) = (repository.reread_within, repository.reread_bytes_per_second);
+    if within.is_zero() {
+        return report.warn(
+            &what,
+            "unchanged files are not: reread_within is off",
+            "set reread_within: a PASS says nothing of bytes that changed without a trace since they were read",
+        );
+    }
+    let basis = BasisFolder::new(state.join(&repository.name).join("basis"));
+    let rereading = Rereading::begin(Some(&basis), within, rate);
+    let readings = match readings::survey(&basis, &rereading) {
+        Ok(readings) => readings,
+        Err(error) => {
+            return report.warn(&what, error.to_string(), "run doctor as the agent's user");
+        }
+    };
+    let within = humantime::format_duration(within);
+    if readings.files == 0 {
+        return report.ok(&what, format!("every byte within {within}, from the first run on"));
+    }
+    let day = rereading.bytes_in(Duration::from_secs(86_400), readings.bytes);
+    let oldest = readings.oldest.and_then(|oldest| Timestamp::from_millisecond(oldest).ok());
+    let oldest = oldest.map_or_else(String::new, |oldest| {
+        format!("; the oldest reading is of {}", oldest.strftime("%Y-%m-%d %H:%M:%SZ"))
+    });
+    let unknown = match readings.files_unknown {
+        0 => String::new(),
+        files => format!("; of {files} files it is not known when they were read"),
+    };
+    let bytes = show::bytes;
+    let share = format!("every byte within {within}: {} of {} a day", bytes(day), bytes(readings.bytes));
+    let found = format!("{share}{oldest}{unknown}");
+    match rereading.is_too_slow_for(readings.bytes) {
+        Some(text) => report.warn(&what, found, text),
+        None => report.ok(&what, found),
     }
 }
 

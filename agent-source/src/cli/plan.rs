@@ -12,7 +12,8 @@ use assay_common::{
     json::to_json,
 };
 use assay_proto::v1::{
-    Outlook, PlanRunRequest, PlannedWork, RunPlan, source_service_client::SourceServiceClient,
+    Outlook, PlanRunRequest, PlannedRereading, PlannedWork, RunPlan,
+    source_service_client::SourceServiceClient,
 };
 use tonic::transport::Channel;
 
@@ -46,6 +47,9 @@ fn text(plan: &RunPlan) -> String {
     row(&mut text, "mark", &format!("{}{settle}", plan.mark));
     if let Some(work) = &plan.work {
         self::work(&mut text, plan, work);
+    }
+    if let Some(again) = &plan.rereading {
+        rereading(&mut text, again);
     }
     for left_out in &plan.left_out {
         lines(&mut text, "left out", &safe(left_out));
@@ -101,6 +105,27 @@ fn work(text: &mut String, plan: &RunPlan, work: &PlannedWork) {
     );
 }
 
+/// How what has not changed is read again.
+fn rereading(text: &mut String, again: &PlannedRereading) {
+    if again.within_seconds == 0 {
+        return row(text, "read again", "unchanged files are not: reread_within is off");
+    }
+    let (files, bytes, within) = (again.files, show::bytes(again.bytes), show::age(again.within_seconds));
+    row(text, "read again", &format!("{files} unchanged files, {bytes}: every byte within {within}"));
+    if let Some(oldest) = &again.oldest_reading {
+        row(text, "", &format!("the oldest reading is of {}", show::time(Some(oldest))));
+    }
+    if again.files_of_unknown_age > 0 {
+        row(text, "", &format!("{} files: it is not known when", again.files_of_unknown_age));
+    }
+    if let Some(by) = &again.all_read_by {
+        row(text, "", &format!("all of it by {}", show::time(Some(by))));
+    }
+    for warning in &again.warnings {
+        lines(text, "", &format!("WARNING: {}", safe(warning)));
+    }
+}
+
 fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
     let steps = target.steps.iter().map(|step| {
         let limit = std::time::Duration::from_secs(step.may_take_seconds);
@@ -136,7 +161,7 @@ fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
 
 #[cfg(test)]
 mod tests {
-    use assay_common::cli::screen::COLUMNS;
+    use assay_common::{cli::screen::COLUMNS, verdict::timestamp_to_proto};
     use assay_proto::v1::{PlannedFile, PlannedStep, PlannedStop};
 
     use super::*;
@@ -165,6 +190,15 @@ mod tests {
                 ..Default::default()
             }),
             drop_stop_percent: 50,
+            rereading: Some(PlannedRereading {
+                within_seconds: 7 * 86_400,
+                files: 3,
+                bytes: 5_000_000,
+                files_of_unknown_age: 2,
+                all_read_by: "2026-12-06T00:00:00Z".parse().ok().map(timestamp_to_proto),
+                warnings: vec!["reading all of it takes more than the rate allows, and that is a long sentence".to_owned()],
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let text = text(&plan);
@@ -173,5 +207,11 @@ mod tests {
         assert!(text.contains("STOP         mass-drop: a "), "{text}");
         assert!(text.contains("12 files, 0 B, since generation 41"), "{text}");
         assert!(text.contains("   4.1 kB  base/1"), "{text}");
+        assert!(
+            text.contains("read again   3 unchanged files, 5.0 MB: every byte within 7 days\n"),
+            "{text}"
+        );
+        assert!(text.contains("             all of it by 2026-12-06 00:00:00Z\n"), "{text}");
+        assert!(text.contains("WARNING: reading all of it"), "{text}");
     }
 }

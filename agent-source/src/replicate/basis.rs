@@ -19,7 +19,7 @@ use assay_proto::v1::Counts;
 use prost::Message as _;
 use rustix::fs::Stat;
 
-use super::readings::{self, Moment, MomentReader};
+use super::readings::{self, ClockSince, Moment, MomentReader};
 
 /// A file is trusted to be unchanged only when it had been at rest for this long when it was read: a write within the
 /// same tick of the kernel's clock would leave the same times (10 ms at 100 Hz; ten ticks to be safe).
@@ -92,6 +92,12 @@ impl Seen {
             && self.size == stat.st_size as u64
             && self.mtime == (stat.st_mtime, stat.st_mtime_nsec as u32)
             && self.ctime == (stat.st_ctime, stat.st_ctime_nsec as u32)
+    }
+
+    /// The same for two looks at it.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        (self.device, self.inode, self.size, self.mtime, self.ctime)
+            == (other.device, other.inode, other.size, other.mtime, other.ctime)
     }
 
     /// Length in bytes.
@@ -302,25 +308,26 @@ pub struct BasisReader {
     manifest: Option<ManifestReader<BufReader<File>>>,
     seen: Option<BufReader<File>>,
     moments: Option<MomentReader>,
+    clock: ClockSince,
     next: Option<(Entry, Option<Seen>)>,
 }
 
 impl BasisReader {
     /// A basis without entries.
     pub fn empty() -> Self {
-        Self { manifest: None, seen: None, moments: None, next: None }
+        Self { manifest: None, seen: None, moments: None, clock: ClockSince::default(), next: None }
     }
 
-    /// Reads the basis in `folder`.
+    /// Reads the basis in `folder`; `clock` says what its times mean today.
     ///
     /// # Errors
     /// When it is not there or not one.
-    pub fn open(folder: &BasisFolder) -> Result<Self, ManifestError> {
+    pub fn open(folder: &BasisFolder, clock: ClockSince) -> Result<Self, ManifestError> {
         let manifest =
             ManifestReader::open(BufReader::with_capacity(256 * 1024, File::open(folder.manifest())?))?;
         let seen = File::open(folder.seen()).ok().map(|file| BufReader::with_capacity(64 * 1024, file));
         let moments = Some(MomentReader::open(&folder.moments()));
-        let mut reader = Self { manifest: Some(manifest), seen, moments, next: None };
+        let mut reader = Self { manifest: Some(manifest), seen, moments, clock, next: None };
         reader.advance()?;
         Ok(reader)
     }
@@ -353,7 +360,12 @@ impl BasisReader {
             let mut record = [0; SEEN_BYTES];
             let known = self.seen.as_mut().is_some_and(|seen| seen.read_exact(&mut record).is_ok());
             let read = self.moments.as_mut().map_or(readings::UNKNOWN, MomentReader::next);
-            self.next = Some((entry, known.then(|| Seen { read, ..Seen::decode(&record) })));
+            let seen = known.then(|| Seen::decode(&record)).map(|seen| Seen {
+                read: self.clock.put_right(read),
+                trusted: seen.trusted && self.clock.has_passed(seen.ctime),
+                ..seen
+            });
+            self.next = Some((entry, seen));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use assay_common::{
     cli::show,
+    clock,
     manifest::{Entry, EntryKind},
     path::{TreePath, compare_paths},
     profile::Turn,
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Counters, Plan, ReplicateError, as_it_is,
-    basis::{BasisReader, Seen, file_clock},
+    basis::{Seen, changed, file_clock},
     early::{Early, Item, Merged, Taken},
     links::{FileId, First},
     reader::{BaseFile, Expected, Job, Outcome, ReadError},
@@ -68,8 +69,7 @@ pub(super) fn compare(
     counters: &Counters,
     stop: &CancellationToken,
 ) -> Result<Compared, ReplicateError> {
-    let basis = plan.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
-    let mut basis = basis.map_err(SpoolError::from)?;
+    let mut basis = plan.read_basis().map_err(SpoolError::from)?;
     // Another set of roots is another tree: nothing of the basis says anything about it.
     let same_roots = basis.header().is_some_and(|header| *header == plan.header);
     let mut share = match &plan.basis {
@@ -81,16 +81,20 @@ pub(super) fn compare(
     if share.is_overdue {
         counters.warn(overdue(&share, &plan.rereading));
     }
+    let warnings = [plan.rereading.is_too_slow_for(share.total), plan.rereading.clock.warning()];
+    warnings.into_iter().flatten().for_each(|warning| counters.warn(warning));
     plan.filter.forget_names();
     let mut walk = Merged::new(plan, early);
     // Whether each file with several names is read after everything else.
     let mut firsts: HashMap<FileId, Option<usize>> = HashMap::new();
     // With the turns in which they are read.
     let mut late_jobs: Vec<(usize, LateJob)> = Vec::new();
-    let standing = Standing { time: plan.rereading.started, credit: 0.0 };
+    let standing = plan.rereading.end(0.0);
     let mut result =
         Compared { late_jobs: Vec::new(), gone: 0, basis_entries: 0, vanished: 0, standing, moved: 0 };
     let mut moves = Moves::default();
+    // Files that changed in the future, and one of them.
+    let mut ahead: Option<(u64, String)> = None;
     let mut give = |planned| steps.push(planned);
     while let Some(Item { mut found, taken }) = walk.next_item()? {
         if stop.is_cancelled() {
@@ -126,6 +130,12 @@ pub(super) fn compare(
                     let entry = result.basis_entries.saturating_sub(1);
                     give(Planned::Ready(if is_file { Step::ReadAgain { entry } } else { Step::Keep }))?;
                 } else {
+                    if let Some((old, Some(seen))) = &old
+                        && same_roots
+                        && has_changed_without_trace(old, seen, &put)
+                    {
+                        counters.note_change_without_trace(&found.path);
+                    }
                     if old.is_some() {
                         give(Planned::Ready(Step::Drop))?;
                     }
@@ -138,6 +148,9 @@ pub(super) fn compare(
         };
         let in_root = walk.in_root(&found.path);
         let is_file = describe(&found).kind() == EntryKind::File;
+        if is_file && found.stat.as_ref().is_some_and(|stat| is_ahead(stat, &plan.rereading)) {
+            ahead.get_or_insert_with(|| (0, found.path.short())).0 += 1;
+        }
         // What it should be when its size, times and inode say that it has not changed.
         let mut expected = match (&old, &found.stat) {
             (Some((old, Some(seen))), Some(stat)) if same_roots && seen.still_holds(stat) => {
@@ -174,7 +187,7 @@ pub(super) fn compare(
             && let Some(expected) = &mut expected
         {
             let (read, size) = (expected.seen.read(), expected.seen.size());
-            has_its_turn = share.takes(read, size, plan.rereading.started);
+            has_its_turn = share.takes(read, size);
             expected.compare = has_its_turn;
         }
         let expected = expected.filter(|_| was_file);
@@ -287,11 +300,16 @@ pub(super) fn compare(
         result.gone += u64::from(counts_as_gone(plan, &walk, &old));
         give(Planned::Ready(Step::Drop))?;
     }
+    if let Some((files, path)) = ahead {
+        counters.warn(format!(
+            "{files} files changed in the future by this host's clock ({path} is one of them): they are read in every run until then"
+        ));
+    }
     let mut late: Vec<_> = (0..).zip(late_jobs).collect();
     late.sort_by_key(|(_, (turn, _))| *turn);
     result.late_jobs = late.into_iter().map(|(number, (_, job))| (number, job)).collect();
     result.vanished = walk.vanished();
-    result.standing = share.end(plan.rereading.started);
+    result.standing = plan.rereading.end(share.credit());
     result.moved = moves.count();
     Ok(result)
 }
@@ -328,6 +346,22 @@ impl Moves {
         let is_moved = |came: &&Seen| self.gone.get(&came.file()).is_some_and(|gone| gone.is_moved_to(came));
         self.came.iter().filter(is_moved).count() as u64
     }
+}
+
+/// True when a file that was read before the walk has another content than the basis says, and looks as it did.
+fn has_changed_without_trace(old: &Entry, seen: &Seen, put: &(PutEntry, Seen)) -> bool {
+    let entry = put.0.entry.as_ref();
+    seen.is_trusted()
+        && put.1.is_trusted()
+        && seen.is_same_as(&put.1)
+        && old.kind() == EntryKind::File
+        && entry.is_some_and(|entry| entry.kind() == EntryKind::File && entry.digest != old.digest)
+}
+
+/// True when a file changed in the future, by more than a clock beside this one may be ahead.
+fn is_ahead(stat: &Stat, rereading: &Rereading) -> bool {
+    i128::try_from(changed(stat).as_millis()).unwrap_or(i128::MAX)
+        > i128::from(rereading.started) + clock::SLACK.as_millis()
 }
 
 /// A run that reads everything again says why.

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Plan, ReplicateError,
-    basis::{BasisReader, Seen, file_clock},
+    basis::{Seen, file_clock},
     open::open_live,
     reader::{Job, Outcome, Reader},
     scan::{Found, Scan, ScanError, describe},
@@ -168,8 +168,7 @@ impl Look {
         mut open: HashMap<TreePath, Held>,
         stop: &CancellationToken,
     ) -> Result<Result<Self, TreePath>, ReplicateError> {
-        let basis = plan.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
-        let mut basis = basis.map_err(SpoolError::from)?;
+        let mut basis = plan.read_basis().map_err(SpoolError::from)?;
         let usable = !plan.full_read && basis.header().is_some_and(|header| *header == plan.header);
         let mut room = descriptors().saturating_sub(open.values().filter(|it| it.file.is_some()).count());
         let mut look = Self { firsts: Vec::new(), held: HashMap::new(), folders: HashMap::new() };

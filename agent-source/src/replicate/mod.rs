@@ -49,7 +49,7 @@ use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use basis::BasisFolder;
+use basis::{BasisFolder, BasisReader};
 use batch::{Batch, Batcher, Blocks, Budget};
 use block_memory::BlockMemory;
 use compare::{Compared, LateJob};
@@ -246,6 +246,14 @@ pub struct Plan {
     pub transfer: TransferOptions,
 }
 
+impl Plan {
+    /// Reads the basis, if there is one.
+    fn read_basis(&self) -> Result<BasisReader, assay_common::manifest::ManifestError> {
+        let open = |basis| BasisReader::open(basis, self.rereading.clock);
+        self.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), open)
+    }
+}
+
 /// What a replication leaves for the seal.
 #[derive(Debug)]
 pub struct Replicated {
@@ -407,7 +415,7 @@ fn run_threads(
     }
     names.reader.flush()?;
     memory.finish();
-    let readings = spool::Readings { started: plan.rereading.started, standing };
+    let readings = spool::Readings { rereading: plan.rereading, standing };
     Ok(Replicated { kept, dropped_or_replaced, gone, moved, basis_entries, late, readings })
 }
 

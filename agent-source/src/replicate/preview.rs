@@ -23,6 +23,7 @@ use super::{
     compare::id_of_several,
     links::FileId,
     preflight,
+    readings::{Rereading, Share},
     scan::{Found, Ground, Scan, describe},
     spool::SpoolError,
 };
@@ -47,6 +48,8 @@ pub struct Look {
     pub basis: Option<BasisFolder>,
     /// Every file would be read.
     pub full_read: bool,
+    /// How files that have not changed are read again.
+    pub rereading: Rereading,
     /// Files that the mark makes from live ones, and how long they become at most, in bytes.
     pub made: BTreeMap<TreePath, u64>,
     /// What is left out of the entries, and what the target takes.
@@ -55,17 +58,35 @@ pub struct Look {
     pub makes_own: bool,
 }
 
+/// What was found out.
+#[derive(Debug)]
+pub struct Preview {
+    /// What a run would do.
+    pub work: PlannedWork,
+    /// Unchanged files that have their turn to be read again.
+    pub files_again: u64,
+    /// Their content, in bytes.
+    pub bytes_again: u64,
+}
+
 /// Walks the roots beside the basis. As with a run: what is held open, or read first, counts as what the walk finds.
 ///
 /// # Errors
 /// When a root or the basis cannot be read, or `stop` says so.
-pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, ReplicateError> {
-    let basis = look.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), BasisReader::open);
+pub fn preview(look: &Look, stop: &CancellationToken) -> Result<Preview, ReplicateError> {
+    let open = |basis| BasisReader::open(basis, look.rereading.clock);
+    let basis = look.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), open);
     let mut basis = basis.map_err(SpoolError::from)?;
     let same_roots = basis.header().is_some_and(|header| *header == look.header);
     let mut scan = Scan::new(&look.header, &look.roots, None, Arc::clone(&look.rules), &look.ground);
     let mut firsts: HashSet<FileId> = HashSet::new();
-    let mut tally = Tally { full_read: look.full_read, made: look.made.clone(), ..Default::default() };
+    let share = match &look.basis {
+        Some(basis) if same_roots && !look.full_read => {
+            Share::of(basis, &look.rereading).map_err(SpoolError::from)?
+        }
+        _ => Share::default(),
+    };
+    let mut tally = Tally { full_read: look.full_read, made: look.made.clone(), share, ..Default::default() };
     while let Some(found) = scan.next_entry()? {
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);
@@ -90,6 +111,9 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
             preflight::look(&look.filter, &found)?;
         }
         let is_file = !is_further && describe(&found).kind() == EntryKind::File;
+        if let Some((_, Some(seen))) = old.as_ref().filter(|_| is_file && holds) {
+            tally.has_a_turn(seen);
+        }
         match &found.stat {
             Some(stat) if is_file => tally.file(&found, stat, old.is_some(), holds),
             _ => tally.work.kept_entries += u64::from(holds),
@@ -101,7 +125,8 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<PlannedWork, Rep
     for (path, size) in std::mem::take(&mut tally.made) {
         tally.made(&path, size, false);
     }
-    Ok(tally.end())
+    let (files_again, bytes_again) = tally.again;
+    Ok(Preview { files_again, bytes_again, work: tally.end() })
 }
 
 /// Takes an entry of the basis that the tree has not any more.
@@ -142,9 +167,18 @@ struct Tally {
     came: Vec<Seen>,
     seen_came: HashSet<(u64, u64)>,
     largest: BinaryHeap<Reverse<(u64, Vec<u8>)>>,
+    share: Share,
+    again: (u64, u64),
 }
 
 impl Tally {
+    /// An unchanged file: it may have its turn to be read again.
+    fn has_a_turn(&mut self, seen: &Seen) {
+        if self.share.takes(seen.read(), seen.size()) {
+            self.again = (self.again.0 + 1, self.again.1 + seen.size());
+        }
+    }
+
     fn file(&mut self, found: &Found, stat: &Stat, is_known: bool, holds: bool) {
         let (work, size) = (&mut self.work, u64::try_from(stat.st_size).unwrap_or(0));
         work.total_bytes += size;

@@ -14,13 +14,17 @@ use std::{
 };
 
 use assay_common::{
+    cli::show,
     closed,
     error::{IoContext as _, PathError},
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+pub use self::clock::{ClockSince, Steady};
 use super::basis::{BasisFolder, SEEN_BYTES, Seen};
+
+mod clock;
 
 /// A time, in milliseconds since 1970 by this host's clock.
 pub type Moment = i64;
@@ -30,6 +34,8 @@ pub const UNKNOWN: Moment = 0;
 pub const NO_CONTENT: Moment = -1;
 /// Size of a moment in the file of them.
 const MOMENT_BYTES: usize = 8;
+/// How much later than it should be a reading may be before that is told, in milliseconds.
+const LATENESS: Moment = 60_000;
 /// Longest pause between two blocks, so that a run that is cancelled ends soon.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,6 +53,61 @@ pub struct Rereading {
     pub within: Duration,
     /// Bytes that are read again in a second, at most.
     pub bytes_per_second: u64,
+    /// How this host's clock went since the basis was made.
+    pub clock: ClockSince,
+}
+
+impl Rereading {
+    /// For a run that begins now, upon `basis`.
+    pub fn begin(basis: Option<&BasisFolder>, within: Duration, bytes_per_second: u64) -> Self {
+        let (started, steady) = (now(), Steady::now());
+        let clock = ClockSince::new(basis.and_then(standing).as_ref(), started, steady);
+        Self { started, within, bytes_per_second, clock }
+    }
+
+    /// Where reading again stands after a run that left so much of its share.
+    pub fn end(&self, credit: f64) -> Standing {
+        Standing { time: self.started, credit, steady: self.clock.steady() }
+    }
+
+    /// What an operator should know of a reading that is older than it should be: a file waits for its turn, for what fits into the
+    /// share of a run, and for the next run.
+    pub fn is_late(&self, readings: &Summary) -> Option<String> {
+        let within = Moment::try_from(self.within.as_millis()).unwrap_or(Moment::MAX);
+        let oldest = readings.oldest.filter(|_| within > 0)?;
+        let age = self.started.saturating_sub(oldest);
+        let limit = within.saturating_add(self.clock.since_last().saturating_mul(2)).saturating_add(LATENESS);
+        (age > limit).then(|| {
+            let age = Duration::from_millis(age.unsigned_abs());
+            format!(
+                "the oldest reading is {} old, and reread_within is {}: files did not have their turn in time; let runs come more often, \
+                 or run once with --full-read",
+                show::age(age.as_secs()),
+                humantime::format_duration(self.within)
+            )
+        })
+    }
+
+    /// How much of so many bytes has its turn in a time.
+    pub fn bytes_in(&self, time: Duration, total: u64) -> u64 {
+        let within = self.within.as_secs_f64();
+        if within > 0.0 { (total as f64 * (time.as_secs_f64() / within).min(1.0)) as u64 } else { 0 }
+    }
+
+    /// What an operator should know when so many bytes cannot all be read within the time, at the rate that is allowed.
+    pub fn is_too_slow_for(&self, total: u64) -> Option<String> {
+        let seconds = self.within.as_secs_f64();
+        let needed = total as f64 / seconds;
+        (seconds > 0.0 && needed > self.bytes_per_second as f64).then(|| {
+            format!(
+                "reading all {} again within {} takes {} a second, and reread_mib_per_second allows {}: raise it, or reread_within",
+                show::bytes(total),
+                humantime::format_duration(self.within),
+                show::bytes(needed as u64),
+                show::bytes(self.bytes_per_second),
+            )
+        })
+    }
 }
 
 /// Where reading again stands after a run.
@@ -56,6 +117,9 @@ pub struct Standing {
     pub time: Moment,
     /// Bytes of its share that it left: files are read whole, and the next one did not fit.
     pub credit: f64,
+    /// The same moment by the clock that nobody sets. Absent where an older version wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steady: Option<Steady>,
 }
 
 /// What a run reads again.
@@ -85,19 +149,19 @@ impl Share {
             return Ok(Self::default());
         }
         let mut by_moment: BTreeMap<Moment, u64> = BTreeMap::new();
-        each(folder, |moment, size| {
-            let moment = as_known(moment, rereading.started);
+        each(folder, &rereading.clock, |moment, size| {
             if moment != NO_CONTENT {
                 *by_moment.entry(moment).or_default() += size;
             }
         })?;
-        Ok(Self::new(&by_moment, standing(folder), rereading))
+        let at_start = Standing { time: rereading.started, credit: 0.0, steady: None };
+        Ok(Self::new(&by_moment, standing(folder).unwrap_or(at_start), rereading))
     }
 
     fn new(by_moment: &BTreeMap<Moment, u64>, standing: Standing, rereading: &Rereading) -> Self {
         let total = by_moment.values().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
         let within = rereading.within.as_millis().max(1) as f64;
-        let elapsed = rereading.started.saturating_sub(standing.time).max(0) as f64;
+        let elapsed = rereading.clock.elapsed(&standing, rereading.started) as f64;
         let is_overdue = elapsed > within && total > 0;
         let due = total as f64 * (elapsed / within).min(1.0);
         // More than one round is never due.
@@ -117,8 +181,7 @@ impl Share {
 
     /// True when a file that was read at `moment` has its turn: of those that were read longest ago, as many as fit. One that does not
     /// fit waits for what later runs add, and those that were read after it wait with it.
-    pub fn takes(&mut self, moment: Moment, size: u64, started: Moment) -> bool {
-        let moment = as_known(moment, started);
+    pub fn takes(&mut self, moment: Moment, size: u64) -> bool {
         let is_at_cutoff = moment == self.cutoff && size <= self.left && self.total > 0;
         let is_taken = moment != NO_CONTENT && (moment < self.cutoff || is_at_cutoff);
         if is_taken {
@@ -130,24 +193,25 @@ impl Share {
         is_taken
     }
 
-    /// Where reading again stands after it.
-    pub fn end(&self, started: Moment) -> Standing {
-        Standing { time: started, credit: (self.bytes - self.taken as f64).max(0.0) }
+    /// Bytes of the share that were not read.
+    pub fn credit(&self) -> f64 {
+        (self.bytes - self.taken as f64).max(0.0)
+    }
+
+    /// Bytes that are read again, at most.
+    pub fn bytes(&self) -> u64 {
+        self.bytes as u64
     }
 }
 
-/// A time that lies ahead says nothing: the clock was set back.
-fn as_known(moment: Moment, now: Moment) -> Moment {
-    if moment > now { UNKNOWN } else { moment }
-}
-
-/// Where reading again stands. A basis of a version that did not remember it was left when it was written.
-fn standing(folder: &BasisFolder) -> Standing {
+/// Where reading again stands. A basis of a version that did not remember it was left when it was written. `None` when it remembers
+/// nothing of its entries.
+fn standing(folder: &BasisFolder) -> Option<Standing> {
     let known = fs::read(folder.standing()).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    known.unwrap_or_else(|| {
-        let written = fs::metadata(folder.seen()).and_then(|seen| seen.modified());
-        let written = written.ok().and_then(|time| jiff::Timestamp::try_from(time).ok());
-        Standing { time: written.map_or_else(now, |time| time.as_millisecond()), credit: 0.0 }
+    known.or_else(|| {
+        let written = fs::metadata(folder.seen()).and_then(|seen| seen.modified()).ok()?;
+        let time = jiff::Timestamp::try_from(written).ok()?.as_millisecond();
+        Some(Standing { time, credit: 0.0, steady: None })
     })
 }
 
@@ -162,8 +226,12 @@ pub(super) fn keep_standing(folder: &BasisFolder, standing: &Standing) -> Result
     file.write_all(&text).at("write", &path)
 }
 
-/// Calls `take` with the moment and the size of each entry of the basis.
-fn each(folder: &BasisFolder, mut take: impl FnMut(Moment, u64)) -> Result<(), PathError> {
+/// Calls `take` with the moment and the size of each entry of the basis, by today's clock.
+fn each(
+    folder: &BasisFolder,
+    clock: &ClockSince,
+    mut take: impl FnMut(Moment, u64),
+) -> Result<(), PathError> {
     let path = folder.seen();
     let seen = match File::open(&path) {
         // Nothing is remembered: all of it is read anyway.
@@ -174,7 +242,7 @@ fn each(folder: &BasisFolder, mut take: impl FnMut(Moment, u64)) -> Result<(), P
     let mut moments = MomentReader::open(&folder.moments());
     let mut record = [0; SEEN_BYTES];
     while seen.read_exact(&mut record).is_ok() {
-        take(moments.next(), Seen::decode(&record).size());
+        take(clock.put_right(moments.next()), Seen::decode(&record).size());
     }
     Ok(())
 }
@@ -268,7 +336,7 @@ impl Summary {
         }
         self.files += 1;
         self.bytes += size;
-        match as_known(moment, started) {
+        match moment {
             UNKNOWN => self.files_unknown += 1,
             moment if moment == started => {
                 self.files_now += 1;
@@ -282,21 +350,32 @@ impl Summary {
     }
 }
 
+/// Sums up the readings that a basis remembers, for a run that would begin now.
+///
+/// # Errors
+/// When the basis cannot be read.
+pub fn survey(folder: &BasisFolder, rereading: &Rereading) -> Result<Summary, PathError> {
+    let mut summary = Summary::default();
+    each(folder, &rereading.clock, |moment, size| summary.add(moment, size, rereading.started))?;
+    Ok(summary)
+}
+
 /// Writes the moments of a basis of which nothing has changed, but for what was read again, and sums them up. `None` when there are
 /// none to begin with.
 pub(super) fn carry_over(
     from: &BasisFolder,
     to: &BasisFolder,
     read_again: &Path,
-    started: Moment,
+    rereading: &Rereading,
 ) -> Result<Option<Summary>, PathError> {
+    let started = rereading.started;
     if !from.moments().exists() {
         return Ok(None);
     }
     let (mut positions, mut position) = (PositionReader::open(read_again), 0);
     let mut writer = MomentWriter::create(&to.moments())?;
     let (mut summary, mut failed) = (Summary::default(), None);
-    each(from, |moment, size| {
+    each(from, &rereading.clock, |moment, size| {
         let moment = if positions.has(position) { started } else { moment };
         position += 1;
         summary.add(moment, size, started);

@@ -22,7 +22,7 @@ use super::{
     basis::{BasisFolder, BasisReader, SEEN_BYTES, Seen},
     block_memory::{self, Remembered},
     reader::Outcome,
-    readings::{self, Moment, MomentWriter, NO_CONTENT, PositionReader, Standing, Summary},
+    readings::{self, Moment, MomentWriter, NO_CONTENT, PositionReader, Rereading, Standing, Summary},
 };
 
 /// A message of steps is sent when it has this many bytes.
@@ -233,8 +233,8 @@ pub type LateOutcomes = HashMap<u64, Outcome>;
 /// What a run leaves of its readings.
 #[derive(Debug, Clone, Copy)]
 pub struct Readings {
-    /// When it began to read.
-    pub started: Moment,
+    /// How it read unchanged files again.
+    pub rereading: Rereading,
     /// Where reading again stands.
     pub standing: Standing,
 }
@@ -260,7 +260,8 @@ pub fn tell(
     next.forget()?;
     let mut spool = SpoolReader::open(folder)?;
     let basis_folder = basis;
-    let mut basis = basis.map_or_else(|| Ok(BasisReader::empty()), BasisReader::open)?;
+    let mut basis = basis
+        .map_or_else(|| Ok(BasisReader::empty()), |basis| BasisReader::open(basis, of_run.rereading.clock))?;
     let path = next.manifest();
     let file = BufWriter::with_capacity(256 * 1024, closed::create_file(&path).at("create", &path)?);
     let mut manifest = ManifestWriter::create(file, header)?;
@@ -268,7 +269,7 @@ pub fn tell(
     let mut seen_file = BufWriter::new(closed::create_file(&seen_path).at("create", &seen_path)?);
     let mut moments = MomentWriter::create(&next.moments())?;
     let (mut read_again, mut position) = (PositionReader::open(&folder.join(STEPS_READ)), 0u64);
-    let (mut summary, started) = (Summary::default(), of_run.started);
+    let (mut summary, started) = (Summary::default(), of_run.rereading.started);
     let known = basis_folder.and_then(|basis| Remembered::open(&basis.blocks()));
     let mut blocks = block_memory::Writer::create(&next.blocks());
     let (mut delta, mut delta_bytes) = (ManifestDelta::default(), 0);
@@ -392,10 +393,10 @@ fn tell_same(
         _ => return Ok(None),
     };
     next.forget()?;
-    if BasisReader::open(basis)?.header() != Some(header) {
+    if BasisReader::open(basis, of_run.rereading.clock)?.header() != Some(header) {
         return Ok(None);
     }
-    let read = readings::carry_over(basis, next, &folder.join(STEPS_READ), of_run.started)?;
+    let read = readings::carry_over(basis, next, &folder.join(STEPS_READ), &of_run.rereading)?;
     let Some(summary) = read else {
         return Ok(None);
     };

@@ -11,7 +11,7 @@ use assay_common::{
     verdict::timestamp_to_proto,
 };
 use assay_proto::v1::{
-    GetOutlookRequest, Outlook, PlannedMount, PlannedStop, PlannedWork, RunPlan,
+    GetOutlookRequest, Outlook, PlannedMount, PlannedRereading, PlannedStop, PlannedWork, RunPlan,
     replication_service_client::ReplicationServiceClient,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,8 @@ use crate::file_system::mounts_below;
 use crate::mark::sqlite;
 use crate::replicate::{
     ReplicateError,
-    preview::{Look, preview},
+    preview::{Look, Preview, preview},
+    readings::{self, Rereading, Summary},
 };
 
 /// How long the target may take to tell its outlook.
@@ -60,12 +61,12 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
     if let Some(fault) = missing {
         add(&fault);
     }
-    let work = match walked {
-        Ok(work) => Some(work),
+    let (work, rereading) = match walked {
+        Ok((work, rereading)) => (Some(work), Some(rereading)),
         Err(fault) if fault.reason == "cancelled" => return Err(fault),
         Err(fault) => {
             add(&fault);
-            None
+            (None, None)
         }
     };
     let (refused, all) = filter.refused();
@@ -102,7 +103,25 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
             .map(|left_out| format!("{} (as of {}): {}", left_out.what, left_out.example, left_out.why))
             .collect(),
         mounts: mounts(repository),
+        rereading,
     })
+}
+
+/// How unchanged files are read again, as of now.
+fn planned_rereading(rereading: &Rereading, preview: &Preview, readings: &Summary) -> PlannedRereading {
+    let time = |moment: i64| jiff::Timestamp::from_millisecond(moment).ok().map(timestamp_to_proto);
+    let within = i64::try_from(rereading.within.as_millis()).unwrap_or(i64::MAX);
+    let warnings = [rereading.is_too_slow_for(preview.work.total_bytes), rereading.clock.warning()];
+    PlannedRereading {
+        within_seconds: rereading.within.as_secs(),
+        bytes_per_second: rereading.bytes_per_second,
+        files: preview.files_again,
+        bytes: preview.bytes_again,
+        oldest_reading: readings.oldest.and_then(time),
+        files_of_unknown_age: readings.files_unknown,
+        all_read_by: (within > 0).then(|| time(rereading.started.saturating_add(within))).flatten(),
+        warnings: warnings.into_iter().flatten().collect(),
+    }
 }
 
 /// What is mounted in the roots, and what a run makes of it.
@@ -159,7 +178,7 @@ fn walk(
     (basis_known, full_read): (bool, bool),
     filter: &Arc<Filter>,
     stop: &CancellationToken,
-) -> (Result<PlannedWork, Fault>, Option<Fault>) {
+) -> (Result<(PlannedWork, PlannedRereading), Fault>, Option<Fault>) {
     let repository = &context.repository;
     let first = Path::new(&repository.header.roots[0].live_path);
     let wanted = repository.profile.mark.must_exist.iter().find(|wanted| !first.join(wanted).exists());
@@ -173,21 +192,28 @@ fn walk(
     let found = || {
         let known = context.state.roots()?;
         let (roots, _) = roots::open(&repository.header, known.as_deref(), false)?;
+        let basis = basis_known.then(|| context.state.basis());
+        let (within, rate) = (repository.reread_within, repository.reread_bytes_per_second);
+        let rereading = Rereading::begin(basis.as_ref(), within, rate);
+        let readings = basis.as_ref().map(|basis| readings::survey(basis, &rereading)).transpose()?;
         let look = Look {
             header: repository.header.clone(),
             roots: roots.folders,
             rules: Arc::new(repository.rules()),
             ground: repository.ground(),
-            basis: basis_known.then(|| context.state.basis()),
+            basis,
             full_read,
+            rereading,
             filter: Arc::clone(filter),
             made: made.iter().cloned().collect(),
             makes_own: repository.profile.mark.kind == MarkKind::Postgresql,
         };
-        preview(&look, stop).map_err(|error| match error {
+        let preview = preview(&look, stop).map_err(|error| match error {
             ReplicateError::Cancelled => Fault::cancelled(),
             error => error.into(),
-        })
+        })?;
+        let again = planned_rereading(&look.rereading, &preview, &readings.unwrap_or_default());
+        Ok((preview.work, again))
     };
     (found(), missing)
 }

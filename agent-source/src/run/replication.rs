@@ -12,10 +12,7 @@ use super::{Attempt, Client, Fault, PROTOCOL, fault, fetch, progress, roots};
 use crate::{
     mark::Marker,
     replicate::{
-        Plan, ReplicateError, Replicated,
-        readings::{self, Rereading},
-        replicate, spool,
-        transfer::TransferError,
+        Plan, ReplicateError, Replicated, readings::Rereading, replicate, spool, transfer::TransferError,
     },
 };
 
@@ -150,22 +147,20 @@ impl Attempt {
                 Some(Arc::new(folder.map_err(spool::SpoolError::from)?))
             }
         };
+        let (within, rate) = (context.repository.reread_within, context.repository.reread_bytes_per_second);
+        let basis = basis_known.then(|| context.state.basis());
         let plan = Plan {
+            rereading: Rereading::begin(basis.as_ref(), within, rate),
             header: context.repository.header.clone(),
             roots: roots.folders.clone(),
             mark,
             late_files: marker.late_files(),
             rules: Arc::new(context.repository.rules()),
             ground: context.repository.ground(),
-            basis: basis_known.then(|| context.state.basis()),
+            basis,
             filter: Arc::clone(&self.filter),
             filtered_otherwise: self.filtered_otherwise,
             full_read: self.options.full_read,
-            rereading: Rereading {
-                started: readings::now(),
-                within: context.repository.reread_within,
-                bytes_per_second: context.repository.reread_bytes_per_second,
-            },
             rotten: rotten.clone(),
             fingerprints,
             work: context.state.work(),

@@ -14,7 +14,7 @@ use assay_common::{
     rpc_status::fault_from_status,
     verdict::{
         self, Counts as StatementCounts, HexDigest, MAX_LISTED, Mark as VerdictMark, NotCovered, Readings,
-        SourceStatement, sign_source_statement, verify_verdict,
+        SourceStatement, sign_source_statement, timestamp_to_proto, verify_verdict,
     },
 };
 use assay_proto::v1::{
@@ -106,7 +106,7 @@ impl Attempt {
         let mark = mark.clone();
         // A target that does not say what it takes is one that does not know this part of the statement.
         let not_copied = if opened.copy_rules.is_some() { self.filter.left_out() } else { Vec::new() };
-        let counters = Arc::clone(&self.counters);
+        let (counters, rereading) = (Arc::clone(&self.counters), replicated.readings.rereading);
         let max_reading_age = context.repository.max_reading_age;
         let telling = tokio::task::spawn_blocking(move || {
             let send = |kind| requests.blocking_send(SealRunRequest { kind: Some(kind) }).ok();
@@ -146,7 +146,7 @@ impl Attempt {
                 overrides,
             };
             send(SealKind::Finish(finish)).ok_or(spool::SpoolError::Stopped)?;
-            Ok::<_, spool::SpoolError>((root, counts))
+            Ok::<_, spool::SpoolError>((root, counts, readings))
         });
         let sealed = async {
             let mut answers = client.seal_run(ReceiverStream::new(queue)).await?.into_inner();
@@ -171,8 +171,14 @@ impl Attempt {
             }
             (Err(status), _) => return Err(SealEnd::Status(status)),
         };
-        let (root, counts) = told?;
-        self.progress.update(|run| run.counts = Some(counts));
+        let (root, counts, readings) = told?;
+        if let Some(late) = rereading.is_late(&readings) {
+            self.counters.warn(late);
+        }
+        self.progress.update(|run| {
+            run.counts = Some(counts);
+            run.oldest_reading = time_of(readings.oldest).map(timestamp_to_proto);
+        });
         if sealed.root_digest != root.0 || sealed.generation != opened.generation {
             return Err(Fault::protocol("the sealed generation is the one that was sent").into());
         }
@@ -310,9 +316,12 @@ impl Attempt {
     }
 }
 
+fn time_of(moment: Option<Moment>) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_millisecond(moment?).ok()
+}
+
 /// What the source's statement says of its readings.
 fn stated(summary: &Summary, counters: &Counters, max_reading_age: Option<Duration>) -> Readings {
-    let time = |moment: Option<Moment>| jiff::Timestamp::from_millisecond(moment?).ok();
     let changed = counters.changed_without_trace();
     let torn = counters.never_still();
     let not_covered = torn.iter().take(MAX_LISTED).map(|path| NotCovered {
@@ -325,8 +334,8 @@ fn stated(summary: &Summary, counters: &Counters, max_reading_age: Option<Durati
         bytes_total: summary.bytes,
         files_read_now: summary.files_now,
         bytes_read_now: summary.bytes_now,
-        oldest_reading: time(summary.oldest),
-        newest_carried_reading: time(summary.newest),
+        oldest_reading: time_of(summary.oldest),
+        newest_carried_reading: time_of(summary.newest),
         files_of_unknown_age: summary.files_unknown,
         changed_without_trace: changed.iter().take(MAX_LISTED).map(|path| display_short(path)).collect(),
         changed_without_trace_total: changed.len() as u64,

@@ -75,6 +75,7 @@ impl Tree {
                 started: 0,
                 within: Default::default(),
                 bytes_per_second: u64::MAX,
+                clock: Default::default(),
             },
             full_read: false,
             rotten: Default::default(),
