@@ -153,7 +153,7 @@ fn is_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
-fn remove(path: &Path) {
+pub(crate) fn remove(path: &Path) {
     if is_folder(path) {
         fs::remove_dir_all(path).expect("remove");
     } else if path.symlink_metadata().is_ok() {
@@ -162,7 +162,7 @@ fn remove(path: &Path) {
 }
 
 /// All entries below `root` but the anchor, sorted so that the same seed does the same work.
-fn below(root: &Path) -> Vec<PathBuf> {
+pub(crate) fn below(root: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![root.to_owned()];
     while let Some(folder) = open.pop() {

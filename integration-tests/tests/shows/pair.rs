@@ -49,6 +49,10 @@ argv = ["sh", "-c", '''cd "$0" && ls -la . && ! find . -type f -size +0 -printf 
 fail_exit = [1, 2]
 "#;
 
+/// The keys that every profile has, of a test's own.
+const OWN_PROFILE: &str =
+    "name = \"own\"\ndescription = \"made by a test\"\nversion = \"1\"\ndepth = \"L0\"\n";
+
 /// What a source says of a plain tree beside its roots.
 fn plain() -> String {
     format!("{}\nmax_drop_percent = 100\n", plain_vars())
@@ -147,7 +151,16 @@ impl Pair {
 
     /// The same, with a file system of its own for the live tree and for the store.
     pub(crate) fn on(root: Kind, store: Kind) -> Self {
-        Self::mounted(1, "generic", &plain(), "", &[("root0", root), ("store", store)]).proved()
+        let mounts = [("root0", root), ("store", store)];
+        Self::mounted(1, "generic", (&plain(), EVERYTHING), "", &mounts).proved()
+    }
+
+    /// The same, for many runs: the check does nothing, no control follows, and old generations go. `keys` are the repository's.
+    pub(crate) fn lean(root: Kind, store: Kind, keys: &str) -> Self {
+        let keys = format!("vars = {{ check = [\"true\"] }}\nmax_drop_percent = 100\n{keys}");
+        let target =
+            format!("{EVERYTHING}retention = {{ last = 2, failed_last = 1, failed_within = \"1s\" }}\n");
+        Self::mounted(1, "generic", (&keys, &target), "", &[("root0", root), ("store", store)])
     }
 
     /// Agents for an engine with a built-in profile, rooted in `root0`.
@@ -166,18 +179,36 @@ impl Pair {
 
     /// Agents with an operator's own profile: its tables, without the keys that every profile has.
     pub(crate) fn with_profile(tables: &str, repository_keys: &str) -> Self {
-        let keys = "name = \"own\"\ndescription = \"made by a test\"\nversion = \"1\"\ndepth = \"L0\"\n";
-        Self::new(1, "profile.toml", repository_keys, &format!("{keys}{tables}")).proved()
+        Self::new(1, "profile.toml", repository_keys, &format!("{OWN_PROFILE}{tables}")).proved()
+    }
+
+    /// The same, with a file system of its own for the live tree.
+    pub(crate) fn with_profile_on(root: Kind, tables: &str, repository_keys: &str) -> Self {
+        let (keys, text) = ((repository_keys, ""), format!("{OWN_PROFILE}{tables}"));
+        Self::mounted(1, "profile.toml", keys, &text, &[("root0", root)]).proved()
+    }
+
+    /// Agents for an engine with a built-in profile, whose live tree has a file system of its own.
+    pub(crate) fn engine_on(root: Kind, profile: &str, repository_keys: &str) -> Self {
+        Self::mounted(1, profile, (repository_keys, ""), "", &[("root0", root)]).proved()
+    }
+
+    /// Unmounts the file system of a live root, lets `work` have its image, and mounts it again.
+    pub(crate) fn remount(&self, root: usize, work: impl FnOnce(&Path)) {
+        let place = self.root(root);
+        let mounted = self.mounts.iter().find(|mounted| mounted.place() == place);
+        mounted.expect("it has a file system of its own").remount(work);
     }
 
     fn new(roots: usize, profile: &str, source_keys: &str, profile_text: &str) -> Self {
-        Self::mounted(roots, profile, source_keys, profile_text, &[])
+        let target_keys = if source_keys == plain() { EVERYTHING } else { "" };
+        Self::mounted(roots, profile, (source_keys, target_keys), profile_text, &[])
     }
 
     fn mounted(
         roots: usize,
         profile: &str,
-        source_keys: &str,
+        (source_keys, target_keys): (&str, &str),
         profile_text: &str,
         mounts: &[(&str, Kind)],
     ) -> Self {
@@ -231,9 +262,8 @@ impl Pair {
         let target = format!(
             "[agent]\nname = \"target\"\nlisten = \"127.0.0.1:{target_port}\"\nstore = \"store\"\n\
              signing_key = \"pki/target-signing.key\"\n{}[[repository]]\nname = \"repo\"\nsource = \"source\"\n\
-             source_key = \"pki/source-signing.pub\"\ncontrol_every = \"never\"\nprofile = {profile:?}\n{vars}\n{}",
-            tls("target"),
-            if source_keys == plain() { EVERYTHING } else { "" }
+             source_key = \"pki/source-signing.pub\"\ncontrol_every = \"never\"\nprofile = {profile:?}\n{vars}\n{target_keys}",
+            tls("target")
         );
         fs::write(path("target.toml"), target).expect("write");
         let pair = Self {
