@@ -138,7 +138,7 @@ fn demand(workload: &str, metric: &str) -> Option<Demand> {
         ("first-copy", "wall") => Demand::Ratio(PLAIN, 0.5),
         ("first-copy", "cpu, both sides") => Demand::Ratio(PLAIN, 0.6),
         ("first-copy" | "hour", "wire") => Demand::Ratio(PLAIN, 1.0),
-        ("no-change", "wall") => Demand::Ratio(PLAIN, 0.3),
+        ("no-change", "wall") => Demand::Ratio(PLAIN, 0.25),
         ("hour" | "large-file", "wall") => Demand::Ratio(PLAIN, 0.33),
         ("hour", "cpu, source") => Demand::Ratio(PLAIN, 0.5),
         ("live", "transactions lost" | "lost by a copy") => Demand::Ratio(PLAIN, 0.5),
@@ -300,8 +300,8 @@ mod tests {
         let rows = example();
         let wall = &rows[0];
         assert_eq!(wall.best().map(|peer| &*peer.name), Some("rsync -a (daemon)"));
-        assert_eq!(wall.judged(), Some((false, "<= 0.3 of rsync -az (ssh): 0.50".into())));
-        assert!(table(&rows).contains("<= 0.3 of rsync -az (ssh): 0.50 NO"));
+        assert_eq!(wall.judged(), Some((false, "<= 0.25 of rsync -az (ssh): 0.50".into())));
+        assert!(table(&rows).contains("<= 0.25 of rsync -az (ssh): 0.50 NO"));
     }
 
     #[test]

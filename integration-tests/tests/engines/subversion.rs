@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -9,6 +10,7 @@ use std::{
 use assay_common::verdict::Outcome;
 
 use crate::{
+    file_systems::{Kind, change_below},
     live::{self, Damage, Live, Writers, flip, middle, replace, run, without_program},
     pair::Pair,
 };
@@ -263,4 +265,69 @@ fn a_folder_that_is_no_repository_is_refused() {
     let refused = pair.run(4);
     assert_eq!(refused["reason"], "not-a-repository", "{refused}");
     assert!(refused["message"].as_str().is_some_and(|text| text.contains("has no format")), "{refused}");
+}
+
+/// A byte of a cold revision changes on the disk below the file system, and leaves no trace. Until the file has its turn the PASS says
+/// how old its reading is; a run that reads it again is FAIL, and names the file.
+#[test]
+fn a_cold_revision_that_rots_is_found_when_it_is_read_again() {
+    let pair = Pair::engine_on(Kind::Ext4, "subversion", "");
+    let repository = pair.path("root0/repo");
+    pair.kill("source");
+    pair.configure("source", "/root0\"", "/root0/repo\"");
+    run(Command::new("svnadmin").arg("create").arg(&repository));
+    pair.start("source");
+    for revision in 1..=COLD {
+        let file = pair.path("file");
+        let content: String = (0..400).map(|line| format!("{revision}: {}\n", line * line)).collect();
+        fs::write(&file, content).expect("write");
+        run(svn()
+            .args(["import", "-m", "cold"])
+            .arg(&file)
+            .arg(format!("{}/cold{revision}", url(&repository))));
+    }
+    // What was written just now is read twice.
+    for _ in 0..3 {
+        assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
+    }
+    let (revision, verify) = (repository.join("db/revs/0/3"), || {
+        let done =
+            Command::new("svnadmin").args(["verify", "-q"]).arg(&repository).output().expect("svnadmin");
+        done.status.success()
+    });
+    assert!(verify());
+    let shape =
+        || fs::metadata(&revision).map(|it| (it.len(), it.modified().ok(), it.ctime_nsec())).expect("stat");
+    let before = shape();
+    change_below(&pair.path("root0.img"), &revision, middle(&revision));
+    assert!(before == shape() && !verify(), "the live repository is damaged, and stat says nothing");
+    println!("svnadmin verify on the live repository fails; stat is as it was");
+
+    let unread = pair.run(0);
+    let sentence = unread["sentence"].as_str().expect("a sentence");
+    println!("before its turn: {} {sentence}", unread["outcome"]);
+    assert!(sentence.contains("as far as it was read: 1 of ") && sentence.contains("the rest between "), "{sentence}");
+    let explained = pair.source(&["explain"]).stdout;
+    println!("{explained}");
+    let explained = explained.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(explained.contains("It read the rest, which has not changed since, between"), "{explained}");
+
+    // The smallest unit: all of it has its turn in each run.
+    pair.restart_with("source", "profile = ", "reread_within = \"1ms\"\nprofile = ");
+    let found = pair.run(1);
+    assert_eq!(
+        (&found["outcome"], &found["changedWithoutTrace"]),
+        (&"OUTCOME_FAIL".into(), &serde_json::json!(["db/revs/0/3"])),
+        "{found}"
+    );
+    let id = found["id"].as_str().expect("an id");
+    for text in [
+        pair.source(&["explain", id]).stdout,
+        pair.source(&["status"]).stdout,
+        pair.target(&["status"]).stdout,
+    ] {
+        println!("{text}");
+        assert!(text.contains("db/revs/0/3"), "{text}");
+    }
+    assert_eq!(pair.target(&["generations"]).stdout.matches("<- verified").count(), 1);
 }

@@ -1,6 +1,8 @@
 //! File systems of a test's own, in files, mounted where its folders are. They need root, as the agents' fidelity does.
 
 use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -53,6 +55,21 @@ impl Mounted {
     }
 }
 
+impl Mounted {
+    /// Unmounts it, lets `work` have its image, and mounts it again.
+    pub(crate) fn remount(&self, work: impl FnOnce(&Path)) {
+        let (place, image) = (self.0.to_str().expect("a plain path"), self.0.with_extension("img"));
+        run("umount", &[place]);
+        work(&image);
+        run("mount", &["-o", "loop", image.to_str().expect("a plain path"), place]);
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn place(&self) -> &Path {
+        &self.0
+    }
+}
+
 impl Drop for Mounted {
     fn drop(&mut self) {
         let place = self.0.as_os_str();
@@ -61,4 +78,44 @@ impl Drop for Mounted {
             drop(Command::new("umount").arg("-l").arg(place).output());
         }
     }
+}
+
+/// Flips a byte of `file` on the block device below its file system, which is in `image`. The file system does not notice.
+pub(crate) fn change_below(image: &Path, file: &Path, offset: u64) {
+    File::open(file).and_then(|file| file.sync_all()).expect("sync");
+    let done = Command::new("filefrag").arg("-v").arg(file).output();
+    let done = done.unwrap_or_else(|error| panic!("filefrag: {error}; it comes with mkfs.ext4"));
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    // "Filesystem type is: ...", "File size of NAME is N (B blocks of 4096 bytes)", a head, then
+    // "   0:        0..      24:      34816..     34840:     25:             last,eof".
+    let numbers = |line: &str| -> Vec<u64> {
+        line.split(|letter: char| !letter.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
+    };
+    let size = text.lines().find(|line| line.starts_with("File size of ")).and_then(|line| {
+        line.rsplit_once(" of ").and_then(|(_, end)| end.split(' ').next()?.parse::<u64>().ok())
+    });
+    let size = size.unwrap_or_else(|| panic!("no size of blocks: {text}"));
+    let place = text.lines().filter(|line| line.contains("..")).map(numbers).find_map(|extent| {
+        let (first, last, on_disk) = (extent[1], extent[2], extent[3]);
+        let block = offset / size;
+        (first..=last).contains(&block).then(|| (on_disk + block - first) * size + offset % size)
+    });
+    let place = place.unwrap_or_else(|| panic!("{offset} is on no block: {text}"));
+    let (mut on_disk, mut in_file) = ([0], [0]);
+    let live = File::open(file).expect("open");
+    live.read_exact_at(&mut in_file, offset).expect("read");
+    let image = File::options().read(true).write(true).open(image).expect("open");
+    image.read_exact_at(&mut on_disk, place).expect("read");
+    assert_eq!(on_disk, in_file, "the byte is not where {text} says");
+    image.write_all_at(&[on_disk[0] ^ 1], place).expect("write");
+    forget(file);
+    live.read_exact_at(&mut in_file, offset).expect("read");
+    assert_ne!(on_disk, in_file, "the file is still in memory");
+}
+
+/// Lets the kernel forget what it has of a file in memory.
+pub(crate) fn forget(file: &Path) {
+    let file = File::open(file).expect("open");
+    file.sync_all().expect("sync");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("fadvise");
 }

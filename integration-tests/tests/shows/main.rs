@@ -32,6 +32,7 @@ mod reference;
 mod restore;
 mod resume;
 mod room;
+mod rot;
 mod schema;
 mod scrub;
 mod traces;

@@ -14,7 +14,7 @@ fn check() -> String {
 }
 
 /// Lets the agent of `role` write each notice to a file of its own line.
-fn with_command(pair: &Pair, role: &str, further: &str) {
+pub(crate) fn with_command(pair: &Pair, role: &str, further: &str) {
     let file = pair.path(&format!("{role}-notices"));
     let script = format!("(cat; echo) >> {}", file.display());
     let section = format!(
@@ -23,12 +23,12 @@ fn with_command(pair: &Pair, role: &str, further: &str) {
     pair.restart_with(role, "[[repository]]", &section);
 }
 
-fn notices(pair: &Pair, role: &str) -> Vec<serde_json::Value> {
+pub(crate) fn notices(pair: &Pair, role: &str) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(pair.path(&format!("{role}-notices"))).unwrap_or_default();
     text.lines().filter(|line| line.ends_with('}')).map(json).collect()
 }
 
-fn wait_for(pair: &Pair, role: &str, count: usize) -> Vec<serde_json::Value> {
+pub(crate) fn wait_for(pair: &Pair, role: &str, count: usize) -> Vec<serde_json::Value> {
     pair.eventually("the notices", || notices(pair, role).len() >= count);
     notices(pair, role)
 }
