@@ -306,7 +306,10 @@ fn a_cold_revision_that_rots_is_found_when_it_is_read_again() {
     let unread = pair.run(0);
     let sentence = unread["sentence"].as_str().expect("a sentence");
     println!("before its turn: {} {sentence}", unread["outcome"]);
-    assert!(sentence.contains("as far as it was read: 1 of ") && sentence.contains("the rest between "), "{sentence}");
+    assert!(
+        sentence.contains("as far as it was read: 1 of ") && sentence.contains("the rest between "),
+        "{sentence}"
+    );
     let explained = pair.source(&["explain"]).stdout;
     println!("{explained}");
     let explained = explained.split_whitespace().collect::<Vec<_>>().join(" ");

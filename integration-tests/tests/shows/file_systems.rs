@@ -60,6 +60,17 @@ impl Mounted {
     pub(crate) fn remount(&self, work: impl FnOnce(&Path)) {
         let (place, image) = (self.0.to_str().expect("a plain path"), self.0.with_extension("img"));
         run("umount", &[place]);
+        // The device keeps what it has read for as long as it is there.
+        let is_attached = || {
+            let done =
+                Command::new("losetup").arg("-j").arg(&image).output().expect("losetup comes with mount");
+            !done.stdout.is_empty()
+        };
+        let start = std::time::Instant::now();
+        while is_attached() {
+            assert!(start.elapsed().as_secs() < 60, "{} is still attached", image.display());
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
         work(&image);
         run("mount", &["-o", "loop", image.to_str().expect("a plain path"), place]);
     }
