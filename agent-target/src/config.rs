@@ -139,8 +139,8 @@ pub struct Repository {
     pub quota: Option<Size>,
     /// Files and folders that they may hold together; `None`: half of what the file system can.
     pub quota_entries: Option<u64>,
-    /// What a run leaves free on the store's file system.
-    pub reserve: Size,
+    /// What a run leaves free on the store's file system; `None`: a twentieth, 1 GiB at most.
+    pub reserve: Option<Size>,
     /// What copies of large files that change often may take between the runs.
     pub copy_ahead: Size,
     /// What is taken from the source, of attributes and special files.
@@ -569,7 +569,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             retention,
             quota: section.quota,
             quota_entries: section.quota_entries,
-            reserve: section.reserve.unwrap_or(Size(0)),
+            reserve: section.reserve,
             copy_ahead: section.copy_ahead.unwrap_or(COPY_AHEAD),
         });
     }

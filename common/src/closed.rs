@@ -101,9 +101,53 @@ pub fn close_below(folder: &Path, depth: usize, skip: &[&str]) -> Result<(), Pat
     Ok(())
 }
 
+/// Refuses a folder that has a FIFO, a socket or a device where a file of ours belongs, in itself or in its folders down to `depth` levels:
+/// whoever opens a FIFO waits for ever. What `skip` names is not looked at.
+///
+/// # Errors
+/// Names the path.
+pub fn refuse_special_files(folder: &Path, depth: usize, skip: &[&str]) -> Result<(), PathError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.at("list", folder)?,
+    };
+    for entry in entries {
+        let entry = entry.at("list", folder)?;
+        if skip.iter().any(|skipped| *skipped == entry.file_name()) {
+            continue;
+        }
+        let (path, kind) = (entry.path(), entry.file_type().at("examine", folder)?);
+        if kind.is_dir() && depth > 0 {
+            refuse_special_files(&path, depth - 1, skip)?;
+        } else if !kind.is_dir() && !kind.is_file() && !kind.is_symlink() {
+            let why = "it is a FIFO, a socket or a device, and no agent makes one here: remove it";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why)).at("use", &path);
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_file_is_refused_by_name() {
+        let temp = tempfile::tempdir().expect("temp");
+        let folder = temp.path().join("a");
+        create_folder(&folder.join("tree")).expect("create");
+        let make = |path: &Path| {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).expect("mkfifo");
+        };
+        make(&folder.join("tree/fifo"));
+        refuse_special_files(temp.path(), 1, &["tree"]).expect("what is skipped may have one");
+        refuse_special_files(&temp.path().join("none"), 1, &[]).expect("nothing is there");
+        make(&folder.join("lock"));
+        let error = refuse_special_files(temp.path(), 1, &["tree"]).expect_err("a FIFO").to_string();
+        assert!(error.contains("a/lock") && error.contains("remove it"), "{error}");
+        refuse_special_files(temp.path(), 0, &[]).expect("it is deeper");
+    }
 
     fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).expect("stat").mode() & 0o7777

@@ -21,7 +21,7 @@ use assay_common::{
     confined::Folder,
     digest::RootDigest,
     durable,
-    error::IoContext as _,
+    error::{IoContext as _, PathError},
     fault::{self, Point},
     id::GenerationNumber,
     manifest::EntryKind,
@@ -29,7 +29,7 @@ use assay_common::{
 
 use crate::{
     seal::{SealError, Source, Trust, build_tree, open_manifest},
-    store::{Staging, Store, TREE},
+    store::{FolderCost, Staging, Store, TREE},
 };
 
 /// Behind the root digest in `of`: a tree of an earlier version, whose entries may have inherited an ACL, lacks it.
@@ -109,18 +109,42 @@ pub fn take(store: &Store, staging: &Staging, base: RootDigest) -> Result<bool, 
     Ok(true)
 }
 
-/// Removes what is laid out, durably. For one who holds the turn.
+/// What is laid out takes so much beside what generations hold: its folders. The tree of `latest` alone counts: another one goes with the
+/// next preparation.
+pub fn held(store: &Store) -> FolderCost {
+    let record = store.latest().ok().flatten().and_then(|latest| store.record(latest).ok());
+    let Some(record) = record.filter(|record| {
+        laid_out(store).is_some_and(|root| Some(root) == RootDigest::from_hex(&record.root_digest))
+    }) else {
+        return FolderCost::default();
+    };
+    record.folders.unwrap_or_default()
+}
+
+/// Removes what is laid out, durably. Waits for one that is being laid out.
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub fn give_up(store: &Store) -> Result<(), PathError> {
+    let _turn = store.ahead().lock().unwrap_or_else(PoisonError::into_inner);
+    remove(store)
+}
+
+/// The same, for one who holds the turn.
 pub(crate) fn forget(store: &Store) -> Result<(), SealError> {
+    Ok(remove(store)?)
+}
+
+fn remove(store: &Store) -> Result<(), PathError> {
     let path = folder(store);
     let held = Folder::open(&path).at("open", &path)?;
     for name in ["of", TREE] {
         match held.remove_all(name.as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).at("remove", &path.join(name))?;
+                return Err(error).at("remove", &path.join(name));
             }
             _ => {}
         }
     }
-    held.sync().at("sync", &path)?;
-    Ok(())
+    held.sync().at("sync", &path)
 }

@@ -2,9 +2,12 @@
 //! is claimed before it is written: content and its files as they come, the manifest and what the tree takes beside content as the seal
 //! puts them together. What a refused seal claimed is given back when what it wrote has been removed.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use assay_common::config::Size;
@@ -12,7 +15,7 @@ use assay_common::config::Size;
 use super::ReceiveError;
 use crate::{
     ahead::copies::Copies,
-    store::{Staging, free_bytes, inodes},
+    store::{Staging, file_system_bytes, free_bytes, inodes},
 };
 
 /// Free space is looked at again when half of it has been written, but for so many bytes at least, and at most: others write, too.
@@ -26,9 +29,63 @@ const COPIES_LEAVE_BYTES: u64 = 16 * 1024 * 1024;
 /// no number (btrfs).
 const ENTRIES_WITHOUT_NUMBER: u64 = 100_000_000;
 /// Of the files and folders that the file system can hold, a run leaves one in so many free.
-const FREE_ENTRIES_PART: u64 = 20;
+pub(crate) const FREE_ENTRIES_PART: u64 = 20;
 /// How many free ones there are is looked at again after so many.
 const LOOK_AGAIN_ENTRIES: u64 = 4096;
+
+/// What a run leaves free where nothing is said: one in so many bytes of the file system, and so many at most.
+const RESERVE_PART: u64 = 20;
+const MOST_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// What a run leaves free on the file system of `store`: what is configured, else a twentieth, and a gibibyte at most. A source alone must
+/// not be able to fill a disk.
+pub fn reserve(configured: Option<Size>, store: &Path) -> Size {
+    configured.unwrap_or_else(|| {
+        let part = (file_system_bytes(store).unwrap_or(0) / RESERVE_PART).min(MOST_RESERVE_BYTES);
+        // A number that people can read.
+        Size(part - part % (1024 * 1024))
+    })
+}
+
+/// How many files and folders a repository may hold: what is configured, else half of what the file system of `store` can.
+pub fn quota_entries(configured: Option<u64>, store: &Path) -> u64 {
+    configured.unwrap_or_else(|| inodes(store).map_or(ENTRIES_WITHOUT_NUMBER, |(all, _)| all / 2))
+}
+
+/// What is held only to make runs faster: it counts, and is given up when a run has no room beside it.
+pub struct Spare {
+    bytes: AtomicU64,
+    entries: AtomicU64,
+    give_up: Box<dyn Fn() -> Result<(), ReceiveError> + Send + Sync>,
+}
+
+impl Spare {
+    /// So much is held, and this is how it is given up.
+    pub fn new(
+        (bytes, entries): (u64, u64),
+        give_up: impl Fn() -> Result<(), ReceiveError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { bytes: AtomicU64::new(bytes), entries: AtomicU64::new(entries), give_up: Box::new(give_up) }
+    }
+
+    /// True if there was something to give up.
+    fn forget(&self) -> Result<bool, ReceiveError> {
+        let held = [&self.bytes, &self.entries].map(|count| count.load(Ordering::Relaxed));
+        if held == [0, 0] {
+            return Ok(false);
+        }
+        (self.give_up)()?;
+        self.bytes.store(0, Ordering::Relaxed);
+        self.entries.store(0, Ordering::Relaxed);
+        Ok(true)
+    }
+}
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Spare").field("bytes", &self.bytes).field("entries", &self.entries).finish()
+    }
+}
 
 /// What one session may write. What earlier sessions left is there to be found as long as there is room beside it: when there is
 /// none left, it goes, and what comes now counts.
@@ -50,6 +107,7 @@ pub struct Allowance {
     look_at: AtomicU64,
     turn: Mutex<()>,
     entries: Entries,
+    spare: Vec<Spare>,
 }
 
 /// Files and folders.
@@ -77,7 +135,7 @@ impl Allowance {
         let earlier = AtomicU64::new(earlier);
         let (made, entries_look_at) = Default::default();
         let entries = Entries {
-            quota: inodes(staging.path()).map_or(ENTRIES_WITHOUT_NUMBER, |(all, _)| all / 2),
+            quota: quota_entries(None, staging.path()),
             held: 0,
             earlier: AtomicU64::new(earlier_entries),
             made,
@@ -98,7 +156,19 @@ impl Allowance {
             look_at,
             turn,
             entries,
+            spare: Vec::new(),
         }
+    }
+
+    /// With what is held only to make runs faster.
+    #[must_use]
+    pub fn with_spare(mut self, spare: Vec<Spare>) -> Self {
+        self.spare = spare;
+        self
+    }
+
+    fn spare(&self, count: impl Fn(&Spare) -> &AtomicU64) -> u64 {
+        self.spare.iter().map(|spare| count(spare).load(Ordering::Relaxed)).fold(0, u64::saturating_add)
     }
 
     /// With a quota of files and folders, where one is set, and with so many that the repository holds.
@@ -128,7 +198,8 @@ impl Allowance {
 
     fn is_room_for_entries(&self, before: u64, count: u64) -> Result<(), ReceiveError> {
         let Entries { quota, held, earlier, look_at, .. } = &self.entries;
-        let all = [earlier.load(Ordering::Relaxed), before, count];
+        let spare = self.spare(|spare| &spare.entries);
+        let all = [earlier.load(Ordering::Relaxed), spare, before, count];
         if all.into_iter().fold(*held, u64::saturating_add) > *quota {
             return Err(ReceiveError::QuotaEntries { quota: *quota });
         }
@@ -192,7 +263,8 @@ impl Allowance {
     }
 
     fn is_within_quota(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
-        let held = [self.earlier.load(Ordering::Relaxed), before, bytes];
+        let spare = self.spare(|spare| &spare.bytes);
+        let held = [self.earlier.load(Ordering::Relaxed), spare, before, bytes];
         let held = held.into_iter().fold(self.stored, u64::saturating_add);
         if let Some(quota) = self.quota.filter(|quota| held > quota.0) {
             return Err(ReceiveError::Quota { quota });
@@ -223,7 +295,10 @@ impl Allowance {
     }
 
     fn forget_earlier(&self) -> Result<bool, ReceiveError> {
-        let forgotten = self.copies.forget()?;
+        let mut forgotten = self.copies.forget()?;
+        for spare in &self.spare {
+            forgotten |= spare.forget()?;
+        }
         if self.earlier.load(Ordering::Relaxed) == 0 {
             self.made_room.fetch_add(u64::from(forgotten), Ordering::Relaxed);
             return Ok(forgotten);
@@ -290,6 +365,46 @@ mod tests {
         allowance.claim_entries(30).expect("100");
         let unsaid = Allowance::new(None, 0, Size(0), staging).with_entries(None, 0);
         unsaid.claim_entries(u64::MAX / 2).expect_err("no file system has so many");
+    }
+
+    /// The chunk index and the tree laid out ahead are within both quotas, and are given up before a run is refused.
+    #[test]
+    fn what_only_makes_runs_faster_counts_and_goes_first() {
+        let (_folder, staging) = staging(0);
+        let left = staging.0.staged().1;
+        let gone = Arc::new(AtomicU64::new(0));
+        let spare = |bytes, entries| {
+            let gone = Arc::clone(&gone);
+            let give_up = move || {
+                gone.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            };
+            vec![Spare::new((bytes, entries), give_up), Spare::new((0, 0), || panic!("there is nothing"))]
+        };
+        let allowance =
+            Allowance::new(Some(Size(100)), 20, Size(0), staging.clone()).with_spare(spare(60, 0));
+        allowance.claim(20).expect("100");
+        assert_eq!(gone.load(Ordering::Relaxed), 0);
+        allowance.claim(60).expect("100 without it");
+        assert_eq!(gone.load(Ordering::Relaxed), 1);
+        allowance.claim(1).expect_err("there is nothing more to give up");
+        assert_eq!(gone.load(Ordering::Relaxed), 1);
+        let entries = Allowance::new(None, 0, Size(0), staging)
+            .with_entries(Some(left + 100), 40)
+            .with_spare(spare(0, 50));
+        entries.claim_entries(10).expect("100");
+        assert_eq!(gone.load(Ordering::Relaxed), 1);
+        entries.claim_entries(50).expect("100 without it");
+        assert_eq!(gone.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_reserve_that_nobody_set_is_a_part_of_the_file_system() {
+        let folder = tempfile::tempdir().expect("temp");
+        let unsaid = reserve(None, folder.path()).0;
+        assert!(unsaid > 0 && unsaid <= MOST_RESERVE_BYTES, "{unsaid}");
+        assert_eq!(reserve(Some(Size(0)), folder.path()), Size(0));
+        assert_eq!(reserve(Some(Size(7)), folder.path()), Size(7));
     }
 
     #[test]

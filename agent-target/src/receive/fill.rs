@@ -17,7 +17,7 @@ use crate::{
     buffers::Buffer,
     store::{
         FILE_BYTES, FOLDER_BYTES, Original,
-        index::{ContentKey, Place},
+        index::{ContentKey, PLACE_HELD_BYTES, Place},
     },
 };
 
@@ -333,6 +333,7 @@ impl Receiver {
         targets: &[Target],
         (bytes, memory_bytes): (&Bytes, usize),
     ) -> Result<(), ReceiveError> {
+        self.allowance.claim(PLACE_HELD_BYTES.saturating_mul(targets.len() as u64))?;
         let mut writer = ContentWriter::new(self);
         let mut at = 0;
         for run in targets.chunk_by(|left, right| {

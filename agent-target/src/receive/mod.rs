@@ -34,7 +34,8 @@ use bytes::Bytes;
 
 use crate::{ahead::copies::Copies, buffers::Buffers, store::Staging};
 
-pub use allowance::Allowance;
+pub(crate) use allowance::FREE_ENTRIES_PART;
+pub use allowance::{Allowance, Spare, quota_entries, reserve};
 pub use base::Base;
 pub use error::ReceiveError;
 use error::protocol;

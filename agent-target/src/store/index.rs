@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -29,6 +30,8 @@ const CACHE_BYTES: usize = 48 * 1024 * 1024;
 /// Places that wait in memory for the next write: few enough to be cheap, many enough to make a write worth its while.
 const RECENT_PLACES: usize = 16 * 1024;
 const PLACE_BYTES: usize = 28;
+/// What a place takes in the index, in bytes: its record in the tree, whose pages are two thirds full, and what the file grows by ahead.
+pub const PLACE_HELD_BYTES: u64 = 160;
 /// A place with its digest, as it stands in the journal.
 const RECORD_BYTES: usize = 32 + PLACE_BYTES;
 
@@ -189,6 +192,35 @@ impl ChunkIndex {
         Ok(())
     }
 
+    /// Bytes that the index and its journal take on the disk.
+    pub fn held_bytes(&self) -> u64 {
+        let path = Path::new(&self.path);
+        let blocks =
+            |path: &Path| std::fs::metadata(path).map_or(0, |stat| stat.blocks().saturating_mul(512));
+        blocks(path).saturating_add(blocks(&journal_path(path)))
+    }
+
+    /// Throws the index away and begins a new one. What it knew were hints: chunks that only they led to are sent again.
+    ///
+    /// # Errors
+    /// When no new one can be made.
+    pub fn start_over(&mut self) -> Result<(), IndexError> {
+        let path = self.path.clone();
+        // It holds a lock on its file.
+        self.database = None;
+        self.broken.set(true);
+        for file in [PathBuf::from(&path), journal_path(Path::new(&path))] {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(IndexError::new(&path, redb::Error::Io(error)));
+                }
+                _ => {}
+            }
+        }
+        *self = Self::open_or_create(Path::new(&path))?;
+        Ok(())
+    }
+
     fn database(&self) -> Result<&Database, redb::Error> {
         self.database.as_ref().ok_or(redb::Error::PreviousIo)
     }
@@ -333,6 +365,34 @@ mod tests {
         let found = index.find(&[ContentDigest::of(b"settled"), ContentDigest::of(b"not settled")]);
         assert_eq!(found.expect("find"), [Some(place), None]);
         assert_eq!(std::fs::metadata(journal_path(&path)).expect("stat").len(), 0);
+    }
+
+    #[test]
+    fn an_index_that_starts_over_knows_nothing_and_goes_on() {
+        let folder = tempfile::tempdir().expect("temp");
+        let path = folder.path().join("index.redb");
+        let digest = |number: u64| ContentDigest::of(&number.to_le_bytes());
+        let place = |number: u64| Place {
+            key: ContentKey { generation: 1, session: 1, content: number },
+            offset: number,
+            bytes: 7,
+        };
+        let mut index = ChunkIndex::open_or_create(&path).expect("index");
+        for number in 0..50_000 {
+            index.insert(digest(number), place(number)).expect("insert");
+        }
+        index.flush().expect("flush");
+        let full = index.held_bytes();
+        // What a run is charged for each of them is enough.
+        assert!(full > 1 << 20 && full <= 50_000 * PLACE_HELD_BYTES + (2 << 20), "{full}");
+        index.start_over().expect("anew");
+        assert!(index.held_bytes() < full / 2, "{} of {full}", index.held_bytes());
+        assert_eq!(index.find(&[digest(1)]).expect("find"), [None]);
+        index.insert(digest(2), place(2)).expect("insert");
+        index.flush().expect("flush");
+        drop(index);
+        let index = ChunkIndex::open_or_create(&path).expect("index");
+        assert_eq!(index.find(&[digest(1), digest(2)]).expect("find"), [None, Some(place(2))]);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub use record::{FolderCost, MarkRecord, Record};
 pub use staging::{MANIFEST, MANIFEST_B3, PLAN, POSITIONS, RECORD, Staging, TREE};
 use usage::Usage;
 pub(crate) use usage::{FILE_BYTES, FOLDER_BYTES};
-pub use usage::{Held, free_bytes, inodes};
+pub use usage::{Held, file_system_bytes, free_bytes, inodes};
 pub use whole::{Original, Promised};
 
 /// Version of the form of all this: [`assay_common::format`].
@@ -122,6 +122,7 @@ impl Store {
             let folder = path.join(folder);
             closed::create_folder(&folder).at("create", &folder)?;
         }
+        closed::refuse_special_files(path, 1, &["generations", "staging", "workspaces", "trash", TREE])?;
         let lock_path = path.join("lock");
         let lock = closed::options()
             .create(true)

@@ -250,6 +250,11 @@ pub fn inodes(folder: &Path) -> Option<(u64, u64)> {
     (stat.f_files > 0).then_some((stat.f_files, stat.f_favail))
 }
 
+/// Bytes that a folder's file system has in all.
+pub fn file_system_bytes(folder: &Path) -> Option<u64> {
+    rustix::fs::statvfs(folder).ok().map(|stat| stat.f_blocks.saturating_mul(stat.f_frsize))
+}
+
 /// Free bytes for this process on a folder's file system.
 pub fn free_bytes(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).ok().map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize))

@@ -112,7 +112,7 @@ fn copies_give_way_to_a_run_and_to_a_check() {
     let disk = pair.path("store");
     let _disk = SmallDisk::mount(&disk, 64);
     // A check leaves more room than that by default.
-    let settings = "source = \"source\"\nlimits = { disk_reserve = \"1MiB\" }\nretention = { last = 1, failed_last = 0 }";
+    let settings = "source = \"source\"\nreserve = \"0B\"\nlimits = { disk_reserve = \"1MiB\" }\nretention = { last = 1, failed_last = 0 }";
     pair.configure("target", "source = \"source\"", settings);
     pair.start("target");
     let store = disk.join("repo");

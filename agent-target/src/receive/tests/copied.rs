@@ -107,8 +107,8 @@ fn copy_ahead(repository: &Repository) {
     repository.copies.prepare(&repository.store, GenerationNumber(1), room, &turn).expect("prepare");
 }
 
-/// What a content takes beside its bytes: a file, and the folder for it.
-const BESIDE_BYTES: u64 = 512 + 4096;
+/// What a content takes beside its bytes: a file, the folder for it, and the place of a piece that is sent.
+const BESIDE_BYTES: u64 = 512 + 4096 + crate::store::index::PLACE_HELD_BYTES;
 
 /// A receiver upon the first generation, of which these files are known to be rotten.
 fn receiver(repository: &Repository, quota: Option<Size>, rotten: &[&[u8]]) -> (Arc<Staging>, Receiver) {

@@ -19,8 +19,9 @@ use tonic::Code;
 
 use super::{super::internal, busy};
 use crate::{
+    ahead::tree,
     config,
-    receive::{Allowance, Base, PlaceReader, Receiver},
+    receive::{self, Allowance, Base, PlaceReader, Receiver, Spare},
     repository::{Active, Opened, Repository, Stage},
 };
 
@@ -133,6 +134,7 @@ pub(super) fn open(
             .map_err(|again| too_many_failed(failed_runs_per_hour, again))?;
     }
     let config::Repository { quota, quota_entries, reserve, .. } = repository.config;
+    let reserve = receive::reserve(reserve, repository.store.path());
     // The index and the new session want some room themselves.
     if repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES) {
         repository.copies.forget().map_err(|error| internal("the store", &error))?;
@@ -176,7 +178,8 @@ pub(super) fn open(
     let held = repository.store.held().and(repository.ledger_held());
     let copies = Arc::clone(&repository.copies);
     let allowance = Allowance::new(quota, held.bytes(), reserve, (Arc::clone(&staging), Arc::clone(&copies)))
-        .with_entries(quota_entries, held.inodes);
+        .with_entries(quota_entries, held.inodes)
+        .with_spare(spare(repository));
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
     let known = match base {
@@ -192,4 +195,18 @@ pub(super) fn open(
     let stage = Stage::Receiving { staging, base, receiver, attached: None, opened };
     *active = Some(Active { run_id: id, stage });
     Ok(response)
+}
+
+/// What the repository holds only to make runs faster.
+fn spare(repository: &Repository) -> Vec<Spare> {
+    let ahead = tree::held(&repository.store);
+    let index = repository.index.lock().unwrap_or_else(PoisonError::into_inner).held_bytes();
+    let store = Arc::clone(&repository.store);
+    let laid_out = Spare::new((ahead.bytes, ahead.count), move || Ok(tree::give_up(&store)?));
+    let places = Arc::clone(&repository.index);
+    let hints = Spare::new((index, 0), move || {
+        tracing::info!("the quota has no room beside the chunk index: it is made anew");
+        Ok(places.lock().unwrap_or_else(PoisonError::into_inner).start_over()?)
+    });
+    vec![laid_out, hints]
 }
