@@ -450,6 +450,11 @@ impl Workspace {
         self.id_map.as_ref()
     }
 
+    /// Special files of the tree that are not in it: how many, and the first of them.
+    pub fn special_files_left_out(&self) -> (u64, &[String]) {
+        (self.left_out.0, &self.left_out.1)
+    }
+
     /// Says which special files of the tree are not in it, if any.
     pub fn left_out(&self) -> Option<String> {
         let (count, names) = &self.left_out;

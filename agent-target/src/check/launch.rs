@@ -2,11 +2,12 @@
 //! not is said in the report.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -324,6 +325,9 @@ pub(super) fn own_program() -> Option<PathBuf> {
 /// sandbox for that.
 const PROBES: usize = 5;
 
+/// Sandboxes that this process has made: by what program, as root or not, with a user namespace of numbers of its own or not.
+static MADE: Mutex<BTreeSet<(PathBuf, bool, bool)>> = Mutex::new(BTreeSet::new());
+
 /// Makes the smallest sandbox that has all that the steps will need, and says why it cannot be made.
 pub(super) fn probe(
     program: &Path,
@@ -331,12 +335,21 @@ pub(super) fn probe(
     privileged: bool,
     map: Option<&IdMap>,
 ) -> Result<(), String> {
+    // What could be made once can be made again: a step whose sandbox is not built says so itself.
+    let found = process::find_program(program.as_os_str()).filter(|_| setpriv.is_some());
+    let way = (found.unwrap_or_default(), privileged, map.is_some());
+    if MADE.lock().unwrap_or_else(PoisonError::into_inner).contains(&way) {
+        return Ok(());
+    }
     let mut probed = probe_once(program, setpriv, privileged, map);
     for _ in 1..PROBES {
         if probed.is_ok() {
             break;
         }
         probed = probe_once(program, setpriv, privileged, map);
+    }
+    if probed.is_ok() {
+        MADE.lock().unwrap_or_else(PoisonError::into_inner).insert(way);
     }
     probed
 }

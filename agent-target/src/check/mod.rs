@@ -111,6 +111,7 @@ pub fn run_check(
         not_isolated: Vec::new(),
     };
     let left_out = workspace.left_out();
+    let special_files = not_in_the_workspace(workspace);
     let judgement = Session { profile, workspace, context, progress, used_before: 0 }
         .run(&mut report)
         .unwrap_or_else(|it| it);
@@ -119,6 +120,9 @@ pub fn run_check(
     report.outcome = judgement.outcome;
     report.reason = judgement.reason;
     report.message = judgement.message;
+    if let Some(step) = report.steps.last_mut().filter(|_| judgement.outcome == Outcome::Pass) {
+        step.not_covered.extend(special_files);
+    }
     if report.outcome != Outcome::Pass
         && let Some(left_out) = left_out
     {
@@ -126,6 +130,19 @@ pub fn run_check(
         report.message.push_str(&left_out);
     }
     report
+}
+
+/// Special files of the tree that no step can see.
+fn not_in_the_workspace(workspace: &Workspace) -> Vec<NotCovered> {
+    let (count, named) = workspace.special_files_left_out();
+    let entry = |part: String| NotCovered {
+        part,
+        reason: "special-file".to_owned(),
+        message: "a device, a FIFO or a socket, which is not in the workspace of a check".to_owned(),
+    };
+    let further = count.saturating_sub(named.len() as u64);
+    let names = named.iter().map(|name| output::quote(name.as_bytes()));
+    names.chain((further > 0).then(|| format!("{further} further special files"))).map(entry).collect()
 }
 
 /// Makes the smallest sandbox that a check would run in on this host, and says why it cannot be made.

@@ -192,6 +192,8 @@ impl Plan {
             }
             list.add(["--bind"]).add([workspace, live]);
         }
+        // What is left of it is a file system in memory that nothing bounds, and that belongs to the step where the agent is not root.
+        list.add(["--remount-ro", "/dev", "--remount-ro", "/"]);
         list.add(["--chdir"]).add([&self.working_directory]);
         Ok(list.0)
     }

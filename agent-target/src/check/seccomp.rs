@@ -80,6 +80,10 @@ const NATIVE: &[u32] = numbers![
     SYS_userfaultfd SYS_vhangup
 ];
 
+/// Calls that are newer than the tables of the C library here, with one number on all architectures: pidfd_getfd takes a descriptor out of
+/// another process, quotactl_fd and open_tree_attr are new ways to what is refused above.
+const NEWER: &[u32] = &[438, 443, 467];
+
 /// The same calls of 32-bit programs, by the numbers of the kernel's `asm/unistd_32.h`, with those that exist only there
 /// (stime, umount, clock_settime64, clock_adjtime64).
 #[cfg(target_arch = "x86_64")]
@@ -161,7 +165,7 @@ fn block(table: &Table, further: &[u32]) -> Vec<Instruction> {
     if table.has_x32 {
         block.extend([jump(JUMP_AT_LEAST, X32, 0, 1), answer(REFUSE | ENOSYS)]);
     }
-    for number in table.refused.iter().chain(further) {
+    for number in table.refused.iter().chain(NEWER).chain(further) {
         block.extend([jump(JUMP_EQUAL, *number, 0, 1), answer(REFUSE | EPERM)]);
     }
     block.extend([jump(JUMP_EQUAL, table.clone3, 0, 1), answer(REFUSE | ENOSYS)]);
@@ -243,6 +247,9 @@ mod tests {
         let refused = REFUSE | EPERM;
         assert_eq!(decide(X86_64, libc::SYS_mount as u32, 0), refused);
         assert_eq!(decide(X86_64, libc::SYS_iopl as u32, 0), refused);
+        for number in NEWER {
+            assert_eq!([decide(X86_64, *number, 0), decide(I386, *number, 0)], [refused; 2], "{number}");
+        }
         assert_eq!(decide(X86_64, libc::SYS_read as u32, 0), ALLOW);
         assert_eq!(decide(X86_64, libc::SYS_read as u32 | X32, 0), REFUSE | ENOSYS);
         assert_eq!(decide(X86_64, libc::SYS_clone as u32, libc::CLONE_NEWUSER as u32), refused);

@@ -105,6 +105,13 @@ fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
             Some(fault) => report.warn("isolation", fault, remedy),
         }
     }
+    if !is_root && (is_wanted(IsolationPolicy::None) || is_wanted(IsolationPolicy::Auto)) {
+        report.bad(
+            "isolation",
+            "not root, and a check may run without a sandbox: as the agent's own user it reads the store and the agent's keys",
+            "set isolation = \"require\" for every repository, or run the agent as root",
+        );
+    }
     let overlay = std::fs::read_to_string("/proc/filesystems").is_ok_and(|text| text.contains("\toverlay"));
     if overlay && is_root {
         report.ok("workspace", "overlay mounts");

@@ -38,6 +38,7 @@ mod scrub;
 mod traces;
 mod trouble;
 mod trust;
+mod upgrade;
 
 use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
@@ -59,6 +60,9 @@ fn a_nasty_tree_is_copied_exactly() {
     nasty::make(&pair.root(0));
     let run = pair.run(0);
     assert_eq!(run["outcome"], "OUTCOME_PASS", "{run}");
+    // Its devices, FIFOs and sockets are in the copy, no check saw them, and the PASS says so.
+    let shown = pair.target(&["--json", "verdict", "show"]).stdout;
+    assert!(shown.contains("not covered: fifo, "), "{shown}");
     rsync_finds_no_difference(&pair.root(0), &pair.latest());
     // Again, upon the first one: kept entries are as good as new ones.
     fs::write(pair.root(0).join("one more"), "x").expect("write");

@@ -80,6 +80,8 @@ pub(crate) struct Pair {
     ports: (u16, u16),
     agents: Mutex<HashMap<String, Child>>,
     environments: Mutex<HashMap<String, Vec<(String, String)>>>,
+    /// Users and groups of agents that are not root.
+    users: Mutex<HashMap<String, (u32, u32)>>,
     link: Arc<Link>,
     /// The next PASS is to be followed by a negative control, so that it counts. The agent does that by itself; here it happens
     /// at a known time.
@@ -166,6 +168,11 @@ impl Pair {
     /// Agents for an engine with a built-in profile, rooted in `root0`.
     pub(crate) fn engine(profile: &str, repository_keys: &str) -> Self {
         Self::new(1, profile, repository_keys, "").proved()
+    }
+
+    /// The same, with the store on a file system of its own.
+    pub(crate) fn engine_on(profile: &str, repository_keys: &str, store: Kind) -> Self {
+        Self::mounted(1, profile, repository_keys, "", &[("store", store)]).proved()
     }
 
     /// Agents whose mark command says that it waits, and waits for a line from a FIFO.
@@ -272,6 +279,7 @@ impl Pair {
             ports: (source_port, target_port),
             agents: Mutex::default(),
             environments: Mutex::default(),
+            users: Mutex::default(),
             link,
             proves: AtomicBool::new(false),
             proves_each: AtomicBool::new(false),
@@ -310,6 +318,25 @@ impl Pair {
             assert!(matches!(ended, Some(Ok(None))), "{name} has ended: {ended:?}");
             self.command(&name, role, &["status"]).code == 0
         });
+    }
+
+    /// Starts an agent anew as an ordinary user, whose are its keys, configuration and store or state from now on.
+    pub(crate) fn restart_as(&self, role: &str, (user, group): (u32, u32)) {
+        self.kill(role);
+        for folder in [".", "pki"] {
+            let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(self.path(folder), open).expect("chmod");
+        }
+        let kept = self.path(if role == "target" { "store" } else { "state" });
+        fs::create_dir_all(&kept).expect("mkdir");
+        let mut owned = vec![kept, self.path(&format!("{role}.toml"))];
+        owned.extend(
+            [format!("pki/{role}.key"), format!("pki/{role}-signing.key")].map(|key| self.path(&key)),
+        );
+        let chown = Command::new("chown").arg("-hR").arg(format!("{user}:{group}")).args(owned).status();
+        assert!(chown.expect("chown").success());
+        self.users.lock().expect("no panic").insert(role.to_owned(), (user, group));
+        self.start(role);
     }
 
     /// The way from the source to the target.
@@ -411,7 +438,17 @@ impl Pair {
 
     fn spawn(&self, name: &str, role: &str) {
         let log = fs::File::create(self.path(&format!("{role}.log"))).expect("log");
-        let child = Command::new(program(name))
+        let user = self.users.lock().expect("no panic").get(role).copied();
+        let mut command = match user {
+            None => Command::new(program(name)),
+            Some((user, group)) => {
+                let mut command = Command::new("setpriv");
+                command.args([format!("--reuid={user}"), format!("--regid={group}")]);
+                command.args(["--clear-groups", "--"]).arg(program(name));
+                command
+            }
+        };
+        let child = command
             .args(["--config", &format!("{role}.toml"), "serve"])
             .envs(self.environments.lock().expect("no panic").get(role).cloned().unwrap_or_default())
             .current_dir(self.folder.path())
