@@ -16,6 +16,7 @@ use assay_common::{
     restore::{Part, SupplyError, Want},
     signing::{KeyError, SigningKey, VerifyingKey},
     tls::{ConnectOptions, Role, TlsFiles, connect},
+    verdict::{Outcome, verify_verdict},
 };
 use assay_proto::v1::{
     ContentRequest, ContentStart, FetchManifestRequest, OpenRestoreRequest, ReportRestoreRequest,
@@ -105,6 +106,10 @@ impl Restore {
         let generation = GenerationNumber(opened.generation);
         let verdict = (!opened.verdict.is_empty()).then_some(opened.verdict);
         let offered = Offered { repository, generation, root, verdict };
+        if self.what.generation == 0 && !self.what.unverified {
+            let known = config.and_then(|config| newest_pass(&config.agent.state, &offered.repository, &key));
+            is_newest(generation, known)?;
+        }
         let vouched = self.what.believe(&offered, &key, source_key.as_ref())?;
         if !json {
             print(&format!("{}\n", vouched.text));
@@ -140,6 +145,37 @@ impl Restore {
             tracing::warn!(%status, "the target was not told how long it took");
         }
         Ok(self.what.show(&offered, &vouched, &ended, json))
+    }
+}
+
+/// Verdicts of this host that are looked through for its newest PASS.
+const VERDICTS_LOOKED_AT: usize = 1000;
+
+/// The newest generation that the target has signed a PASS of, as this host's agent keeps them; none where that cannot be read.
+fn newest_pass(state: &Path, repository: &str, target_key: &VerifyingKey) -> Option<GenerationNumber> {
+    let entries = std::fs::read_dir(state.join(repository).join("verdicts")).ok()?;
+    let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    // Their names are those of runs, which begin with their time.
+    paths.sort_unstable();
+    let newest_first = paths.iter().rev().take(VERDICTS_LOOKED_AT);
+    let mut passes = newest_first.filter_map(|path| {
+        let verdict = verify_verdict(&std::fs::read(path).ok()?, target_key, None).ok()?.verdict;
+        let is_pass = verdict.outcome == Outcome::Pass && verdict.repository == repository;
+        verdict.generation.filter(|_| is_pass)
+    });
+    passes.next()
+}
+
+/// A target that was taken over could have an old tree restored as the newest: it has all that was signed about it.
+fn is_newest(offered: GenerationNumber, known: Option<GenerationNumber>) -> Result<(), CommandError> {
+    match known {
+        Some(known) if known > offered => Err(CommandError::not_run(format!(
+            "the target offers generation {offered} as the newest verified one, and this host has the target's signed PASS of generation {known}"
+        ))
+        .hint(format!(
+            "ask the target's operator what became of generation {known} (rot, or a later FAIL); --generation {offered} restores this one all the same"
+        ))),
+        _ => Ok(()),
     }
 }
 

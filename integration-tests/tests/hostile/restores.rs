@@ -217,3 +217,82 @@ fn no_part_of_a_verdict_can_be_changed_for_a_restore() {
 fn restore_from(pair: &Pair, url: &str, to: &Path) -> Done {
     pair.source(&[&["--server", url], &BOB[..], &["--to", to.to_str().expect("text")]].concat())
 }
+
+/// A target that was taken over presents what was really signed, and not what was asked for: an older generation as the newest, and the tree of
+/// another repository of the same source.
+#[test]
+fn a_generation_cannot_be_exchanged_for_another() {
+    let pair = pair();
+    fs::write(pair.root(0).join("file"), "good, and newer").expect("write");
+    pair.run(0);
+    let to = pair.path("back");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let evil = runtime.block_on(EvilTarget::start(&pair.path("pki"), &target_url(&pair)));
+    // Everything of the first generation, as the newest: its root, its verdict, and its content when that is asked for.
+    let (first, earlier) = (
+        fs::read_to_string(pair.path("store/repo/generations/000001/record.json")).expect("a record"),
+        fs::read(pair.path("store/repo/ledger/000000001.json")).expect("a verdict"),
+    );
+    let root = json(&first)["root_digest"].as_str().expect("a digest").to_owned();
+    let root = assay_common::digest::RootDigest::from_hex(&root).expect("a digest").0.to_vec();
+    evil.tell(Lie::Restore(Box::new(move |mut opened| {
+        (opened.generation, opened.root_digest) = (1, root.clone());
+        opened.verdict = earlier.clone();
+        Ok(opened)
+    })));
+    let done = restore_from(&pair, &evil.url(), &to);
+    assert_eq!(done.code, 4, "{done:?}");
+    for words in ["generation 1 as the newest", "signed PASS of generation 2", "HINT: "] {
+        assert!(done.stderr.contains(words), "{words:?} is missing in {done:?}");
+    }
+    assert!(!to.exists());
+    // Whoever asks for it by its number gets it.
+    let asked = ["--server", &evil.url(), "--generation", "1"].map(str::to_owned);
+    let line: Vec<&str> = asked[..2].iter().map(String::as_str).chain(BOB).collect();
+    let line = [&line[..], &["--to", to.to_str().expect("text"), &asked[2], &asked[3]]].concat();
+    let done = pair.source(&line);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(fs::read_to_string(to.join("file")).expect("read"), "good");
+    fs::remove_dir_all(&to).expect("remove");
+
+    // The same source and target, another repository, another tree: its verdict is signed by both, and is not about this one.
+    for (role, keys) in [
+        ("source", format!("[[repository.root]]\nname = \"root0\"\npath = {:?}\n", pair.path("other"))),
+        (
+            "target",
+            "source = \"source\"\nsource_key = \"pki/source-signing.pub\"\nrestore = [\"bob\"]\n".to_owned(),
+        ),
+    ] {
+        let path = pair.path(&format!("{role}.toml"));
+        let text = fs::read_to_string(&path).expect("read");
+        let own = format!(
+            "\n[[repository]]\nname = \"other\"\nprofile = \"generic\"\n{}\n{keys}",
+            crate::pair::plain_vars()
+        );
+        fs::write(&path, text + &own).expect("write");
+    }
+    fs::create_dir(pair.path("other")).expect("mkdir");
+    fs::write(pair.path("other/backdoor"), "of another repository").expect("write");
+    for role in ["target", "source"] {
+        pair.restart_with(role, "[tls]", "[tls]");
+    }
+    let done = pair.source(&["--json", "run", "other", "--follow"]);
+    assert_eq!(done.code, 0, "{done:?}\n{}", pair.logs());
+    let record =
+        fs::read_to_string(pair.path("store/other/generations/000001/record.json")).expect("a record");
+    let root = json(&record)["root_digest"].as_str().expect("a digest").to_owned();
+    let root = assay_common::digest::RootDigest::from_hex(&root).expect("a digest").0.to_vec();
+    let verdict = fs::read(pair.path("store/other/ledger/000000001.json")).expect("a verdict");
+    let evil = runtime.block_on(EvilTarget::start(&pair.path("pki"), &target_url(&pair)));
+    evil.tell(Lie::Restore(Box::new(move |mut opened| {
+        (opened.generation, opened.root_digest) = (1, root.clone());
+        opened.verdict = verdict.clone();
+        Ok(opened)
+    })));
+    let url = evil.url();
+    let head = ["--server", &url];
+    let tail = ["repo", "--generation", "1", "--to", to.to_str().expect("text")];
+    let done = pair.source(&[&head[..], &BOB[..], &tail[..]].concat());
+    assert_eq!(done.code, 4, "{done:?}");
+    assert!(done.stderr.contains("it is about another generation") && !to.exists(), "{done:?}");
+}
