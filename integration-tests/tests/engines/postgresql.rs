@@ -147,8 +147,13 @@ impl Drop for Load {
 
 /// Agents beside a cluster, which they reach as a user with no more rights than the documentation asks for.
 pub(crate) fn agents(further: &[&str]) -> (Pair, Cluster) {
+    agents_with(further, |keys| Pair::engine("postgresql", keys))
+}
+
+/// The same, with agents as a test makes them from the repository's keys.
+pub(crate) fn agents_with(further: &[&str], make: impl FnOnce(&str) -> Pair) -> (Pair, Cluster) {
     let connection = "connection = \"host=/nowhere user=assay dbname=postgres\"";
-    let pair = Pair::engine("postgresql", &format!("vars = {{ {connection} }}\n"));
+    let pair = make(&format!("vars = {{ {connection} }}\n"));
     let cluster = Cluster::create(&pair, &pair.root(0), further);
     cluster.query(
         "CREATE ROLE assay LOGIN REPLICATION; GRANT pg_read_all_settings TO assay;

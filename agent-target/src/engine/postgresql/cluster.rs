@@ -24,6 +24,10 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) fn find(arguments: &Arguments) -> Result<Self, End> {
         let file = arguments.data.join("PG_VERSION");
+        // A link would bring a file of this host into the message below.
+        if !fs::symlink_metadata(&file).map_err(tool(file.display()))?.is_file() {
+            return Err(End::Version(format!("{} is not a regular file", file.display())));
+        }
         let text = fs::read_to_string(&file).map_err(tool(file.display()))?;
         let major: u32 = text.trim().parse().map_err(|_| {
             End::Version(format!("{} must hold a major version: {:?}", file.display(), text.trim()))

@@ -28,9 +28,28 @@ const MAINTENANCE: [&str; 3] = ["postgres", "template1", "template0"];
 const STRONG_ROLES: [u32; 4] = [4200, 4569, 4570, 4571];
 /// `ClanguageId` and `INTERNALlanguageId` of pg_proc.
 const C: u32 = 13;
+const INTERNAL: u32 = 12;
+/// How the server's own functions are called that read or write its files, end sessions, or make it read its settings again: by their
+/// C names, so that another name for one of them counts as well.
+const SERVER_FILES: &str = "be_lo_import|be_lo_export|pg_read_|pg_ls_|pg_stat_file|pg_file_|pg_logdir|pg_cancel|pg_terminate|pg_reload|pg_rotate|\
+    pg_promote|pg_switch|pg_create_|pg_drop_|pg_replication|pg_logical|pg_start|pg_stop|pg_backup|binary_upgrade|pg_import|pg_log_|pg_current_logfile";
 /// Extensions of the target's own installation with functions in C that reach out of the database.
-const REACHING_OUT: [&str; 6] =
-    ["dblink", "postgres_fdw", "file_fdw", "adminpack", "plpython3", "pg_surgery"];
+const REACHING_OUT: [&str; 10] = [
+    "dblink",
+    "postgres_fdw",
+    "file_fdw",
+    "adminpack",
+    "plpython",
+    "plpython2",
+    "plpython3",
+    "plsh",
+    "basebackup_to_shell",
+    "pg_surgery",
+];
+/// Handlers of languages that keep their functions from files and programs: the catalogue's word for a language is not enough, it can
+/// call `pltclu` trusted.
+const TRUSTED_HANDLERS: [&str; 4] =
+    ["plpgsql_call_handler", "plperl_call_handler", "pltcl_call_handler", "plv8_call_handler"];
 
 /// A database of the copy.
 #[derive(Debug, Clone)]
@@ -137,6 +156,10 @@ pub(super) async fn cluster(cluster: &Cluster) -> Result<Prepared, End> {
         "DELETE FROM pg_catalog.pg_db_role_setting".to_owned(),
         format!("UPDATE pg_catalog.pg_authid SET rolsuper = false WHERE rolname <> '{role}'"),
         format!("DELETE FROM pg_catalog.pg_auth_members WHERE roleid IN ({strong})"),
+        // The copy can have a role of this name: nobody else is a member of it, and it is a member of none.
+        format!(
+            "DELETE FROM pg_catalog.pg_auth_members USING pg_catalog.pg_authid r WHERE r.rolname = '{role}' AND (roleid = r.oid OR member = r.oid)"
+        ),
         "UPDATE pg_catalog.pg_database SET datallowconn = true WHERE NOT datallowconn".to_owned(),
     ] {
         session.run(&change).await.map_err(fail)?;
@@ -284,10 +307,20 @@ pub(super) async fn database(
             ));
         }
     }
+    let handlers: Vec<u32> = session
+        .rows("SELECT oid, prolang, probin, prosrc FROM pg_catalog.pg_proc")
+        .await?
+        .iter()
+        .filter(|row| {
+            number(row, 1) == C && is_targets_own(text(row, 2)) && TRUSTED_HANDLERS.contains(&text(row, 3))
+        })
+        .map(|row| number(row, 0))
+        .collect();
     for row in
         session.rows("SELECT oid, lanname, lanpltrusted, lanplcallfoid FROM pg_catalog.pg_language").await?
     {
-        if !truth(&row, 2) && number(&row, 3) != 0 {
+        let handler = number(&row, 3);
+        if handler != 0 && !(truth(&row, 2) && handlers.contains(&handler)) {
             let oid = number(&row, 0);
             session
                 .run(&format!(
@@ -299,6 +332,7 @@ pub(super) async fn database(
                 .note(&format!("database {name:?}: functions in {} are not called", text(&row, 1)));
         }
     }
+    let own = format!("(SELECT oid FROM pg_catalog.pg_authid WHERE rolname = '{}')", cluster.own_role());
     let mut refused = Vec::new();
     for row in session.rows("SELECT oid, prolang, probin FROM pg_catalog.pg_proc").await? {
         if number(&row, 1) == C && !is_targets_own(text(&row, 2)) {
@@ -312,6 +346,18 @@ pub(super) async fn database(
                 "UPDATE pg_catalog.pg_proc SET probin = 'not called by this check' WHERE oid IN ({list})"
             ))
             .await?;
+    }
+    for change in [
+        // Functions of indexes run as the owner of the table, or as their own: in a copy that knows the role's name it can be the check's.
+        format!("UPDATE pg_catalog.pg_class SET relowner = 10 WHERE relowner = {own}"),
+        format!("UPDATE pg_catalog.pg_proc SET proowner = 10 WHERE proowner = {own}"),
+        // Nobody but the check calls what reads and writes files of the server: the copy's catalogue can let everybody.
+        format!(
+            "UPDATE pg_catalog.pg_proc SET proacl = ARRAY[pg_catalog.makeaclitem({own}::pg_catalog.oid, {own}::pg_catalog.oid, 'EXECUTE', false)] \
+             WHERE prolang = {INTERNAL} AND prosrc ~ '^({SERVER_FILES})'"
+        ),
+    ] {
+        session.run(&change).await?;
     }
     let schema = format!("{}_{:08x}", cluster.own_role(), unguessed());
     session.run(&format!("CREATE SCHEMA {schema}")).await?;
@@ -371,10 +417,8 @@ async fn is_as_made(
 
 /// True for a library that comes with the target's installation and does not reach out of the database.
 fn is_targets_own(library: &str) -> bool {
-    let Some(name) = library.strip_prefix("$libdir/") else {
-        // A bare name is looked for in the target's folder only.
-        return !library.contains('/') && !REACHING_OUT.contains(&library);
-    };
+    // A bare name is looked for in the target's folder only.
+    let name = library.strip_prefix("$libdir/").unwrap_or(library);
     !name.contains('/')
         && !REACHING_OUT.iter().any(|known| name == *known || name.starts_with(&format!("{known}.")))
 }
@@ -404,6 +448,9 @@ mod tests {
             "$libdir/../x",
             "$libdir/dblink",
             "dblink",
+            "dblink.so",
+            "$libdir/plpython3.so",
+            "plsh",
             "./evil",
             "$libdir/a/b",
         ] {

@@ -138,6 +138,10 @@ fn make_view(root: &Path, view: &Path) -> Result<(), Unable> {
             return Err(Unable::NotARepository(format!("{needed} is missing")));
         }
     }
+    if !fs::symlink_metadata(root.join("format")).is_ok_and(|found| found.is_file()) {
+        return Err(Unable::NotARepository("format is not a regular file".to_owned()));
+    }
+    no_links(root, Path::new("db"))?;
     let made = |error: io::Error| Unable::Checker(format!("{}: {error}", view.display()));
     for folder in ["", "db", "hooks", "conf", "locks"] {
         fs::create_dir(view.join(folder)).map_err(made)?;
@@ -147,16 +151,36 @@ fn make_view(root: &Path, view: &Path) -> Result<(), Unable> {
     symlink(root.join("format"), view.join("format")).map_err(made)?;
     for entry in fs::read_dir(root.join("db")).map_err(made)? {
         let entry = entry.map_err(made)?;
-        let kind = entry.file_type().map_err(made)?;
-        if !kind.is_file() && !kind.is_dir() {
-            let message =
-                format!("db/{} is neither a file nor a folder", entry.file_name().to_string_lossy());
-            return Err(Unable::Checker(message));
-        }
         // The cache of representations is no part of the repository, and may know of revisions that are not in it.
         let name = entry.file_name();
         if name != "fsfs.conf" && !name.to_string_lossy().starts_with("rep-cache.db") {
             symlink(entry.path(), view.join("db").join(name)).map_err(made)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses links and special files below a folder of the repository: what a link leads to is not in the copy, and svnadmin waits at a FIFO.
+fn no_links(root: &Path, folder: &Path) -> Result<(), Unable> {
+    let failed = |error: io::Error| Unable::Checker(format!("{}: {error}", folder.display()));
+    if fs::symlink_metadata(root.join(folder)).map_err(failed)?.is_symlink() {
+        return Err(Unable::Checker(format!(
+            "{} is a link: its content is not in the copy",
+            folder.display()
+        )));
+    }
+    for entry in fs::read_dir(root.join(folder)).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (path, kind) = (folder.join(entry.file_name()), entry.file_type().map_err(failed)?);
+        if kind.is_dir() {
+            no_links(root, &path)?;
+        } else if kind.is_symlink() {
+            return Err(Unable::Checker(format!(
+                "{} is a link: its content is not in the copy",
+                path.display()
+            )));
+        } else if !kind.is_file() {
+            return Err(Unable::Checker(format!("{} is neither a file nor a folder", path.display())));
         }
     }
     Ok(())
