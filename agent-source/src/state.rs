@@ -142,6 +142,7 @@ pub fn lock(state: &Path) -> Result<File, StateError> {
     if let Err(error) = closed::close_below(state, 1, &[]) {
         tracing::error!(%error, "other users of this host may be able to read or lock the state: give it to the agent's user, mode 0700");
     }
+    closed::refuse_special_files(state, 2, &["mark"])?;
     let path = state.join("lock");
     let lock = closed::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {

@@ -497,7 +497,7 @@ pub fn renew(
 
 /// Private keys of the CA `ca` (PEM) in these folders, whatever their files are called. Folders that are not there have none.
 pub fn authority_keys(ca: &Path, folders: &[&Path]) -> Vec<PathBuf> {
-    let authorities: Vec<Vec<u8>> = fs::read(ca)
+    let authorities: Vec<Vec<u8>> = crate::signing::read_public(ca)
         .map(|pem| {
             let certificates = x509_parser::pem::Pem::iter_from_buffer(&pem).filter_map(Result::ok);
             certificates

@@ -63,7 +63,7 @@ fn passes(engine: Engine, store: Option<Kind>, is_root: bool) {
     let make = |profile: &str, keys: &str| {
         let pair = match store {
             None => Pair::engine(profile, keys),
-            Some(kind) => Pair::engine_on(profile, keys, kind),
+            Some(kind) => Pair::engine_stored_on(kind, profile, keys),
         };
         pair.unproved()
     };

@@ -5,7 +5,6 @@ mod accurev;
 #[allow(dead_code)]
 mod file_systems;
 mod git;
-mod honest;
 mod hostile_copies;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]

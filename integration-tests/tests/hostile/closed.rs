@@ -104,3 +104,54 @@ fn nobody_else_reads_the_store_or_holds_its_lock() {
     pair.run(0);
     attack();
 }
+
+/// Whoever opens a FIFO waits for ever: an agent that finds one among its own files does not start, and names it.
+#[test]
+fn a_fifo_among_an_agents_own_files_is_refused_by_name() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "x").expect("write");
+    pair.run(0);
+    for (role, files) in [
+        (
+            "target",
+            &[
+                "store/repo/lock",
+                "store/repo/index.redb",
+                "store/repo/index.journal",
+                "store/repo/control.json",
+                "store/repo/ledger.reserve",
+                "pki/ca.crt",
+                "pki/target.key",
+            ][..],
+        ),
+        (
+            "source",
+            &[
+                "state/lock",
+                "state/repo/roots.json",
+                "state/repo/basis/manifest",
+                "state/repo/mark.held",
+                "pki/source-signing.key",
+            ][..],
+        ),
+    ] {
+        for file in files {
+            pair.kill(role);
+            let (path, kept) = (pair.path(file), pair.path("kept"));
+            let was_there = fs::rename(&path, &kept).is_ok();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).expect("mkfifo");
+            let refused = pair.refused_start(role);
+            assert!(
+                refused.code != 0 && refused.stderr.contains(&path.display().to_string()),
+                "{file}: {refused:?}"
+            );
+            fs::remove_file(&path).expect("remove");
+            if was_there {
+                fs::rename(&kept, &path).expect("rename");
+            }
+            pair.start(role);
+        }
+    }
+    pair.run(0);
+}

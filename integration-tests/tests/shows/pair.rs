@@ -171,8 +171,8 @@ impl Pair {
     }
 
     /// The same, with the store on a file system of its own.
-    pub(crate) fn engine_on(profile: &str, repository_keys: &str, store: Kind) -> Self {
-        Self::mounted(1, profile, repository_keys, "", &[("store", store)]).proved()
+    pub(crate) fn engine_stored_on(store: Kind, profile: &str, repository_keys: &str) -> Self {
+        Self::mounted(1, profile, (repository_keys, ""), "", &[("store", store)]).proved()
     }
 
     /// Agents whose mark command says that it waits, and waits for a line from a FIFO.
