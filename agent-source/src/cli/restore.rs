@@ -105,7 +105,9 @@ impl Restore {
         );
         let generation = GenerationNumber(opened.generation);
         let verdict = (!opened.verdict.is_empty()).then_some(opened.verdict);
-        let offered = Offered { repository, generation, root, verdict };
+        // An earlier target does not say, and offers by itself what is verified only.
+        let is_verified = opened.verified.unwrap_or(self.what.generation == 0);
+        let offered = Offered { repository, generation, root, verdict, is_verified };
         if self.what.generation == 0 && !self.what.unverified {
             let known = config.and_then(|config| newest_pass(&config.agent.state, &offered.repository, &key));
             is_newest(generation, known)?;

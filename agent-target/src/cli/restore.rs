@@ -44,6 +44,7 @@ pub(super) fn restore(
         generation: assay_common::id::GenerationNumber(sealed.record.generation),
         root,
         verdict: sealed.verdict.clone(),
+        is_verified: sealed.is_verified,
     };
     // The key that this host signs with is the one that its own verdicts must bear.
     let key = SigningKey::load(&config.agent.signing_key)
@@ -69,6 +70,7 @@ pub(super) fn restore(
         complete: ended.is_complete(),
         by: "this host".to_owned(),
         unverified: vouched.unverified.clone(),
+        unproven: vouched.unproven.is_some(),
     };
     if let Err(error) = note(&store, &done) {
         tracing::warn!(%error, "the restore cannot be noted");

@@ -104,7 +104,11 @@ fn one(
             &format!(
                 "generation {}, {bytes}, {what}{} in {:.1} s, {when}, by {}",
                 last.generation,
-                if last.unverified.is_empty() { "" } else { " UNVERIFIED" },
+                match (last.unverified.is_empty(), last.unproven) {
+                    (false, _) => " UNVERIFIED",
+                    (true, true) => ", by a check that was not proven",
+                    (true, false) => "",
+                },
                 last.seconds,
                 safe(&last.by)
             ),

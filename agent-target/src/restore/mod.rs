@@ -33,17 +33,11 @@ pub enum SealedError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// Nothing is verified.
-    #[error(
-        "no generation of {repository} is verified{}",
-        passed.map(|passed| format!(": generation {passed} is the newest that passed its check, and no negative control has \
-            shown yet that this checker finds damage")).unwrap_or_default()
-    )]
-    NoneVerified {
+    /// Nothing has passed.
+    #[error("no generation of {repository} has passed its check")]
+    NonePassed {
         /// The repository.
         repository: String,
-        /// The newest generation that passed all the same.
-        passed: Option<GenerationNumber>,
     },
     /// There is none of this number.
     #[error("{repository} has no generation {number}")]
@@ -70,10 +64,7 @@ pub enum SealedError {
 impl assay_common::error::Hint for SealedError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoneVerified { passed: Some(passed), .. } => Some(format!(
-                "`assay-target control` tries the checker on damaged data; or take that generation as it is: --generation {passed}"
-            )),
-            Self::NoneVerified { passed: None, .. } => Some(
+            Self::NonePassed { .. } => Some(
                 "`assay-target generations` lists what is there; name one by --generation, and say --unverified to take what no check has passed"
                     .to_owned(),
             ),
@@ -100,25 +91,25 @@ pub struct Sealed {
     pub record: Record,
     /// The newest verdict on it that is PASS or FAIL, as an envelope.
     pub verdict: Option<Vec<u8>>,
+    /// It is the generation that `verified` points to: a negative control vouches for its checker.
+    pub is_verified: bool,
 }
 
 impl Sealed {
-    /// Opens generation `number`, or the newest verified one, of the repository whose store is `repository`.
+    /// Opens generation `number` of the repository whose store is `repository`. Without a number: the verified one, or, as long as no
+    /// negative control vouches for the checker and nothing is verified, the newest that passed.
     ///
     /// # Errors
     /// [`SealedError`].
     pub fn open(repository: &Path, number: Option<GenerationNumber>) -> Result<Self, SealedError> {
         let name = || repository.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let number = match number {
-            Some(number) => number,
-            None => fs::read_link(repository.join("verified"))
-                .ok()
-                .and_then(|link| GenerationNumber::from_folder(link.file_name()?.to_str()?))
-                .ok_or_else(|| SealedError::NoneVerified {
-                    repository: name(),
-                    passed: newest_pass(repository),
-                })?,
-        };
+        let verified = fs::read_link(repository.join("verified"))
+            .ok()
+            .and_then(|link| GenerationNumber::from_folder(link.file_name()?.to_str()?));
+        let number = number
+            .or(verified)
+            .or_else(|| newest_pass(repository))
+            .ok_or_else(|| SealedError::NonePassed { repository: name() })?;
         let folder = repository.join("generations").join(number.folder());
         let held = match File::open(&folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -137,7 +128,15 @@ impl Sealed {
             text => text.at("read", &path)?,
         };
         let record: Record = serde_json::from_slice(&text).map_err(|_| SealedError::Record { path })?;
-        Ok(Self { verdict: conclusive(repository, number)?, folder, _held: held, record })
+        let is_verified = verified == Some(number);
+        Ok(Self { verdict: conclusive(repository, number)?, folder, _held: held, record, is_verified })
+    }
+
+    /// True when the check that passed it is known to find damage: by the control that its verdict carries, or by one that came later and
+    /// moved `verified` to it.
+    pub fn is_proven(&self) -> bool {
+        let verdict = self.verdict.as_deref().and_then(|envelope| unverified_verdict(envelope).ok());
+        self.is_verified || verdict.is_some_and(|verdict| verdict.claims_proto().proven)
     }
 
     /// Root digest of its manifest, as it was sealed.

@@ -37,6 +37,9 @@ pub struct Done {
     /// Why what was restored was not vouched for by both agents and a check. Absent when it was, and from earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unverified: Option<String>,
+    /// No negative control had shown by then that the check that passed it finds damage. Absent when one had, and from earlier versions.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
 }
 
 /// Notes a restore.
@@ -98,6 +101,7 @@ mod tests {
             complete: true,
             by: "x".repeat(1000),
             unverified: None,
+            unproven: false,
         };
         for number in 1..=600 {
             done.generation = GenerationNumber(number);

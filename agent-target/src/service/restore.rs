@@ -95,7 +95,7 @@ fn open(repository: &Repository, generation: u64) -> Result<Sealed, RpcFault> {
     Sealed::open(repository.store.path(), number(generation)).map_err(|error| {
         let (code, reason) = match &error {
             SealedError::NoSuch { .. } => (Code::NotFound, "no-such-generation"),
-            SealedError::NoneVerified { .. } => (Code::FailedPrecondition, "none-verified"),
+            SealedError::NonePassed { .. } => (Code::FailedPrecondition, "none-passed"),
             _ => return internal("opening a sealed generation", &error),
         };
         let fault = RpcFault::new(code, reason, error.to_string());
@@ -136,6 +136,7 @@ impl RestoreService for Restore {
                 verdict: sealed.verdict.unwrap_or_default(),
                 entries: sealed.record.entries,
                 total_bytes: sealed.record.total_bytes,
+                verified: Some(sealed.is_verified),
             })
         });
         Ok(Response::new(answer.await?))
@@ -255,6 +256,7 @@ impl RestoreService for Restore {
                 by,
                 unverified: (!report.unverified.is_empty())
                     .then(|| display_bytes(report.unverified.as_bytes())),
+                unproven: !sealed.is_proven(),
             };
             tracing::info!(
                 repository = repository.config.name,
@@ -284,5 +286,6 @@ pub(super) fn last_restore(repository: &Repository) -> Option<RestoreRecord> {
         complete: done.complete,
         by: done.by,
         unverified: done.unverified.unwrap_or_default(),
+        unproven: done.unproven,
     })
 }

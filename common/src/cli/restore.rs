@@ -21,7 +21,7 @@ use crate::{
         Allowed, Checked, Destination, Options, Part, Report, RestoreError, SupplyError, Want, restore,
     },
     signing::{KeyError, VerifyingKey},
-    verdict::{HexDigest, Outcome, SourceSignature, VerifiedVerdict, verify_verdict},
+    verdict::{HexDigest, NegativeControl, Outcome, SourceSignature, Trust, VerifiedVerdict, verify_verdict},
 };
 
 /// Requests that are ahead of the content.
@@ -45,7 +45,7 @@ pub struct RestoreArgs {
     /// Folder that the tree goes into; made when it is not there
     #[arg(long, value_name = "FOLDER")]
     pub to: PathBuf,
-    /// Number of the generation; the newest verified one when it is left out
+    /// Number of the generation; when it is left out: the newest verified one, or the newest that passed while none is verified
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
     pub generation: u64,
     /// Only this file or folder, relative to the tree; may be given several times
@@ -85,6 +85,8 @@ pub struct Offered {
     pub root: RootDigest,
     /// The newest verdict on it that is PASS or FAIL.
     pub verdict: Option<Vec<u8>>,
+    /// The target calls it verified: a negative control vouches for its checker.
+    pub is_verified: bool,
 }
 
 /// What is vouched for.
@@ -94,7 +96,15 @@ pub struct Vouched {
     pub text: String,
     /// Why what is restored is not vouched for by both agents and a check, where `--unverified` was said.
     pub unverified: Option<String>,
+    /// What is not known of the check that it passed, where no negative control vouches for that.
+    pub unproven: Option<&'static str>,
 }
+
+/// What to say of a checker that nobody has seen find damage.
+const NO_CONTROL: &str = "no negative control had shown that its check finds damage when the verdict was signed: both agents vouch for the bytes, \
+                          and nobody for what they mean";
+/// What to say of one that has passed damaged data.
+const FAILED_CONTROL: &str = "its check has passed data that was damaged on purpose: both agents vouch for the bytes, and nobody for what they mean";
 
 /// How it ended.
 #[derive(Debug)]
@@ -199,7 +209,7 @@ impl RestoreArgs {
         let insist = |why: String| {
             if self.unverified {
                 let text = format!("generation {generation}: UNVERIFIED: {why}; it is restored all the same");
-                Ok(Vouched { text, unverified: Some(why) })
+                Ok(Vouched { text, unverified: Some(why), unproven: None })
             } else {
                 let hint = "name another by --generation, or say --unverified to take it all the same";
                 Err(CommandError::not_run(format!("generation {generation}: {why}")).hint(hint))
@@ -245,11 +255,21 @@ impl RestoreArgs {
                     .hint(DOUBT_HINT));
             }
         }
-        let text = format!(
+        // The signatures decide what may be restored; what the check is worth is said.
+        let unproven = match verdict.negative_control.as_ref().map(NegativeControl::trust) {
+            _ if offered.is_verified => None,
+            Some(Trust::Trusted) => None,
+            Some(Trust::NotTrusted) => Some(FAILED_CONTROL),
+            Some(Trust::Unknown) | None => Some(NO_CONTROL),
+        };
+        let mut text = format!(
             "generation {generation}: PASS, {mark}, verdict {:09}, signed by source and target",
             verdict.sequence
         );
-        Ok(Vouched { text, unverified: None })
+        if let Some(unproven) = unproven {
+            text += &format!("\nCHECKER NOT PROVEN: {unproven}");
+        }
+        Ok(Vouched { text, unverified: None, unproven })
     }
 
     /// Restores. `manifest` holds the manifest as it came; `supply` starts what answers the requests.
@@ -310,6 +330,7 @@ impl RestoreArgs {
                 "complete": ended.is_complete(),
                 "verified": vouched.unverified.is_none(),
                 "unverified": vouched.unverified,
+                "checkerProven": vouched.unverified.is_none() && vouched.unproven.is_none(),
                 "seconds": seconds,
                 "files": files,
                 "totalBytes": bytes,
@@ -334,6 +355,9 @@ impl RestoreArgs {
             );
             if let Some(why) = &vouched.unverified {
                 text += &format!("  UNVERIFIED: {}\n", crate::path::display_bytes(why.as_bytes()));
+            }
+            if let Some(why) = vouched.unproven {
+                text += &format!("  CHECKER NOT PROVEN: {why}\n");
             }
             if report.owned_by_us > 0 {
                 text += &format!(
