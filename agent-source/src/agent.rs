@@ -174,6 +174,18 @@ impl Agent {
     }
 }
 
+/// How often an end is told when telling it panics. What is in the mailboxes by then is not put there again.
+const TELL_TRIES: u32 = 2;
+
+/// The repository's run is over when this is dropped, also by a panic: nothing leaves it busy for ever.
+struct FreeAgain(Arc<Repository>);
+
+impl Drop for FreeAgain {
+    fn drop(&mut self) {
+        *self.0.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
 impl Repository {
     fn current(&self) -> Option<Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -204,6 +216,8 @@ impl Repository {
             let progress = Progress::new(run);
             current.insert(Current { id: id.clone(), progress, cancel: CancellationToken::new() }).clone()
         };
+        // From here on, whatever panics.
+        let free = FreeAgain(Arc::clone(self));
         let run = current.progress.get();
         // A disk that does not take it does not stop the schedule: the run says itself what it cannot do without.
         self.context.state.save_run(&id, &run);
@@ -214,13 +228,19 @@ impl Repository {
         let progress = current.progress;
         let repository = Arc::clone(self);
         tokio::spawn(async move {
-            // In a task of its own, so that not even a panic leaves the repository busy for ever.
+            let _free = free;
+            // In tasks of their own, so that a panic ends no more than they do.
             let ended = tokio::spawn(attempt.run().instrument(span)).await;
             if ended.is_err() {
-                repository.close_panicked();
+                let closing = Arc::clone(&repository);
+                drop(tokio::spawn(async move { closing.close_panicked() }).await);
             }
-            repository.tell_end(&progress.get());
-            *repository.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            for _ in 0..TELL_TRIES {
+                let (telling, run) = (Arc::clone(&repository), progress.get());
+                if tokio::spawn(async move { telling.tell_end(&run) }).await.is_ok() {
+                    break;
+                }
+            }
         });
         Ok(run)
     }

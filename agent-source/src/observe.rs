@@ -15,7 +15,9 @@ use assay_common::{
     tls::renewal,
     traceless::Found,
     traces::Tracer,
+    trouble::Kind,
     watch::{Ended, Watch, look_after},
+    writable,
 };
 use assay_proto::v1::Run;
 use jiff::Timestamp;
@@ -108,6 +110,16 @@ pub fn start(
         supervise::spawn("age", {
             let watch = Arc::clone(&repository.watch);
             move || look_after(Arc::clone(&watch))
+        });
+        supervise::spawn("state", {
+            let repository = Arc::clone(repository);
+            move || {
+                let (context, state) = (Arc::clone(&repository.context), repository.context.state.path());
+                let name = repository.context.repository.name.clone();
+                writable::watch(state.to_owned(), Kind::StateUnusable, name, move || {
+                    context.state.save_unsaved()
+                })
+            }
         });
     }
     supervise::spawn("clock", clock::watch);

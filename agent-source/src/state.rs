@@ -254,8 +254,15 @@ impl RepositoryState {
                 order.push(id.clone());
             }
         });
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).push((id.clone(), run.clone()));
+        if self.save_unsaved() {
+            trouble::clear(Kind::StateUnusable, &self.name());
+        }
+    }
+
+    /// Writes the runs that the disk has not taken yet. True when none is left.
+    pub fn save_unsaved(&self) -> bool {
         let mut unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner);
-        unsaved.push((id.clone(), run.clone()));
         // In their order, until one fails.
         while let Some((id, run)) = unsaved.first() {
             let text = json::to_json("Run", run).to_string();
@@ -268,11 +275,14 @@ impl RepositoryState {
             }
             unsaved.remove(0);
         }
-        if unsaved.is_empty() {
-            trouble::clear(Kind::StateUnusable, &self.name());
-        }
         let surplus = unsaved.len().saturating_sub(KEPT_RUNS);
         unsaved.drain(..surplus);
+        unsaved.is_empty()
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn name(&self) -> String {

@@ -69,11 +69,16 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "target", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);
-    let fixed = observe::Fixed { agent: config.agent.name.clone(), started: jiff::Timestamp::now() };
+    let fixed = observe::Fixed {
+        agent: config.agent.name.clone(),
+        store: config.agent.store.clone(),
+        started: jiff::Timestamp::now(),
+    };
     observe::start(&repositories, (&notifier, &tracer), metrics, fixed);
     let replication =
         ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let served = Arc::clone(&repositories);
     let restore = RestoreServiceServer::new(Restore::new(Arc::clone(&repositories)));
     let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
     let operators = config.agent.operators.clone();
@@ -89,6 +94,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         |router| router.add_service(replication).add_service(restore).add_service(operator),
     )
     .await?;
+    // A mount that is left would keep the store's disk from being unmounted.
+    tokio::task::spawn_blocking(move || served.iter().for_each(|repository| repository.end_checks()))
+        .await
+        .ok();
     tokio::join!(notifier.drain(NOTICE_PATIENCE), tracer.drain(NOTICE_PATIENCE));
     Ok(())
 }

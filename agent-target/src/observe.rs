@@ -1,6 +1,6 @@
 //! What this agent makes known of itself: the record of each repository, the page of metrics, systemd's line, and who is told.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use assay_common::{
     cli::show,
@@ -12,8 +12,10 @@ use assay_common::{
     service_manager, supervise,
     tls::renewal,
     traces::Tracer,
+    trouble::Kind,
     verdict::coverage::sentence,
     watch::{Ended, Watch, look_after},
+    writable,
 };
 use jiff::Timestamp;
 
@@ -27,9 +29,23 @@ const STATUS_TICK: Duration = Duration::from_secs(5);
 /// Verdicts that are looked at for content that changed without a trace.
 const VERDICTS_LOOKED_AT: usize = 500;
 
-/// How the repository stands, from its ledger.
-pub fn learn(repository: &Repository) -> Watch {
-    let last = repository.verdicts().next().map(|(id, verdict)| Ended::of_verdict(&id, &verdict));
+/// How the repository stands, from its ledger as far as it was told, and the verdicts after that, oldest first: the agent before this
+/// one ended before it had told of them.
+pub fn learn(repository: &Repository) -> (Watch, Vec<Ended>) {
+    let told = repository.store.told();
+    let (mut last, mut untold) = (None, Vec::new());
+    for (id, verdict) in repository.verdicts() {
+        let ended = Ended::of_verdict(&id, &verdict);
+        // Ids have leading zeros. In a store of an older version all counts as told.
+        if told.as_ref().is_none_or(|told| id <= *told) {
+            last = Some(ended);
+            break;
+        }
+        untold.insert(0, ended);
+    }
+    if told.is_none() {
+        note_told(repository, last.as_ref().map_or("", |last| last.verdict_id.as_str()));
+    }
     let proven = proven(repository);
     let generations = repository.store.generations().unwrap_or_default();
     let first = generations.first().and_then(|first| repository.store.record(*first).ok());
@@ -40,7 +56,22 @@ pub fn learn(repository: &Repository) -> Watch {
     let verdicts = repository.verdicts().take(VERDICTS_LOOKED_AT);
     let found = verdicts.filter_map(|(id, verdict)| Ended::of_verdict(&id, &verdict).found_traceless());
     watch.learn_traceless(found.max_by_key(|found| found.generation));
-    watch
+    (watch, untold)
+}
+
+fn note_told(repository: &Repository, id: &str) {
+    if let Err(error) = repository.store.note_told(id) {
+        let repository = &repository.config.name;
+        tracing::warn!(repository, verdict = id, %error, "a verdict may be told again by the next start");
+    }
+}
+
+/// Tells what the agent before this one could not: it ended between a verdict and its telling.
+fn tell_verdicts_that_nobody_heard(repository: &Repository) {
+    for ended in repository.take_untold() {
+        let id = ended.verdict_id.clone();
+        self::ended(repository, &id, Some(ended));
+    }
 }
 
 /// The newest PASS that holds: that of the generation that is called verified.
@@ -58,6 +89,7 @@ fn proven(repository: &Repository) -> Option<Ended> {
 pub fn ended(repository: &Repository, id: &str, ended: Option<Ended>) {
     if let Some(ended) = ended {
         repository.watch.ended(Ended { verdict_id: id.to_owned(), ..ended }, proven(repository));
+        note_told(repository, id);
     }
 }
 
@@ -71,6 +103,8 @@ pub fn proved(repository: &Repository) {
 pub struct Fixed {
     /// Name of the agent.
     pub agent: String,
+    /// Folder of the store.
+    pub store: PathBuf,
     /// When it started.
     pub started: Timestamp,
 }
@@ -84,12 +118,17 @@ pub fn start(
 ) {
     for repository in repositories.iter() {
         repository.watch.connect(&fixed.agent, notifier.clone(), tracer.clone());
+        tell_verdicts_that_nobody_heard(repository);
         supervise::spawn("age", {
             let watch = Arc::clone(&repository.watch);
             move || look_after(Arc::clone(&watch))
         });
     }
     supervise::spawn("clock", clock::watch);
+    supervise::spawn("store", {
+        let store = fixed.store.clone();
+        move || writable::watch(store.clone(), Kind::StoreUnusable, String::new(), || true)
+    });
     let (role, name, of_troubles) = (ROLE, fixed.agent.clone(), notifier.clone());
     supervise::spawn("troubles", move || tell_troubles(of_troubles.clone(), role, name.clone()));
     if let Some(metrics) = metrics {

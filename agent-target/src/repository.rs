@@ -161,6 +161,8 @@ pub struct Repository {
     pub desk: Desk,
     /// How it stands, for all who ask and for those who are told.
     pub watch: Arc<Watch>,
+    /// Verdicts that the agent before this one has told nobody.
+    untold: Mutex<Vec<Ended>>,
     /// Generations that are being used.
     pub holds: Holds,
     /// Large files that were copied ahead.
@@ -299,6 +301,7 @@ impl Repository {
             pins: Mutex::new(pins),
             rot: Mutex::new(rot),
             ledger,
+            untold: Mutex::default(),
             standings: Mutex::default(),
             trust: Mutex::default(),
             signing_key,
@@ -313,7 +316,9 @@ impl Repository {
         };
         repository.learn_standings();
         repository.settle_verified()?;
-        repository.watch = Arc::new(observe::learn(&repository));
+        let (watch, untold) = observe::learn(&repository);
+        repository.watch = Arc::new(watch);
+        repository.untold = Mutex::new(untold);
         Ok(repository)
     }
 
@@ -490,6 +495,19 @@ impl Repository {
 
     fn verdict(&self, id: &str) -> Option<Verdict> {
         unverified_verdict(&self.ledger.get(id).ok()?).ok()
+    }
+
+    /// Takes away the workspaces of checks that are under way, with all that runs and is mounted there: the agent ends.
+    pub fn end_checks(&self) {
+        let folder = self.store.path().join("workspaces");
+        if let Err(error) = crate::workspace::sweep(&folder) {
+            tracing::warn!(%error, "a workspace is left behind; the next start removes it");
+        }
+    }
+
+    /// The verdicts that the agent before this one has told nobody, oldest first; they are to be told now.
+    pub fn take_untold(&self) -> Vec<Ended> {
+        std::mem::take(&mut *self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The newest verdict on a generation.

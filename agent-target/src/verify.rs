@@ -62,6 +62,9 @@ impl Teller<'_> {
     }
 }
 
+/// What became of a check that panicked.
+const PANICKED: &str = "the target has a bug: the check's thread panicked, and its log says where";
+
 /// Starts the check of a generation on a thread of its own. It goes on whoever follows it, and frees the repository when
 /// it ends.
 pub fn start(
@@ -79,12 +82,20 @@ pub fn start(
             read_again: &|wanted| sender.send_modify(|state| state.read_again = Some(wanted.into())),
             cancel: CancellationToken::new(),
         };
-        let done = check_and_record(&repository, &id, &record, asked_by, &teller);
+        // A check that panics leaves the repository free, and whoever follows it is told.
+        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            check_and_record(&repository, &id, &record, asked_by, &teller)
+        }));
         repository.release(&id);
+        let panicked = checked.is_err();
+        let done = checked.unwrap_or_else(|_| Err(PANICKED.to_owned()));
         if let Err(error) = &done {
             tracing::error!(error, "the check has no verdict");
         }
         sender.send_modify(|state| state.done = Some(done));
+        if panicked {
+            return;
+        }
         ahead::lay_out_tree(&repository);
         prune::after_verdict(&repository);
         schedule::after_verdict(&repository);
@@ -92,6 +103,8 @@ pub fn start(
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
         tracing::error!(%error, "no thread for the check");
+        let done = Some(Err(format!("the check cannot start: no thread for it: {error}")));
+        return watch::Sender::new(CheckState { done, ..Default::default() }).subscribe();
     }
     receiver
 }

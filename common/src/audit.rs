@@ -10,28 +10,32 @@
 //! | another tree put in a generation's place | the root digest of the generation that is there |
 //! | a verdict made before its mark, or long after it | the mark inside, and the source's receipt ([`Interval`]) |
 //!
+//! Times of which an operator has said, signed with the target's key, why they are not true ([`Acknowledgement`]) are shown beside the
+//! findings and are none. Nothing else can be acknowledged.
+//!
 //! Keys are given by the caller; nothing that a file says of its key counts.
 
 mod intervals;
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use self::intervals::Dated;
 use crate::{
+    durable::TEMPORARY_PREFIX,
     error::IoContext as _,
     id::{GenerationNumber, RunId},
     ledger::{EntryId, Ledger, LedgerError, LedgerFault},
     path::display_bytes,
     signing::VerifyingKey,
-    verdict::{HexDigest, link_digest, verify_verdict},
+    verdict::{Acknowledgement, HexDigest, link_digest, verify_acknowledgement, verify_verdict},
 };
 
 pub use intervals::{Bound, Interval};
 
 /// Times may run backwards by so much: a clock that is put right by a step of seconds is no jump.
-const CLOCK_SLACK: Duration = Duration::from_secs(60);
+const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 /// Stretches of missed slots that are listed one by one.
 const MAX_STRETCHES: usize = 1000;
 
@@ -92,8 +96,10 @@ pub enum Finding {
         /// What is wrong.
         what: String,
     },
-    /// The target's clock was set back.
-    #[error("verdict {id:09} was signed at {signed}, before the one that it follows ({before})")]
+    /// The target's clock was set back, or had been ahead before.
+    #[error(
+        "verdict {id:09} was signed at {signed}, before the one that it follows ({before_id:09}, {before})"
+    )]
     Clock {
         /// Its place.
         id: u64,
@@ -101,6 +107,24 @@ pub enum Finding {
         signed: Timestamp,
         /// When one before it was.
         before: Timestamp,
+        /// That one's place.
+        before_id: u64,
+    },
+    /// The source's clock was set back between a mark and its receipt.
+    #[error("the receipt for verdict {id:09}: it was signed at {received}, before the mark of its verdict")]
+    ReceiptClock {
+        /// The verdict's place.
+        id: u64,
+        /// When it was signed.
+        received: Timestamp,
+    },
+    /// An acknowledgement is none, or is about other verdicts.
+    #[error("the acknowledgement {name}: {what}")]
+    Acknowledgement {
+        /// Its file.
+        name: String,
+        /// What is wrong.
+        what: String,
     },
     /// Slots without a run.
     #[error("no run was begun between {from} and {to}: {slots} slots of the schedule were missed")]
@@ -124,6 +148,17 @@ pub enum Finding {
     },
 }
 
+impl Finding {
+    /// The verdicts of which one has a time that is not true; none for all that is no matter of clocks.
+    pub fn wrong_clock(&self) -> Vec<u64> {
+        match self {
+            Self::Clock { id, before_id, .. } => vec![*before_id, *id],
+            Self::ReceiptClock { id, .. } => vec![*id],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// What to compare a ledger with, beside its keys.
 #[derive(Default)]
 pub struct Expected<'a> {
@@ -133,6 +168,8 @@ pub struct Expected<'a> {
     pub copies: Option<&'a Path>,
     /// The folder of the source's receipts.
     pub receipts: Option<&'a Path>,
+    /// The folder of acknowledgements.
+    pub acknowledgements: Option<&'a Path>,
     /// A run is begun in each slot of this length (counted from 1970).
     pub every: Option<Duration>,
     /// Until when slots are counted; none: until the newest run.
@@ -147,6 +184,8 @@ pub struct Expected<'a> {
 pub struct Audit {
     /// All that is wrong.
     pub findings: Vec<Finding>,
+    /// Verdicts whose times an operator has said not to be true, oldest first.
+    pub acknowledged: Vec<Acknowledged>,
     /// Verdicts.
     pub verdicts: usize,
     /// The newest.
@@ -155,6 +194,32 @@ pub struct Audit {
     pub compared: usize,
     /// When each verdict was signed, oldest first; those that cannot be verified are left out.
     pub intervals: Vec<Interval>,
+}
+
+/// A verdict whose time is not true, and who has said so.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Acknowledged {
+    /// Its place.
+    pub verdict: u64,
+    /// When it says that it was signed.
+    pub signed: Timestamp,
+    /// Who has looked.
+    pub by: String,
+    /// When.
+    pub time: Timestamp,
+    /// What had happened.
+    pub why: String,
+}
+
+impl Acknowledged {
+    /// A line for a person.
+    pub fn line(&self) -> String {
+        let time = |time: Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ");
+        let (by, why) = (display_bytes(self.by.as_bytes()), display_bytes(self.why.as_bytes()));
+        let (id, signed, when) = (EntryId(self.verdict), time(self.signed), time(self.time));
+        format!("ACKNOWLEDGED: verdict {id}: its time, {signed}, is not true, says {by} on {when}: {why}")
+    }
 }
 
 /// The newest entry of a ledger.
@@ -183,8 +248,11 @@ pub fn audit(
     let mut findings: Vec<Finding> = chain.into_iter().map(Finding::from).collect();
     let mut ids = ledger.entries()?;
     ids.reverse();
-    let (mut newest_time, mut begun, mut compared): (Option<Timestamp>, Vec<Timestamp>, _) =
+    let (mut newest_time, mut begun, mut compared): (Option<(Timestamp, u64)>, Vec<Timestamp>, _) =
         (None, Vec::new(), 0);
+    let (known, wrong) = acknowledgements(ledger, target_key, expected.acknowledgements)?;
+    findings.extend(wrong);
+    let mut acknowledged = Vec::new();
     let (receipts, mut dated) = (expected.receipts.zip(source_key), Vec::with_capacity(ids.len()));
     for id in &ids {
         // What cannot be read or verified was told above.
@@ -192,16 +260,23 @@ pub fn audit(
         let Ok(verified) = verify_verdict(&bytes, target_key, source_key) else { continue };
         let verdict = verified.verdict;
         let signed = verdict.times.signed;
-        if let Some(before) = newest_time
-            .filter(|before| signed < *before && signed.duration_until(*before).unsigned_abs() > CLOCK_SLACK)
-        {
-            findings.push(Finding::Clock { id: id.sequence(), signed, before });
+        let said = known.get(&id.sequence());
+        if let Some(said) = said {
+            let (verdict, time) = (id.sequence(), said.time);
+            let (by, why) = (said.by.clone(), said.why.clone());
+            acknowledged.push(Acknowledged { verdict, signed, by, time, why });
+        } else {
+            if let Some((before, before_id)) =
+                newest_time.filter(|(before, _)| signed.duration_until(*before) > CLOCK_SLACK)
+            {
+                findings.push(Finding::Clock { id: id.sequence(), signed, before, before_id });
+            }
+            newest_time = newest_time.max(Some((signed, id.sequence())));
         }
-        newest_time = newest_time.max(Some(signed));
         begun.extend(begun_at(&verdict.run_id));
         let (one, wrong) = Dated::new(*id, &verdict, &bytes, receipts);
         dated.push(one);
-        findings.extend(wrong);
+        findings.extend(wrong.filter(|wrong| said.is_none() || wrong.wrong_clock().is_empty()));
         let (Some(generation), Some(root), Some(root_of)) =
             (verdict.generation, verdict.root, expected.root_of)
         else {
@@ -232,7 +307,53 @@ pub fn audit(
         findings.extend(missed(begun, every, expected.until));
     }
     let intervals = intervals::intervals(&dated);
-    Ok(Audit { findings, verdicts: ids.len(), head: head(ledger)?, compared, intervals })
+    Ok(Audit { findings, acknowledged, verdicts: ids.len(), head: head(ledger)?, compared, intervals })
+}
+
+/// What operators have acknowledged, by the verdict's place. One that was not signed with this key, or that is about other verdicts than
+/// the ledger has, covers nothing and is told.
+#[allow(clippy::type_complexity)]
+fn acknowledgements(
+    ledger: &Ledger,
+    target_key: &VerifyingKey,
+    folder: Option<&Path>,
+) -> Result<(BTreeMap<u64, Acknowledgement>, Vec<Finding>), LedgerError> {
+    let (mut known, mut findings) = (BTreeMap::new(), Vec::new());
+    let entries = match folder.map(fs::read_dir) {
+        None => return Ok((known, findings)),
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok((known, findings)),
+        Some(entries) => entries.at("list", folder.unwrap_or(Path::new("")))?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.at("list", folder.unwrap_or(Path::new("")))?.path());
+    }
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if name.starts_with(TEMPORARY_PREFIX.as_bytes()) {
+            continue;
+        }
+        let name = display_bytes(name);
+        let bytes = fs::read(&path).at("read", &path)?;
+        let acknowledgement = match verify_acknowledgement(&bytes, target_key) {
+            Ok(acknowledgement) => acknowledgement,
+            Err(error) => {
+                findings.push(Finding::Acknowledgement { name, what: error.to_string() });
+                continue;
+            }
+        };
+        for verdict in &acknowledgement.verdicts {
+            let id = EntryId(verdict.sequence);
+            if ledger.get(&id.to_string()).ok().map(|bytes| link_digest(&bytes)) == Some(verdict.digest) {
+                known.insert(verdict.sequence, acknowledgement.clone());
+            } else {
+                let what = format!("the ledger has no such verdict {id}");
+                findings.push(Finding::Acknowledgement { name: name.clone(), what });
+            }
+        }
+    }
+    Ok((known, findings))
 }
 
 /// The source's copies must stand in the ledger, byte for byte.

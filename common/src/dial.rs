@@ -3,14 +3,22 @@
 //! A name often leads to an address that swallows packets: a broken IPv6 route beside a good IPv4 one, or one dead node of two. The
 //! addresses are therefore tried side by side, each a moment after the one before it, and the first that answers wins. Every
 //! connection that an agent makes over the network goes through here.
+//!
+//! An address can also take the connection and then say nothing: a program that hangs, a proxy whose backend is gone. Where a handshake
+//! follows ([`establish`]), the next address is tried when it takes too long, and the first whose handshake succeeds wins.
 
 use std::{io, net::SocketAddr, time::Duration};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, sleep_until},
+};
 
 /// Pause before the next address is tried beside the ones before it (RFC 8305, 5: "Connection Attempt Delay").
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Pause before the next address is tried beside one whose handshake does not end, at most.
+const HANDSHAKE_DELAY: Duration = Duration::from_secs(2);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 32;
 
@@ -117,6 +125,87 @@ pub async fn connect_any(addresses: &[SocketAddr]) -> Result<TcpStream, DialErro
     }
 }
 
+/// Why no address could be used.
+#[derive(Debug)]
+pub enum EstablishError<E> {
+    /// No address could be reached.
+    Dial(DialError),
+    /// The handshake failed at one address at least; this is the first failure.
+    Handshake(E),
+    /// The time was over before any address had answered in full.
+    Late,
+}
+
+/// Connects to one of `addresses` and shakes hands: the first whose handshake succeeds, by `deadline`.
+///
+/// # Errors
+/// When there is none.
+pub async fn establish<T, E, F>(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    handshake: impl Fn(TcpStream) -> F,
+) -> Result<T, EstablishError<E>>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let handshake = &handshake;
+    let attempt = |address: SocketAddr| async move {
+        let connected: io::Result<TcpStream> = TcpStream::connect(address).await;
+        (address, connected)
+    };
+    let pause = HANDSHAKE_DELAY.min(deadline.saturating_duration_since(Instant::now()) / 4);
+    let mut waiting = addresses.iter().copied();
+    // The first one goes at once.
+    let mut attempts: FuturesUnordered<_> = waiting.next().map(attempt).into_iter().collect();
+    let mut handshakes = FuturesUnordered::<F>::new();
+    let (mut unreachable, mut failed) = (None, None);
+    let mut next = Instant::now() + ATTEMPT_DELAY;
+    let expiry = sleep_until(deadline);
+    tokio::pin!(expiry);
+    loop {
+        if waiting.len() == 0 && attempts.is_empty() && handshakes.is_empty() {
+            let nowhere = || DialError::Resolve {
+                host: String::new(),
+                source: io::Error::new(io::ErrorKind::NotFound, "it has no address"),
+            };
+            return Err(match (failed, unreachable) {
+                (Some(failed), _) => EstablishError::Handshake(failed),
+                (None, Some((address, source))) => {
+                    EstablishError::Dial(DialError::Unreachable { address, source, tried: addresses.len() })
+                }
+                (None, None) => EstablishError::Dial(nowhere()),
+            });
+        }
+        tokio::select! {
+            biased;
+            Some(ended) = handshakes.next(), if !handshakes.is_empty() => match ended {
+                Ok(done) => return Ok(done),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    next = Instant::now();
+                }
+            },
+            Some((address, ended)) = attempts.next(), if !attempts.is_empty() => match ended {
+                Ok(stream) => {
+                    stream.set_nodelay(true).ok();
+                    handshakes.push(handshake(stream));
+                    next = Instant::now() + pause;
+                }
+                Err(source) => {
+                    unreachable = Some((address, source));
+                    // A refusal frees the next one at once.
+                    next = Instant::now();
+                }
+            },
+            () = sleep_until(next), if waiting.len() > 0 => {
+                attempts.extend(waiting.next().map(attempt));
+                next = Instant::now() + ATTEMPT_DELAY;
+            }
+            () = &mut expiry => return Err(failed.map_or(EstablishError::Late, EstablishError::Handshake)),
+        }
+    }
+}
+
 /// Finds `host` and connects to one of its addresses. The caller limits the time.
 ///
 /// # Errors
@@ -170,6 +259,67 @@ mod tests {
         };
         let stream = connect_any(&[hole, refused, good_address]).await.expect("the third answers");
         assert_eq!(stream.peer_addr().expect("a peer"), good_address);
+    }
+
+    /// It takes connections and says nothing, whatever it is sent.
+    async fn mute() -> (SocketAddr, TcpListener) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        (listener.local_addr().expect("an address"), listener)
+    }
+
+    /// It greets with a byte.
+    async fn greeter(byte: u8) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                drop(tokio::io::AsyncWriteExt::write_all(&mut stream, &[byte]).await);
+            }
+        });
+        address
+    }
+
+    async fn greeted(mut stream: TcpStream) -> Result<SocketAddr, String> {
+        let address = stream.peer_addr().expect("a peer");
+        match tokio::io::AsyncReadExt::read_u8(&mut stream).await {
+            Ok(b'+') => Ok(address),
+            Ok(_) => Err(format!("{address} is somebody else")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_says_nothing_does_not_hold_up_the_next() {
+        let ((mute, _kept), good) = (mute().await, greeter(b'+').await);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let found = establish(&[mute, good], deadline, greeted).await.expect("the second answers");
+        assert_eq!(found, good);
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_fails_at_one_address_leaves_the_others() {
+        let ((hole, _held, _full), other, good) = (hole().await, greeter(b'-').await, greeter(b'+').await);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let found = establish(&[hole, other, good], deadline, greeted).await.expect("the third answers");
+        assert_eq!(found, good);
+        let ended = establish(&[other], deadline, greeted).await.expect_err("it is somebody else");
+        assert!(matches!(ended, EstablishError::Handshake(text) if text.contains("somebody else")));
+    }
+
+    /// What is known is told, rather than that the time was over.
+    #[tokio::test]
+    async fn when_the_time_is_over_the_first_failure_is_told() {
+        let ((mute, _kept), other) = (mute().await, greeter(b'-').await);
+        let soon = || Instant::now() + Duration::from_millis(400);
+        let ended = establish(&[other, mute], soon(), greeted).await.expect_err("nobody answers");
+        assert!(matches!(ended, EstablishError::Handshake(text) if text.contains("somebody else")));
+        let ended = establish(&[mute], soon(), greeted).await.expect_err("nobody answers");
+        assert!(matches!(ended, EstablishError::Late));
+        let closed = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("an address");
+        let ended = establish(&[closed], soon(), greeted).await.expect_err("nobody listens");
+        assert!(matches!(ended, EstablishError::Dial(DialError::Unreachable { .. })));
+        let ended = establish(&[], soon(), greeted).await.expect_err("nobody is there");
+        assert!(matches!(ended, EstablishError::Dial(DialError::Resolve { .. })));
     }
 
     #[tokio::test]

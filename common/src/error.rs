@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
+
 use crate::path::display_bytes;
 
 /// A file operation failed.
@@ -38,14 +40,37 @@ impl Hint for PathError {
             io::ErrorKind::PermissionDenied => {
                 Some(format!("check the owner and the mode of {path} and its folders"))
             }
+            io::ErrorKind::StorageFull if has_no_inodes(&self.path) => {
+                Some(format!("the file system of {path} has no inodes left (df -i): remove some files there"))
+            }
             io::ErrorKind::StorageFull => Some(format!("free some space on the file system of {path}")),
+            io::ErrorKind::QuotaExceeded => {
+                Some(format!("raise the quota on the file system of {path}, or remove what counts against it"))
+            }
             io::ErrorKind::ReadOnlyFilesystem => {
                 Some(format!("the file system of {path} is mounted read-only"))
             }
             io::ErrorKind::NotFound => Some(format!("check that {path} and the folders above it exist")),
-            _ => None,
+            _ => match self.source.raw_os_error().map(Errno::from_raw_os_error)? {
+                Errno::IO => Some(format!("the disk of {path} may be failing: the kernel's log says more")),
+                Errno::MFILE => Some(
+                    "this process has too many files open: raise its limit (LimitNOFILE of the unit, ulimit -n)"
+                        .to_owned(),
+                ),
+                Errno::NFILE => {
+                    Some("this host has too many files open: raise the sysctl fs.file-max".to_owned())
+                }
+                _ => None,
+            },
         }
     }
+}
+
+/// A file system that is full has blocks left and no inodes. The path, or the folder that it is in, says which one that is.
+fn has_no_inodes(path: &Path) -> bool {
+    let found = path.ancestors().take(2).find_map(|place| rustix::fs::statvfs(place).ok());
+    // Some file systems make inodes as they need them, and have 0 of 0.
+    found.is_some_and(|found| found.f_files > 0 && found.f_favail == 0 && found.f_bavail > 0)
 }
 
 /// Gives a failed file operation its path.
@@ -90,6 +115,22 @@ impl fmt::Display for ShowPath<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_way_in_which_a_disk_refuses_has_its_remedy() {
+        for (errno, remedy) in [
+            (Errno::NOSPC, "free some space"),
+            (Errno::ROFS, "mounted read-only"),
+            (Errno::DQUOT, "raise the quota"),
+            (Errno::IO, "may be failing"),
+            (Errno::MFILE, "LimitNOFILE"),
+            (Errno::NFILE, "fs.file-max"),
+            (Errno::ACCESS, "owner and the mode"),
+        ] {
+            let hint = PathError::new("write", Path::new("/tmp/a"), errno).hint();
+            assert!(hint.as_ref().is_some_and(|hint| hint.contains(remedy)), "{errno:?}: {hint:?}");
+        }
+    }
 
     #[test]
     fn a_failed_operation_names_its_path_and_hints_on_a_line_of_its_own() {

@@ -39,6 +39,11 @@ pub enum ServeError {
     /// The server broke.
     #[error("the server ended: {0}")]
     Transport(#[from] tonic::transport::Error),
+    /// It takes no connections any more, and nobody has told it to stop.
+    #[error(
+        "the server takes no connections any more: a task of it has ended; the log says why\nHINT: start the agent anew"
+    )]
+    Deaf,
     /// Signals cannot be waited for.
     #[error("signals cannot be waited for: {0}")]
     Signal(#[source] io::Error),
@@ -103,7 +108,10 @@ pub async fn run(
     // Streams that operators watch may stay open for ever: the end is not waited for. What is on disk is sound at any
     // instant, so there is nothing to drain that a restart would not find again.
     tokio::select! {
-        served = serving => Ok(served?),
+        served = serving => {
+            served?;
+            Err(ServeError::Deaf)
+        }
         () = stop => Ok(()),
     }
 }

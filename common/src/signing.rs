@@ -28,6 +28,7 @@ use crate::{
     durable::create_durable,
     error::{Hint, IoContext as _, PathError, ShowPath},
     limits::MAX_KEY_FILE_BYTES,
+    pem::{self, Unusable},
 };
 
 /// Context of a key's id, so that the id stands for nothing else.
@@ -75,12 +76,14 @@ pub enum KeyError {
         path: PathBuf,
     },
     /// The content is not a key of the kind that is wanted.
-    #[error("{} does not hold {expected}", ShowPath(path))]
+    #[error("{} does not hold {expected}: {what}", ShowPath(path))]
     Format {
         /// The file.
         path: PathBuf,
         /// What it should hold.
         expected: &'static str,
+        /// What it holds.
+        what: Unusable,
     },
 }
 
@@ -103,7 +106,9 @@ impl Hint for KeyError {
                 Some(format!("name the key file itself, and chmod 600 it, instead of {}", ShowPath(path)))
             }
             Self::NotAFile { .. } => None,
-            Self::Format { expected, .. } => Some(format!("name a file that holds {expected}")),
+            Self::Format { expected, what, .. } => {
+                Some(what.remedy.clone().unwrap_or_else(|| format!("name a file that holds {expected}")))
+            }
         }
     }
 }
@@ -210,13 +215,13 @@ impl SigningKey {
     /// [`KeyError`]: absent, readable by others, a link, or not such a key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let bytes = read_private(path)?;
-        std::str::from_utf8(&bytes)
-            .ok()
-            .and_then(|pem| ed25519_dalek::SigningKey::from_pkcs8_pem(pem).ok())
+        pem::normal(&bytes)
+            .and_then(|pem| ed25519_dalek::SigningKey::from_pkcs8_pem(&pem).ok())
             .map(Self)
             .ok_or_else(|| KeyError::Format {
                 path: path.to_owned(),
                 expected: "an Ed25519 private key (PKCS#8 PEM)",
+                what: pem::explain(&bytes, &["PRIVATE KEY"]),
             })
     }
 
@@ -263,9 +268,10 @@ impl VerifyingKey {
     /// [`KeyError`]: absent, or not such a key.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
         let bytes = read_public(path)?;
-        std::str::from_utf8(&bytes).ok().and_then(Self::from_pem).ok_or_else(|| KeyError::Format {
+        pem::normal(&bytes).and_then(|pem| Self::from_pem(&pem)).ok_or_else(|| KeyError::Format {
             path: path.to_owned(),
             expected: "an Ed25519 public key (SPKI PEM)",
+            what: pem::explain(&bytes, &["PUBLIC KEY"]),
         })
     }
 
@@ -412,6 +418,30 @@ mod tests {
         let fifo = folder.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("fifo");
         assert!(matches!(SigningKey::load(&fifo), Err(KeyError::NotAFile { .. })));
+    }
+
+    /// What editors on other systems do to a key.
+    #[test]
+    fn a_key_with_other_line_ends_is_read() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (private, public) = (folder.path().join("k.key"), folder.path().join("k.pub"));
+        let key = SigningKey::generate();
+        key.save(&private).expect("save");
+        key.verifying_key().save(&public).expect("save");
+        for path in [&private, &public] {
+            let text = fs::read_to_string(path).expect("read");
+            fs::write(path, format!("\u{feff}{}", text.replace('\n', "\r\n"))).expect("write");
+        }
+        assert_eq!(SigningKey::load(&private).expect("load").verifying_key(), key.verifying_key());
+        assert_eq!(VerifyingKey::load(&public).expect("load"), key.verifying_key());
+        fs::set_permissions(&public, fs::Permissions::from_mode(0o600)).expect("chmod");
+        let text = report(&SigningKey::load(&public).expect_err("it is the public one"));
+        assert!(
+            text.contains("k.pub does not hold an Ed25519 private key")
+                && text.contains("it holds a public key"),
+            "{text}"
+        );
+        assert!(text.contains("HINT: "), "{text}");
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub fn watch_panics() {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let (thread, text) = (thread.name().unwrap_or("unnamed"), text_of(panic));
         tracing::error!(thread, place, "the agent has a bug: a task panicked: {text}");
+        // Threads that nobody supervises are told of, too: a check's, a scrub's.
+        let text = format!("a task of the thread {thread} panicked at {place}: the log says more");
+        trouble::happened_if_free(Kind::TaskPanicked, "", SHOWN, text);
     }));
 }
 
@@ -68,10 +71,39 @@ where
                 give_up(name, panics);
             }
             let text = format!("the task {name} panicked and was started again: the log says where");
-            trouble::happened(Kind::TaskPanicked, "", SHOWN, text);
+            trouble::amend(Kind::TaskPanicked, "", SHOWN, text);
             tokio::time::sleep(PAUSE * 2_u32.pow(panics - 1)).await;
         }
     });
+}
+
+/// [`spawn`] for a task that cannot be made anew: it goes on with what it has. What it holds must make sense after a panic.
+pub fn spawn_with<S, F>(name: &'static str, state: S, run: F)
+where
+    S: Send + 'static,
+    F: for<'a> Fn(&'a mut S) -> futures::future::BoxFuture<'a, ()> + Clone + Send + Sync + 'static,
+{
+    // Not poisoned by a panic.
+    let state = std::sync::Arc::new(tokio::sync::Mutex::new(state));
+    spawn(name, move || {
+        let (state, run) = (std::sync::Arc::clone(&state), run.clone());
+        async move { run(&mut *state.lock().await).await }
+    });
+}
+
+/// Does something when it is dropped, also by a panic: what a thread has taken is given back however it ends.
+#[must_use = "it is done at once when this is not kept"]
+pub struct OnDrop<F: FnMut()>(F);
+
+/// Does `work` when the returned value is dropped.
+pub fn on_drop<F: FnMut()>(work: F) -> OnDrop<F> {
+    OnDrop(work)
+}
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }
 
 fn give_up(name: &str, panics: u32) -> ! {

@@ -94,6 +94,19 @@ pub fn lost_lines() -> u64 {
     dropped + UNWRITTEN.load(Ordering::Relaxed)
 }
 
+/// Notes it when lines were dropped since the last look: the reader of the log is too slow, or hangs. The next line that is written clears
+/// that.
+pub fn look_for_dropped() {
+    static SEEN: AtomicU64 = AtomicU64::new(0);
+    let dropped = lost_lines().saturating_sub(UNWRITTEN.load(Ordering::Relaxed));
+    if dropped > SEEN.swap(dropped, Ordering::Relaxed) {
+        let text = format!(
+            "the reader of the log hangs or is too slow: {dropped} lines were dropped since the start"
+        );
+        trouble::note(Kind::LogUnwritable, "", text);
+    }
+}
+
 /// Writes the lines that wait, for a second at most. For the end of the process.
 pub fn flush() {
     let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner).take();

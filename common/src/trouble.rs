@@ -19,6 +19,8 @@ use jiff::Timestamp;
 pub enum Kind {
     /// The folder of the agent's state cannot be written.
     StateUnusable,
+    /// The target's store cannot be written.
+    StoreUnusable,
     /// A task of the agent panicked, and was started again.
     TaskPanicked,
     /// The wall clock jumped.
@@ -31,36 +33,46 @@ pub enum Kind {
     HistoryDiffers,
     /// The log cannot be written.
     LogUnwritable,
+    /// Connections cannot be accepted: the process or the host has no descriptors left.
+    CannotAccept,
+    /// Certificates that were put in place of those in use are refused.
+    RenewalRefused,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::StateUnusable,
+        Self::StoreUnusable,
         Self::TaskPanicked,
         Self::ClockJumped,
         Self::ClockAhead,
         Self::NoSlot,
         Self::HistoryDiffers,
         Self::LogUnwritable,
+        Self::CannotAccept,
+        Self::RenewalRefused,
     ];
 
     /// The word in metrics, notices and documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::StateUnusable => "state-unusable",
+            Self::StoreUnusable => "store-unusable",
             Self::TaskPanicked => "task-panicked",
             Self::ClockJumped => "clock-jumped",
             Self::ClockAhead => "clock-ahead",
             Self::NoSlot => "no-slot",
             Self::HistoryDiffers => "history-differs",
             Self::LogUnwritable => "log-unwritable",
+            Self::CannotAccept => "cannot-accept",
+            Self::RenewalRefused => "renewal-refused",
         }
     }
 
     /// True for what keeps the agent from its work: the health service says `NOT_SERVING` meanwhile.
     pub fn stops_work(self) -> bool {
-        matches!(self, Self::StateUnusable)
+        matches!(self, Self::StateUnusable | Self::StoreUnusable)
     }
 }
 
@@ -118,6 +130,25 @@ pub fn raise(kind: Kind, repository: &str, message: impl Into<String>) {
 pub fn happened(kind: Kind, repository: &str, shown: Duration, message: impl Into<String>) {
     let message = message.into();
     tracing::warn!(trouble = kind.as_str(), repository, "{message}");
+    put(kind, repository, message, Instant::now().checked_add(shown));
+}
+
+/// As [`happened`], for a panicking thread: without a word in the log, and not while this list is in use, perhaps by that thread.
+pub fn happened_if_free(kind: Kind, repository: &str, shown: Duration, message: String) {
+    let until = Instant::now().checked_add(shown);
+    let (key, since) = ((kind, repository.to_owned()), Timestamp::now());
+    if let Ok(mut list) = LIST.try_lock() {
+        list.insert(key, Trouble { kind, repository: repository.to_owned(), message, since, until });
+    }
+}
+
+/// Says more of an event that is known; one that is not known has [`happened`].
+pub fn amend(kind: Kind, repository: &str, shown: Duration, message: String) {
+    tracing::warn!(trouble = kind.as_str(), repository, "{message}");
+    if let Some(known) = list().get_mut(&(kind, repository.to_owned())) {
+        known.message = message;
+        return;
+    }
     put(kind, repository, message, Instant::now().checked_add(shown));
 }
 

@@ -13,6 +13,7 @@
 //!
 //! The same rules are applied before signing: what would not verify is never signed.
 
+mod acknowledgement;
 mod attribution;
 mod control;
 pub mod coverage;
@@ -33,6 +34,10 @@ use crate::{
     signing::{SigningKey, VerifyingKey},
 };
 
+pub use acknowledgement::{
+    ACKNOWLEDGEMENT_TYPE, AcknowledgedVerdict, Acknowledgement, MAX_ACKNOWLEDGED_BYTES, keep_acknowledgement,
+    parse_verdicts, sign_acknowledgement, verify_acknowledgement,
+};
 pub use attribution::{Attribution, FaultOrigin, ReadBack};
 pub use control::{CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control};
 pub use coverage::{
@@ -609,6 +614,12 @@ pub enum VerdictError {
         /// What is wrong with it.
         source: EnvelopeError,
     },
+    /// An operator's acknowledgement.
+    #[error("acknowledgement: {source}")]
+    Acknowledgement {
+        /// What is wrong with it.
+        source: EnvelopeError,
+    },
     /// The payload is not a statement of the right shape.
     #[error("{part}: not a statement of type {expected}: {source}")]
     Shape {
@@ -656,9 +667,10 @@ pub enum VerdictError {
 impl Hint for VerdictError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Envelope { source } | Self::SourceEnvelope { source } | Self::Receipt { source } => {
-                source.hint()
-            }
+            Self::Envelope { source }
+            | Self::SourceEnvelope { source }
+            | Self::Receipt { source }
+            | Self::Acknowledgement { source } => source.hint(),
             Self::Shape { .. } | Self::OtherType { .. } => Some(
                 "name a verdict from the ledger, and use an agent at least as new as its writer".to_owned(),
             ),

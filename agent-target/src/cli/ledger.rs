@@ -1,19 +1,26 @@
 //! `ledger verify` and `ledger head`, on the store of this host or on a copy of the ledger's folder. No agent is asked.
 
-use std::{fs::File, io, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, fs::File, io, path::PathBuf, process::ExitCode};
 
 use assay_common::{
-    cli::{AuditArgs, CommandError, print_head},
+    audit::{Expected, Finding, audit},
+    cli::{AuditArgs, Beside, CommandError, print, print_head, print_json},
     config::no_such_repository,
     digest::MANIFEST_CONTEXT,
     error::Hint as _,
     id::GenerationNumber,
-    ledger::Ledger,
+    ledger::{EntryId, Ledger, LedgerError},
     signing::{KeyError, SigningKey, VerifyingKey},
-    verdict::HexDigest,
+    verdict::{
+        AcknowledgedVerdict, Acknowledgement, HexDigest, MAX_ACKNOWLEDGED_BYTES, keep_acknowledgement,
+        link_digest, parse_verdicts, sign_acknowledgement,
+    },
 };
 
-use crate::{config::Config, store::MANIFEST};
+use crate::{
+    config::{Config, Repository},
+    store::MANIFEST,
+};
 
 /// The ledger as a whole.
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +31,24 @@ pub(super) enum LedgerCommand {
         place: Place,
         #[command(flatten)]
         audit: AuditArgs,
+    },
+    /// Say that the times of verdicts are not true because a clock was wrong; exit codes: 0 noted, 2 usage, 4 it cannot be written
+    ///
+    /// The acknowledgement is signed with the target's key and kept beside the ledger. `ledger verify` shows it from then on, and does
+    /// not call these times wrong. It covers no broken chain, no signature and no missing verdict.
+    Acknowledge {
+        /// Repository; may be left out when there is one only
+        #[arg(default_value = "")]
+        repository: String,
+        /// The verdicts whose times are not true: a number, or two with '-' between; may be given several times
+        #[arg(long = "verdict", value_name = "N[-M]", required = true, value_parser = parse_verdicts)]
+        verdicts: Vec<std::ops::RangeInclusive<u64>>,
+        /// Who says so
+        #[arg(long, value_name = "NAME")]
+        by: String,
+        /// What had happened
+        #[arg(long, value_name = "TEXT")]
+        why: String,
     },
     /// Print the place and the digest of the newest verdict, to be noted elsewhere
     Head {
@@ -67,6 +92,9 @@ pub(super) fn run(
     json: bool,
 ) -> Result<ExitCode, CommandError> {
     let (place, audit) = match command {
+        LedgerCommand::Acknowledge { repository, verdicts, by, why } => {
+            return acknowledge(&load()?, &repository, &verdicts, (by, why), json);
+        }
         LedgerCommand::Verify { place, audit } => (place, Some(audit)),
         LedgerCommand::Head { place } => (place, None),
     };
@@ -80,19 +108,10 @@ pub(super) fn run(
         let key = VerifyingKey::load(key).map_err(key_error)?;
         let source_key =
             place.source_key.as_deref().map(VerifyingKey::load).transpose().map_err(key_error)?;
-        return audit.run(&ledger, &key, source_key.as_ref(), None, None, json);
+        return audit.run(&ledger, &key, source_key.as_ref(), None, Beside::default(), json);
     }
     let config = load()?;
-    let mut known = config.repositories.iter();
-    let repository = match (place.repository.as_str(), config.repositories.len()) {
-        ("", 1) => known.next(),
-        (name, _) => known.find(|repository| repository.name == name),
-    };
-    let repository = repository.ok_or_else(|| {
-        let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
-        CommandError::usage(no_such_repository(&place.repository, "in the configuration"))
-            .hint(format!("its repositories are: {}", names.join(", ")))
-    })?;
+    let repository = named(&config, &place.repository)?;
     let store = config.agent.store.join(&repository.name);
     let ledger = open(&store.join("ledger"))?;
     let Some(audit) = audit else { return print_head(&ledger) };
@@ -109,6 +128,81 @@ pub(super) fn run(
             Ok(HexDigest(*hasher.finalize().as_bytes()))
         })
     };
+    let (receipts, acknowledgements) = (store.join("receipts"), store.join(ACKNOWLEDGEMENTS));
+    let beside = Beside { receipts: Some(&receipts), acknowledgements: Some(&acknowledgements) };
+    audit.run(&ledger, &key, Some(&source_key), Some(&root_of), beside, json)
+}
+
+/// The folder of acknowledgements, in a repository's store.
+const ACKNOWLEDGEMENTS: &str = "acknowledgements";
+
+fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Repository, CommandError> {
+    let mut known = config.repositories.iter();
+    let repository = match (name, config.repositories.len()) {
+        ("", 1) => known.next(),
+        (name, _) => known.find(|repository| repository.name == name),
+    };
+    repository.ok_or_else(|| {
+        let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
+        CommandError::usage(no_such_repository(name, "in the configuration"))
+            .hint(format!("its repositories are: {}", names.join(", ")))
+    })
+}
+
+/// Signs and keeps what an operator says of verdicts whose times contradict others.
+fn acknowledge(
+    config: &Config,
+    repository: &str,
+    verdicts: &[std::ops::RangeInclusive<u64>],
+    (by, why): (String, String),
+    json: bool,
+) -> Result<ExitCode, CommandError> {
+    let repository = named(config, repository)?;
+    for (name, text) in [("--by", &by), ("--why", &why)] {
+        if text.trim().is_empty() || text.len() > MAX_ACKNOWLEDGED_BYTES {
+            let fault = format!("{name}: a text of 1 to {MAX_ACKNOWLEDGED_BYTES} bytes was expected");
+            return Err(CommandError::usage(fault));
+        }
+    }
+    let store = config.agent.store.join(&repository.name);
+    let (ledger, folder) = (open(&store.join("ledger"))?, store.join(ACKNOWLEDGEMENTS));
+    let key = SigningKey::load(&config.agent.signing_key).map_err(key_error)?;
+    let source_key = VerifyingKey::load(&repository.source_key).map_err(key_error)?;
     let receipts = store.join("receipts");
-    audit.run(&ledger, &key, Some(&source_key), Some(&root_of), Some(&receipts), json)
+    let expected =
+        Expected { receipts: Some(&receipts), acknowledgements: Some(&folder), ..Default::default() };
+    let unreadable =
+        |error: LedgerError| CommandError { hint: error.hint(), ..CommandError::not_run(error.to_string()) };
+    let found = audit(&ledger, &key.verifying_key(), Some(&source_key), &expected).map_err(unreadable)?;
+    let wrong: BTreeSet<u64> = found.findings.iter().flat_map(Finding::wrong_clock).collect();
+    let mut named = Vec::new();
+    for sequence in verdicts.iter().cloned().flatten() {
+        let id = EntryId(sequence).to_string();
+        let bytes = ledger.get(&id).map_err(|error| {
+            CommandError::usage(format!("--verdict {sequence}: {error}"))
+                .hint("`assay-target ledger verify` names the verdicts whose times contradict others")
+        })?;
+        named.push(AcknowledgedVerdict { sequence, digest: link_digest(&bytes) });
+    }
+    if !named.iter().any(|verdict| wrong.contains(&verdict.sequence)) {
+        return Err(CommandError::usage("the times of these verdicts contradict no others")
+            .hint("`assay-target ledger verify` names the verdicts whose times do; nothing else can be acknowledged"));
+    }
+    let count = named.len();
+    let acknowledgement = Acknowledgement {
+        repository: repository.name.clone(),
+        by,
+        time: jiff::Timestamp::now(),
+        why,
+        verdicts: named,
+    };
+    let envelope = sign_acknowledgement(&acknowledgement, &key);
+    let path = keep_acknowledgement(&folder, &envelope)
+        .map_err(|error| CommandError { hint: error.hint(), ..CommandError::not_run(error.to_string()) })?;
+    if json {
+        print_json(&serde_json::json!({ "acknowledged": count, "file": path.display().to_string() }));
+    } else {
+        print(&format!("acknowledged: the times of {count} verdicts; kept as {}\n", path.display()));
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use assay_common::{id::GenerationNumber, rpc_status::RpcFault, verdict::timestamp_to_proto};
+use assay_common::{id::GenerationNumber, rpc_status::RpcFault, supervise, verdict::timestamp_to_proto};
 use assay_proto::v1::{
     Generation, PinGenerationRequest, PruneDecision, PruneGenerationsResponse, Rotten,
     ScrubGenerationsRequest, ScrubProgress, ScrubStatus, UnpinGenerationRequest,
@@ -171,8 +171,9 @@ pub(super) fn scrub(
                     }
                 }));
             };
+            let ends = supervise::on_drop(|| repository.end_background(&cancel));
             let done = scrub::run(&repository, &wanted, &cancel, &told);
-            repository.end_background(&cancel);
+            drop(ends);
             send(match done {
                 Ok(_) => Ok(ScrubProgress { ended: scrub_status(&repository), ..Default::default() }),
                 Err(error) => Err(internal("the scrub", &error).into()),

@@ -6,6 +6,7 @@ use assay_common::{
     id::{GenerationNumber, RunId},
     pki::Role,
     rpc_status::RpcFault,
+    supervise,
     tls::{renewal, require_role},
     trouble,
     verdict::{Verdict, coverage::sentence, timestamp_to_proto},
@@ -102,8 +103,9 @@ fn work<T: Send + 'static>(
     let started = std::thread::Builder::new().name("examine".to_owned()).spawn({
         let (id, sender) = (id.clone(), sender.clone());
         move || {
+            let free = supervise::on_drop(|| held.release(&id));
             let done = body(&held, &Sender(sender.clone()));
-            held.release(&id);
+            drop(free);
             if let Err(error) = done {
                 let fault = RpcFault::new(Code::FailedPrecondition, "not-done", error);
                 drop(sender.blocking_send(Err(fault.into())));
@@ -189,7 +191,8 @@ impl TargetService for Operator {
             free_or_busy(active.as_ref())?;
             repository.give_way();
             let state = verify::start(Arc::clone(&repository), id.clone(), record, AskedBy::Operator);
-            *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
+            let is_over = state.borrow().done.is_some();
+            *active = (!is_over).then(|| Active { run_id: id, stage: Stage::Checking(state.clone()) });
             state
         };
         let stream = verify::follow(state).map(move |state| match state.done {

@@ -11,6 +11,7 @@
 //! ledger/                            verdicts, chained
 //! receipts/                          the source's receipts for verdicts, one file each
 //! control.json                       the newest negative control, signed
+//! told.json                          the newest verdict that was told
 //! workspaces/                        throw-away views for checks
 //! trash/                             pruned generations on their way out
 //! heal/                              a file that takes a rotten one's place
@@ -64,6 +65,8 @@ pub use whole::{Original, Promised};
 const FORMAT: u32 = 1;
 /// The source's receipts for verdicts.
 const RECEIPTS: &str = "receipts";
+/// The newest verdict that was told.
+const TOLD: &str = "told.json";
 /// The newest negative control.
 const CONTROL: &str = "control.json";
 /// What check the newest negative control was made of.
@@ -225,6 +228,20 @@ impl Store {
         fs::remove_file(&link).at("remove", &link)?;
         Folder::open(&self.path).and_then(|folder| folder.sync()).at("sync", &self.path)?;
         Ok(())
+    }
+
+    /// The newest verdict that was told, by its id; empty before the first, `None` in a store of an older version.
+    pub fn told(&self) -> Option<String> {
+        serde_json::from_slice(&fs::read(self.path.join(TOLD)).ok()?).ok()
+    }
+
+    /// A verdict has been told: it is in the queues of all who want to hear of it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn note_told(&self, id: &str) -> Result<(), PathError> {
+        let text = serde_json::to_vec(id).unwrap_or_default();
+        write_durable(&self.path.join(TOLD), &text, closed::FILE_MODE)
     }
 
     /// The newest negative control, as it was kept.

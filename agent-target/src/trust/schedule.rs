@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
+    service_manager, supervise,
     verdict::{Outcome, Trust},
 };
 use jiff::Timestamp;
@@ -22,6 +23,9 @@ use crate::{
 
 /// When a control that could not do its work is tried again, at the latest.
 const RETRY_CONTROL: Duration = Duration::from_secs(3600);
+
+/// How often the loop shows that it goes on.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether something is due, at most.
 const TICK: Duration = Duration::from_secs(30);
@@ -45,9 +49,14 @@ pub async fn run(repository: Arc<Repository>) {
     let shortest = spans.into_iter().flatten().min().unwrap_or(TICK);
     let mut tick = tokio::time::interval(shortest.clamp(Duration::from_secs(1), TICK));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let pulse = format!("clock of {}", config.name);
     loop {
-        tick.tick().await;
-        let (ended, end) = tokio::sync::oneshot::channel();
+        let mut waiting = std::pin::pin!(tick.tick());
+        while tokio::time::timeout(BEAT, &mut waiting).await.is_err() {
+            service_manager::beat(&pulse);
+        }
+        service_manager::beat(&pulse);
+        let (ended, mut end) = tokio::sync::oneshot::channel();
         let repository = Arc::clone(&repository);
         // A thread, not a task: the sandbox dies with the thread that started it.
         let body = move || {
@@ -55,7 +64,12 @@ pub async fn run(repository: Arc<Repository>) {
             ended.send(()).ok();
         };
         match std::thread::Builder::new().name("by-the-clock".to_owned()).spawn(body) {
-            Ok(_) => drop(end.await),
+            // What is due may take hours, and has limits of its own.
+            Ok(_) => {
+                while tokio::time::timeout(BEAT, &mut end).await.is_err() {
+                    service_manager::beat(&pulse);
+                }
+            }
             Err(error) => tracing::warn!(%error, "no thread for what is due"),
         }
     }
@@ -78,8 +92,9 @@ fn run_control(repository: &Repository) {
     let Some(cancel) = repository.begin_control() else {
         return;
     };
+    let ends = supervise::on_drop(|| repository.end_background(&cancel));
     let done = control::run(repository, control::new_seed(), &cancel, &|_| {});
-    repository.end_background(&cancel);
+    drop(ends);
     match done {
         Ok(Some(_)) => repository.control_had_its_turn(),
         Ok(None) => repository.control_lost_its_turn(),
@@ -99,6 +114,7 @@ fn once(repository: &Repository, now: Timestamp) {
     let Some(cancel) = repository.begin_background() else {
         return;
     };
+    let ends = supervise::on_drop(|| repository.end_background(&cancel));
     let done = match &due {
         Due::Control => Ok(()),
         Due::Verify(generation) => verify_again(repository, *generation, &cancel),
@@ -108,7 +124,7 @@ fn once(repository: &Repository, now: Timestamp) {
             scrubbed.map(drop).map_err(|error| error.to_string())
         }
     };
-    repository.end_background(&cancel);
+    drop(ends);
     if matches!(due, Due::Verify(_)) {
         prune::after_verdict(repository);
     }

@@ -105,19 +105,17 @@ impl Dated {
         let mark = verdict.source_statement.as_ref().and(verdict.mark.as_ref()).map(|mark| mark.time);
         let receipt =
             receipts.and_then(|(folder, key)| receipt(folder, key, id, verdict, envelope).transpose());
-        let (received, what) = match receipt {
+        let (received, finding) = match receipt {
             None => (None, None),
-            Some(Err(what)) => (None, Some(what)),
+            Some(Err(what)) => (None, Some(Finding::Receipt { name: id.to_string(), what })),
             Some(Ok(receipt)) => match mark.map(|mark| receipt.received.duration_until(mark)) {
                 Some(early) if Duration::try_from(early).is_ok_and(|early| early > CLOCK_SLACK) => {
-                    let text =
-                        format!("it was signed at {}, before the mark of its verdict", receipt.received);
-                    (Some(receipt.received), Some(text))
+                    let (id, received) = (id.sequence(), receipt.received);
+                    (Some(received), Some(Finding::ReceiptClock { id, received }))
                 }
                 _ => (Some(receipt.received), None),
             },
         };
-        let finding = what.map(|what| Finding::Receipt { name: id.to_string(), what });
         (Self { id, signed: verdict.times.signed, mark, received }, finding)
     }
 }

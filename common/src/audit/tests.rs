@@ -232,3 +232,59 @@ fn a_clock_that_was_set_back_shows() {
         Err(error) => panic!("{error}"),
     }
 }
+
+/// An hour of a wrong clock, ahead or back: acknowledged by an operator it is shown, and the ledger is sound. Nothing else is covered.
+#[test]
+fn a_wrong_clock_can_be_acknowledged_and_nothing_else() {
+    use crate::verdict::{AcknowledgedVerdict, Acknowledgement, keep_acknowledgement, sign_acknowledgement};
+    for ahead in [true, false] {
+        let bench = Bench::new();
+        let ledger = Ledger::open(&bench.folder.path().join("ledger")).expect("open");
+        let times = if ahead {
+            ["2026-12-24T00:00:00Z", "2026-11-24T01:00:00Z", "2026-11-24T02:00:00Z"]
+        } else {
+            ["2026-11-24T00:00:00Z", "2026-11-20T00:00:00Z", "2026-11-24T02:00:00Z"]
+        };
+        for signed in times {
+            let example = Example { run_id: RUNS[0], ..Default::default() };
+            let build = |sequence, previous| {
+                let mut verdict = example.verdict(&bench.source, sequence, previous);
+                verdict.times.signed = signed.parse().expect("time");
+                sign_verdict(&verdict, &bench.target)
+            };
+            ledger.append(build).expect("append");
+        }
+        let folder = bench.folder.path().join("acknowledgements");
+        let expected = Expected { acknowledgements: Some(&folder), ..Default::default() };
+        let found = bench.audit(&expected);
+        assert_eq!(found.len(), if ahead { 2 } else { 1 }, "{found:?}");
+        let wrong = if ahead { ENTRIES + 1 } else { ENTRIES + 2 };
+        let digest = link_digest(&fs::read(bench.file("ledger", wrong)).expect("read"));
+        let acknowledge = |sequence, digest, key: &SigningKey| {
+            let acknowledgement = Acknowledgement {
+                repository: "acc".to_owned(),
+                by: "alice".to_owned(),
+                time: "2026-11-25T00:00:00Z".parse().expect("time"),
+                why: "the time service was down".to_owned(),
+                verdicts: vec![AcknowledgedVerdict { sequence, digest }],
+            };
+            keep_acknowledgement(&folder, &sign_acknowledgement(&acknowledgement, key)).expect("kept")
+        };
+        // Neither another key's word nor one about another verdict covers anything.
+        let forged = acknowledge(wrong, digest, &bench.source);
+        assert!(bench.audit(&expected).len() > found.len());
+        fs::remove_file(forged).expect("remove");
+        let other = acknowledge(wrong, HexDigest([9; 32]), &bench.target);
+        assert!(bench.audit(&expected).iter().any(|text| text.contains("has no such verdict")));
+        fs::remove_file(other).expect("remove");
+        acknowledge(wrong, digest, &bench.target);
+        assert_eq!(bench.audit(&expected), [""; 0]);
+        let keys = (bench.target.verifying_key(), bench.source.verifying_key());
+        let audit = audit(&bench.ledger(), &keys.0, Some(&keys.1), &expected).expect("readable");
+        assert_eq!(audit.acknowledged.len(), 1);
+        assert!(audit.acknowledged[0].line().contains("says alice on 2026-11-25"), "{audit:?}");
+        // A verdict that is acknowledged is not let off the chain.
+        change(&bench, wrong, |bytes| bytes.push(b'\n'));
+        assert!(!bench.audit(&expected).is_empty());
+    }
+}

@@ -28,9 +28,21 @@ pub struct AuditArgs {
     /// Folder of the source's receipts (STORE/REPOSITORY/receipts); default: that of the store
     #[arg(long, value_name = "DIR")]
     pub receipts: Option<PathBuf>,
+    /// Folder of acknowledgements (STORE/REPOSITORY/acknowledgements); default: that of the store
+    #[arg(long, value_name = "DIR")]
+    pub acknowledgements: Option<PathBuf>,
     /// A run is begun in every slot of this length, for example 1h: those without one are told, up to now
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub every: Option<Span>,
+}
+
+/// What stands beside a ledger in its store.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Beside<'a> {
+    /// The folder of the source's receipts.
+    pub receipts: Option<&'a Path>,
+    /// The folder of acknowledgements.
+    pub acknowledgements: Option<&'a Path>,
 }
 
 /// How many verdicts rest on the target's word alone, and which.
@@ -82,14 +94,15 @@ impl AuditArgs {
         key: &VerifyingKey,
         source_key: Option<&VerifyingKey>,
         root_of: Option<&dyn Fn(GenerationNumber) -> Option<Result<HexDigest, String>>>,
-        receipts: Option<&Path>,
+        beside: Beside<'_>,
         json: bool,
     ) -> Result<ExitCode, CommandError> {
-        let receipts = self.receipts.as_deref().or(receipts);
+        let receipts = self.receipts.as_deref().or(beside.receipts);
         let expected = Expected {
             head: self.expect_head,
             copies: self.copies.as_deref(),
             receipts,
+            acknowledgements: self.acknowledgements.as_deref().or(beside.acknowledgements),
             every: self.every.map(|span| span.0),
             until: Some(jiff::Timestamp::now()),
             root_of,
@@ -103,17 +116,25 @@ impl AuditArgs {
             print_json(&serde_json::json!({
                 "sound": findings.is_empty(), "verdicts": done.verdicts, "head": head,
                 "generationsCompared": done.compared, "findings": findings, "intervals": done.intervals,
+                "acknowledged": done.acknowledged,
                 "withoutReceipt": without.iter().map(ToString::to_string).collect::<Vec<_>>(),
             }));
         } else {
             let mut text = String::new();
             done.intervals.iter().for_each(|interval| text.push_str(&format!("{}\n", interval.line())));
+            done.acknowledged.iter().for_each(|one| text.push_str(&format!("{}\n", one.line())));
             done.findings.iter().for_each(|finding| text.push_str(&format!("WRONG: {finding}\n")));
             let word = if done.findings.is_empty() { "sound" } else { "NOT SOUND" };
             text.push_str(&format!(
                 "{word}: {} verdicts, {} compared with generations that are there; head {head}\n",
                 done.verdicts, done.compared
             ));
+            if done.findings.iter().any(|finding| !finding.wrong_clock().is_empty()) {
+                text.push_str(
+                    "HINT: where a clock was wrong, `assay-target ledger acknowledge --verdict N --by NAME --why TEXT` names the verdicts \
+                     whose times are not true; it covers nothing else\n",
+                );
+            }
             text.push_str(&receipts_line(receipts.is_some() && source_key.is_some(), &without));
             if self.expect_head.is_none() && self.copies.is_none() {
                 text.push_str(

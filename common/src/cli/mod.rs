@@ -36,7 +36,7 @@ use crate::{
 
 pub use explain::{explain, explain_run};
 pub use health::{HealthAnswer, ask_health, health};
-pub use ledger::{AuditArgs, print_head};
+pub use ledger::{AuditArgs, Beside, print_head};
 pub use notify::NotifyCommand;
 pub use pki::PkiCommand;
 pub use restore::{Ended, Offered, RestoreArgs, Vouched};

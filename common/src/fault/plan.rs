@@ -6,6 +6,7 @@
 //! ACTION   kill     the process is gone at once, as by kill -9: nothing is unwound, flushed or told
 //!          eio      the place fails with that error
 //!          enospc   the same
+//!          panic    the thread or task panics
 //!          pause    the thread waits while the file ASSAY_FAULTS_DIR/paused is there, which it makes
 //! @N       at the Nth time only (from 1); with + at every time from then on
 //! ASSAY_FAULTS_TRACE = FILE   every place that is passed is appended, a name a line; once more with a ! when it
@@ -38,6 +39,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Kill,
+    Panic,
     Fail(Errno),
     Pause,
 }
@@ -102,6 +104,7 @@ fn parse_one(text: &str) -> Option<Fault> {
     };
     let action = match action {
         "kill" => Action::Kill,
+        "panic" => Action::Panic,
         "eio" => Action::Fail(Errno::IO),
         "enospc" => Action::Fail(Errno::NOSPC),
         "pause" => Action::Pause,
@@ -146,6 +149,7 @@ impl Plan {
                     std::thread::park();
                 }
             }
+            Action::Panic => panic!("a fault point panics"),
             Action::Fail(error) => Err(error.into()),
             Action::Pause => {
                 File::create(&self.pause)?;

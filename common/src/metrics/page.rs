@@ -416,6 +416,11 @@ impl Page {
             let holds = now.iter().any(|trouble| trouble.kind == kind);
             family.get_or_create(&vec![label("kind", kind.as_str())]).set(f64::from(u8::from(holds)));
         }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let tasks = Gauge::<f64, AtomicU64>::default();
+            tasks.set(runtime.metrics().num_alive_tasks() as f64);
+            self.registry.register("tasks", "Tasks of the agent's runtime that are alive", tasks);
+        }
         for (name, help, count) in [
             ("panics", "Panics of the agent's tasks since it started", supervise::panics()),
             (

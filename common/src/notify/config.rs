@@ -161,15 +161,16 @@ impl outbox::Way for Way {
     async fn send(&self, notice: &Notice) -> Result<(), DeliveryError> {
         let json =
             serde_json::to_string(notice).map_err(|error| DeliveryError::lasting(error.to_string()))?;
+        let limit = self.timeout;
+        let deadline = tokio::time::Instant::now() + limit;
         let told = async {
             match &self.outlet {
                 Outlet::Command(argv) => command::tell(argv, &json).await,
-                Outlet::Webhook(webhook) => webhook.tell(json).await,
-                Outlet::Mail(mail) => mail.tell(notice).await,
+                Outlet::Webhook(webhook) => webhook.tell(json, deadline).await,
+                Outlet::Mail(mail) => mail.tell(notice, deadline).await,
             }
         };
-        let limit = self.timeout;
-        tokio::time::timeout(limit, told)
+        tokio::time::timeout_at(deadline, told)
             .await
             .unwrap_or_else(|_| Err(DeliveryError::transient(format!("no answer within {limit:?}"))))
     }

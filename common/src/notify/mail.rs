@@ -28,12 +28,13 @@ use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::Notice;
 use crate::{
-    dial,
+    dial::{self, EstablishError},
     outbox::{DeliveryError, system_roots},
     signing::read_private,
 };
@@ -133,7 +134,8 @@ impl Mail {
         Ok(message)
     }
 
-    pub(super) async fn tell(&self, notice: &Notice) -> Result<(), DeliveryError> {
+    /// Sends the notice, by `deadline`.
+    pub(super) async fn tell(&self, notice: &Notice, deadline: Instant) -> Result<(), DeliveryError> {
         let lasting = |error: &dyn std::fmt::Display| DeliveryError::lasting(error.to_string());
         let message = self.message(notice).map_err(|error| lasting(&error))?;
         let credentials = match &self.login {
@@ -144,23 +146,42 @@ impl Mail {
             }
             None => None,
         };
-        let stream = self.connect().await?;
-        self.send(stream, &message, credentials).await.map_err(|error| {
-            if error.is_permanent() {
-                lasting(&chain(&error))
-            } else {
-                DeliveryError::transient(chain(&error))
+        let connection = self.connect(deadline).await?;
+        self.send(connection, &message, credentials).await.map_err(|error| refused(&error))
+    }
+
+    /// A connection to the first address that greets.
+    async fn connect(&self, deadline: Instant) -> Result<AsyncSmtpConnection, DeliveryError> {
+        let transient =
+            |error: &dyn std::fmt::Display| DeliveryError::transient(format!("{}: {error}", self.host));
+        let tls = match self.encryption {
+            Encryption::FromTheStart => Some(self.tls()?),
+            _ => None,
+        };
+        let addresses = dial::resolve(&self.host, self.port).await.map_err(|error| transient(&error))?;
+        let greeted = dial::establish(&addresses, deadline, |stream| {
+            let tls = tls.clone();
+            async move {
+                let stream: Box<dyn AsyncTokioStream> = match tls {
+                    None => Box::new(stream),
+                    Some((connector, name)) => {
+                        let stream = connector.connect(name, stream).await;
+                        Box::new(Encrypted(stream.map_err(|error| transient(&error))?))
+                    }
+                };
+                AsyncSmtpConnection::connect_with_transport(stream, &self.hello)
+                    .await
+                    .map_err(|error| refused(&error))
             }
+        });
+        greeted.await.map_err(|error| match error {
+            EstablishError::Dial(error) => transient(&error),
+            EstablishError::Handshake(error) => error,
+            EstablishError::Late => transient(&"it takes the connection and says nothing"),
         })
     }
 
-    async fn connect(&self) -> Result<Box<dyn AsyncTokioStream>, DeliveryError> {
-        let transient =
-            |error: &dyn std::fmt::Display| DeliveryError::transient(format!("{}: {error}", self.host));
-        let stream = dial::connect(&self.host, self.port).await.map_err(|error| transient(&error))?;
-        if self.encryption != Encryption::FromTheStart {
-            return Ok(Box::new(stream));
-        }
+    fn tls(&self) -> Result<(TlsConnector, ServerName<'static>), DeliveryError> {
         let lasting =
             |error: &dyn std::fmt::Display| DeliveryError::lasting(format!("{}: {error}", self.host));
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -169,17 +190,15 @@ impl Mail {
             .with_root_certificates(system_roots()?)
             .with_no_client_auth();
         let name = ServerName::try_from(self.host.clone()).map_err(|error| lasting(&error))?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-        Ok(Box::new(Encrypted(stream.map_err(|error| transient(&error))?)))
+        Ok((TlsConnector::from(Arc::new(config)), name))
     }
 
     async fn send(
         &self,
-        stream: Box<dyn AsyncTokioStream>,
+        mut connection: AsyncSmtpConnection,
         message: &Message,
         credentials: Option<Credentials>,
     ) -> Result<(), lettre::transport::smtp::Error> {
-        let mut connection = AsyncSmtpConnection::connect_with_transport(stream, &self.hello).await?;
         let starts_tls = match self.encryption {
             Encryption::Required => true,
             Encryption::Offered => connection.can_starttls(),
@@ -195,6 +214,14 @@ impl Mail {
         // The server has the mail; a goodbye that fails changes nothing.
         connection.quit().await.ok();
         Ok(())
+    }
+}
+
+fn refused(error: &lettre::transport::smtp::Error) -> DeliveryError {
+    if error.is_permanent() {
+        DeliveryError::lasting(chain(error))
+    } else {
+        DeliveryError::transient(chain(error))
     }
 }
 

@@ -31,6 +31,8 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest pause between two rounds.
 const MAX_PAUSE: Duration = Duration::from_secs(600);
+/// Rounds that a notice is tried at least, whatever the clock says of its age: it may have jumped.
+const MIN_ROUNDS: u32 = 24;
 /// How long a notice that does not arrive is kept.
 const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
 /// The file of remembered ids.
@@ -45,6 +47,8 @@ struct Entry {
     rounds: u32,
     /// Not tried before.
     due: Instant,
+    /// It is on disk.
+    is_saved: bool,
 }
 
 #[derive(Debug, Default)]
@@ -151,11 +155,18 @@ impl State {
             }
         }
         found.sort_unstable();
+        // A new one never takes the place of one that waits, whatever becomes of its reading.
+        self.next = found.last().map_or(0, |(number, _)| number + 1);
         for (number, path) in found {
-            self.next = self.next.max(number + 1);
-            let text = fs::read(&path).at("read", &path)?;
+            let text = match fs::read(&path).at("read", &path) {
+                Ok(text) => text,
+                Err(error) => {
+                    tracing::error!(%error, "a notice that waited is left out; the next start tries again");
+                    continue;
+                }
+            };
             match serde_json::from_slice(&text) {
-                Ok(notice) => self.waiting.push_back(Entry::new(number, Arc::new(notice))),
+                Ok(notice) => self.waiting.push_back(Entry::new(number, Arc::new(notice), true)),
                 Err(error) => {
                     tracing::warn!(file = %path.display(), %error, "a notice that waited is not understood");
                     drop(fs::remove_file(&path));
@@ -178,8 +189,8 @@ impl State {
 }
 
 impl Entry {
-    fn new(number: u64, notice: Arc<Notice>) -> Self {
-        Self { number, notice, rounds: 0, due: Instant::now() }
+    fn new(number: u64, notice: Arc<Notice>, is_saved: bool) -> Self {
+        Self { number, notice, rounds: 0, due: Instant::now(), is_saved }
     }
 }
 
@@ -208,14 +219,23 @@ impl Inner {
         }
         let number = state.next;
         state.next += 1;
-        if let Some(path) = self.path(number) {
-            let text = serde_json::to_vec(&**notice).unwrap_or_default();
-            if let Err(error) = write_durable(&path, &text, 0o600) {
-                // It is told all the same, unless the agent ends before.
-                tracing::warn!(way = self.way.name, %error, "a notice is kept in memory only");
-            }
+        state.waiting.push_back(Entry::new(number, Arc::clone(notice), false));
+        if let Err(error) = self.save(&mut state) {
+            // It is told all the same, unless the agent ends before.
+            tracing::warn!(way = self.way.name, %error, "a notice is kept in memory only, until the disk takes it");
         }
-        state.waiting.push_back(Entry::new(number, Arc::clone(notice)));
+    }
+
+    /// Brings to disk what it has not taken yet, the oldest first.
+    fn save(&self, state: &mut State) -> Result<(), PathError> {
+        for entry in state.waiting.iter_mut().filter(|entry| !entry.is_saved) {
+            if let Some(path) = self.path(entry.number) {
+                let text = serde_json::to_vec(&*entry.notice).unwrap_or_default();
+                write_durable(&path, &text, 0o600)?;
+            }
+            entry.is_saved = true;
+        }
+        Ok(())
     }
 
     fn remove(&self, number: u64) {
@@ -289,7 +309,9 @@ impl Inner {
                 }
                 Err(error) => {
                     self.counts.failed.fetch_add(1, Ordering::Relaxed);
-                    if notice.time.duration_until(Timestamp::now()) > KEPT {
+                    if self.rounds(number) >= MIN_ROUNDS
+                        && notice.time.duration_until(Timestamp::now()) > KEPT
+                    {
                         tracing::error!(way, run_id, %error, "a notice was not sent for a week, and is given up");
                         self.counts.dropped.fetch_add(1, Ordering::Relaxed);
                         self.settle(number, &notice.id, false);
@@ -302,10 +324,17 @@ impl Inner {
         }
     }
 
+    fn rounds(&self, number: u64) -> u32 {
+        let state = self.lock();
+        state.waiting.iter().find(|entry| entry.number == number).map_or(0, |entry| entry.rounds)
+    }
+
     /// A round has failed. A receiver that is away is left alone with all; one that refuses a notice may take the others.
     fn put_off(&self, number: u64, all: bool) {
         let mut state = self.lock();
         state.is_trying = false;
+        // The disk may have room by now; it was told when it had none.
+        drop(self.save(&mut state));
         let Some(entry) = state.waiting.iter_mut().find(|entry| entry.number == number) else { return };
         entry.rounds += 1;
         let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(entry.rounds - 1)).min(MAX_PAUSE);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cli::show,
     outbox::Counts,
-    trouble,
+    telemetry, trouble,
     verdict::Outcome,
     watch::{About, Ended},
 };
@@ -300,6 +300,7 @@ pub async fn tell_troubles(notifier: Notifier, role: &'static str, agent: String
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        telemetry::look_for_dropped();
         for change in teller.look() {
             let about = About { role, agent: agent.clone(), repository: change.trouble.repository.clone() };
             notifier.tell(Notice::of_trouble(&about, &change));

@@ -188,3 +188,124 @@ fn an_overdue_is_one_whatever_runs_end_meanwhile() {
         Some(notice)
     );
 }
+
+fn webhook_to(address: std::net::SocketAddr, timeout: &str) -> Way {
+    let path = Path::new("/etc/assay/source.toml");
+    let text =
+        format!("[[notify]]\nkind = 'webhook'\nurl = 'http://{address}/hook'\ntimeout = '{timeout}'\n");
+    let file: File = config::parse(path, &text).expect("the right shape");
+    Way::all(path, &file.notify, &[], &mut Vec::new()).pop().expect("a way")
+}
+
+/// Takes a connection and says `answer`, to what it has read when it `reads`; holds the connection open when it `hangs`.
+async fn answering(answer: &'static str, reads: bool, hangs: bool) -> std::net::SocketAddr {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut block = [0; 4096];
+            if reads {
+                drop(stream.read(&mut block).await);
+            }
+            drop(stream.write_all(answer.as_bytes()).await);
+            if hangs {
+                held.push(stream);
+            }
+        }
+    });
+    address
+}
+
+/// What a receiver says, and whether the notice has arrived, is to be tried again soon, or waits for the next round.
+#[tokio::test]
+async fn each_answer_of_a_webhook_has_its_meaning() {
+    let length = "Content-Length: 9\r\n\r\n";
+    for (answer, hangs, expected) in [
+        ("HTTP/1.1 204 No Content\r\n\r\n".to_owned(), false, None),
+        // The head counts: a body that never ends is not waited for.
+        (format!("HTTP/1.1 200 OK\r\n{length}x"), true, None),
+        (format!("HTTP/1.1 500 Internal Server Error\r\n{length}x"), true, Some((true, "500"))),
+        ("HTTP/1.1 429 Too Many Requests\r\n\r\n".to_owned(), false, Some((true, "429"))),
+        (
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n".to_owned(),
+            false,
+            Some((false, "302")),
+        ),
+        ("HTTP/1.1 404 Not Found\r\n\r\n".to_owned(), false, Some((false, "404"))),
+        ("220 mail.example ESMTP\r\n".to_owned(), false, Some((true, ""))),
+        (String::new(), false, Some((true, ""))),
+    ] {
+        let way = webhook_to(answering(answer.clone().leak(), true, hangs).await, "30s");
+        let told = way.send(&Notice::test("source", "a")).await;
+        match (told, expected) {
+            (Ok(()), None) => {}
+            (Err(error), Some((transient, text))) => {
+                assert!(
+                    error.transient == transient && error.message.contains(text),
+                    "{answer:?}: {error:?}"
+                );
+            }
+            (told, expected) => panic!("{answer:?}: {told:?}, and not {expected:?}"),
+        }
+    }
+    let silent = webhook_to(answering("", true, true).await, "200ms");
+    let error = silent.send(&Notice::test("source", "a")).await.expect_err("it says nothing");
+    assert!(error.transient && error.message.contains("no answer within 200ms"), "{error:?}");
+}
+
+/// A mail server that takes the connection and drops it, or says nothing, or is full.
+#[tokio::test]
+async fn a_mail_server_that_fails_is_tried_again() {
+    let path = Path::new("/etc/assay/source.toml");
+    for (answer, hangs, transient) in [
+        ("", false, true),
+        ("", true, true),
+        ("220 mail.example\r\n", false, true),
+        ("421 too busy\r\n", false, true),
+        ("554 we take no mail from you\r\n", false, false),
+    ] {
+        let address = answering(answer, false, hangs).await;
+        let text = format!(
+            "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://{address}'\nfrom = 'a@example.org'\nto = ['b@example.org']\ntimeout = '500ms'\n"
+        );
+        let file: File = config::parse(path, &text).expect("the right shape");
+        let way = Way::all(path, &file.notify, &[], &mut Vec::new()).pop().expect("a way");
+        let error = way.send(&Notice::test("source", "a")).await.expect_err(answer);
+        assert_eq!(error.transient, transient, "{answer:?}: {error:?}");
+    }
+}
+
+/// A disk that is full when a notice comes takes it later; one file that cannot be read takes no other away, nor the place of one.
+#[tokio::test]
+async fn what_a_full_disk_did_not_take_is_brought_there_later() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("command");
+    let mailbox = Mailbox::start(way_of("exit 1"), Some(folder.path()));
+    // Nothing can be written where a file stands in the folder's place.
+    std::fs::remove_dir_all(&place).expect("remove");
+    std::fs::write(&place, "").expect("write");
+    mailbox.post(&notice_of("r1", Event::NotRun));
+    assert_eq!(mailbox.waiting(), 1);
+    std::fs::remove_file(&place).expect("remove");
+    std::fs::create_dir(&place).expect("mkdir");
+    mailbox.post(&notice_of("r2", Event::NotRun));
+    let names = || {
+        let entries = std::fs::read_dir(&place).expect("there").flatten();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| name.starts_with('0'));
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["000000000000.json", "000000000001.json"]);
+    drop(mailbox);
+    // A folder cannot be read as a file, also by root.
+    std::fs::remove_file(place.join("000000000000.json")).expect("remove");
+    std::fs::create_dir(place.join("000000000000.json")).expect("mkdir");
+    let next = Mailbox::start(way_of("exit 1"), Some(folder.path()));
+    assert_eq!(next.waiting(), 1);
+    next.post(&notice_of("r3", Event::NotRun));
+    assert_eq!(names(), ["000000000000.json", "000000000001.json", "000000000002.json"]);
+}

@@ -8,11 +8,14 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, crypto::ring};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    dial,
+    dial::{self, EstablishError},
     outbox::{DeliveryError, Peer},
 };
 
@@ -25,18 +28,26 @@ impl Webhook {
         Peer::new(("url", url), "https://HOST/PATH or http://HOST/PATH", (80, 443), token_file, ca).map(Self)
     }
 
-    pub(super) async fn tell(&self, json: String) -> Result<(), DeliveryError> {
+    /// Posts `json`, by `deadline`.
+    pub(super) async fn tell(&self, json: String, deadline: Instant) -> Result<(), DeliveryError> {
         let request = self.request(json)?;
         let failed =
             |error: &dyn std::fmt::Display| DeliveryError::transient(format!("{}: {error}", self.0.label()));
-        let stream = dial::connect(&self.0.host, self.0.port).await.map_err(|error| failed(&error))?;
         if !self.0.is_tls {
+            let stream = dial::connect(&self.0.host, self.0.port).await.map_err(|error| failed(&error))?;
             return self.post(stream, request).await;
         }
         let name = ServerName::try_from(self.0.host.clone())
             .map_err(|_| DeliveryError::lasting(format!("{}: no name for a certificate", self.0.label())))?;
         let connector = TlsConnector::from(Arc::new(self.tls()?));
-        let stream = connector.connect(name, stream).await.map_err(|error| failed(&error))?;
+        let addresses = dial::resolve(&self.0.host, self.0.port).await.map_err(|error| failed(&error))?;
+        let shaken =
+            dial::establish(&addresses, deadline, |stream| connector.connect(name.clone(), stream)).await;
+        let stream = shaken.map_err(|error| match error {
+            EstablishError::Dial(error) => failed(&error),
+            EstablishError::Handshake(error) => failed(&error),
+            EstablishError::Late => failed(&"the TLS handshake does not end"),
+        })?;
         self.post(stream, request).await
     }
 

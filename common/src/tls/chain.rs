@@ -8,8 +8,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use super::credentials::TlsError;
-use crate::{path::display_bytes, signing::read_public};
+use super::credentials::{TlsError, no_certificate};
+use crate::{path::display_bytes, pem, signing::read_public};
 
 /// What matters of one certificate.
 #[derive(Debug, Clone)]
@@ -61,13 +61,14 @@ impl Bundle {
     /// Reads the file. A member that has expired, is not valid yet or cannot be read takes nothing from the others: after a CA was
     /// replaced its predecessor stands in the file for a while. A CA that has expired vouches for nobody.
     pub(super) fn load(path: &Path, now: Timestamp) -> Result<Self, TlsError> {
-        let pem = read_public(path)?;
+        let bytes = read_public(path)?;
+        let pem = pem::normal(&bytes).ok_or_else(|| no_certificate(path))?;
         let mut bundle = Self { roots: RootCertStore::empty(), links: Vec::new(), unusable: Vec::new() };
         let mut first_fault = None;
-        for member in CertificateDer::pem_slice_iter(&pem) {
+        for member in CertificateDer::pem_slice_iter(pem.as_bytes()) {
             let fault = match member {
                 Ok(member) => bundle.add(member, path, now).err(),
-                Err(_) => Some(TlsError::NoCertificate { path: path.to_owned() }),
+                Err(_) => Some(no_certificate(path)),
             };
             if let Some(fault) = fault {
                 bundle.unusable.push(fault.to_string());
@@ -75,13 +76,13 @@ impl Bundle {
             }
         }
         if bundle.links.is_empty() {
-            return Err(first_fault.unwrap_or_else(|| TlsError::NoCertificate { path: path.to_owned() }));
+            return Err(first_fault.unwrap_or_else(|| no_certificate(path)));
         }
         Ok(bundle)
     }
 
     fn add(&mut self, member: CertificateDer<'static>, path: &Path, now: Timestamp) -> Result<(), TlsError> {
-        let link = Link::of(&member).ok_or_else(|| TlsError::NoCertificate { path: path.to_owned() })?;
+        let link = Link::of(&member).ok_or_else(|| no_certificate(path))?;
         link.check(path, now)?;
         self.roots.add(member).map_err(|source| TlsError::Library { path: path.to_owned(), source })?;
         self.links.push(link);

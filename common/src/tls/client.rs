@@ -13,7 +13,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -36,7 +36,7 @@ use tonic::{
 
 use super::credentials::{Credentials, PeerFault, TlsError, TlsFiles};
 use crate::{
-    dial::{self, DialError},
+    dial::{self, DialError, EstablishError},
     error::{Hint, ShowPath},
     limits::{CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES},
     path::display_bytes,
@@ -451,26 +451,41 @@ impl Dialer {
         let deadline = Instant::now() + self.timeout;
         let late = |phase| {
             let (peer, timeout) = (self.peer.clone(), self.timeout);
-            move |_| ConnectError::Timeout { peer, phase, timeout }
+            move |()| ConnectError::Timeout { peer, phase, timeout }
         };
         let addresses = timeout_at(deadline, dial::resolve(&self.host, self.port))
             .await
-            .map_err(late("address from the name service"))?
+            .map_err(|_| late("address from the name service")(()))?
             .map_err(|error| self.not_reached(error))?;
-        let tcp = timeout_at(deadline, dial::connect_any(&addresses))
-            .await
-            .map_err(late("answer"))?
-            .map_err(|error| self.not_reached(error))?;
+        // How far the best of them came.
+        let reached = AtomicU8::new(0);
+        let shaken = dial::establish(&addresses, deadline, |tcp| {
+            reached.fetch_max(1, Ordering::Relaxed);
+            self.shake_hands(tcp, Arc::clone(&config), &reached)
+        });
+        shaken.await.map_err(|error| match error {
+            EstablishError::Dial(error) => self.not_reached(error),
+            EstablishError::Handshake(error) => error,
+            EstablishError::Late => {
+                let phases = ["answer", "TLS handshake", "first byte of HTTP/2"];
+                late(phases[usize::from(reached.load(Ordering::Relaxed))])(())
+            }
+        })
+    }
+
+    async fn shake_hands(
+        &self,
+        tcp: TcpStream,
+        config: Arc<ClientConfig>,
+        reached: &AtomicU8,
+    ) -> Result<ClientStream, ConnectError> {
         let tcp = Counted { inner: tcp, counter: Arc::clone(&self.counter) };
-        let tls = timeout_at(deadline, TlsConnector::from(config).connect(self.server_name.clone(), tcp))
-            .await
-            .map_err(late("TLS handshake"))?
-            .map_err(|error| self.explain(error, "TLS handshake"))?;
+        let tls = TlsConnector::from(config).connect(self.server_name.clone(), tcp).await;
+        let tls = tls.map_err(|error| self.explain(error, "TLS handshake"))?;
+        reached.fetch_max(2, Ordering::Relaxed);
         let mut stream = BufReader::with_capacity(FIRST_READ_BYTES, tls);
-        let first = timeout_at(deadline, stream.fill_buf())
-            .await
-            .map_err(late("first byte of HTTP/2"))?
-            .map_err(|error| self.explain(error, "check of our certificate"))?;
+        let first = stream.fill_buf().await;
+        let first = first.map_err(|error| self.explain(error, "check of our certificate"))?;
         if first.is_empty() {
             return Err(ConnectError::Closed { peer: self.peer.clone(), phase: "start of HTTP/2" });
         }

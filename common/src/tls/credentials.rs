@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     error::{Hint, ShowPath},
+    pem::{self, Unusable},
     pki::{IdentityError, PeerIdentity, Role},
     signing::{KeyError, read_private, read_public},
 };
@@ -52,16 +53,20 @@ pub enum TlsError {
     #[error(transparent)]
     File(#[from] KeyError),
     /// No certificate in the file.
-    #[error("{} does not hold a certificate (PEM)", ShowPath(path))]
+    #[error("{} does not hold a certificate (PEM): {what}", ShowPath(path))]
     NoCertificate {
         /// The file.
         path: PathBuf,
+        /// What it holds.
+        what: Unusable,
     },
     /// No private key in the file.
-    #[error("{} does not hold a private key (PEM) that TLS can use", ShowPath(path))]
+    #[error("{} does not hold a private key (PEM) that TLS can use: {what}", ShowPath(path))]
     NoKey {
         /// The file.
         path: PathBuf,
+        /// What it holds.
+        what: Unusable,
     },
     /// The certificate or the CA has expired.
     #[error("the certificate {} expired on {when}", ShowPath(path))]
@@ -140,6 +145,8 @@ impl Hint for TlsError {
             Self::WrongRole { expected, .. } => {
                 Some(format!("name a certificate that was issued with the role {}", list(expected)))
             }
+            Self::NoCertificate { what: Unusable { remedy: Some(remedy), .. }, .. }
+            | Self::NoKey { what: Unusable { remedy: Some(remedy), .. }, .. } => Some(remedy.clone()),
             Self::NoCertificate { .. } | Self::NoKey { .. } | Self::Authority { .. } => {
                 Some("`assay-target pki init` makes a set of files that fit".to_owned())
             }
@@ -177,7 +184,7 @@ impl Credentials {
         let Bundle { roots, links: authorities, unusable } = Bundle::load(&files.ca, now)?;
         let chain = certificates(&files.cert)?;
         let links: Vec<_> = chain.iter().map_while(|certificate| Link::of(certificate)).collect();
-        let own = links.first().ok_or_else(|| TlsError::NoCertificate { path: files.cert.clone() })?;
+        let own = links.first().ok_or_else(|| no_certificate(&files.cert))?;
         own.check(&files.cert, now)?;
         let not_after = own.not_after;
         let (expires, expires_first) =
@@ -192,8 +199,13 @@ impl Credentials {
             let (path, found) = (files.cert.clone(), identity.role);
             return Err(TlsError::WrongRole { path, found, expected: roles.to_vec() });
         }
-        let no_key = || TlsError::NoKey { path: files.key.clone() };
-        let key = PrivateKeyDer::from_pem_slice(&read_private(&files.key)?).map_err(|_| no_key())?;
+        let bytes = read_private(&files.key)?;
+        let no_key = || {
+            let wanted = ["PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY"];
+            TlsError::NoKey { path: files.key.clone(), what: pem::explain(&bytes, &wanted) }
+        };
+        let text = pem::normal(&bytes).ok_or_else(no_key)?;
+        let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| no_key())?;
         let key = provider().key_provider.load_private_key(key).map_err(|_| no_key())?;
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|error| match error {
@@ -317,11 +329,22 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 
 /// At least one.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = read_public(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let bytes = read_public(path)?;
+    let text = pem::normal(&bytes).ok_or_else(|| no_certificate(path))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err(TlsError::NoCertificate { path: path.to_owned() }),
+        _ => Err(no_certificate(path)),
+    }
+}
+
+/// The file holds none that can be used; it is read again to say what it holds.
+pub(super) fn no_certificate(path: &Path) -> TlsError {
+    match read_public(path) {
+        Ok(bytes) => {
+            TlsError::NoCertificate { path: path.to_owned(), what: pem::explain(&bytes, &["CERTIFICATE"]) }
+        }
+        Err(error) => error.into(),
     }
 }
 

@@ -19,7 +19,11 @@ use tokio::{
 };
 
 use super::credentials::{Credentials, TlsError};
-use crate::error::Hint as _;
+use crate::{
+    error::Hint as _,
+    supervise,
+    trouble::{self, Kind},
+};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -70,7 +74,7 @@ pub fn renewed(credentials: &Credentials) -> Result<watch::Receiver<Arc<ServerCo
     note_end(credentials);
     warn_of_unusable(credentials);
     let renewal = Renewal { sender, stamp: Stamp::of(credentials), current: credentials.clone() };
-    tokio::spawn(renewal.run());
+    supervise::spawn_with("certificates", renewal, |renewal| Box::pin(renewal.run()));
     Ok(receiver)
 }
 
@@ -96,7 +100,7 @@ struct Renewal {
 }
 
 impl Renewal {
-    async fn run(mut self) {
+    async fn run(&mut self) {
         let mut told = match signal(SignalKind::hangup()) {
             Ok(told) => Some(told),
             Err(error) => {
@@ -143,27 +147,34 @@ impl Renewal {
         let loaded = loaded.and_then(|loaded| Ok((loaded.server_config()?, loaded)));
         match loaded {
             Ok((_, loaded)) if *loaded.identity() != identity => {
-                tracing::error!(
-                    found = %loaded.identity(), expected = %identity,
-                    "the renewed certificate is REFUSED, and the one before it kept: it is somebody else's"
-                );
+                refuse(&format!(
+                    "it is somebody else's, the {}'s, and this is the {identity}",
+                    loaded.identity()
+                ));
                 false
             }
             Ok((config, loaded)) => {
                 note_end(&loaded);
                 tracing::info!(%identity, expires = %loaded.expires(), "the certificate was read anew");
                 warn_of_unusable(&loaded);
+                trouble::clear(Kind::RenewalRefused, "");
                 self.current = loaded;
                 self.sender.send_replace(config);
                 true
             }
             Err(error) => {
-                let hint = error.hint().unwrap_or_default();
-                tracing::error!(%error, hint, "the renewed certificate is REFUSED, and the one before it kept");
+                let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                refuse(&format!("{error}{hint}"));
                 false
             }
         }
     }
+}
+
+fn refuse(why: &str) {
+    let text = format!("the renewed certificate is REFUSED, and the one before it kept: {why}");
+    tracing::error!("{text}");
+    trouble::note(Kind::RenewalRefused, "", text);
 }
 
 /// [`WARN_DAYS`] before its end, for tests and texts.

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
 
-use crate::{config, error::ShowPath};
+use crate::{config, error::ShowPath, supervise};
 
 /// How often the list is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -185,42 +185,49 @@ fn setting(config: &Path) -> Result<Option<RevokedSetting>, String> {
 
 /// Reads the list again whenever the configuration, or the file that it names, has changed. Must be called within a tokio runtime.
 pub fn watch(config: PathBuf) {
-    tokio::spawn(async move {
-        let named = |setting: &Option<RevokedSetting>| match setting {
-            Some(RevokedSetting::File(file)) => Some(config::resolve(&config, file)),
-            _ => None,
-        };
-        let mut file = setting(&config).ok().as_ref().and_then(named);
-        let look = |file: &Option<PathBuf>| (stamp(&config), file.as_deref().and_then(stamp));
-        // What the agent started with was read a moment ago: it is read once more, so that nothing falls in between.
-        let mut seen = None;
-        loop {
-            let now = look(&file);
-            if seen != Some(now) {
-                seen = Some(now);
-                let read = setting(&config).and_then(|setting| {
-                    let revoked = Revoked::load(&config, setting.as_ref())?;
-                    Ok((named(&setting), revoked))
-                });
-                match read {
-                    Ok((named, revoked)) => {
-                        if current().as_deref() != Some(&revoked) {
-                            let (serials, keys) = (revoked.serials.len(), revoked.keys.len());
-                            tracing::warn!(serials, keys, "the list of revoked certificates was read anew");
-                            install(revoked);
+    supervise::spawn("revocation", move || {
+        let config = config.clone();
+        async move {
+            let named = |setting: &Option<RevokedSetting>| match setting {
+                Some(RevokedSetting::File(file)) => Some(config::resolve(&config, file)),
+                _ => None,
+            };
+            let mut file = setting(&config).ok().as_ref().and_then(named);
+            let look = |file: &Option<PathBuf>| (stamp(&config), file.as_deref().and_then(stamp));
+            // What the agent started with was read a moment ago: it is read once more, so that nothing falls in between.
+            let mut seen = None;
+            loop {
+                let now = look(&file);
+                if seen != Some(now) {
+                    seen = Some(now);
+                    let read = setting(&config).and_then(|setting| {
+                        let revoked = Revoked::load(&config, setting.as_ref())?;
+                        Ok((named(&setting), revoked))
+                    });
+                    match read {
+                        Ok((named, revoked)) => {
+                            if current().as_deref() != Some(&revoked) {
+                                let (serials, keys) = (revoked.serials.len(), revoked.keys.len());
+                                tracing::warn!(
+                                    serials,
+                                    keys,
+                                    "the list of revoked certificates was read anew"
+                                );
+                                install(revoked);
+                            }
+                            if named != file {
+                                file = named;
+                                seen = Some(look(&file));
+                            }
                         }
-                        if named != file {
-                            file = named;
-                            seen = Some(look(&file));
-                        }
+                        Err(error) => tracing::error!(
+                            error,
+                            "the list of revoked certificates is REFUSED, and the one before it kept: correct tls.revoked"
+                        ),
                     }
-                    Err(error) => tracing::error!(
-                        error,
-                        "the list of revoked certificates is REFUSED, and the one before it kept: correct tls.revoked"
-                    ),
                 }
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
         }
     });
 }

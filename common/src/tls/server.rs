@@ -38,6 +38,7 @@ use crate::{
     limits::{self, CONNECTION_WINDOW_BYTES, MAX_FRAME_BYTES, MAX_HEADER_LIST_BYTES, STREAM_WINDOW_BYTES},
     pki::{PeerIdentity, Role},
     rpc_status::RpcFault,
+    trouble::{self, Kind},
 };
 
 /// Length of HTTP/2's connection preface: with it, the client has said its first word.
@@ -173,6 +174,7 @@ impl Gate {
         let handshakes = Arc::new(Semaphore::new(self.limits.handshakes));
         // Dropped, and its tasks with it, when the stream is.
         let mut tasks = JoinSet::new();
+        let mut is_deaf = false;
         loop {
             while tasks.try_join_next().is_some() {}
             let next = async {
@@ -186,6 +188,9 @@ impl Gate {
             };
             match accepted {
                 Ok((stream, address)) => {
+                    if std::mem::take(&mut is_deaf) {
+                        trouble::clear(Kind::CannotAccept, "");
+                    }
                     let deadline = Instant::now() + self.limits.deadline;
                     let Some(slot) = self.addresses.claim(address.ip(), self.limits.handshakes_per_address)
                     else {
@@ -199,7 +204,15 @@ impl Gate {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    is_deaf = true;
+                    let hint = crate::error::PathError::new("accept", std::path::Path::new(""), error);
+                    let (error, hint) = (&hint.source, crate::error::Hint::hint(&hint));
+                    let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                    trouble::raise(
+                        Kind::CannotAccept,
+                        "",
+                        format!("connections cannot be accepted: {error}{hint}"),
+                    );
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -9,7 +9,7 @@ use assay_common::{
     watch::Ended,
 };
 
-use crate::pair::{Pair, json};
+use crate::pair::{Pair, json, wrong_clock};
 
 #[test]
 fn a_ledger_is_checked_here_and_as_a_copy() {
@@ -57,6 +57,63 @@ fn a_ledger_is_checked_here_and_as_a_copy() {
     assert_eq!(exchanged.code, 1, "{exchanged:?}");
     assert!(exchanged.stdout.contains("another tree than generation 1 has"), "{exchanged:?}");
     assert!(exchanged.stdout.contains("2 compared"), "{exchanged:?}");
+}
+
+/// The target's clock was two hours ahead for a while. Its times contradict others for ever, until an operator says why.
+#[test]
+fn an_hour_of_a_wrong_clock_can_be_acknowledged() {
+    let pair = Pair::plain(1);
+    let run = |content: &str, clock: &str| {
+        pair.kill("target");
+        let clock = if clock.is_empty() { Vec::new() } else { wrong_clock(clock) };
+        pair.set_environment("target", &clock);
+        pair.start("target");
+        fs::write(pair.root(0).join("file"), content).expect("write");
+        pair.run(0);
+    };
+    run("one", "");
+    run("two", "+7200");
+    run("three", "");
+    run("four", "");
+    let wrong = pair.target(&["ledger", "verify"]);
+    assert_eq!(wrong.code, 1, "{wrong:?}");
+    assert_eq!(wrong.stdout.matches("WRONG: verdict 00000000").count(), 2, "{wrong:?}");
+    assert!(wrong.stdout.contains("NOT SOUND") && wrong.stdout.contains("ledger acknowledge"), "{wrong:?}");
+    let said = ["--by", "A. Smith", "--why", "the time service was down"];
+    let acknowledge =
+        |verdict: &str| pair.target(&[&["ledger", "acknowledge", "--verdict", verdict][..], &said].concat());
+    // Of the first nobody needs to say anything, and there is no ninth.
+    for verdict in ["1", "9", "0", "x"] {
+        let refused = acknowledge(verdict);
+        assert_eq!(refused.code, 2, "{verdict}: {refused:?}");
+    }
+    let done = acknowledge("2");
+    assert_eq!(done.code, 0, "{done:?}");
+    let sound = pair.target(&["ledger", "verify"]);
+    assert_eq!(sound.code, 0, "{sound:?}");
+    let line = sound.stdout.lines().find(|line| line.starts_with("ACKNOWLEDGED: verdict 000000002"));
+    assert!(
+        line.is_some_and(|line| line.contains("says A. Smith on ") && line.contains("service")),
+        "{sound:?}"
+    );
+    let shown = json(&pair.target(&["--json", "ledger", "verify"]).stdout);
+    assert_eq!((&shown["sound"], &shown["acknowledged"][0]["verdict"]), (&true.into(), &2.into()), "{shown}");
+    // It covers times alone.
+    let entry = pair.path("store/repo/ledger/000000002.json");
+    let text = fs::read(&entry).expect("read");
+    fs::remove_file(&entry).expect("remove");
+    assert_eq!(pair.target(&["ledger", "verify"]).code, 1);
+    fs::write(&entry, &text).expect("write");
+    assert_eq!(pair.target(&["ledger", "verify"]).code, 0);
+    // Nor does one count that somebody else has made.
+    let kept = pair.path("store/repo/acknowledgements/000001.json");
+    let forged = fs::read_to_string(&kept).expect("read").replacen("\"payload\":\"", "\"payload\":\"e", 1);
+    fs::write(&kept, forged).expect("write");
+    let refused = pair.target(&["ledger", "verify"]);
+    assert!(
+        refused.code == 1 && refused.stdout.contains("WRONG: the acknowledgement 000001.json"),
+        "{refused:?}"
+    );
 }
 
 /// The ledger, the control and the run's record that agents of commit 0727a00 wrote, before there was a coverage, are read and

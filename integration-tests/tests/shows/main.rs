@@ -11,6 +11,7 @@ mod exact;
 // Other suites take the rest of it.
 #[allow(dead_code)]
 mod file_systems;
+mod histories;
 mod identities;
 mod init;
 mod keep;
@@ -30,11 +31,13 @@ mod pair;
 mod plan;
 mod reference;
 mod restore;
+mod restore_words;
 mod resume;
 mod room;
 mod rot;
 mod schema;
 mod scrub;
+mod telling;
 mod traces;
 mod trouble;
 mod trust;

@@ -122,6 +122,28 @@ pub(crate) fn program(name: &str) -> PathBuf {
     program
 }
 
+/// What gives an agent another wall clock, by Debian's faketime: `by` says how far off it is (`+3600`), or which file says so (`@FILE`).
+/// Files and the clock that waiting is measured by stay as they are.
+pub(crate) fn wrong_clock(by: &str) -> Vec<(&'static str, String)> {
+    let folders = fs::read_dir("/usr/lib").expect("it is there").flatten();
+    let library =
+        folders.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    let library = library.expect("faketime is installed by ./test").to_string_lossy().into_owned();
+    let how = match by.strip_prefix('@') {
+        Some(file) => ("FAKETIME_TIMESTAMP_FILE", file.to_owned()),
+        None => ("FAKETIME", by.to_owned()),
+    };
+    let on = |name| (name, "1".to_owned());
+    vec![
+        ("LD_PRELOAD", library),
+        how,
+        on("FAKETIME_NO_CACHE"),
+        on("FAKETIME_DONT_FAKE_MONOTONIC"),
+        on("DONT_FAKE_MONOTONIC"),
+        on("NO_FAKE_STAT"),
+    ]
+}
+
 /// A port for an agent, which keeps it when it is killed and started again. It is below those that the kernel hands out, so
 /// that no connection takes it meanwhile, and no other test of this process gets it.
 pub(crate) fn free_port() -> u16 {
@@ -624,6 +646,13 @@ impl Drop for Pair {
             // Whatever became of it, it is gone afterwards.
             drop(agent.kill());
             drop(agent.wait());
+        }
+        // An agent that is killed leaves the mounts of its checks to its next start, and here there is none.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let below = format!("{}/", self.folder.path().display());
+        let of_checks = |mount: &&str| mount.starts_with(&below) && mount.contains("/workspaces/");
+        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(of_checks) {
+            drop(Command::new("umount").arg("--lazy").arg(mount).output());
         }
     }
 }

@@ -80,7 +80,9 @@ fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receive
     }
     let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
     let state = verify::start(Arc::clone(repository), id.clone(), record, verify::AskedBy::Source);
-    *active = Some(Active { run_id: id, stage: Stage::Checking(state.clone()) });
+    // One that could not start holds nothing. One that has started waits for this lock before it ends.
+    let is_over = state.borrow().done.is_some();
+    *active = (!is_over).then(|| Active { run_id: id, stage: Stage::Checking(state.clone()) });
     Ok(state)
 }
 
