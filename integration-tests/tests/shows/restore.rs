@@ -293,7 +293,7 @@ fn only_those_who_are_listed_restore() {
             "repo",
             "there is no repository \"repo\" on this target that restore 'eve' may restore",
         ),
-        ("restore-eve", "other", "no generation of other is verified"),
+        ("restore-eve", "other", "no generation of other has passed its check"),
     ] {
         let done = restore_as(&pair, identity, &pair.path("back"), &[repository]);
         assert!(done.code != 0 && done.stderr.contains(why), "{identity}, {repository}: {done:?}");
