@@ -256,7 +256,7 @@ fn compression<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Comp
         toml::Value::String(text) if text == "auto" => Ok(Compression::Auto),
         toml::Value::String(text) if text == "off" => Ok(Compression::Off),
         toml::Value::Integer(level @ 1..=19) => Ok(Compression::Level(level as i32)),
-        _ => Err(serde::de::Error::custom("\"auto\", \"off\" or a level from 1 to 19 was expected")),
+        _ => Err(serde::de::Error::custom("must be \"auto\", \"off\" or a level from 1 to 19")),
     }
 }
 
@@ -375,28 +375,28 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
         faults.push(name_fault("agent.name", &file.agent.name));
     }
     if file.agent.threads == Some(0) {
-        faults.push("agent.threads: at least 1 was expected".to_owned());
+        faults.push("agent.threads: must be at least 1".to_owned());
     }
     if file.agent.memory_mib.is_some_and(|mib| !(8..=4096).contains(&mib)) {
-        faults.push("agent.memory_mib: 8 to 4096 was expected".to_owned());
+        faults.push("agent.memory_mib: must be 8 to 4096".to_owned());
     }
     if file.agent.nice.is_some_and(|nice| !(0..=19).contains(&nice)) {
-        faults.push("agent.nice: 0 to 19 was expected".to_owned());
+        faults.push("agent.nice: must be 0 to 19".to_owned());
     }
     if file.target.limit_kib_per_second == Some(0) {
-        faults.push("target.limit_kib_per_second: at least 1 was expected".to_owned());
+        faults.push("target.limit_kib_per_second: must be at least 1".to_owned());
     }
     if file.target.patience.is_some_and(|patience| !config::is_limit(patience.0)) {
         faults.push(format!("target.patience: {}", config::LIMIT_RULE));
     }
     if file.repositories.is_empty() {
-        faults.push("repository: at least one [[repository]] was expected".to_owned());
+        faults.push("repository: at least one [[repository]] is needed".to_owned());
     }
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
     for section in &file.repositories {
         if !names.insert(&section.name) {
-            faults.push(format!("repository.name: {:?} stands twice", section.name));
+            faults.push(format!("repository {:?} is defined twice", section.name));
         }
         repositories.extend(repository(path, section, &mut faults)?);
     }
@@ -452,7 +452,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
 }
 
 fn name_fault(key: &str, name: &str) -> String {
-    format!("{key}: {name:?}: 1 to 64 letters, digits, '-' or '_' were expected")
+    format!("{key}: {name:?}: a name has 1 to 64 letters, digits, '-' or '_'")
 }
 
 fn repository(
@@ -471,21 +471,20 @@ fn repository(
         faults.push(name_fault("repository.name", name));
     }
     if section.roots.is_empty() {
-        faults.push(format!("repository {name}: root: at least one [[repository.root]] was expected"));
+        faults.push(format!("repository {name}: root: at least one [[repository.root]] is needed"));
     }
     let several = section.roots.len() > 1;
     let mut header = Header { roots: Vec::new() };
     for root in &section.roots {
         if !is_plain_name(&root.name) || header.roots.iter().any(|other: &Root| other.name == root.name) {
-            faults
-                .push(format!("repository {name}: root.name: {:?} is not valid, or stands twice", root.name));
+            faults.push(format!(
+                "repository {name}: root.name: {:?} is not valid, or is defined twice",
+                root.name
+            ));
         }
         let clean = Path::new(&root.path);
         if !clean.is_absolute() || clean.components().any(|part| part == std::path::Component::ParentDir) {
-            faults.push(format!(
-                "repository {name}: root.path: {:?}: an absolute path was expected",
-                root.path
-            ));
+            faults.push(format!("repository {name}: root.path: {:?}: must be an absolute path", root.path));
         }
         let live_path = root.path.trim_end_matches('/');
         header.roots.push(Root {
@@ -505,12 +504,12 @@ fn repository(
     });
     let max_drop_percent = section.max_drop_percent.unwrap_or(DEFAULT_MAX_DROP_PERCENT);
     if max_drop_percent > 100 {
-        faults.push(format!("repository {name}: max_drop_percent: 0 to 100 was expected"));
+        faults.push(format!("repository {name}: max_drop_percent: must be 0 to 100"));
     }
     // What is wrong with it was told with its line, when the file was read.
     let schedule = section.schedule.as_ref().and_then(|section| schedule(section.get_ref()).ok());
     if section.max_age.is_some_and(|span| span.0.is_zero()) {
-        faults.push(format!("repository {name}: max_age: more than no time was expected"));
+        faults.push(format!("repository {name}: max_age: must be greater than zero"));
     }
     if section.max_reading_age.is_some_and(|span| span.0.is_zero()) {
         faults.push(format!("repository {name}: max_reading_age: must be longer than no time"));

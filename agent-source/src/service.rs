@@ -109,7 +109,7 @@ impl SourceService for Source {
             0 => DEFAULT_LIMIT,
             limit if limit <= MAX_LIMIT => limit,
             _ => {
-                let text = "limit: 0 to 1000 was expected";
+                let text = "limit: must be 0 to 1000";
                 return Err(RpcFault::new(Code::InvalidArgument, "invalid-argument", text).into());
             }
         };

@@ -424,7 +424,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let mut faults = Vec::new();
     let mut check_name = |key: &str, name: &str| {
         if !is_plain_name(name) {
-            faults.push(format!("{key}: {name:?}: 1 to 64 letters, digits, '-' or '_' were expected"));
+            faults.push(format!("{key}: {name:?}: a name has 1 to 64 letters, digits, '-' or '_'"));
         }
     };
     check_name("agent.name", &file.agent.name);
@@ -440,7 +440,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         faults.extend(wrong.map(|(key, message)| format!("repository[{index}].limits.{key}: {message}")));
     }
     if file.repositories.is_empty() {
-        faults.push("repository: at least one [[repository]] was expected".to_owned());
+        faults.push("repository: at least one [[repository]] is needed".to_owned());
     }
     let limits = PeerLimits {
         first_message: file.limits.first_message.map_or(PeerLimits::default().first_message, |span| span.0),
@@ -480,7 +480,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let mut repositories = Vec::new();
     for section in file.repositories {
         if !names.insert(section.name.clone()) {
-            faults.push(format!("repository.name: {:?} stands twice", section.name));
+            faults.push(format!("repository {:?} is defined twice", section.name));
         }
         for (key, span) in [
             ("control_every", section.control_every.and_then(every)),
@@ -490,13 +490,12 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             ("scrub_every", section.scrub_every),
         ] {
             if span.is_some_and(|span| span.0.is_zero()) {
-                faults.push(format!("repository.{key}: more than no time was expected"));
+                faults.push(format!("repository.{key}: must be greater than zero"));
             }
         }
         if section.quota.is_some_and(|quota| quota.0 == 0) {
             faults.push(
-                "repository.quota: more than nothing was expected; without it the disk is the limit"
-                    .to_owned(),
+                "repository.quota: must be greater than zero; without it the disk is the limit".to_owned(),
             );
         }
         if section.quota_entries == Some(0) {
@@ -505,9 +504,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         let retention = section.retention.map(Retention::from);
         if retention.as_ref().is_some_and(|retention| !retention.keeps_any()) {
             let rules = "last, hourly, daily, weekly, monthly or within";
-            faults.push(format!(
-                "repository.retention: at least one of {rules} was expected to keep something"
-            ));
+            faults.push(format!("repository.retention: at least one of {rules} must keep something"));
         }
         for pattern in section.attributes.iter().flatten().filter(|pattern| !is_pattern(pattern)) {
             faults.push(format!(

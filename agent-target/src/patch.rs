@@ -74,7 +74,7 @@ pub enum PatchError {
         file: TreePath,
     },
     /// The file is larger than a configuration file can be.
-    #[error("{file} has {bytes} bytes; at most {MAX_FILE_BYTES} were expected of a configuration file")]
+    #[error("{file} has {bytes} bytes; a configuration file may have at most {MAX_FILE_BYTES}")]
     TooLarge {
         /// The file.
         file: TreePath,

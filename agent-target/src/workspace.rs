@@ -561,7 +561,7 @@ impl Workspace {
         if !from.metadata().map_err(told(source))?.is_file() {
             return Err(told(source)(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "a regular file was expected",
+                "this is not a regular file",
             )));
         }
         let folder = self.root_folder(root)?;

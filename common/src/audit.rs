@@ -61,7 +61,7 @@ impl std::str::FromStr for Head {
         let head = text.split_once(':').and_then(|(id, digest)| {
             Some(Self { sequence: EntryId::parse(id)?.sequence(), digest: HexDigest::parse(digest)? })
         });
-        head.ok_or("a head as `ledger head` prints it was expected, 000000042:<64 hexadecimal digits>")
+        head.ok_or("this is no head as `ledger head` prints it: 000000042:<64 hexadecimal digits>")
     }
 }
 

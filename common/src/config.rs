@@ -40,7 +40,7 @@ pub enum ConfigError {
         line: usize,
         /// From 1.
         column: usize,
-        /// What was expected.
+        /// What the value must be.
         message: String,
     },
     /// The shape is right and the values are not.
@@ -129,9 +129,7 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map(Self).map_err(|_| {
-            de::Error::custom(
-                "a length of time with its unit was expected, for example \"30s\" or \"1h 30m\"",
-            )
+            de::Error::custom("must be a length of time with its unit, for example \"30s\" or \"1h 30m\"")
         })
     }
 }
@@ -199,7 +197,7 @@ impl<'de> Deserialize<'de> for Size {
 }
 
 /// What is said of a limit that is none.
-pub const LIMIT_RULE: &str = "more than no time, and at most a year, was expected; 0 is not 'unlimited'";
+pub const LIMIT_RULE: &str = "must be greater than zero and at most a year; 0 does not mean 'unlimited'";
 
 /// True for a length of time that can limit something.
 pub fn is_limit(span: Duration) -> bool {
@@ -236,10 +234,12 @@ mod tests {
     }
 
     #[test]
-    fn faults_tell_file_line_and_what_was_expected() {
+    fn faults_tell_file_line_and_the_rule() {
         let fault = |text: &str| parse::<Sample>(Path::new("a.toml"), text).expect_err("bad").to_string();
         assert!(fault("\nevry = '1h'").starts_with("a.toml:2:1: unknown field `evry`"));
-        assert!(fault("every = '1 lightyear'").starts_with("a.toml:1:9: a length of time with its unit"));
+        assert!(
+            fault("every = '1 lightyear'").starts_with("a.toml:1:9: must be a length of time with its unit")
+        );
         assert!(fault("every = ").starts_with("a.toml:1:"));
         assert!(parse::<Sample>(Path::new("a.toml"), "every = '1h 30m'").is_ok());
     }

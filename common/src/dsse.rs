@@ -56,7 +56,7 @@ pub enum EnvelopeError {
         expected: String,
     },
     /// Signed by another key than the one that was given.
-    #[error("the envelope names another key than {expected}, which was given to check it")]
+    #[error("signed with another key than {expected}")]
     OtherKey {
         /// Id of the key that was given.
         expected: String,

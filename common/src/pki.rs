@@ -191,7 +191,7 @@ pub struct Party {
 /// What `pki init` makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PkiOptions {
-    /// Stands in every certificate, for people.
+    /// Organisation (O=) in every certificate, for people.
     pub organisation: String,
     /// The source agent.
     pub source: Party,

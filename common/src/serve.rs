@@ -41,7 +41,7 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
     /// It takes no connections any more, and nobody has told it to stop.
     #[error(
-        "the server takes no connections any more: a task of it has ended; the log says why\nHINT: start the agent anew"
+        "the server takes no connections any more: a task of it has ended; the log says why\nHINT: restart the agent"
     )]
     Deaf,
     /// Signals cannot be waited for.

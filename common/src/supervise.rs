@@ -107,7 +107,7 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 }
 
 fn give_up(name: &str, panics: u32) -> ! {
-    tracing::error!(task = name, panics, "the task cannot be kept alive: the agent ends, to be started anew");
+    tracing::error!(task = name, panics, "the task cannot be kept alive: the agent ends, to be restarted");
     telemetry::flush();
     std::process::exit(EXIT_PANICS);
 }

@@ -599,7 +599,7 @@ mod tests {
         assert_eq!(standing.ended(good.clone(), Some(good), None), Some(Event::Recovery));
     }
 
-    /// Overdue is told once, and the PASS that ends it is a recovery, also when the agent was started anew in between.
+    /// Overdue is told once, and the PASS that ends it is a recovery, also when the agent was restarted in between.
     #[test]
     fn a_proof_that_grows_too_old_is_told_once() {
         let pass = end(Outcome::Pass, 1, 1);

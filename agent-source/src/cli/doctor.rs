@@ -118,7 +118,7 @@ fn look_at(report: &mut Report, repository: &Repository) {
     match &repository.schedule {
         None => report.warn(
             &name("schedule"),
-            "none: it runs when somebody starts it",
+            "none: not scheduled (manual only)",
             "add schedule = { every = \"1h\" }",
         ),
         Some(schedule) => match schedule.next_slot(Timestamp::now()) {
@@ -208,7 +208,7 @@ fn mounts(report: &mut Report, repository: &Repository, root: &Root) {
 fn mark(report: &mut Report, repository: &Repository, mark: &Mark) {
     let what = format!("{}: mark", repository.name);
     match mark.kind {
-        MarkKind::None => report.ok(&what, "none is needed, or there is none: the profile says which"),
+        MarkKind::None => report.ok(&what, "this profile makes no mark"),
         MarkKind::Postgresql | MarkKind::Sqlite => {
             report.ok(&what, "made by the agent itself; the first run tells whether it may")
         }

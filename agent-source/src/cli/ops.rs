@@ -24,7 +24,7 @@ pub(super) enum OpsCommand {
     Doctor,
     /// Ask the agent over gRPC whether it serves; the exit code is 0 when it does
     Health,
-    /// Try the ways out that the configuration names
+    /// Test the configured notifications
     #[command(subcommand)]
     Notify(NotifyCommand),
     /// Print the completions for a shell

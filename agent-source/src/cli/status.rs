@@ -43,7 +43,7 @@ fn one(text: &mut String, repository: &RepositoryStatus, now: Timestamp) {
     }
     let max_age = repository.max_age_seconds;
     if max_age > 0 && repository.last_pass.is_some() && repository.last_pass_age_seconds > max_age {
-        row(text, "  OVERDUE", &format!("a PASS was expected every {}", show::age(max_age)));
+        row(text, "  OVERDUE", &format!("there should be a PASS every {}", show::age(max_age)));
     }
     if let Some(run) = &repository.last_run {
         let ended = show::ago(run.finished.as_ref(), now);
@@ -64,7 +64,7 @@ fn one(text: &mut String, repository: &RepositoryStatus, now: Timestamp) {
             "  next run",
             &format!("{}, at {}", show::until(Some(next), now), show::time(Some(next))),
         ),
-        None => row(text, "  next run", "when somebody starts it: there is no schedule"),
+        None => row(text, "  next run", "not scheduled (manual only)"),
     }
     if repository.missed_slots > 0 {
         row(text, "  missed", &format!("{} slots passed without a run", repository.missed_slots));
@@ -141,7 +141,7 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[1], "app: proven good 3 h ago, at 2026-11-23 10:00:00Z, generation 41");
-        assert_eq!(lines[2], "  OVERDUE    a PASS was expected every 2 h");
+        assert_eq!(lines[2], "  OVERDUE    there should be a PASS every 2 h");
         assert_eq!(lines[3], "  newest     INCONCLUSIVE licence-missing, 30 min ago");
         assert!(text.contains("             HINT: configure overlay\n"), "{text}");
         assert!(text.contains("  CHANGED    2 files without a trace, 2 h ago, in run"), "{text}");

@@ -52,7 +52,7 @@ pub enum PostgresqlError {
     /// The connection string is none, or is not for a local server.
     #[error("postgresql.connection: {why}")]
     Connection {
-        /// What was expected.
+        /// What the value must be.
         why: String,
     },
     /// The server cannot be reached, or refuses something.
@@ -72,7 +72,7 @@ pub enum PostgresqlError {
         limit: Duration,
     },
     /// It is older than Assay can mark.
-    #[error("the PostgreSQL server has version {version}, and 10 or newer was expected")]
+    #[error("the PostgreSQL server has version {version}; it must be 10 or newer")]
     Version {
         /// As `server_version_num` has it.
         version: i32,
@@ -104,7 +104,7 @@ pub enum PostgresqlError {
     TooMuchWal {
         /// Segments from start to stop.
         written: u64,
-        /// Segments that were expected at most.
+        /// The most segments that may be kept.
         limit: u32,
     },
     /// A segment that the backup needs is gone, or is not whole.
@@ -417,14 +417,14 @@ impl Session {
 fn config(settings: &Settings) -> Result<Config, PostgresqlError> {
     let told = |why: String| PostgresqlError::Connection { why };
     let mut config = Config::from_str(&settings.connection)
-        .map_err(|_| told("a connection string of libpq's form was expected".to_owned()))?;
+        .map_err(|_| told("this is no connection string in libpq's form".to_owned()))?;
     if config.get_hosts().is_empty() || config.get_hosts().iter().any(|host| !matches!(host, Host::Unix(_))) {
         return Err(told(
-            "the folder of a Unix socket was expected as host: the agent runs beside the server".into(),
+            "host must be the folder of a Unix socket: the agent runs beside the server".into(),
         ));
     }
     if config.get_password().is_some() {
-        return Err(told("no password was expected here: name a password_file instead".to_owned()));
+        return Err(told("it must not contain a password: name a password_file instead".to_owned()));
     }
     if let Some(file) = &settings.password_file {
         let password = fs::read_to_string(file).at("read", file)?;
@@ -565,7 +565,7 @@ fn fill(
             if bytes == wal.segment_bytes {
                 Ok(())
             } else {
-                let text = format!("it has {bytes} bytes, and {} were expected", wal.segment_bytes);
+                let text = format!("it has {bytes} bytes and must have {}", wal.segment_bytes);
                 Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
             }
         });

@@ -85,8 +85,8 @@ pub enum TransferError {
     /// The target ended the stream, or the connection was cut and did not come back.
     #[error("the transfer to the target broke off: {}", .0.message())]
     Rpc(#[from] Box<Status>),
-    /// The target was started anew: it knows what it stored, not what this stream was about.
-    #[error("the target was started anew while content was sent")]
+    /// The target was restarted: it knows what it stored, not what this stream was about.
+    #[error("the target was restarted while content was sent")]
     TargetRestarted,
     /// The target's disk has not kept what a file here was to share with the base.
     #[error("the target's disk has not kept what was sealed: {}", .0.message())]
@@ -112,7 +112,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// The same where an answer of the target was expected.
+    /// The same while the agent waits for the target's answer.
     pub fn into_status(self) -> Status {
         match self {
             Self::Rpc(status) => *status,

@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// How often content is sent from its start in one run: anew when the target agent was started anew, or has lost what a file was
+/// How often content is sent from its start in one run: anew when the target agent was restarted, or has lost what a file was
 /// to share with the base.
 const ATTEMPTS: usize = 5;
 
@@ -59,7 +59,7 @@ impl Attempt {
         Ok(true)
     }
 
-    /// Replicates, and begins again when the target agent was started anew meanwhile, or lacks what was let go here and has
+    /// Replicates, and begins again when the target agent was restarted meanwhile, or lacks what was let go here and has
     /// changed: files are read again then, and what had arrived is found in the staging area and not sent again.
     pub(super) async fn replicate_all(
         &self,
@@ -79,7 +79,7 @@ impl Attempt {
                 .await
             {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
-                    tracing::warn!("the target was started anew; the run is taken up again");
+                    tracing::warn!("the target was restarted; the run is taken up again");
                 }
                 // It compares every piece when the run is opened again.
                 Err(ReplicateError::Transfer(TransferError::BaseRotten(status))) => {
@@ -107,7 +107,7 @@ impl Attempt {
         }
         let text = format!("the run was taken up {ATTEMPTS} times and did not come to its end");
         Err(Fault::not_run("target-unstable", text)
-            .hint("the target's log says why: it was started anew, or its disk loses what was sealed"))
+            .hint("the target's log says why: it was restarted, or its disk loses what was sealed"))
     }
 
     pub(super) async fn open_again(&self, mut client: Client) -> Result<OpenRunResponse, Fault> {

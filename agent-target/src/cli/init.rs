@@ -46,7 +46,7 @@ pub(super) struct InitArgs {
     /// Name of this agent
     #[arg(long, default_value = "target", value_name = "NAME")]
     name: String,
-    /// Stands in every certificate
+    /// Organisation (O=) in every certificate
     #[arg(long, default_value = "Assay", value_name = "TEXT")]
     organisation: String,
     /// How long the certificates are valid
@@ -301,7 +301,7 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
     print(&format!(
         "added repository {} of {source} (profile {}) to {}\n\
          its signing key is {}: compare it with what assay-source init printed\n\
-         next: assay-target doctor; start assay-target, or start it anew\n",
+         next: assay-target doctor; start assay-target, or restart it\n",
         acceptance.repository,
         acceptance.profile,
         config.display(),

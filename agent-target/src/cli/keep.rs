@@ -32,7 +32,7 @@ pub(super) enum KeepCommand {
         /// Number of the generation; the newest verified one when it is left out
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
         generation: u64,
-        /// Why, for those who come after
+        /// Note: why it is pinned
         #[arg(long, default_value = "", hide_default_value = true)]
         note: String,
     },
@@ -174,7 +174,7 @@ pub(super) fn scrub_status(status: &ScrubStatus) -> String {
     );
     if status.unhealed > 0 {
         text.push_str(&format!(
-            "  {} not what they were now: assay-target generations shows where; the next run brings what the source still has\n",
+            "  damaged now: {}: assay-target generations shows where; the next run brings what the source still has\n",
             status.unhealed
         ));
     }

@@ -102,7 +102,7 @@ pub(super) fn run(
         let ledger = open(folder)?;
         let Some(audit) = audit else { return print_head(&ledger) };
         let key = place.key.as_deref().ok_or_else(|| {
-            CommandError::usage("--key was expected: a key is never taken from the ledger itself")
+            CommandError::usage("--key is missing: a key is never taken from the ledger itself")
                 .hint("give the target's public signing key from where you trust it, for example pki/target-signing.pub")
         })?;
         let key = VerifyingKey::load(key).map_err(key_error)?;

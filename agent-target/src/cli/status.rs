@@ -57,7 +57,7 @@ fn one(
     }
     let max_age = repository.overdue_after_seconds;
     if max_age > 0 && repository.verified.is_some() && age > max_age {
-        row(text, "  OVERDUE", &format!("a PASS was expected every {}", show::age(max_age)));
+        row(text, "  OVERDUE", &format!("there should be a PASS every {}", show::age(max_age)));
     }
     if let Some(latest) = &repository.latest {
         let outcome = match latest.outcome() {

@@ -119,7 +119,7 @@ pub enum SealError {
         rule: &'static str,
     },
     /// A file's content is not as long as its entry says.
-    #[error("{path}: its content has {actual} bytes where {expected} were expected")]
+    #[error("{path}: its content has {actual} bytes and must have {expected}")]
     LengthMismatch {
         /// The entry.
         path: String,

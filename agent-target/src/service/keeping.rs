@@ -63,14 +63,14 @@ fn prune_fault(error: PruneError) -> RpcFault {
         PruneError::NoRetention { .. } => {
             RpcFault::new(Code::FailedPrecondition, "no-retention", error.to_string()).with_hint(
                 "add for example retention = { last = 24, daily = 14, monthly = 12 } to the repository in the target's \
-                 configuration, and start the agent anew",
+                 configuration, and restart the agent",
             )
         }
         PruneError::Busy(run_id) => RpcFault::new(Code::Aborted, "busy", error.to_string())
             .with_run_id(run_id.as_str())
             .with_hint("wait for it to end; assay-target status shows it"),
         PruneError::Pins(_) => RpcFault::new(Code::FailedPrecondition, "pins-unknown", error.to_string())
-            .with_hint("put pins.json in the repository's store right, or move it away, and start the agent anew"),
+            .with_hint("put pins.json in the repository's store right, or move it away, and restart the agent"),
         PruneError::Store(error) => internal("pruning", error),
     }
 }
@@ -146,7 +146,7 @@ pub(super) fn scrub(
             operator::record(repository, number)?;
             [number].into()
         }
-        _ => return Err(invalid("share_percent: 1 to 100, or a number without it, was expected")),
+        _ => return Err(invalid("share_percent: must be 1 to 100, or absent beside a number")),
     };
     let Some(cancel) = repository.begin_background() else {
         let text = "a run, a check or another scrub is under way";

@@ -261,7 +261,7 @@ impl TargetService for Operator {
         let limit = match request.get_ref().limit as usize {
             0 => DEFAULT_LIMIT,
             limit if limit <= MAX_LIMIT => limit,
-            _ => return Err(invalid("limit: 0 to 1000 was expected").into()),
+            _ => return Err(invalid("limit: must be 0 to 1000").into()),
         };
         blocking(move || {
             let verdicts = repository.verdicts().take(limit);

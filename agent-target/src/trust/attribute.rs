@@ -232,7 +232,7 @@ fn live_evidence(facts: &Facts) -> String {
         (Again::Same, "read again as sent"),
         (Again::Grown, "read again as sent, with more appended meanwhile"),
         (Again::StillAbsent, "missing on the live side as well"),
-        (Again::OfMark, "made by the engine itself for the mark, of one state"),
+        (Again::OfMark, "snapshot that the engine wrote for this mark"),
     ] {
         if count(again) > 0 {
             parts.push(format!("{} {text}", count(again)));

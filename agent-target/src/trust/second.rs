@@ -43,7 +43,7 @@ impl Desk {
             RpcFault::new(Code::FailedPrecondition, "not-asked", format!("run {run_id} waits for no reading"))
         };
         if report.readings.len() > MAX_READ_AGAIN {
-            return Err(RpcFault::invalid("readings: at most 1000 were expected"));
+            return Err(RpcFault::invalid("readings: must be at most 1000"));
         }
         let open = self.open();
         let (_, sender) = open.as_ref().filter(|(id, _)| id == run_id).ok_or_else(not_asked)?;

@@ -28,7 +28,7 @@ const LITTLE_ROOM: (u64, u64) = (10, 2);
 pub enum Level {
     /// As it should be.
     Ok,
-    /// A run can pass, and something is missing that administrators want.
+    /// A run can pass; only recommended settings are missing.
     Warn,
     /// A run would end INCONCLUSIVE or NOT_RUN.
     Bad,

@@ -168,7 +168,7 @@ fn fault(verdict: &Verdict, text: &mut String) {
         return;
     };
     let (meaning, _) = about_fault(found.fault);
-    let _ = writeln!(text, "\nWhere the fault came in: {}\n  It came in {meaning}.", found.fault);
+    let _ = writeln!(text, "\nWhere the fault came in: {}\n  {meaning}.", found.fault);
     for sentence in &found.evidence {
         let _ = writeln!(text, "  - {sentence}");
     }

@@ -192,7 +192,7 @@ impl Connection {
             (None, true) => (self.server.clone().unwrap_or_default(), None),
             (None, false) => {
                 return Err(CommandError::usage(
-                    "no configuration: --server, --ca, --cert and --key were expected",
+                    "without a configuration, --server, --ca, --cert and --key are needed",
                 ));
             }
         };

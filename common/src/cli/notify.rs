@@ -9,7 +9,7 @@ use crate::{
     traces::Collector,
 };
 
-/// Try the ways out that the configuration names
+/// Test the configured notifications
 #[derive(Debug, Clone, Copy, clap::Subcommand)]
 pub enum NotifyCommand {
     /// Send a test notice on every way, whatever it is told of otherwise, and an empty trace to the collector; the exit code is 0

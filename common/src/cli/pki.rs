@@ -36,7 +36,7 @@ pub enum PkiCommand {
         /// Name of the operator
         #[arg(long, default_value = "operator", value_name = "NAME")]
         operator: String,
-        /// Stands in every certificate
+        /// Organisation (O=) in every certificate
         #[arg(long, default_value = "Assay", value_name = "TEXT")]
         organisation: String,
         /// How long the certificates are valid

@@ -151,10 +151,7 @@ const REMEDIES: &[(&str, &str)] = &[
         "key-missing",
         "The setting stands nowhere in the copied configuration. Add it on the live side, or correct the profile.",
     ),
-    (
-        "key-twice",
-        "The setting stands twice in the copied configuration. Remove one of the lines on the live side.",
-    ),
+    ("key-twice", "The copied configuration sets it twice. Remove one of the lines on the live side."),
     (
         "configuration-missing",
         "The configuration file is not in the copy. Check the roots and exclude patterns.",
@@ -329,32 +326,34 @@ pub fn known_remedy(reason: &str) -> Option<&'static str> {
     REMEDIES.iter().find(|(known, _)| *known == reason).map(|(_, remedy)| *remedy)
 }
 
-/// What it means that a fault came in here, and what to do.
+/// A sentence about where the fault came in, without its full stop, and what to do.
 pub(super) fn about_fault(fault: FaultOrigin) -> (&'static str, &'static str) {
     match fault {
         FaultOrigin::Live => (
-            "in the live repository: what was read there is what arrived and what was checked",
+            "The damage is in the live repository: what was read there is what arrived and what was checked",
             "Treat the live repository as damaged: run the engine's own check there in the next quiet hour, look at the host's disk \
              and memory, and plan to restore from the last verified generation (assay-source restore; assay-target generations lists them).",
         ),
         FaultOrigin::TornRead => (
-            "while it was read: the file did not hold still, or could not be read twice the same",
+            "The copy was torn while it was read: the file changed meanwhile, or two readings of it differ",
             "Run again, at a quieter time if need be. If it stays, the profile needs a mark, an order or append_only for these \
              files; if nobody writes to them, look at the source's disk and memory.",
         ),
-        FaultOrigin::Transfer => ("on the way", "Run again; test the network and memory of both hosts."),
+        FaultOrigin::Transfer => {
+            ("The damage arose on the way", "Run again; test the network and memory of both hosts.")
+        }
         FaultOrigin::TargetDisk => (
-            "on the target: its disk or memory did not keep what arrived. The live repository is not suspected",
+            "The damage is on the target: its disk or memory did not keep what arrived. The live repository is not suspected",
             "Look at the target's disk (smartctl, kernel log) and memory. The generation is lost: do not restore from it. Files \
              that are shared with other generations are bad there as well: verify those, then let a run with --full-read make a \
              new one on a sound disk.",
         ),
         FaultOrigin::Checker => (
-            "in the checker: it says different things of the same bytes. Nothing is known of the data",
+            "The fault is in the checker: it contradicts itself about the same bytes. Nothing is known of the data",
             "Find out what changed around the checker on the target, then: assay-target verify and assay-target control.",
         ),
         FaultOrigin::Unknown => (
-            "not decided by what is known",
+            "Not known: the facts do not decide it",
             "Run again: a fault of the live data comes back, a torn read seldom does. assay-target bisect finds the generation \
              in which it came in.",
         ),

@@ -345,7 +345,7 @@ impl RestoreArgs {
             }));
         } else {
             let mut text = format!(
-                "restored generation {} to {} in {seconds:.1} s\n  {files} files of {}: {} were right already, {} were put together, {} fetched\n",
+                "restored generation {} to {} in {seconds:.1} s\n  {files} files of {}: {} already correct, {} restored, {} fetched\n",
                 offered.generation,
                 ShowPath(&self.to),
                 show::bytes(*bytes),

@@ -112,7 +112,7 @@ impl Way {
             let name = section.name.clone().unwrap_or_else(|| section.kind.as_str().to_owned());
             if !is_plain_name(&name) || !names.insert(name.clone()) {
                 faults.push(format!(
-                    "notify.name: {name:?} is not valid (1 to 64 letters, digits, '-' or '_'), or stands twice"
+                    "notify.name: {name:?} is not valid (1 to 64 letters, digits, '-' or '_'), or is defined twice"
                 ));
             }
             for repository in section.repositories.iter().flatten() {
@@ -123,7 +123,7 @@ impl Way {
             }
             let timeout = section.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
             if timeout.is_zero() || timeout > MAX_TIMEOUT {
-                faults.push(format!("notify {name}: timeout: more than nothing and at most 5m was expected"));
+                faults.push(format!("notify {name}: timeout: must be greater than zero and at most 5m"));
             }
             section.foreign_keys(&name, faults);
             match section.outlet(path) {
@@ -206,20 +206,20 @@ impl NotifySection {
                 Some([program, ..]) if Path::new(program).is_absolute() => {
                     Ok(Outlet::Command(self.argv.clone().unwrap_or_default()))
                 }
-                _ => Err("argv: a program by its absolute path was expected, then its arguments".to_owned()),
+                _ => Err("argv: must be a program by its absolute path, then its arguments".to_owned()),
             },
             Kind::Webhook => {
-                let url = self.url.as_deref().ok_or("url was expected")?;
+                let url = self.url.as_deref().ok_or("url is missing")?;
                 webhook::Webhook::new(url, file(&self.token_file), file(&self.ca)).map(Outlet::Webhook)
             }
             Kind::Mail => {
-                let smtp = self.smtp.as_deref().ok_or("smtp was expected")?;
-                let from = self.from.as_deref().ok_or("from was expected")?;
-                let to = self.to.as_deref().filter(|to| !to.is_empty()).ok_or("to was expected")?;
+                let smtp = self.smtp.as_deref().ok_or("smtp is missing")?;
+                let from = self.from.as_deref().ok_or("from is missing")?;
+                let to = self.to.as_deref().filter(|to| !to.is_empty()).ok_or("to is missing")?;
                 let login = match (&self.username, file(&self.password_file)) {
                     (Some(name), Some(file)) => Some((name.clone(), file)),
                     (None, None) => None,
-                    _ => return Err("username and password_file were expected together".to_owned()),
+                    _ => return Err("username and password_file must be set together".to_owned()),
                 };
                 mail::Mail::new(smtp, from, to, login).map(Outlet::Mail)
             }

@@ -81,8 +81,8 @@ impl Mail {
         }
         // The library's own reading of the URL says whether it is one.
         AsyncSmtpTransport::<Tokio1Executor>::from_url(smtp)
-            .map_err(|error| format!("smtp: {error}: smtp://HOST or smtps://HOST was expected"))?;
-        let fault = || "smtp: smtp://HOST or smtps://HOST was expected".to_owned();
+            .map_err(|error| format!("smtp: {error}: must be smtp://HOST or smtps://HOST"))?;
+        let fault = || "smtp: must be smtp://HOST or smtps://HOST".to_owned();
         let uri: Uri = smtp.parse().map_err(|_| fault())?;
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(fault)?;
         let (encryption, port) = match (uri.scheme_str(), uri.query().unwrap_or_default()) {

@@ -19,20 +19,20 @@ fn faults(text: &str) -> Vec<String> {
 #[test]
 fn each_kind_needs_its_keys_and_takes_no_others() {
     for (text, told) in [
-        ("[[notify]]\nkind = 'command'", "argv: a program by its absolute path"),
-        ("[[notify]]\nkind = 'command'\nargv = ['mail']", "argv: a program by its absolute path"),
+        ("[[notify]]\nkind = 'command'", "argv: must be a program by its absolute path"),
+        ("[[notify]]\nkind = 'command'\nargv = ['mail']", "argv: must be a program by its absolute path"),
         (
             "[[notify]]\nkind = 'command'\nargv = ['/bin/mail']\nurl = 'http://a'",
             "url belongs to kind \"webhook\"",
         ),
-        ("[[notify]]\nkind = 'webhook'", "url was expected"),
+        ("[[notify]]\nkind = 'webhook'", "url is missing"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'ftp://a/'", "https://HOST/PATH"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'https://me:secret@a/'", "token_file"),
         ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nca = 'ca.crt'", "https only"),
-        ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\ntoken_file = 't'", "url: https was expected"),
+        ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\ntoken_file = 't'", "url: must be https"),
         (
             "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a@b.example'\nto = []",
-            "to was expected",
+            "to is missing",
         ),
         (
             "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://localhost'\nfrom = 'a'\nto = ['c@b.example']",
@@ -53,7 +53,7 @@ fn each_kind_needs_its_keys_and_takes_no_others() {
     }
     let twice =
         "[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\n[[notify]]\nkind = 'webhook'\nurl = 'http://b/'";
-    assert!(faults(twice)[0].contains("stands twice"));
+    assert!(faults(twice)[0].contains("is defined twice"));
 }
 
 /// Neither the log nor the operator's terminal shows what may be a secret.

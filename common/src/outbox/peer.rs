@@ -25,7 +25,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The peer at `url`, which stands at `key` of the configuration; `form` says what is expected there, and `ports` are those of http and
+    /// The peer at `url`, which stands at `key` of the configuration; `form` says what must stand there, and `ports` are those of http and
     /// https.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Peer {
         token_file: Option<PathBuf>,
         ca: Option<PathBuf>,
     ) -> Result<Self, String> {
-        let fault = || format!("{key}: {form} was expected");
+        let fault = || format!("{key}: must be {form}");
         let uri: Uri = url.parse().map_err(|_| fault())?;
         let is_tls = match uri.scheme_str() {
             Some("https") => true,
@@ -53,9 +53,7 @@ impl Peer {
         let is_here = host == "localhost"
             || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
         if token_file.is_some() && !is_tls && !is_here {
-            return Err(format!(
-                "{key}: https was expected: token_file would be sent where others can read it"
-            ));
+            return Err(format!("{key}: must be https: token_file would be sent where others can read it"));
         }
         if ca.is_some() && !is_tls {
             return Err("ca: of use with https only".to_owned());

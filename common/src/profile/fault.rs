@@ -46,7 +46,7 @@ pub struct Fault {
     pub column: usize,
     /// The key, for example `check[0].argv`.
     pub key: String,
-    /// What was expected.
+    /// What the value must be.
     pub message: String,
 }
 

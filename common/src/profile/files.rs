@@ -174,7 +174,7 @@ fn set(patterns: &[String]) -> Result<GlobSet, String> {
 /// One pattern by the rules of [`super::Copy`].
 pub(super) fn glob(pattern: &str) -> Result<Glob, String> {
     if pattern.is_empty() || pattern.ends_with('/') {
-        return Err("a file pattern was expected, which is not empty and does not end in a slash".into());
+        return Err("must be a file pattern that is not empty and does not end in a slash".into());
     }
     let anchored = match pattern.strip_prefix('/') {
         Some(rest) => rest.to_owned(),
@@ -185,5 +185,5 @@ pub(super) fn glob(pattern: &str) -> Result<Glob, String> {
         .literal_separator(true)
         .backslash_escape(true)
         .build()
-        .map_err(|error| format!("a file pattern was expected: {}", error.kind()))
+        .map_err(|error| format!("this is no file pattern: {}", error.kind()))
 }

@@ -46,16 +46,16 @@ impl Limits {
         }
     }
 
-    /// What is wrong with them: the key, and what was expected.
+    /// What is wrong with them: the key, and what its value must be.
     pub fn faults(&self) -> impl Iterator<Item = (&'static str, String)> {
         let memory = self.memory.filter(|it| *it < Self::MIN_MEMORY);
-        let memory = memory.map(|_| ("memory", format!("at least {} was expected", Self::MIN_MEMORY)));
+        let memory = memory.map(|_| ("memory", format!("must be at least {}", Self::MIN_MEMORY)));
         let few = self.processes.filter(|it| *it < Self::MIN_PROCESSES);
-        let few = few.map(|_| ("processes", format!("at least {} were expected", Self::MIN_PROCESSES)));
+        let few = few.map(|_| ("processes", format!("must be at least {}", Self::MIN_PROCESSES)));
         let nothing = [("disk", self.disk), ("output", self.output)]
             .into_iter()
             .filter(|(_, size)| size.is_some_and(|size| size.0 == 0))
-            .map(|(key, _)| (key, "more than nothing was expected".to_owned()));
+            .map(|(key, _)| (key, "must be greater than zero".to_owned()));
         memory.into_iter().chain(few).chain(nothing)
     }
 }

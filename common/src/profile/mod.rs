@@ -130,7 +130,7 @@ pub struct Variable {
 
 /// The value of a variable. It may hold any placeholder but `{var.…}`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "a text or a list of texts was expected")]
+#[serde(untagged, expecting = "must be a text or a list of texts")]
 pub enum Value {
     /// One text.
     Text(String),
@@ -561,9 +561,7 @@ impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let regex = regex::bytes::RegexBuilder::new(&text).multi_line(true).crlf(true).build();
-        regex
-            .map(Self)
-            .map_err(|error| de::Error::custom(format!("a regular expression was expected: {error}")))
+        regex.map(Self).map_err(|error| de::Error::custom(format!("this is no regular expression: {error}")))
     }
 }
 

@@ -59,11 +59,11 @@ impl fmt::Display for Placeholder {
 #[non_exhaustive]
 pub enum TemplateError {
     /// No placeholder has this name.
-    #[error("'{{{}}}' is not a placeholder: {{root}}, {{root.NAME}}, {{further_roots}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, {{target.fqdn}}, \
-             {{target.host}}, {{target.address}} or {{var.NAME}} was expected, or '{{{{' for a brace", .0.escape_debug())]
+    #[error("'{{{}}}' is not a placeholder: use {{root}}, {{root.NAME}}, {{further_roots}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, {{target.fqdn}}, \
+             {{target.host}}, {{target.address}} or {{var.NAME}}, or '{{{{' for a brace", .0.escape_debug())]
     Unknown(String),
     /// A brace without its partner.
-    #[error("a brace stands alone: '{{{{' or '}}}}' was expected for a brace that is meant as such")]
+    #[error("a brace stands alone: write '{{{{' or '}}}}' for a literal brace")]
     Unbalanced,
     /// The placeholder has no value here.
     #[error("{0} has no value here")]

@@ -47,7 +47,7 @@ fn faults_of_form_tell_place_and_expectation() {
     let error = parse(&format!("{GOOD}timeout = 5")).expect_err("no unit").to_string();
     assert!(error.starts_with("x.toml:10:11: "), "{error}");
     let error = parse(&format!("{GOOD}must_match = ['(']")).expect_err("no regex").to_string();
-    assert!(error.contains("a regular expression was expected"), "{error}");
+    assert!(error.contains("this is no regular expression"), "{error}");
     let error = parse(&format!("{GOOD}run_as = 'nobody'")).expect_err("no user").to_string();
     assert!(error.contains("\"owner\", \"root\" or a numeric user id"), "{error}");
 }
@@ -125,7 +125,7 @@ fn patterns_of_coverage_need_their_groups() {
 fn a_check_that_cannot_fail_is_refused() {
     assert!(parse(GOOD).is_ok());
     let error = parse(&GOOD.replace("fail_exit = [1]", "")).expect_err("cannot fail").to_string();
-    assert!(error.contains("a check that can fail was expected"), "{error}");
+    assert!(error.contains("no result of this check means FAIL"), "{error}");
     let error = parse(&GOOD[..GOOD.find("[[check").expect("there")]).expect_err("no check").to_string();
     assert!(error.contains("at least one [[check]]"), "{error}");
 }
@@ -247,13 +247,12 @@ fn a_postgresql_section_and_its_mark_belong_together() {
     let table = "[postgresql]\nconnection = \"host=/run\"\n";
     let said = |text: String| parse(&text).expect_err("a fault").to_string();
     assert!(
-        said(format!("{GOOD}[mark]\nkind = \"postgresql\"\n"))
-            .contains("a [postgresql] section was expected")
+        said(format!("{GOOD}[mark]\nkind = \"postgresql\"\n")).contains("a [postgresql] section is needed")
     );
     assert!(said(format!("{GOOD}{table}")).contains("is only for mark.kind = \"postgresql\""));
     let both = format!("{GOOD}[mark]\nkind = \"postgresql\"\n{table}");
     assert!(parse(&both).is_ok());
-    assert!(said(format!("{both}wal_segments = 0\n")).contains("1 to 65536 were expected"));
+    assert!(said(format!("{both}wal_segments = 0\n")).contains("must be 1 to 65536"));
     assert!(
         said(format!("{GOOD}[mark]\nkind = \"none\"\nend = [\"{{helper}}\"]\n"))
             .contains("has no value here")
@@ -280,7 +279,7 @@ fn an_exit_code_may_be_made_of_bits() {
     assert!(with("fail_exit_mask = 5\nfail_exit = [2]").is_ok());
     for no_bits in [-1, 128] {
         let error = with(&format!("fail_exit_mask = {no_bits}")).expect_err("no bits").to_string();
-        assert!(error.contains("check[0].fail_exit_mask: bits of an exit code"), "{error}");
+        assert!(error.contains("check[0].fail_exit_mask: must be bits of an exit code"), "{error}");
     }
     assert!(with("fail_exit_mask = 0").is_err(), "it could not fail");
 }
@@ -301,7 +300,7 @@ kind = 'none'
 must_exist = ['../x']"
     ))
     .expect_err("outside");
-    assert!(error.to_string().contains("mark.must_exist: paths of files"), "{error}");
+    assert!(error.to_string().contains("mark.must_exist: must be paths of files"), "{error}");
 }
 
 /// What must be read in its turn is not held: of a file that matches both, the turn counts.

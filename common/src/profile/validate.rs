@@ -85,17 +85,17 @@ impl Faults<'_> {
                 .name
                 .chars()
                 .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || "-.".contains(it));
-        self.expect(good, way!["name"], "lower-case letters, digits, '-' and '.' were expected");
+        self.expect(good, way!["name"], "must be lower-case letters, digits, '-' and '.'");
         for (key, text) in [("description", &profile.description), ("version", &profile.version)] {
-            self.expect(is_line(text), way![key], "one line of text was expected");
+            self.expect(is_line(text), way![key], "must be one line of text");
         }
         for (name, variable) in &profile.vars {
             let at = way!["vars", name.as_str()];
-            self.expect(is_name(name), at, "letters, digits, '-' and '_' were expected in a variable's name");
+            self.expect(is_name(name), at, "a variable's name has letters, digits, '-' and '_'");
             self.expect(
                 is_line(&variable.meaning),
                 way!["vars", name.as_str(), "meaning"],
-                "one line of text was expected",
+                "must be one line of text",
             );
             if let Some(value) = &variable.default
                 && let Some(message) = value_fault(value, variable.list)
@@ -103,14 +103,10 @@ impl Faults<'_> {
                 self.say(way!["vars", name.as_str(), "default"], message);
             }
         }
-        self.expect(!profile.checks.is_empty(), way!["check"], "at least one [[check]] was expected");
+        self.expect(!profile.checks.is_empty(), way!["check"], "at least one [[check]] is needed");
         for (index, path) in profile.sandbox.visible.iter().enumerate() {
             let good = path.is_absolute() && path.parent().is_some();
-            self.expect(
-                good,
-                way!["sandbox", "visible", index],
-                "an absolute path was expected, other than /",
-            );
+            self.expect(good, way!["sandbox", "visible", index], "must be an absolute path other than /");
         }
         for (key, message) in profile.limits.faults() {
             self.say(way!["limits", key], message);
@@ -123,7 +119,7 @@ impl Faults<'_> {
         self.expect(
             !is_command || !mark.begin.is_empty(),
             way!["mark", "begin"],
-            "a command was expected, because kind is \"command\"",
+            "a command is needed, because kind is \"command\"",
         );
         let keys = [
             ("begin", mark.begin.is_empty()),
@@ -136,7 +132,7 @@ impl Faults<'_> {
         for (key, unset) in keys {
             self.expect(is_command || unset, way!["mark", key], "is only for kind = \"command\"");
         }
-        self.expect(!mark.timeout.0.is_zero(), way!["mark", "timeout"], "more than no time was expected");
+        self.expect(!mark.timeout.0.is_zero(), way!["mark", "timeout"], "must be greater than zero");
         self.argv(&mark.begin, Place::MarkBegin, &["mark", "begin"].map(Step::from));
         self.argv(&mark.end, Place::MarkEnd, &["mark", "end"].map(Step::from));
         self.environment(&mark.env, Place::MarkBegin, &["mark", "env"].map(Step::from));
@@ -147,23 +143,19 @@ impl Faults<'_> {
         for (key, paths) in [("traces", &mark.traces), ("must_exist", &mark.must_exist)] {
             for path in paths {
                 let valid = TreePath::parse(path.as_bytes()).is_ok_and(|path| !path.is_root());
-                self.expect(
-                    valid,
-                    way!["mark", key],
-                    "paths of files, relative to the first root, were expected",
-                );
+                self.expect(valid, way!["mark", key], "must be paths of files, relative to the first root");
             }
         }
         match (&self.profile.sqlite, mark.kind) {
             (None, MarkKind::Sqlite) => {
-                self.say(way!["mark", "kind"], "a [sqlite] section was expected, because kind is \"sqlite\"");
+                self.say(way!["mark", "kind"], "a [sqlite] section is needed, because kind is \"sqlite\"");
             }
             (Some(_), MarkKind::Command | MarkKind::Postgresql | MarkKind::None) => {
                 self.say(way!["sqlite"], "is only for mark.kind = \"sqlite\"");
             }
             (Some(sqlite), MarkKind::Sqlite) => {
                 let at = way!["sqlite", "databases"];
-                self.expect(!sqlite.databases.is_empty(), at, "at least one database was expected");
+                self.expect(!sqlite.databases.is_empty(), at, "at least one database is needed");
                 for (index, path) in sqlite.databases.iter().enumerate() {
                     let at = way!["sqlite", "databases", index];
                     self.template(path, Place::Database, true, at);
@@ -177,7 +169,7 @@ impl Faults<'_> {
         match (&self.profile.postgresql, mark.kind) {
             (None, MarkKind::Postgresql) => self.say(
                 way!["mark", "kind"],
-                "a [postgresql] section was expected, because kind is \"postgresql\"",
+                "a [postgresql] section is needed, because kind is \"postgresql\"",
             ),
             (Some(_), MarkKind::Command | MarkKind::Sqlite | MarkKind::None) => {
                 self.say(way!["postgresql"], "is only for mark.kind = \"postgresql\"");
@@ -192,7 +184,7 @@ impl Faults<'_> {
                 );
                 // Each is an empty file while the copy is made.
                 let at = way!["postgresql", "wal_segments"];
-                self.expect((1..=65536).contains(&server.wal_segments), at, "1 to 65536 were expected");
+                self.expect((1..=65536).contains(&server.wal_segments), at, "must be 1 to 65536");
             }
             (None, _) => {}
         }
@@ -222,10 +214,10 @@ impl Faults<'_> {
         }
         if let Some(bytes) = copy.page_bytes {
             let sound = bytes.is_power_of_two() && (512..=65536).contains(&bytes);
-            self.expect(sound, way!["copy", "page_bytes"], "a power of two from 512 to 65536 was expected");
+            self.expect(sound, way!["copy", "page_bytes"], "must be a power of two from 512 to 65536");
         }
         if copy.pages.is_empty() != copy.page_bytes.is_none() {
-            self.say(way!["copy"], "'pages' and 'page_bytes' go together: both or neither were expected");
+            self.say(way!["copy"], "set both 'pages' and 'page_bytes', or neither");
         }
     }
 
@@ -240,12 +232,12 @@ impl Faults<'_> {
             self.expect(
                 good,
                 way!["patch", index, "key"],
-                "a key without blanks, '=' or a leading '#' was expected",
+                "must be a key without blanks, '=' or a leading '#'",
             );
             self.expect(
                 !patch.values.is_empty(),
                 way!["patch", index, "values"],
-                "at least one value was expected",
+                "at least one value is needed",
             );
             for (value, text) in patch.values.iter().enumerate() {
                 self.template(text, Place::PatchValue, true, way!["patch", index, "values", value]);
@@ -261,7 +253,7 @@ impl Faults<'_> {
             self.expect(
                 is_line(&overlay.meaning),
                 way!["overlay", index, "meaning"],
-                "one line of text was expected",
+                "must be one line of text",
             );
             let new = seen.insert((&overlay.root, &overlay.path));
             self.expect(new, way!["overlay", index, "path"], "is laid twice");
@@ -271,10 +263,10 @@ impl Faults<'_> {
     fn check(&mut self, index: usize, check: &Check) {
         let key = |key: &str| [Step::from("check"), Step::from(index), Step::from(key)];
         let earlier = &self.profile.checks[..index];
-        self.expect(is_line(&check.name), &key("name"), "one line of text was expected");
+        self.expect(is_line(&check.name), &key("name"), "must be one line of text");
         let new = earlier.iter().all(|other| other.name != check.name);
         self.expect(new, &key("name"), "another check has this name");
-        self.expect(!check.argv.is_empty(), &key("argv"), "a command was expected");
+        self.expect(!check.argv.is_empty(), &key("argv"), "a command is needed");
         self.argv(&check.argv, Place::Check, &key("argv"));
         self.environment(&check.env, Place::Check, &key("env"));
         if let Some(folder) = &check.working_directory {
@@ -285,16 +277,16 @@ impl Faults<'_> {
         }
         if let Some(name) = &check.for_each {
             let is_list = self.profile.vars.get(name).is_some_and(|variable| variable.list);
-            self.expect(is_list, &key("for_each"), "the name of a variable with list = true was expected");
+            self.expect(is_list, &key("for_each"), "must be the name of a variable with list = true");
         }
-        self.expect(!check.timeout.0.is_zero(), &key("timeout"), "more than no time was expected");
-        self.expect(check.output_limit >= 1024, &key("output_limit"), "at least 1024 bytes were expected");
+        self.expect(!check.timeout.0.is_zero(), &key("timeout"), "must be greater than zero");
+        self.expect(check.output_limit >= 1024, &key("output_limit"), "must be at least 1024 bytes");
         self.exits(&check.pass_exit, &key("pass_exit"));
-        self.expect(!check.pass_exit.is_empty(), &key("pass_exit"), "at least one exit code was expected");
+        self.expect(!check.pass_exit.is_empty(), &key("pass_exit"), "at least one exit code is needed");
         self.exits(&check.fail_exit, &key("fail_exit"));
         let mask = check.fail_exit_mask;
         let at = key("fail_exit_mask");
-        self.expect((0..=127).contains(&mask), &at, "bits of an exit code, 1 to 127, were expected");
+        self.expect((0..=127).contains(&mask), &at, "must be bits of an exit code, 1 to 127");
         let by_mask = |code: i32| code > 0 && mask > 0 && code & !mask == 0;
         for (at, code) in check.pass_exit.iter().enumerate() {
             let way = [&key("pass_exit")[..], way![at]].concat();
@@ -336,13 +328,13 @@ impl Faults<'_> {
         self.expect(
             can_fail,
             &key("argv"),
-            "a check that can fail was expected: set fail_exit, fail_exit_mask or fail_patterns",
+            "no result of this check means FAIL: set fail_exit, fail_exit_mask or fail_patterns",
         );
         let retries = check.retry_next_candidate_on.is_empty() || !self.profile.patches.is_empty();
         self.expect(
             retries,
             &key("retry_next_candidate_on"),
-            "a [[patch]] was expected, whose next value can be tried",
+            "a [[patch]] is needed whose next value can be tried",
         );
     }
 
@@ -353,17 +345,17 @@ impl Faults<'_> {
             }
             let sound = control.page_bytes.is_power_of_two() && (512..=65536).contains(&control.page_bytes);
             let at = way!["control", index, "page_bytes"];
-            self.expect(sound, at, "a power of two from 512 to 65536 was expected");
+            self.expect(sound, at, "must be a power of two from 512 to 65536");
             let at = way!["control", index, "places"];
-            self.expect((1..=10).contains(&control.places), at, "1 to 10 were expected");
+            self.expect((1..=10).contains(&control.places), at, "must be 1 to 10");
         }
     }
 
     fn argv(&mut self, argv: &[String], place: Place, way: &[Step]) {
         for (index, text) in argv.iter().enumerate() {
             let at = [way, way![index]].concat();
-            self.expect(!text.contains('\0'), &at, "a text without NUL was expected");
-            self.expect(index > 0 || !text.is_empty(), &at, "a program was expected");
+            self.expect(!text.contains('\0'), &at, "must be a text without NUL");
+            self.expect(index > 0 || !text.is_empty(), &at, "a program is needed");
             self.template(text, place, true, &at);
         }
     }
@@ -372,7 +364,7 @@ impl Faults<'_> {
         for (name, value) in env {
             let at = [way, way![name.as_str()]].concat();
             let good = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
-            self.expect(good, &at, "a name without '=' and a text without NUL were expected");
+            self.expect(good, &at, "must be a name without '=' and a text without NUL");
             self.template(value, place, false, &at);
         }
     }
@@ -401,7 +393,7 @@ impl Faults<'_> {
             };
             let each = self.is_member(name, way);
             match self.profile.vars.get(name) {
-                None => self.say(way, format!("{placeholder} is not declared: a [vars.{name}] was expected")),
+                None => self.say(way, format!("{placeholder} is not declared: add [vars.{name}]")),
                 Some(variable) if variable.list && !each && !(alone && list_allowed) => {
                     self.say(
                         way,
@@ -426,21 +418,19 @@ impl Faults<'_> {
         let result = TreePath::parse(path.as_bytes());
         match result {
             Ok(path) if !path.is_root() => {}
-            Ok(_) => self.say(way, "a path relative to the root was expected"),
-            Err(fault) => {
-                self.say(way, format!("a path relative to the root was expected; this one {fault}"))
-            }
+            Ok(_) => self.say(way, "must be a path relative to the root"),
+            Err(fault) => self.say(way, format!("must be a path relative to the root; this one {fault}")),
         }
     }
 
     fn root(&mut self, name: Option<&str>, way: &[Step]) {
-        self.expect(name.is_none_or(is_name), way, "the name of a root was expected");
+        self.expect(name.is_none_or(is_name), way, "must be the name of a root");
     }
 
     fn reason(&mut self, reason: &str, way: &[Step]) {
         let good = reason.starts_with(|it: char| it.is_ascii_lowercase())
             && reason.chars().all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '-');
-        self.expect(good, way, "a short word such as \"licence-missing\" was expected");
+        self.expect(good, way, "must be a short word such as \"licence-missing\"");
     }
 
     fn exits(&mut self, codes: &[i32], way: &[Step]) {
@@ -450,8 +440,7 @@ impl Faults<'_> {
     }
 }
 
-const EXIT_EXPECTED: &str =
-    "an exit code from 0 to 125 was expected (what is above means a signal or no program)";
+const EXIT_EXPECTED: &str = "must be an exit code from 0 to 125 (a higher one means a signal or no program)";
 
 fn is_line(text: &str) -> bool {
     !text.trim().is_empty() && !text.chars().any(char::is_control)
@@ -459,16 +448,16 @@ fn is_line(text: &str) -> bool {
 
 fn value_fault(value: &Value, list: bool) -> Option<String> {
     match (value, list) {
-        (Value::Text(_), true) => return Some("a list of texts was expected".into()),
-        (Value::List(_), false) => return Some("a text was expected".into()),
+        (Value::Text(_), true) => return Some("must be a list of texts".into()),
+        (Value::List(_), false) => return Some("must be a text".into()),
         (Value::List(texts), true) if texts.is_empty() => {
-            return Some("at least one text was expected".into());
+            return Some("at least one text is needed".into());
         }
         _ => {}
     }
     for text in value.texts() {
         if text.contains('\0') {
-            return Some("a text without NUL was expected".into());
+            return Some("must be a text without NUL".into());
         }
         match template::placeholders(text) {
             Err(error) => return Some(error.to_string()),
@@ -509,7 +498,7 @@ pub(super) fn bind(
             Some(value) => {
                 bound.insert(name.clone(), value.clone());
             }
-            None => faults.push(format!("vars.{name}: was expected: {}", variable.meaning)),
+            None => faults.push(format!("vars.{name} is missing: {}", variable.meaning)),
         }
     }
     let mut wanted: BTreeSet<String> = BTreeSet::new();
@@ -531,7 +520,7 @@ pub(super) fn bind(
     wanted.extend(profile.patches.iter().filter_map(|patch| patch.root.clone()));
     wanted.extend(profile.overlays.iter().filter_map(|overlay| overlay.root.clone()));
     for name in wanted.iter().filter(|name| !root_names.contains(&name.as_str())) {
-        faults.push(format!("roots: a root named '{name}' was expected by the profile '{}'", profile.name));
+        faults.push(format!("roots: the profile '{}' needs a root named '{name}'", profile.name));
     }
     if faults.is_empty()
         && let Err(message) = profile.databases(&bound)

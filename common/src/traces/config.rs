@@ -52,7 +52,7 @@ impl Collector {
         let file = |file: &Option<PathBuf>| file.as_ref().map(|file| config::resolve(path, file));
         let timeout = section.timeout.map_or(DEFAULT_TIMEOUT, |span| span.0);
         if timeout.is_zero() || timeout > super::MAX_TIMEOUT {
-            faults.push("traces.timeout: more than nothing and at most 1m was expected".to_owned());
+            faults.push("traces.timeout: must be greater than zero and at most 1m".to_owned());
         }
         let form = "http://HOST:4317 or https://HOST:4317";
         match Peer::new(
@@ -64,7 +64,7 @@ impl Collector {
         ) {
             Ok(peer) if peer.uri.path() != "/" || peer.uri.query().is_some() => {
                 // What OTLP over HTTP has behind its port would be without effect here.
-                faults.push(format!("traces.endpoint: {form} was expected, without a path"));
+                faults.push(format!("traces.endpoint: must be {form}, without a path"));
                 None
             }
             Ok(peer) => Some(Self { peer, timeout }),

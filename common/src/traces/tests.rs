@@ -112,8 +112,8 @@ struct File {
 fn an_endpoint_is_checked_when_the_configuration_is_read() {
     let path = Path::new("/etc/assay/source.toml");
     for (text, told) in [
-        ("endpoint = 'localhost:4317'", "traces.endpoint: http://HOST:4317"),
-        ("endpoint = 'grpc://localhost:4317'", "traces.endpoint: http://HOST:4317"),
+        ("endpoint = 'localhost:4317'", "traces.endpoint: must be http://HOST:4317"),
+        ("endpoint = 'grpc://localhost:4317'", "traces.endpoint: must be http://HOST:4317"),
         ("endpoint = 'http://localhost:4318/v1/traces'", "without a path"),
         ("endpoint = 'http://me:secret@localhost'", "traces.endpoint: a password belongs in token_file"),
         ("endpoint = 'http://localhost'\nca = 'ca.crt'", "traces.ca: of use with https only"),

@@ -367,9 +367,9 @@ fn no_switch_turns_a_check_off() {
         ("source", "[tls]\n", "[tls]\ninsecure = true\n", "unknown field `insecure`"),
         ("target", "[tls]\n", "[tls]\nverify = false\n", "unknown field `verify`"),
         ("source", "[target]\n", "[target]\ninsecure = true\n", "unknown field `insecure`"),
-        ("source", "[target]\n", "[target]\npatience = \"0s\"\n", "0 is not 'unlimited'"),
-        ("target", "[tls]\n", "[limits]\nidle = \"0s\"\n[tls]\n", "0 is not 'unlimited'"),
-        ("target", "[tls]\n", "[limits]\nfirst_message = \"0s\"\n[tls]\n", "0 is not 'unlimited'"),
+        ("source", "[target]\n", "[target]\npatience = \"0s\"\n", "0 does not mean 'unlimited'"),
+        ("target", "[tls]\n", "[limits]\nidle = \"0s\"\n[tls]\n", "0 does not mean 'unlimited'"),
+        ("target", "[tls]\n", "[limits]\nfirst_message = \"0s\"\n[tls]\n", "0 does not mean 'unlimited'"),
     ] {
         pair.configure(agent, from, to);
         let check = ["config", "check"];

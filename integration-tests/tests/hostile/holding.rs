@@ -208,7 +208,7 @@ fn a_ledger_does_not_grow_without_bound() {
     assert_eq!((fault.code, &*fault.reason), (Code::ResourceExhausted, "too-many-failed-runs"), "{fault:?}");
     let after = fault.retry_after.expect("when to try again");
     assert!(after.as_secs() > 3000 && after.as_secs() <= 3600, "{after:?}");
-    // Those that were opened are told, and an agent that is started anew remembers them.
+    // Those that were opened are told, and an agent that is restarted remembers them.
     assert_eq!(entries(), before + 5);
     let mut ground = ground;
     ground.restart("name = \"target\"", "name = \"target\"");

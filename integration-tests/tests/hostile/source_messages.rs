@@ -394,12 +394,12 @@ fn contents() -> Vec<Case> {
         case(
             "a size that lies",
             |it| it.tree(|tree| tree.put(Entry { size: 5, ..evil("zz") }, Some(b"evil"))),
-            ("SealRun", "tree-mismatch", "5 were expected"),
+            ("SealRun", "tree-mismatch", "must have 5"),
         ),
         case(
             "a size that lies, digest left out",
             |it| it.tree(|tree| tree.put(Entry { size: 5, digest: Vec::new(), ..evil("zz") }, Some(b"evil"))),
-            ("SealRun", "tree-mismatch", "5 were expected"),
+            ("SealRun", "tree-mismatch", "must have 5"),
         ),
         case(
             "pieces of an entry that was not left out",

@@ -133,7 +133,7 @@ fn from_nothing_to_a_first_verified_backup() {
     hosts.good("target", &["accept", "--file", &answer]);
     // Twice the same name is no configuration, and the one that is there stays.
     let twice = hosts.run("target", &["accept", line]);
-    assert!(twice.code == 2 && twice.stderr.contains("stands twice"), "{twice:?}");
+    assert!(twice.code == 2 && twice.stderr.contains("is defined twice"), "{twice:?}");
     hosts.serve("target");
     hosts.serve("source");
     let doctor = hosts.run("source", &["doctor"]);

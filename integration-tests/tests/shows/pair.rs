@@ -439,7 +439,7 @@ impl Pair {
         }
     }
 
-    /// Changes an agent's configuration and starts it anew with it.
+    /// Changes an agent's configuration and restarts it with it.
     pub(crate) fn restart_with(&self, role: &str, from: &str, to: &str) {
         self.kill(role);
         self.configure(role, from, to);

@@ -165,7 +165,7 @@ fn silent_rot_is_found(kind: Kind) {
         }
     }
 
-    // The next run finds nothing new, and an agent that is started anew remembers.
+    // The next run finds nothing new, and an agent that is restarted remembers.
     for role in ["source", "target"] {
         pair.kill(role);
         pair.start(role);

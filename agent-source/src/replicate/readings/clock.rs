@@ -40,7 +40,7 @@ impl Steady {
 enum Back {
     /// By so many milliseconds.
     By(Moment),
-    /// Nobody knows how far: the host was started anew meanwhile.
+    /// Nobody knows how far: the host was restarted meanwhile.
     Unknown,
 }
 
@@ -143,7 +143,7 @@ impl ClockSince {
                     show::age(by.as_secs())
                 )
             }
-            Back::Unknown => "this host's clock was set back and the host was started anew since the last run: the ages of all \
+            Back::Unknown => "this host's clock was set back and the host was restarted since the last run: the ages of all \
                               readings are unknown, and all files have their turn to be read again"
                 .to_owned(),
         })

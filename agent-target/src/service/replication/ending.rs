@@ -97,9 +97,7 @@ pub(super) fn abandon(
         && reason.len() <= MAX_REASON_BYTES
         && reason.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     if !plain || request.message.len() > MAX_REASON_MESSAGE_BYTES {
-        return Err(invalid(
-            "reason: up to 64 small letters and '-' were expected; message: up to 4096 bytes",
-        ));
+        return Err(invalid("reason: must have up to 64 small letters and '-'; message: up to 4096 bytes"));
     }
     let mark = checked_mark(request.mark.as_ref())?;
     tracing::warn!(reason, message = request.message, "the source gave the run up");

@@ -187,7 +187,7 @@ fn seal_blocking(
 /// A mark, whose text is of a length that can stand in a verdict.
 pub(super) fn checked_mark(mark: Option<&assay_proto::v1::Mark>) -> Result<Option<verdict::Mark>, RpcFault> {
     if mark.is_some_and(|mark| mark.id.len() > MAX_MARK_BYTES) {
-        return Err(invalid("mark.id: at most 4096 bytes were expected"));
+        return Err(invalid("mark.id: must have at most 4096 bytes"));
     }
     Ok(mark.and_then(verdict::Mark::from_proto))
 }
@@ -199,17 +199,15 @@ fn provenance(
     finish: SealFinish,
 ) -> Result<(RootDigest, Provenance), RpcFault> {
     let root = RootDigest::from_slice(&finish.root_digest)
-        .ok_or_else(|| invalid("finish.root_digest: 32 bytes were expected"))?;
+        .ok_or_else(|| invalid("finish.root_digest: must have 32 bytes"))?;
     let mark = checked_mark(finish.mark.as_ref())?
-        .ok_or_else(|| invalid("finish.mark: an id and a time were expected"))?;
+        .ok_or_else(|| invalid("finish.mark: must have an id and a time"))?;
     let plain = |word: &String| {
         (1..=MAX_REASON_BYTES).contains(&word.len())
             && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
     };
     if finish.overrides.len() > MAX_OVERRIDES || !finish.overrides.iter().all(plain) {
-        return Err(invalid(
-            "finish.overrides: at most 8 words of up to 64 small letters and '_' were expected",
-        ));
+        return Err(invalid("finish.overrides: must be at most 8 words of up to 64 small letters and '_'"));
     }
     let refused = |text: String| {
         RpcFault::new(Code::PermissionDenied, "statement-refused", format!("the source's statement: {text}"))
@@ -242,7 +240,7 @@ fn provenance(
         overrides: finish.overrides,
         counts: assay_common::json::to_json("Counts", &counts),
         source_statement: serde_json::from_str(&finish.source_statement)
-            .map_err(|_| invalid("finish.source_statement: JSON was expected"))?,
+            .map_err(|_| invalid("finish.source_statement: must be JSON"))?,
     };
     Ok((root, provenance))
 }

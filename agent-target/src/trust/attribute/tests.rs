@@ -176,7 +176,7 @@ fn the_first_sentence_of_the_evidence_is_the_one_that_decided() {
                 it.concerned.push(concerned("c", Some(Again::OfMark)));
             },
             "the live data is bad: of the file that the findings name, 1 read again as sent, with more appended \
-             meanwhile, 1 missing on the live side as well, 1 made by the engine itself for the mark, of one state",
+             meanwhile, 1 missing on the live side as well, 1 snapshot that the engine wrote for this mark",
         ),
         (
             |it| {
