@@ -166,15 +166,25 @@ impl PartialOrd for TreePath {
     }
 }
 
-/// Shows a path on one line of plain text whatever its bytes are: control characters and bytes that are not UTF-8 are
+/// True for a character that a terminal obeys or does not show: control characters (escape sequences, carriage returns), line
+/// separators, signs that change the direction of text, and signs of no width. With them a name can forge a line, or look like
+/// another name.
+pub fn is_harmful(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// Shows a path on one line of plain text whatever its bytes are: harmful characters and bytes that are not UTF-8 are
 /// escaped, so that a name can neither forge a log line nor drive a terminal.
 pub fn display_bytes(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for part in bytes.utf8_chunks() {
         for character in part.valid().chars() {
-            if character.is_control()
-                || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-            {
+            if is_harmful(character) {
                 text.extend(character.escape_default());
             } else {
                 text.push(character);
@@ -290,6 +300,18 @@ mod tests {
     #[test]
     fn names_cannot_forge_a_line_of_output() {
         assert_eq!(display_bytes(b"a\nb\x1b[2J\xff"), "a\\nb\\u{1b}[2J\\xff");
+        for (harmful, shown) in [
+            ("\r", "\\r"),
+            ("\u{9b}8m", "\\u{9b}8m"),
+            ("\u{1b}]8;;http://x\u{7}", "\\u{1b}]8;;http://x\\u{7}"),
+            ("a\u{200b}b", "a\\u{200b}b"),
+            ("\u{202e}SSAP", "\\u{202e}SSAP"),
+            ("\u{2028}", "\\u{2028}"),
+            ("\u{feff}", "\\u{feff}"),
+        ] {
+            assert_eq!(display_bytes(harmful.as_bytes()), shown);
+        }
+        assert_eq!(display_bytes("Zoë, 日本, 🦀".as_bytes()), "Zoë, 日本, 🦀");
         assert_eq!(display_short(&[b'x'; 4096]), format!("{}... (4096 bytes)", "x".repeat(200)));
         assert_eq!(display_short(b"a\n"), "a\\n");
     }

@@ -16,7 +16,10 @@ use serde::Deserialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use crate::trouble::{self, Kind};
+use crate::{
+    cli::screen,
+    trouble::{self, Kind},
+};
 
 /// Lines that wait for a slow reader, at most.
 const MAX_WAITING_LINES: usize = 4096;
@@ -47,7 +50,11 @@ pub fn install(format: LogFormat) {
         .lossy(true)
         .buffered_lines_limit(MAX_WAITING_LINES)
         .thread_name("log")
-        .finish(BestEffort(io::stderr()));
+        .finish(BestEffort {
+            out: io::stderr(),
+            format,
+            colours: format == LogFormat::Plain && io::stderr().is_terminal(),
+        });
     let counter = writer.error_counter();
     *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some((guard, counter));
     let builder = tracing_subscriber::fmt()
@@ -113,12 +120,41 @@ pub fn flush() {
     drop(waiting);
 }
 
-/// A writer that never fails: what it cannot write it counts.
-struct BestEffort<W>(W);
+/// A writer that never fails: what it cannot write it counts. It gets one whole line at a time.
+struct BestEffort<W> {
+    out: W,
+    format: LogFormat,
+    /// The library writes its own colours, as escape sequences. It escapes those of values.
+    colours: bool,
+}
+
+/// A line of the log as it is written: whatever a terminal would obey, and whatever would begin a further line, is escaped.
+fn safe_line(line: &[u8], format: LogFormat, colours: bool) -> Vec<u8> {
+    let text = String::from_utf8_lossy(line);
+    let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
+    let safe = match format {
+        LogFormat::Json => screen::harmless_json(text).into_owned(),
+        LogFormat::Plain if colours => safe_beside_colours(text),
+        LogFormat::Plain => screen::safe(text),
+    };
+    format!("{safe}{end}").into_bytes()
+}
+
+/// Escapes everything but colours.
+fn safe_beside_colours(text: &str) -> String {
+    let mut parts = text.split("\u{1b}[");
+    let mut safe = parts.next().map(screen::safe).unwrap_or_default();
+    for part in parts {
+        let digits = part.trim_start_matches(|it: char| it.is_ascii_digit() || it == ';');
+        safe.push_str(if digits.starts_with('m') { "\u{1b}[" } else { "\\u{1b}[" });
+        safe.push_str(&screen::safe(part));
+    }
+    safe
+}
 
 impl<W: Write> Write for BestEffort<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match self.0.write_all(line) {
+        match self.out.write_all(&safe_line(line, self.format, self.colours)) {
             Ok(()) => trouble::clear(Kind::LogUnwritable, ""),
             Err(error) => {
                 UNWRITTEN.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +165,7 @@ impl<W: Write> Write for BestEffort<W> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        drop(self.0.flush());
+        drop(self.out.flush());
         Ok(())
     }
 }
@@ -164,6 +200,28 @@ mod tests {
         assert!(filter.to_string().contains("info") && fault.is_none(), "{filter}");
     }
 
+    fn best_effort<W>(out: W) -> BestEffort<W> {
+        BestEffort { out, format: LogFormat::Plain, colours: false }
+    }
+
+    /// What a checker, a peer or a file's name says can neither begin a line of the log nor drive the terminal that shows it.
+    #[test]
+    fn a_value_cannot_forge_a_line_of_the_log() {
+        let line = "ERROR told: a\nINFO all is good\r\u{1b}[2J\u{202e}\n".as_bytes();
+        let mut writer = best_effort(Vec::new());
+        writer.write_all(line).expect("it never fails");
+        let shown = r"ERROR told: a\nINFO all is good\r\u{1b}[2J\u{202e}";
+        assert_eq!(String::from_utf8_lossy(&writer.out), format!("{shown}\n"));
+        let with_colours =
+            safe_line("\u{1b}[31mERROR\u{1b}[0m a\u{1b}[2J\u{1b}]8;;\n".as_bytes(), LogFormat::Plain, true);
+        assert_eq!(
+            String::from_utf8_lossy(&with_colours),
+            "\u{1b}[31mERROR\u{1b}[0m a\\u{1b}[2J\\u{1b}]8;;\n"
+        );
+        let json = safe_line("{\"a\":\"\u{202e}\"}\n".as_bytes(), LogFormat::Json, false);
+        assert_eq!(String::from_utf8_lossy(&json), "{\"a\":\"\\u202e\"}\n");
+    }
+
     #[test]
     fn a_writer_that_fails_is_counted_and_never_fails() {
         struct Full;
@@ -176,12 +234,12 @@ mod tests {
             }
         }
         let before = UNWRITTEN.load(Ordering::Relaxed);
-        let mut writer = BestEffort(Full);
+        let mut writer = best_effort(Full);
         assert_eq!(writer.write(b"a line\n").expect("it never fails"), 7);
         writer.flush().expect("it never fails");
         assert!(UNWRITTEN.load(Ordering::Relaxed) > before);
         assert!(trouble::all().iter().any(|trouble| trouble.kind == Kind::LogUnwritable));
-        assert_eq!(BestEffort(Vec::new()).write(b"a line\n").expect("it never fails"), 7);
+        assert_eq!(best_effort(Vec::new()).write(b"a line\n").expect("it never fails"), 7);
         assert!(trouble::all().iter().all(|trouble| trouble.kind != Kind::LogUnwritable));
     }
 }

@@ -63,7 +63,7 @@ impl View {
                 }
                 if *step != run.check_step && !run.check_step.is_empty() {
                     run.check_step.clone_into(step);
-                    print(&format!("checking: {step}\n"));
+                    print(&format!("checking: {}\n", safe(step)));
                 }
             }
             Self::Bar { bar, phase, pace } => {

@@ -371,7 +371,7 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
                         "{:<24} {:<13} {:<22} {generation:>5}  {name}\n",
                         verdict.run_id.as_str(),
                         verdict.outcome.to_string(),
-                        verdict.reason
+                        screen::safe(&verdict.reason)
                     ));
                 }
             }

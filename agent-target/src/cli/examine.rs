@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
-use assay_common::{cli::show, verdict::timestamp_from_proto};
+use assay_common::{
+    cli::{screen::safe, show},
+    verdict::timestamp_from_proto,
+};
 use assay_proto::v1::{BisectProgress, Bisected, NegativeControl, Outcome};
 
 /// A control, whole.
@@ -12,16 +15,16 @@ pub(super) fn control(control: &NegativeControl) -> String {
         Outcome::Pass => "NOT TRUSTED: the check passes damaged data",
         _ => "UNKNOWN: the check could not do its work",
     };
-    let mut text = format!("{word}\n  {}\n", control.message);
+    let mut text = format!("{word}\n  {}\n", safe(&control.message));
     for damage in &control.damages {
         let _ = writeln!(
             text,
             "  {} in {}: {} -> {} {}",
-            damage.kind,
-            damage.file,
-            damage.what,
+            safe(&damage.kind),
+            safe(&damage.file),
+            safe(&damage.what),
             show::outcome(damage.outcome()),
-            damage.reason
+            safe(&damage.reason)
         );
     }
     let _ = writeln!(text, "  generation {}, seed {}", control.generation, control.seed);
@@ -64,8 +67,8 @@ pub(super) fn bisecting(progress: &BisectProgress) -> String {
             "generation {}: {} {} (verdict {})\n",
             verdict.generation,
             show::outcome(verdict.outcome()),
-            verdict.reason,
-            verdict.id
+            safe(&verdict.reason),
+            safe(&verdict.id)
         ),
         None => format!("checking generation {}\n", progress.checking),
     }
@@ -73,7 +76,7 @@ pub(super) fn bisecting(progress: &BisectProgress) -> String {
 
 /// What a bisection found.
 pub(super) fn bisected(found: &Bisected) -> String {
-    let mut text = format!("{}\n", found.message);
+    let mut text = format!("{}\n", safe(&found.message));
     if !found.inconclusive.is_empty() {
         let numbers: Vec<_> = found.inconclusive.iter().map(u64::to_string).collect();
         let _ = writeln!(text, "the check could do no work on: {}", numbers.join(", "));
@@ -86,7 +89,7 @@ pub(super) fn bisected(found: &Bisected) -> String {
             true => String::new(),
             false => format!("  ({} to {})", show::bytes(entry.size_before), show::bytes(entry.size_after)),
         };
-        let _ = writeln!(text, "  {:<8} {}{size}", entry.change, entry.path);
+        let _ = writeln!(text, "  {:<8} {}{size}", safe(&entry.change), safe(&entry.path));
     }
     if found.further_changes > 0 {
         let _ = writeln!(text, "  and {} more", found.further_changes);

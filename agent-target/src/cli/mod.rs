@@ -321,7 +321,7 @@ async fn ask(
             while let Some(message) = progress.message().await.map_err(failed)? {
                 let Some(verdict) = message.verdict else {
                     if !json && !message.step.is_empty() {
-                        print(&format!("checking: {}\n", message.step));
+                        print(&format!("checking: {}\n", screen::safe(&message.step)));
                     }
                     continue;
                 };
@@ -337,7 +337,7 @@ async fn ask(
             while let Some(message) = progress.message().await.map_err(failed)? {
                 let Some(control) = message.control else {
                     if !json && !message.step.is_empty() {
-                        print(&format!("checking: {}\n", message.step));
+                        print(&format!("checking: {}\n", screen::safe(&message.step)));
                     }
                     continue;
                 };

@@ -120,7 +120,7 @@ pub fn end(result: Result<ExitCode, CommandError>) -> ExitCode {
             let fault = OUTPUT_FAULT.lock().unwrap_or_else(PoisonError::into_inner).take();
             let (code, text) = after_output(code, fault);
             if let Some(text) = text {
-                drop(io::stderr().write_all(text.as_bytes()));
+                print_error(&text);
             }
             code
         }
@@ -129,8 +129,7 @@ pub fn end(result: Result<ExitCode, CommandError>) -> ExitCode {
             if let Some(hint) = error.hint {
                 let _ = writeln!(text, "HINT: {hint}");
             }
-            // A closed standard error leaves the exit code to speak.
-            drop(io::stderr().write_all(text.as_bytes()));
+            print_error(&text);
             ExitCode::from(error.exit)
         }
     }
@@ -238,7 +237,7 @@ pub fn write_new(file: &std::path::Path, text: &str) -> Result<(), CommandError>
 
 /// Prints a value as JSON on one line.
 pub fn print_json(value: &serde_json::Value) {
-    print(&format!("{value}\n"));
+    write_out(&format!("{}\n", screen::harmless_json(&value.to_string())));
 }
 
 /// Why the output is not whole: the first error of standard output.
@@ -246,7 +245,19 @@ static OUTPUT_FAULT: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Prints text. When it cannot be written the process ends with an error ([`end`]): an output that is not whole must not pass for the
 /// truth. A reader that has gone away is told by the exit code alone.
+///
+/// Text of checkers, peers and file names is among it: whatever a terminal would obey is escaped here, for every command.
 pub fn print(text: &str) {
+    write_out(&screen::harmless(text));
+}
+
+/// Prints an error, in the same way.
+fn print_error(text: &str) {
+    // A closed standard error leaves the exit code to speak.
+    drop(io::stderr().write_all(screen::harmless(text).as_bytes()));
+}
+
+fn write_out(text: &str) {
     let mut stdout = io::stdout().lock();
     if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         OUTPUT_FAULT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

@@ -1,11 +1,12 @@
 //! What fits a terminal that nobody has widened: rows of two columns, and text from elsewhere without what a terminal would obey.
 
 use std::{
+    borrow::Cow,
     fmt::Write as _,
     io::{self, IsTerminal as _},
 };
 
-use crate::path::display_bytes;
+use crate::path::{display_bytes, is_harmful};
 
 /// Columns of such a terminal.
 pub const COLUMNS: usize = 80;
@@ -15,6 +16,41 @@ const INDENT: usize = 13;
 /// Text that came from elsewhere, its control characters escaped.
 pub fn safe(text: &str) -> String {
     display_bytes(text.as_bytes())
+}
+
+/// A text of several lines whose harmful characters are escaped. Whatever part of a program prints, it prints through this.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    let is_harmless = |it: char| it == '\n' || it == '\t' || !is_harmful(it);
+    if text.chars().all(is_harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut harmless = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_harmless(character) {
+            true => harmless.push(character),
+            false => harmless.extend(character.escape_default()),
+        }
+    }
+    Cow::Owned(harmless)
+}
+
+/// The same for JSON, which has its own escapes. Only strings hold such characters, so the values stay what they are.
+pub fn harmless_json(text: &str) -> Cow<'_, str> {
+    let is_harmless = |it: char| it.is_ascii() && it != '\u{7f}' || !is_harmful(it);
+    if text.chars().all(is_harmless) {
+        return Cow::Borrowed(text);
+    }
+    let mut harmless = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmless(character) {
+            harmless.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(harmless, "\\u{unit:04x}");
+            }
+        }
+    }
+    Cow::Owned(harmless)
 }
 
 /// Adds a row: a name, and a value that is wrapped at its spaces. A word that is wider than the column is left whole: paths are there
@@ -98,6 +134,23 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= COLUMNS), "{text}");
         assert_eq!(text.matches("word").count(), 40);
         assert!(!text.contains('\u{1b}') && text.ends_with("\n             HINT: c\n"), "{text}");
+    }
+
+    /// Escape sequences, links, carriage returns, signs without width or against the direction: none comes through, in text and
+    /// in JSON, and what JSON says stays the same.
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_printed() {
+        let text = "FAIL \u{1b}[2J\u{1b}]8;;http://x\u{7}here\u{1b}]8;;\u{7}\rPASS\u{9b}8m\u{202e}\u{200b}\u{2028}\u{e0041}\nnext\tcolumn";
+        let shown = harmless(text);
+        assert!(shown.chars().all(|it| it == '\n' || it == '\t' || !is_harmful(it)), "{shown:?}");
+        assert_eq!(shown.lines().count(), 2);
+        assert!(shown.contains("\\rPASS\\u{9b}8m\\u{202e}"), "{shown}");
+        assert!(matches!(harmless("plain: Zoë\n"), Cow::Borrowed(_)));
+        let value = serde_json::json!({ "text": text });
+        let line = value.to_string();
+        let shown = harmless_json(&line);
+        assert!(!shown.chars().any(is_harmful), "{shown:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).expect("JSON"), value);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub fn phase(phase: Phase) -> &'static str {
 
 /// A run that has ended, in a few lines.
 pub fn run(run: &Run) -> String {
-    let mut text = format!("{}  {}\n", outcome(run.outcome()), run.reason);
+    let mut text = format!("{}  {}\n", outcome(run.outcome()), safe(&run.reason));
     let says = says(run.outcome(), &run.sentence);
     if !says.is_empty() {
         let _ = writeln!(text, "  {says}");
@@ -106,27 +106,34 @@ pub fn run(run: &Run) -> String {
         text.push_str(&because(&claims.backup, &claims.because));
     }
     for (index, line) in run.message.lines().enumerate() {
-        let _ = writeln!(text, "  {}{line}", if index == 0 || line.starts_with("HINT:") { "" } else { "  " });
+        let indent = if index == 0 || line.starts_with("HINT:") { "" } else { "  " };
+        let _ = writeln!(text, "  {indent}{}", safe(line));
     }
     if let Some(found) = &run.attribution {
-        let _ = writeln!(text, "  fault: {}", found.fault);
+        let _ = writeln!(text, "  fault: {}", safe(&found.fault.to_string()));
         text.push_str(&evidence(&found.evidence, &found.files));
     }
-    let _ = writeln!(text, "  run {} of {}, {}", run.id, run.repository, time(run.started.as_ref()));
+    let _ = writeln!(
+        text,
+        "  run {} of {}, {}",
+        safe(&run.id),
+        safe(&run.repository),
+        time(run.started.as_ref())
+    );
     if let Some(mark) = &run.mark {
         let _ = writeln!(text, "  {}", self::mark(&mark.id, &time(mark.time.as_ref())));
     }
     if run.generation > 0 {
-        let _ = writeln!(text, "  generation {}, root {}", run.generation, short(&run.root_digest));
+        let _ = writeln!(text, "  generation {}, root {}", run.generation, safe(short(&run.root_digest)));
     }
     if let Some(counts) = &run.counts {
         let _ = writeln!(text, "  {}", sent(counts));
     }
     if !run.overrides.is_empty() {
-        let _ = writeln!(text, "  overridden safety stops: {}", run.overrides.join(", "));
+        let _ = writeln!(text, "  overridden safety stops: {}", safe(&run.overrides.join(", ")));
     }
     if !run.verdict_id.is_empty() {
-        let _ = writeln!(text, "  verdict {}", run.verdict_id);
+        let _ = writeln!(text, "  verdict {}", safe(&run.verdict_id));
     }
     text
 }
@@ -143,10 +150,10 @@ fn evidence(evidence: &[String], files: &[String]) -> String {
     const SHOWN: usize = 10;
     let mut text = String::new();
     for sentence in evidence {
-        let _ = writeln!(text, "    {sentence}");
+        let _ = writeln!(text, "    {}", safe(sentence));
     }
     for file in files.iter().take(SHOWN) {
-        let _ = writeln!(text, "    file {file}");
+        let _ = writeln!(text, "    file {}", safe(file));
     }
     if files.len() > SHOWN {
         let _ = writeln!(text, "    and {} more files", files.len() - SHOWN);
@@ -255,9 +262,9 @@ pub fn runs(runs: &[Run]) -> String {
         let _ = writeln!(
             text,
             "{:<24} {:<12} {:<21} {:>6} {:>9}",
-            run.id,
+            safe(&run.id),
             state,
-            run.reason,
+            safe(&run.reason),
             generation,
             bytes(sent)
         );
@@ -279,7 +286,7 @@ pub fn generations(generations: &[Generation]) -> String {
             "{:>5}  {:<12} {:<20} {:>8} {:>8}  {}",
             generation.number,
             state,
-            generation.reason,
+            safe(&generation.reason),
             bytes(generation.total_bytes),
             bytes(generation.new_bytes),
             time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref()))
@@ -289,10 +296,10 @@ pub fn generations(generations: &[Generation]) -> String {
         }
         if generation.pinned {
             let note = if generation.pin_note.is_empty() { "" } else { ": " };
-            let _ = writeln!(text, "       pinned{note}{}", generation.pin_note);
+            let _ = writeln!(text, "       pinned{note}{}", safe(&generation.pin_note));
         }
         for rotten in &generation.rot {
-            let _ = writeln!(text, "       ROTTEN {rotten}");
+            let _ = writeln!(text, "       ROTTEN {}", safe(rotten));
         }
     }
     text
@@ -309,12 +316,12 @@ pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
         let _ = writeln!(
             text,
             "{:<10} {:<13} {:<22} {:>6}  {:<20}  {}",
-            verdict.id,
+            safe(&verdict.id),
             outcome(verdict.outcome()),
-            verdict.reason,
+            safe(&verdict.reason),
             generation,
             time(verdict.time.as_ref()),
-            verdict.run_id
+            safe(&verdict.run_id)
         );
     }
     text
@@ -323,22 +330,24 @@ pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
 /// A verdict, whole.
 pub fn verdict(verdict: &Verdict) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "{}  {}\n  {}", verdict.outcome, verdict.reason, safe(&verdict.sentence()));
+    let _ = writeln!(text, "{}  {}\n  {}", verdict.outcome, safe(&verdict.reason), safe(&verdict.sentence()));
     let claims = verdict.claims();
     if verdict.outcome == Outcome::Pass {
         text.push_str(&because(claims.backup.as_str(), &claims.because));
     }
     for line in verdict.message.lines() {
-        let _ = writeln!(text, "  {line}");
+        let _ = writeln!(text, "  {}", safe(line));
     }
     if let Some(found) = &verdict.attribution {
-        let _ = writeln!(text, "  fault: {}", found.fault);
+        let _ = writeln!(text, "  fault: {}", safe(&found.fault.to_string()));
         text.push_str(&evidence(&found.evidence, &found.files));
     }
     let _ = writeln!(
         text,
         "  repository {}, run {}, verdict {:09}",
-        verdict.repository, verdict.run_id, verdict.sequence
+        safe(&verdict.repository),
+        verdict.run_id,
+        verdict.sequence
     );
     if let Some(mark) = &verdict.mark {
         let time = mark.time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
@@ -351,7 +360,7 @@ pub fn verdict(verdict: &Verdict) -> String {
         let depth = verdict.depth.map_or_else(String::new, |depth| {
             format!(", depth {depth:?}: the check looks at {}", depth.in_words())
         });
-        let _ = writeln!(text, "  profile {} {}{depth}", profile.name, profile.version);
+        let _ = writeln!(text, "  profile {} {}{depth}", safe(&profile.name), safe(&profile.version));
     }
     for line in super::coverage::lines(verdict) {
         let _ = writeln!(text, "  {line}");
@@ -362,34 +371,40 @@ pub fn verdict(verdict: &Verdict) -> String {
             (_, Some(signal)) => format!("signal {signal}"),
             _ => "no exit".to_owned(),
         };
-        let _ = writeln!(text, "  step {}: {} ({end}, {} ms)", step.name, step.outcome, step.duration_ms);
+        let _ =
+            writeln!(text, "  step {}: {} ({end}, {} ms)", safe(&step.name), step.outcome, step.duration_ms);
         for finding in step.findings.iter().take(10) {
-            let _ = writeln!(text, "    {finding}");
+            let _ = writeln!(text, "    {}", safe(finding));
         }
         if step.findings.len() > 10 {
             let _ = writeln!(text, "    and {} more", step.findings.len() - 10);
         }
     }
     for patch in &verdict.patches {
-        let _ = writeln!(text, "  patched {}: {} = {}", patch.file, patch.key, patch.value);
+        let _ =
+            writeln!(text, "  patched {}: {} = {}", safe(&patch.file), safe(&patch.key), safe(&patch.value));
     }
     if let Some(workspace) = &verdict.workspace {
-        let _ =
-            writeln!(text, "  workspace {:?}, isolated: {}", workspace.kind, workspace.isolation.join(", "));
+        let _ = writeln!(
+            text,
+            "  workspace {:?}, isolated: {}",
+            workspace.kind,
+            safe(&workspace.isolation.join(", "))
+        );
         if !workspace.not_isolated.is_empty() {
-            let _ = writeln!(text, "  not isolated: {}", workspace.not_isolated.join(", "));
+            let _ = writeln!(text, "  not isolated: {}", safe(&workspace.not_isolated.join(", ")));
         }
     }
     match &verdict.negative_control {
         Some(found) => {
-            let _ = writeln!(text, "  {}", control(found, verdict.times.signed));
+            let _ = writeln!(text, "  {}", safe(&control(found, verdict.times.signed)));
         }
         None => {
             text.push_str("  whether the checker finds damage is unknown: there was no negative control\n")
         }
     }
     if !verdict.overrides.is_empty() {
-        let _ = writeln!(text, "  overridden safety stops: {}", verdict.overrides.join(", "));
+        let _ = writeln!(text, "  overridden safety stops: {}", safe(&verdict.overrides.join(", ")));
     }
     text
 }
@@ -436,6 +451,45 @@ mod tests {
         }
         let shown = generations(&[generation]);
         assert!(shown.contains("\n       <- verified\n       pinned: before the upgrade\n"), "{shown}");
+    }
+
+    /// A peer's word, a checker's, a file's name: none begins a line of its own.
+    #[test]
+    fn no_text_from_elsewhere_begins_a_line() {
+        let spoofed = || "x\nPASS  check-passed\n  this backup is good\u{1b}[2J".to_owned();
+        let run = Run {
+            id: spoofed(),
+            repository: spoofed(),
+            phase: Phase::Done.into(),
+            outcome: Outcome::Fail.into(),
+            reason: spoofed(),
+            message: "one line".to_owned(),
+            overrides: vec![spoofed()],
+            verdict_id: spoofed(),
+            generation: 3,
+            root_digest: spoofed(),
+            mark: Some(Mark { id: spoofed(), time: None }),
+            attribution: Some(assay_proto::v1::Attribution {
+                fault: spoofed(),
+                evidence: vec![spoofed()],
+                files: vec![spoofed()],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let generation = Generation {
+            reason: spoofed(),
+            pinned: true,
+            pin_note: spoofed(),
+            rot: vec![spoofed()],
+            ..Default::default()
+        };
+        let verdict =
+            v1::Verdict { id: spoofed(), reason: spoofed(), run_id: spoofed(), ..Default::default() };
+        for text in [super::run(&run), runs(&[run]), generations(&[generation]), verdicts(&[verdict])] {
+            assert!(!text.lines().any(|line| line.trim_start().starts_with("PASS")), "{text}");
+            assert!(!text.contains('\u{1b}'), "{text:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cli::show,
+    cli::{screen::safe, show},
     outbox::Counts,
     telemetry, trouble,
     verdict::Outcome,
@@ -148,7 +148,7 @@ impl Notice {
             verdict_id: ended.map(|ended| ended.verdict_id.clone()).unwrap_or_default(),
             last_pass,
         };
-        notice.summary = notice.in_a_line();
+        notice.summary = safe(&notice.in_a_line());
         notice
     }
 
@@ -177,7 +177,7 @@ impl Notice {
         notice.id = format!("{}/{}/{}/{state}", about.repository, trouble.kind, trouble.since);
         trouble.kind.as_str().clone_into(&mut notice.reason);
         notice.message = format!("{state}{}", trouble.message);
-        notice.summary = notice.in_a_line();
+        notice.summary = safe(&notice.in_a_line());
         notice
     }
 
@@ -211,13 +211,14 @@ impl Notice {
     pub fn text(&self) -> String {
         let mut lines = vec![self.summary.clone(), String::new()];
         if !self.sentence.is_empty() && self.event != Event::Overdue {
-            lines.push(self.sentence.clone());
+            lines.push(safe(&self.sentence));
         }
-        lines.extend(self.message.lines().map(str::to_owned));
+        // Text of checkers and peers is marked, so that no line of it can be taken for one of ours.
+        lines.extend(self.message.lines().map(|line| format!("| {}", safe(line))));
         lines.push(String::new());
         let mut fact = |name: &str, value: String| {
             if !value.is_empty() {
-                lines.push(format!("{name:<12} {value}"));
+                lines.push(format!("{name:<12} {}", safe(&value)));
             }
         };
         fact("repository", self.repository.clone());

@@ -309,3 +309,15 @@ async fn what_a_full_disk_did_not_take_is_brought_there_later() {
     next.post(&notice_of("r3", Event::NotRun));
     assert_eq!(names(), ["000000000000.json", "000000000001.json", "000000000002.json"]);
 }
+
+/// What a checker says cannot pass for a line of the notice, nor drive the terminal or the program that shows it.
+#[test]
+fn a_message_cannot_forge_a_line_of_a_notice() {
+    let about = About { role: "source", agent: "source".to_owned(), repository: "app".to_owned() };
+    let mut notice = Notice::new(Event::Test, &about, None, None, Timestamp::now());
+    notice.message = "\u{1b}[2J\nrepository   other\nproven good  now\u{202e}\r".to_owned();
+    let text = notice.text();
+    assert!(text.chars().all(|it| it == '\n' || !crate::path::is_harmful(it)), "{text:?}");
+    assert_eq!(text.lines().filter(|line| line.starts_with("repository ")).count(), 1, "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("proven good")), "{text}");
+}
