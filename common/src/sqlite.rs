@@ -1,7 +1,11 @@
 //! What SQLite's files look like from the outside (<https://sqlite.org/fileformat2.html>): which file is a database, and whether a
 //! write-ahead log has lost something.
 
-use std::io::{self, Read};
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt as _,
+};
 
 /// The first bytes of every database.
 pub const DATABASE_HEADER: &[u8; 16] = b"SQLite format 3\0";
@@ -29,6 +33,35 @@ pub fn is_database(mut file: impl Read) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Blocks that are looked at to tell whether a file is encrypted, and how long each is.
+const BLOCKS: u64 = 8;
+const BLOCK_BYTES: usize = 512;
+/// Of as many random bytes, fewer different ones are as unlikely as a lottery's first prize.
+const DIFFERENT_BYTES: usize = 180;
+
+/// True for a file in which every block looks random, as in an encrypted database, whose first bytes may be plain.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn looks_encrypted(file: &File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    if !may_be_database(length) || length < 4096 {
+        return Ok(false);
+    }
+    let mut block = [0; BLOCK_BYTES];
+    for number in 0..BLOCKS {
+        let room = length - 2 * BLOCK_BYTES as u64;
+        let offset = BLOCK_BYTES as u64 + room * number / (BLOCKS - 1);
+        file.read_exact_at(&mut block, offset)?;
+        let mut seen = [false; 256];
+        block.iter().for_each(|byte| seen[usize::from(*byte)] = true);
+        if seen.iter().filter(|it| **it).count() < DIFFERENT_BYTES {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What a write-ahead log holds.
@@ -139,13 +172,43 @@ pub fn read_wal(mut log: impl Read, page_bytes: u32) -> io::Result<Wal> {
     Ok(wal)
 }
 
+/// A log of four commits for a database with pages of this length, whose second frame is damaged. For a control of the check.
+pub fn damaged_wal(page_bytes: u32, salt: u64) -> Vec<u8> {
+    let mut log = wal_of(page_bytes, salt, &[1, 1, 1, 1]);
+    log[WAL_HEADER_BYTES + FRAME_HEADER_BYTES + page_bytes as usize + 100] ^= 0xff;
+    log
+}
+
+/// A sound log with a frame for each number: the size of the database after a commit, or 0.
+fn wal_of(page_bytes: u32, salt: u64, commits: &[u32]) -> Vec<u8> {
+    let put = |log: &mut Vec<u8>, sums: (u32, u32)| {
+        log.extend_from_slice(&sums.0.to_be_bytes());
+        log.extend_from_slice(&sums.1.to_be_bytes());
+    };
+    let mut log: Vec<_> =
+        [0x377f_0683, 3_007_000, page_bytes, 0].into_iter().flat_map(u32::to_be_bytes).collect();
+    log.extend_from_slice(&salt.to_be_bytes());
+    let mut sums = checksum(true, (0, 0), &log);
+    put(&mut log, sums);
+    for (number, commit) in (1_u32..).zip(commits) {
+        let mut head = [number.to_be_bytes(), commit.to_be_bytes()].concat();
+        let page = vec![head[3] ^ salt.to_be_bytes()[0]; page_bytes as usize];
+        sums = checksum(true, checksum(true, sums, &head), &page);
+        head.extend_from_slice(&salt.to_be_bytes());
+        put(&mut head, sums);
+        log.extend_from_slice(&head);
+        log.extend_from_slice(&page);
+    }
+    log
+}
+
 impl Wal {
     /// What the log has lost, in a sentence; `None` when it ends as a sound log ends.
     ///
     /// A log may end before its file does: it is written from its start again and again, and a transaction that was rolled back
     /// leaves frames behind. Such frames have other salts, or hold no commit. `index` is what living processes have agreed on.
     pub fn loss(&self, index: Option<&WalIndex>) -> Option<String> {
-        let broken = self.broken.as_ref()?;
+        let Some(broken) = &self.broken else { return self.cut(index?) };
         let behind = match broken.commits_behind {
             0 => String::new(),
             1 => "; 1 committed transaction behind it is not seen any more".to_owned(),
@@ -168,6 +231,17 @@ impl Wal {
             _ if broken.is_zero || broken.commits_behind == 0 => None,
             _ => Some(format!("frame {number} is damaged{behind}")),
         }
+    }
+
+    /// What a log without a broken frame has lost: it ends before the last frame on which living processes have agreed. Its own
+    /// frames cannot tell, because a log may end after each commit.
+    fn cut(&self, index: &WalIndex) -> Option<String> {
+        let is_of_this_log = self.salts.is_none_or(|salts| salts == index.salts);
+        let counts = index.last_frame > index.backfilled && index.last_frame > self.valid_frames;
+        (is_of_this_log && counts).then(|| {
+            let (frames, missing) = (index.last_frame, index.last_frame - self.valid_frames);
+            format!("the file ends after frame {}, and the log has {frames} frames that count: {missing} are missing", self.valid_frames)
+        })
     }
 }
 
@@ -201,29 +275,7 @@ mod tests {
 
     /// A log with a frame for each number: the size of the database after a commit, or 0.
     fn log(salt: u8, commits: &[u32]) -> Vec<u8> {
-        let mut log = Vec::new();
-        for word in [0x377f_0683, 3_007_000, PAGE as u32, 0] {
-            log.extend_from_slice(&u32::to_be_bytes(word));
-        }
-        log.extend_from_slice(&[salt; 8]);
-        let mut sums = checksum(true, (0, 0), &log);
-        let put = |log: &mut Vec<u8>, sums: (u32, u32)| {
-            log.extend_from_slice(&sums.0.to_be_bytes());
-            log.extend_from_slice(&sums.1.to_be_bytes());
-        };
-        put(&mut log, sums);
-        for (number, commit) in commits.iter().enumerate() {
-            let mut head = Vec::new();
-            head.extend_from_slice(&(number as u32 + 1).to_be_bytes());
-            head.extend_from_slice(&commit.to_be_bytes());
-            let page = vec![number as u8 + salt; PAGE];
-            sums = checksum(true, checksum(true, sums, &head), &page);
-            head.extend_from_slice(&[salt; 8]);
-            put(&mut head, sums);
-            log.extend_from_slice(&head);
-            log.extend_from_slice(&page);
-        }
-        log
+        wal_of(PAGE as u32, u64::from_be_bytes([salt; 8]), commits)
     }
 
     fn read(log: &[u8]) -> Wal {
@@ -292,6 +344,36 @@ mod tests {
     }
 
     #[test]
+    fn a_log_for_a_control_has_lost_something() {
+        for page_bytes in [512, 4096, 65536] {
+            let wal = read_wal(&damaged_wal(page_bytes, 9)[..], page_bytes).expect("read");
+            let loss = wal.loss(None).expect("lost");
+            assert_eq!(loss, "frame 2 is damaged; 2 committed transactions behind it are not seen any more");
+        }
+    }
+
+    /// Cut at the end of a frame, the log itself looks whole.
+    #[test]
+    fn a_log_that_was_cut_between_frames_is_told_by_who_counts() {
+        let sound = log(7, &[1, 2, 3, 4, 5]);
+        for frames in 0..5 {
+            let cut = read(&sound[..WAL_HEADER_BYTES + frames * FRAME]);
+            assert_eq!((cut.valid_frames, &cut.broken, cut.loss(None)), (frames as u32, &None, None));
+            let loss = cut.loss(Some(&index(5, 0))).expect("lost");
+            assert!(loss.contains(&format!("after frame {frames}, and the log has 5 frames")), "{loss}");
+            assert!(loss.ends_with(&format!(": {} are missing", 5 - frames)), "{loss}");
+            // Everything is in the database, or the index is about another log.
+            assert_eq!(cut.loss(Some(&index(5, 5))), None);
+            assert_eq!(cut.loss(Some(&WalIndex { salts: [8; 8], ..index(5, 0) })), None);
+        }
+        // In the middle of a frame, and to nothing.
+        assert!(read(&sound[..WAL_HEADER_BYTES + FRAME + 100]).loss(Some(&index(5, 0))).is_some());
+        assert!(read(&[]).loss(Some(&index(5, 0))).is_some());
+        assert_eq!(read(&[]).loss(Some(&index(0, 0))), None);
+        assert_eq!(read(&sound).loss(Some(&index(5, 0))), None);
+    }
+
+    #[test]
     fn an_index_that_is_not_valid_is_none() {
         let mut bytes = vec![0_u8; 136];
         assert_eq!(WalIndex::parse(&bytes), None);
@@ -306,6 +388,26 @@ mod tests {
         bytes[96..100].copy_from_slice(&4_u32.to_ne_bytes());
         assert_eq!(WalIndex::parse(&bytes), Some(index(9, 4)));
         assert_eq!(WalIndex::parse(&bytes[..90]), None);
+    }
+
+    #[test]
+    fn an_encrypted_file_is_told_from_a_database_and_from_text() {
+        let folder = tempfile::tempdir().expect("temp");
+        let look = |content: &[u8]| {
+            let path = folder.path().join("file");
+            std::fs::write(&path, content).expect("write");
+            looks_encrypted(&File::open(&path).expect("open")).expect("read")
+        };
+        let mut random = vec![0; 16 * 4096];
+        blake3::Hasher::new().finalize_xof().fill(&mut random);
+        assert!(look(&random));
+        // A plain header, as SQLCipher can leave it.
+        random[..32].copy_from_slice(b"SQLite format 3\0\x10\0\x02\x02\0\x40\x20\x20\0\0\0\x01\0\0\0\x10");
+        assert!(look(&random));
+        random[8 * 4096..9 * 4096].fill(0);
+        random[12 * 4096..].fill(b'x');
+        assert!(!look(&random), "a part of it is plain");
+        assert!(!look(&random[..1024]) && !look(&random[..5000]) && !look(&[7; 8192]) && !look(b""));
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! again whenever another process writes, which under a steady load is for ever.
 //!
 //! Nothing is written to a live database. It is opened for reading only, so SQLite does not roll back a journal that a dead
-//! writer left: the database and its journal are copied, and rolled back there. Of a write-ahead log that has lost committed
-//! transactions to a damaged frame, SQLite would copy what is left without a word: then database and log are copied as they are,
-//! for the check to find the damage.
+//! writer left: the database and its journal are copied, and rolled back there. A database in WAL mode that no process has open
+//! is copied with its log, and opened there: SQLite would make files beside the live one. Of a write-ahead log that has lost
+//! committed transactions, SQLite would copy what is left without a word: then database and log are copied as they are, for the
+//! check to find the damage.
 
 mod discover;
+mod usage;
 
 use std::{
     ffi::{OsStr, OsString},
@@ -27,7 +29,7 @@ use assay_common::{
     error::{IoContext as _, PathError},
     path::TreePath,
     profile::FileRules,
-    sqlite::{JOURNAL_HEADER, SIDE_FILES, Wal, WalIndex, read_wal},
+    sqlite::{JOURNAL_HEADER, SIDE_FILES, Wal, WalIndex, looks_encrypted, read_wal},
 };
 use rusqlite::{
     Connection, OpenFlags,
@@ -147,8 +149,8 @@ pub(super) fn snapshot(wanted: &Wanted) -> Result<String, SqliteError> {
         };
         let state = match copy_database(&database) {
             Ok(state) => state,
-            Err(error) if !is_named && error.says_that_it_is_no_database() => {
-                // It only begins as one does. The check names it.
+            Err(error) if error.says_that_it_is_no_database() && (!is_named || is_encrypted(live)) => {
+                // It only begins as one does, or is encrypted. The check names it.
                 let copied =
                     open_file(live).and_then(|mut from| io::copy(&mut from, &mut File::create(copy)?));
                 copied.at("copy", live)?;
@@ -160,6 +162,10 @@ pub(super) fn snapshot(wanted: &Wanted) -> Result<String, SqliteError> {
         states.push(format!("{path}: {state}"));
     }
     Ok(states.join(", "))
+}
+
+fn is_encrypted(live: &Path) -> bool {
+    open_file(live).and_then(|file| looks_encrypted(&file)).unwrap_or(false)
 }
 
 impl SqliteError {
@@ -193,16 +199,26 @@ fn copy_database(database: &Database) -> Result<String, SqliteError> {
     // Before this process has the database open: closing another descriptor of its files would end the locks that SQLite holds.
     if let Some(loss) = log_loss(live).at("read the log of", live)? {
         tracing::error!(database = %live.display(), loss, "the write-ahead log is damaged");
-        copy_raw(live, copy, "-wal")?;
+        // With what its users have agreed on, which the check compares the log with.
+        copy_raw(live, copy, &["-wal", "-shm"])?;
+        let log = beside(copy, "-wal");
+        if !log.exists() {
+            // It is gone on the live host. An empty one says to the check that there must be one.
+            File::create(&log).at("create", &log)?;
+        }
         return Ok(format!("with its write-ahead log, in which {loss}"));
     }
     let sqlite = |source| SqliteError::Sqlite { path: path(), source };
-    let pages = match back_up(live, copy) {
-        Err(error) if needs_rollback(&error) => {
-            roll_back_copy(live, copy, &path)?;
-            back_up_in_place(copy).map_err(sqlite)?
+    let pages = if copy_unused(live, copy)? {
+        back_up_in_place(copy).map_err(sqlite)?
+    } else {
+        match back_up(live, copy) {
+            Err(error) if needs_rollback(&error) => {
+                roll_back_copy(live, copy, &path)?;
+                back_up_in_place(copy).map_err(sqlite)?
+            }
+            pages => pages.map_err(sqlite)?.ok_or_else(|| SqliteError::Locked { path: path() })?,
         }
-        pages => pages.map_err(sqlite)?.ok_or_else(|| SqliteError::Locked { path: path() })?,
     };
     // SQLite takes an empty file for a sound database without tables.
     if pages == 0 {
@@ -262,53 +278,98 @@ fn open_file(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(flags).open(path)
 }
 
-/// Copies a database with a file beside it, as they are.
-fn copy_raw(live: &Path, copy: &Path, ending: &str) -> Result<(), PathError> {
-    for ending in ["", ending] {
+/// Copies a database with those of these files beside it that are there, as they are.
+fn copy_raw(live: &Path, copy: &Path, endings: &[&str]) -> Result<(), PathError> {
+    for ending in [""].iter().chain(endings) {
         let (from, to) = (beside(live, ending), beside(copy, ending));
-        fs::copy(&from, &to).at("copy", &from)?;
+        match fs::copy(&from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !ending.is_empty() => continue,
+            copied => copied.at("copy", &from)?,
+        };
         make_alike(&to, &fs::metadata(&from).at("open", &from)?)?;
     }
     Ok(())
 }
 
+/// Removes the copies of a try that was in vain, so that the next one's are not mixed with them.
+fn remove_copies(copy: &Path, endings: &[&str]) -> Result<(), PathError> {
+    for ending in [""].iter().chain(endings) {
+        let old = beside(copy, ending);
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).at("remove", &old),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Sizes and times of files; `None` for one that is not there.
+type State = Vec<Option<(u64, u64, i64, i64)>>;
+
+fn state(live: &Path, endings: &[&str]) -> State {
+    let state = |ending: &&str| {
+        let found = fs::symlink_metadata(beside(live, ending)).ok()?;
+        Some((found.ino(), found.size(), found.ctime(), found.ctime_nsec()))
+    };
+    [""].iter().chain(endings).map(state).collect()
+}
+
+/// Copies a database in WAL mode with its log, if no process has it open and neither file changes meanwhile. To open it where it
+/// lies would make a log and a `-shm` beside it, or write to those that are there.
+fn copy_unused(live: &Path, copy: &Path) -> Result<bool, PathError> {
+    if !usage::is_in_wal_mode(live).at("open", live)? {
+        return Ok(false);
+    }
+    let endings = ["-wal", "-shm"];
+    for _ in 0..RAW_TRIES {
+        if usage::is_open(live).at("look who uses", live)? {
+            return Ok(false);
+        }
+        let before = state(live, &endings);
+        if usage::has_just_changed(live) {
+            // A further write would not be seen by the time of the file.
+            std::thread::sleep(usage::TIME_STEP);
+            continue;
+        }
+        copy_raw(live, copy, &["-wal"])?;
+        if state(live, &endings) == before && !usage::is_open(live).at("look who uses", live)? {
+            return Ok(true);
+        }
+        remove_copies(copy, &["-wal"])?;
+    }
+    Ok(false)
+}
+
 /// Copies a database and its hot journal, while neither changes, and lets SQLite roll the copy back.
 fn roll_back_copy(live: &Path, copy: &Path, path: &dyn Fn() -> String) -> Result<(), SqliteError> {
     let journal = beside(live, "-journal");
-    let state = || -> Option<Vec<(u64, i64, i64)>> {
-        let state = |path: &Path| fs::metadata(path).ok().map(|it| (it.size(), it.ctime(), it.ctime_nsec()));
-        [live, &journal].into_iter().map(state).collect()
-    };
     for _ in 0..RAW_TRIES {
-        let before = state();
-        // The copies of a try that was in vain are not mixed with this one's.
-        for ending in ["", "-journal"] {
-            let old = beside(copy, ending);
-            if let Err(error) = fs::remove_file(&old)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(Err::<(), _>(error).at("remove", &old).expect_err("it is one").into());
-            }
-        }
-        if before.is_none() {
+        let before = state(live, &["-journal"]);
+        remove_copies(copy, &["-journal"])?;
+        if before.contains(&None) {
             continue;
         }
         let mut start = [0; JOURNAL_HEADER.len()];
         let mut open = open_file(&journal).at("open", &journal)?;
         let is_hot = open.read_exact(&mut start).is_ok() && start == JOURNAL_HEADER;
-        copy_raw(live, copy, "-journal")?;
-        if is_hot && state() == before {
+        copy_raw(live, copy, &["-journal"])?;
+        if is_hot && state(live, &["-journal"]) == before {
             return Ok(());
         }
     }
     Err(SqliteError::Journal { path: path() })
 }
 
-/// Opens a copy that has its journal beside it, so that SQLite rolls it back, and counts its pages.
+/// Opens a copy that has its journal or its log beside it, so that SQLite rolls the one back and moves the other into the
+/// database, and counts its pages.
 fn back_up_in_place(copy: &Path) -> rusqlite::Result<i32> {
     let connection = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "synchronous", "off")?;
     connection.query_row("select count(*) from sqlite_schema", [], |_| Ok(()))?;
-    connection.query_row("pragma page_count", [], |row| row.get(0))
+    connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(()))?;
+    let pages = connection.query_row("pragma page_count", [], |row| row.get(0))?;
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(pages)
 }
 
 /// What the write-ahead log of a database has lost.
@@ -318,11 +379,15 @@ fn back_up_in_place(copy: &Path) -> rusqlite::Result<i32> {
 fn log_loss(live: &Path) -> io::Result<Option<String>> {
     let mut last: Option<Wal> = None;
     for _ in 0..RAW_TRIES {
-        let index = read_start(&beside(live, "-shm"), 136)?;
+        let index = match usage::still_counts(live)? {
+            true => read_start(&beside(live, "-shm"), 136)?,
+            false => None,
+        };
         let index = index.as_deref().and_then(WalIndex::parse);
-        let log = match open_file(&beside(live, "-wal")) {
-            Ok(log) => log,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let log: Box<dyn io::Read> = match open_file(&beside(live, "-wal")) {
+            Ok(log) => Box::new(log),
+            // To its users it is lost, as one that was cut to nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Box::new(io::empty()),
             Err(error) => return Err(error),
         };
         let header = read_start(live, 18)?.unwrap_or_default();
@@ -489,6 +554,19 @@ mod tests {
         }
     }
 
+    /// SQLite cannot tell an encrypted database from rubbish. It is copied as a file, and the check names it.
+    #[test]
+    fn an_encrypted_database_is_copied_as_a_file() {
+        let folder = tempfile::tempdir().expect("temp");
+        let mut content = vec![0; 5 * 4096];
+        blake3::Hasher::new().finalize_xof().fill(&mut content);
+        fs::write(folder.path().join("secret.db"), &content).expect("write");
+        let copies = tempfile::tempdir().expect("temp");
+        let id = mark(folder.path(), copies.path(), &["secret.db"]).expect("mark");
+        assert_eq!(id, "secret.db: as a file");
+        assert!(fs::read(copies.path().join("secret.db")).expect("read") == content);
+    }
+
     #[test]
     fn a_database_that_is_not_there_is_named_and_not_created() {
         let folder = tempfile::tempdir().expect("temp");
@@ -556,6 +634,91 @@ mod tests {
         assert!(before == read());
         assert_eq!(rows(&copies.path().join("h.db")), 3000);
         assert!(!copies.path().join("h.db-journal").exists());
+    }
+
+    /// Nothing is made or changed beside a database that nobody uses, whatever lies there, and the copy has what its log holds.
+    #[test]
+    fn a_database_that_nobody_uses_is_not_touched() {
+        let made = tempfile::tempdir().expect("temp");
+        let writer = Connection::open(made.path().join("w.db")).expect("open");
+        writer
+            .execute_batch(
+                "pragma journal_mode=wal; pragma wal_autocheckpoint=0; create table t(a); insert into t values (1), (2)",
+            )
+            .expect("fill");
+        for endings in [&["", "-wal"][..], &["", "-wal", "-shm"]] {
+            let folder = tempfile::tempdir().expect("temp");
+            for ending in endings {
+                let name = format!("w.db{ending}");
+                fs::copy(made.path().join(&name), folder.path().join(&name)).expect("copy");
+            }
+            // Closed as it should be: in WAL mode, without a log.
+            let closed = Connection::open(folder.path().join("closed.db")).expect("open");
+            closed
+                .execute_batch("pragma journal_mode=wal; create table t(a); insert into t values (1), (2)")
+                .expect("fill");
+            drop(closed);
+            let look = || {
+                let mut files: Vec<_> = fs::read_dir(folder.path())
+                    .expect("read")
+                    .map(|entry| entry.expect("entry").path())
+                    .map(|path| {
+                        (
+                            fs::read(&path).expect("read"),
+                            fs::metadata(&path).expect("stat").mtime_nsec(),
+                            path,
+                        )
+                    })
+                    .collect();
+                files.sort_by(|one, other| one.2.cmp(&other.2));
+                (files, fs::metadata(folder.path()).expect("stat").mtime_nsec())
+            };
+            let before = look();
+            let copies = tempfile::tempdir().expect("temp");
+            mark(folder.path(), copies.path(), &["*"]).expect("mark");
+            assert!(before == look(), "{endings:?}");
+            for name in ["w.db", "closed.db"] {
+                assert_eq!(rows(&copies.path().join(name)), 2, "{name}");
+            }
+            assert_eq!(fs::read_dir(copies.path()).expect("read").count(), 2);
+        }
+    }
+
+    /// Cut between two frames the log looks whole; what its users have agreed on tells.
+    #[test]
+    fn a_log_that_was_cut_is_told_by_its_users() {
+        let (made, folder) = (tempfile::tempdir().expect("temp"), tempfile::tempdir().expect("temp"));
+        let writer = Connection::open(made.path().join("w.db")).expect("open");
+        writer
+            .execute_batch("pragma journal_mode=wal; pragma wal_autocheckpoint=0; create table t(a)")
+            .expect("fill");
+        for number in 0..20 {
+            writer.execute("insert into t values (?1)", [number]).expect("insert");
+        }
+        for ending in ["", "-wal", "-shm"] {
+            fs::copy(made.path().join(format!("w.db{ending}")), folder.path().join(format!("w.db{ending}")))
+                .expect("copy");
+        }
+        let log = File::options().write(true).open(folder.path().join("w.db-wal")).expect("open");
+        for frames in [10_u64, 0] {
+            log.set_len(32 + frames * (24 + 4096)).expect("cut");
+            let copies = tempfile::tempdir().expect("temp");
+            let id = mark(folder.path(), copies.path(), &["w.db"]).expect("mark");
+            assert!(id.contains(&format!("the file ends after frame {frames}, and the log has ")), "{id}");
+            assert!(copies.path().join("w.db-shm").exists());
+        }
+        fs::remove_file(folder.path().join("w.db-wal")).expect("remove");
+        let copies = tempfile::tempdir().expect("temp");
+        mark(folder.path(), copies.path(), &["w.db"]).expect("mark");
+        assert_eq!(fs::metadata(copies.path().join("w.db-wal")).expect("there").len(), 0);
+        // Nobody has opened it since the host started: a log that is shorter than it was is that of a power cut.
+        let old = rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 };
+        let shared = File::options().write(true).open(folder.path().join("w.db-shm")).expect("open");
+        let times = rustix::fs::Timestamps { last_access: old, last_modification: old };
+        rustix::fs::futimens(&shared, &times).expect("times");
+        let copies = tempfile::tempdir().expect("temp");
+        mark(folder.path(), copies.path(), &["w.db"]).expect("mark");
+        assert!(!copies.path().join("w.db-wal").exists());
     }
 
     /// A damaged frame in the log: database and log are in the mark as they are, for the check to see.

@@ -8,13 +8,21 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd as _},
-        unix::fs::FileExt as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
     },
 };
 
-use assay_common::{confined::open_beneath, path::TreePath, profile::DamageKind, sqlite::is_database};
+use assay_common::{
+    confined::open_beneath,
+    path::TreePath,
+    profile::DamageKind,
+    sqlite::{damaged_wal, is_database},
+};
 use rusqlite::{Connection, OpenFlags};
-use rustix::fs::OFlags;
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 
 use crate::engine::postgresql::page::{LINE_POINTERS, PAGE_BYTES, checksum as postgresql_checksum};
 
@@ -50,7 +58,7 @@ pub(super) fn damage(
     page_bytes: u32,
     dice: &mut Dice,
 ) -> io::Result<Option<String>> {
-    let file = File::from(open_beneath(folder, path, OFlags::RDWR | OFlags::NONBLOCK)?);
+    let file = File::from(open_beneath(&folder, path, OFlags::RDWR | OFlags::NONBLOCK)?);
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
@@ -61,6 +69,7 @@ pub(super) fn damage(
         DamageKind::SwapPages => swap_pages(&file, page_bytes as usize, dice),
         DamageKind::PostgresqlItem => postgresql_item(&file, dice),
         DamageKind::SqliteFullText => sqlite_full_text(&file, dice).map_err(io::Error::other),
+        DamageKind::SqliteWalFrame => sqlite_wal_frame(folder, path, &file, dice),
     }
 }
 
@@ -190,6 +199,43 @@ fn sqlite_full_text(file: &File, dice: &mut Dice) -> rusqlite::Result<Option<Str
     Ok(None)
 }
 
+/// Puts a write-ahead log beside a database whose second frame is damaged, with commits behind it.
+fn sqlite_wal_frame(
+    folder: impl AsFd,
+    path: &TreePath,
+    file: &File,
+    dice: &mut Dice,
+) -> io::Result<Option<String>> {
+    let mut header = [0; 18];
+    if !is_database(file).unwrap_or(false) || file.read_exact_at(&mut header, 0).is_err() {
+        return Ok(None);
+    }
+    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65536,
+        bytes => u32::from(bytes),
+    };
+    if !page_bytes.is_power_of_two() || page_bytes < 512 {
+        return Ok(None);
+    }
+    let parent = TreePath::parse(path.parent().unwrap_or_default()).map_err(io::Error::other)?;
+    let parent = open_beneath(folder, &parent, OFlags::DIRECTORY | OFlags::PATH)?;
+    let name = [path.name(), b"-wal"].concat();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let log = match rustix::fs::openat(&parent, &*name, flags, Mode::from_raw_mode(0o600)) {
+        Ok(log) => File::from(log),
+        Err(Errno::EXIST) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    log.write_all_at(&damaged_wal(page_bytes, dice.below(u64::MAX)), 0)?;
+    // Whoever may read the database may read its log.
+    let like = file.metadata()?;
+    if (like.uid(), like.gid()) != (log.metadata()?.uid(), log.metadata()?.gid()) {
+        std::os::unix::fs::fchown(&log, Some(like.uid()), Some(like.gid()))?;
+    }
+    log.set_permissions(like.permissions())?;
+    Ok(Some("a write-ahead log is beside it, whose second frame is damaged".to_owned()))
+}
+
 fn word(page: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
@@ -268,6 +314,23 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_log_is_put_beside_a_database() {
+        let folder = tempfile::tempdir().expect("temp");
+        fs::create_dir(folder.path().join("deep")).expect("mkdir");
+        let database = Connection::open(folder.path().join("deep/file")).expect("open");
+        database.execute_batch("create table t (a)").expect("sql");
+        let held = File::open(folder.path()).expect("open");
+        let path = TreePath::parse(b"deep/file").expect("path");
+        let run =
+            || damage(&held, &path, DamageKind::SqliteWalFrame, 4096, &mut Dice::new(1, 0, 0)).expect("done");
+        assert!(run().is_some_and(|what| what.contains("second frame is damaged")));
+        let log = File::open(folder.path().join("deep/file-wal")).expect("there");
+        let wal = assay_common::sqlite::read_wal(log, 4096).expect("read");
+        assert!(wal.loss(None).is_some());
+        assert_eq!(run(), None, "there is a log already");
+    }
+
+    #[test]
     fn a_file_without_a_place_for_it_is_left_alone() {
         for (content, kind) in [
             (&b""[..], DamageKind::FlipByte),
@@ -276,6 +339,7 @@ mod tests {
             (&[7; 4096], DamageKind::SwapPages),
             (&[7; 8192], DamageKind::PostgresqlItem),
             (&[7; 8192], DamageKind::SqliteFullText),
+            (&[7; 8192], DamageKind::SqliteWalFrame),
         ] {
             assert_eq!(damaged(content, kind, 1), None, "{kind:?}");
         }

@@ -30,6 +30,11 @@ const REMEDIES: &[(&str, &str)] = &[
          Run PRAGMA integrity_check on the live host by the application's own connection; REINDEX there if it complains, too.",
     ),
     (
+        "encrypted",
+        "The database that the message names is encrypted, and only its application has the key. Have the application check it, and leave it \
+         out of vars.databases: then the verdict names it as not covered.",
+    ),
+    (
         "configuration-unreadable",
         "git cannot read the repository's config file. Correct the line that the message names on the live side, then run again.",
     ),

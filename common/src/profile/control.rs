@@ -50,6 +50,8 @@ pub enum DamageKind {
     PostgresqlItem,
     /// A full-text index (FTS5) of a SQLite database loses a part of itself.
     SqliteFullText,
+    /// A write-ahead log is put beside a SQLite database, with a damaged frame before further commits.
+    SqliteWalFrame,
 }
 
 impl DamageKind {
@@ -62,6 +64,7 @@ impl DamageKind {
             Self::SwapPages => "swap-pages",
             Self::PostgresqlItem => "postgresql-item",
             Self::SqliteFullText => "sqlite-full-text",
+            Self::SqliteWalFrame => "sqlite-wal-frame",
         }
     }
 }

@@ -8,6 +8,7 @@
 //! | 12 | SQLite could not do its work |
 //! | 13 | a database that must be there is not |
 //! | 14 | a complaint that depends on functions or collations of the application |
+//! | 15 | a database that must be looked at is encrypted |
 //!
 //! A database is opened read-only and unchangeable: no journal, no log and no settings file beside it is read or written, and no
 //! extension is loaded. What the rows of `PRAGMA integrity_check` mean stands in `words`; it also calls the checks of full-text
@@ -27,7 +28,7 @@ use std::{
 
 use assay_common::{
     path::display_bytes,
-    sqlite::{is_database, may_be_database, read_wal},
+    sqlite::{SIDE_FILES, WalIndex, is_database, looks_encrypted, may_be_database, read_wal},
 };
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use rustix::fs::OFlags;
@@ -90,6 +91,7 @@ enum Unable {
     Checker(String),
     Absent(String),
     Application(String),
+    Encrypted(String),
 }
 
 impl Unable {
@@ -99,12 +101,14 @@ impl Unable {
             Self::Checker(_) => 12,
             Self::Absent(_) => 13,
             Self::Application(_) => 14,
+            Self::Encrypted(_) => 15,
         }
     }
 
     fn message(&self) -> &str {
         match self {
-            Self::Version(it) | Self::Checker(it) | Self::Absent(it) | Self::Application(it) => it,
+            Self::Version(it) | Self::Checker(it) | Self::Absent(it) => it,
+            Self::Application(it) | Self::Encrypted(it) => it,
         }
     }
 }
@@ -173,6 +177,17 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
         let why = format!("{why}; name it in vars.databases to have it decide the outcome");
         report.not_covered(&database.shown, &why);
     }
+    if arguments.step == Step::Integrity {
+        for root in [first_root].into_iter().chain(&arguments.further_roots) {
+            let found =
+                encrypted(root).map_err(|error| Unable::Checker(format!("{}: {error}", root.display())))?;
+            for path in found.iter().filter(|path| root != first_root || !named.clone().any(|it| it == *path))
+            {
+                let why = "it looks like an encrypted database: it was copied as a file, while its application may have written to it";
+                report.not_covered(&database(root, path).shown, why);
+            }
+        }
+    }
     let kind = if arguments.step == Step::Integrity { "databases" } else { "databases for foreign keys" };
     report.checked(checked, kind);
     if deciding.is_empty() {
@@ -181,8 +196,30 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
     first.map_or(Ok(()), Err)
 }
 
+/// Endings of names that databases have.
+const ENDINGS: [&str; 6] = ["db", "db3", "sqlite", "sqlite3", "sqlitedb", "sqlcipher"];
+
+/// Files that look like encrypted databases: by their names, or by SQLite's own files beside them, and by their content.
+fn encrypted(root: &Path) -> io::Result<Vec<PathBuf>> {
+    files(root, |path, _| {
+        let ending = path.extension().and_then(|it| it.to_str()).map(str::to_ascii_lowercase);
+        let has_side_file = SIDE_FILES.iter().any(|side| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(side);
+            Path::new(&name).is_file()
+        });
+        let may_be = has_side_file || ending.is_some_and(|it| ENDINGS.contains(&it.as_str()));
+        Ok(may_be && !is_database(open(path)?)? && looks_encrypted(&open(path)?)?)
+    })
+}
+
 /// The databases in a folder, by their first bytes, sorted. Links are not followed.
 fn databases(root: &Path) -> io::Result<Vec<PathBuf>> {
+    files(root, |path, bytes| Ok(may_be_database(bytes) && is_database(open(path)?)?))
+}
+
+/// The files in a folder for which this is true, sorted. It gets the path and the length.
+fn files(root: &Path, is_wanted: impl Fn(&Path, u64) -> io::Result<bool>) -> io::Result<Vec<PathBuf>> {
     let (mut found, mut folders) = (Vec::new(), vec![PathBuf::new()]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(root.join(&folder))? {
@@ -190,10 +227,7 @@ fn databases(root: &Path) -> io::Result<Vec<PathBuf>> {
             let (path, metadata) = (folder.join(entry.file_name()), entry.metadata()?);
             if metadata.is_dir() {
                 folders.push(path);
-            } else if metadata.is_file()
-                && may_be_database(metadata.len())
-                && is_database(open(&entry.path())?)?
-            {
+            } else if metadata.is_file() && is_wanted(&entry.path(), metadata.len())? {
                 found.push(path);
             }
         }
@@ -253,15 +287,25 @@ impl Database {
             bytes => u32::from(bytes),
         };
         let wal = read_wal(io::BufReader::with_capacity(1 << 20, log), page_bytes).map_err(failed)?;
-        let Some(broken) = &wal.broken else {
+        // What the users of the live database had agreed on, which the mark copies with such a log.
+        let mut name = self.file.clone().into_os_string();
+        name.push("-shm");
+        let mut index = Vec::new();
+        if let Ok(shared) = open(Path::new(&name)) {
+            io::Read::read_to_end(&mut io::Read::take(shared, 136), &mut index).map_err(failed)?;
+        }
+        let index = WalIndex::parse(&index);
+        let loss = wal.loss(index.as_ref());
+        if loss.is_none() && wal.broken.is_none() {
             let message = format!(
                 "{}-wal lies beside the copied database, and no frame in it is damaged; the mark copies no such log, so somebody may have \
                  opened the database in the store",
                 self.shown
             );
             return Err(Unable::Checker(message));
-        };
-        let loss = wal.loss(None).unwrap_or_else(|| format!("frame {} is damaged", broken.number));
+        }
+        let number = wal.broken.as_ref().map_or(0, |broken| broken.number);
+        let loss = loss.unwrap_or_else(|| format!("frame {number} is damaged"));
         report.damage(&format!("{}-wal: {loss}", self.shown));
         Ok(true)
     }
@@ -405,12 +449,19 @@ impl Database {
                     rusqlite::version()
                 )))
             }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) if self.looks_encrypted() => Err(
+                Unable::Encrypted(format!("{text}; it looks encrypted, so nothing is known of its content")),
+            ),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 report.damage(&text);
                 Ok(())
             }
             _ => Err(Unable::Checker(text)),
         }
+    }
+
+    fn looks_encrypted(&self) -> bool {
+        open(&self.file).and_then(|file| looks_encrypted(&file)).unwrap_or(false)
     }
 
     /// True for a file whose form a newer SQLite has chosen: its version for readers, or a schema that this one cannot read.

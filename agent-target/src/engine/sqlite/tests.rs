@@ -295,6 +295,13 @@ fn a_log_in_the_copy_is_damage() {
     for ending in ["", "-wal"] {
         fs::copy(made.path(&format!("w.db{ending}")), bed.path(&format!("w.db{ending}"))).expect("copy");
     }
+    // Cut between two frames: its users had agreed on more.
+    let whole = fs::read(bed.path("w.db-wal")).expect("read");
+    fs::write(bed.path("w.db-wal"), &whole[..32 + 5 * (24 + 4096)]).expect("write");
+    fs::copy(made.path("w.db-shm"), bed.path("w.db-shm")).expect("copy");
+    bed.check("w.db").ends(1).says("damage: w.db-wal: the file ends after frame 5, and the log has ");
+    fs::remove_file(bed.path("w.db-shm")).expect("remove");
+    fs::write(bed.path("w.db-wal"), &whole).expect("write");
     bed.check("w.db").ends(12).says("no frame in it is damaged; the mark copies no such log");
     let mut log = fs::read(bed.path("w.db-wal")).expect("read");
     let middle = log.len() / 2;
@@ -317,4 +324,85 @@ fn what_a_newer_sqlite_has_written_is_not_called_damage() {
     let file = OpenOptions::new().write(true).open(bed.path("a.db")).expect("open");
     file.write_all_at(&3_099_000_u32.to_be_bytes(), 96).expect("write");
     bed.check("a.db").ends(10).says("a newer SQLite");
+}
+
+/// Neither damage nor a PASS: nobody here has the key.
+#[test]
+fn an_encrypted_database_is_named() {
+    let bed = Bed::new();
+    drop(bed.make("a.db", "create table t (a)"));
+    let mut content = vec![0; 8 * 4096];
+    blake3::Hasher::new().finalize_xof().fill(&mut content);
+    for name in ["secret.db", "no ending", "picture"] {
+        fs::write(bed.path(name), &content).expect("write");
+    }
+    fs::write(bed.path("no ending-wal"), "").expect("write");
+    let checked = bed.check("*");
+    checked.ends(0).says("not covered: secret.db: it looks like an encrypted database");
+    checked.says("not covered: no ending: it looks");
+    assert_eq!(checked.not_covered().len(), 2, "{:?}", checked.not_covered());
+    bed.check("secret.db").ends(15).says("secret.db: file is not a database; it looks encrypted");
+    // SQLCipher can leave the header plain.
+    content[..32].copy_from_slice(&fs::read(bed.path("a.db")).expect("read")[..32]);
+    fs::write(bed.path("plain.db"), &content).expect("write");
+    bed.check("plain.db").ends(15).says("it looks encrypted");
+}
+
+/// Whatever form a sound database has, and whatever stands in its schema.
+#[test]
+fn sound_databases_of_every_form_pass() {
+    for (name, sql) in [
+        ("page size 512", "pragma page_size = 512; create table t (a); insert into t values (hex(randomblob(3000)))"),
+        ("page size 65536", "pragma page_size = 65536; create table t (a); insert into t values (1)"),
+        ("UTF-16", "pragma encoding = 'UTF-16be'; create table t (a text); insert into t values ('äöü'); create index i on t (a)"),
+        ("auto_vacuum full", "pragma auto_vacuum = full; create table t (a); insert into t values (1); drop table t"),
+        ("auto_vacuum incremental", "pragma auto_vacuum = incremental; create table t (a); insert into t values (hex(randomblob(9000))); delete from t"),
+        ("free pages", "create table t (a); insert into t values (hex(randomblob(90000))); drop table t"),
+        ("application_id", "pragma application_id = 1234567; pragma user_version = 77; create table t (a)"),
+        ("generated", "create table t (a int, b as (a * 2), c as (a + 1) stored); insert into t (a) values (1); create index i on t (b, c)"),
+        ("strict", "create table t (a int, b any, c text) strict; insert into t values (1, 'x', 'y')"),
+        ("without rowid", "create table t (a text primary key, b) without rowid; insert into t values ('x', 1); create index i on t (b)"),
+        ("autoincrement", "create table t (a integer primary key autoincrement); insert into t values (null)"),
+        ("types", "create table t (a int, b text, c blob); insert into t values ('text', 7, 'x'), (1.5, x'00', null)"),
+        ("broken views and triggers", "create table t (a); create view v as select * from nowhere; create table u (a);
+            create trigger r after insert on t begin insert into gone values (new.a); end; insert into u values (1)"),
+        ("names", "create table \"a table: with 'quotes' \"\" and [more]\" (\"a column\" text); create index \"an index: odd\" on \"a table: with 'quotes' \"\" and [more]\" (\"a column\")"),
+        ("partial and descending", "create table t (a, b); insert into t values (1, 2), (3, 4); create index i on t (a desc) where b > 2; create unique index j on t (a, b desc)"),
+        ("fts5 of all kinds", "create virtual table f using fts5(a, b unindexed, prefix='2 3', tokenize='porter unicode61'); insert into f values ('some words', 'x');
+            create virtual table trigram using fts5(a, tokenize='trigram'); insert into trigram values ('some words');
+            create virtual table vocabulary using fts5vocab(f, 'row');
+            create virtual table nothing using fts5(a, content=''); insert into nothing (rowid, a) values (1, 'words')"),
+        ("rtree of integers", "create virtual table r using rtree_i32(id, low, high, +name); insert into r values (1, 2, 3, 'x')"),
+        ("analyze", "create table t (a); create index i on t (a); insert into t values (1), (2); analyze"),
+        ("big", "create table t (a blob); insert into t values (zeroblob(3000000)); create table u (a); insert into u values (1)"),
+    ] {
+        let bed = Bed::new();
+        drop(bed.make("a.db", &format!("{sql};")));
+        let checked = bed.check("a.db");
+        checked.ends(0);
+        assert_eq!(checked.not_covered(), [""; 0], "{name}");
+        bed.run(Step::ForeignKeys, Keys::Fail, &["*"]).ends(0);
+    }
+}
+
+/// Names that are not UTF-8, of files and of nothing that SQLite minds.
+#[test]
+fn a_name_that_is_not_text_is_checked_and_shown() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let bed = Bed::new();
+    let path = bed.path("").join(std::ffi::OsStr::from_bytes(b"caf\xe9 \xff.db"));
+    drop(
+        Connection::open(bed.path("a.db"))
+            .and_then(|it| it.execute_batch("create table t (a)"))
+            .expect("fill"),
+    );
+    fs::rename(bed.path("a.db"), &path).expect("rename");
+    bed.check("*").ends(0).says("checked 1 databases");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .expect("open")
+        .write_all_at(&[9; 3000], 4096)
+        .expect("write");
+    bed.check("*").ends(1).says("damage: caf\\xe9 \\xff.db: ");
 }
