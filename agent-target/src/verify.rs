@@ -381,6 +381,7 @@ pub(crate) fn check_after(
         target: config.names.clone(),
         vars,
         overlay_files: config.overlays.clone(),
+        mark_id: record.mark.id.clone(),
         isolation: match config.isolation {
             IsolationPolicy::Auto => Isolation::Auto,
             IsolationPolicy::Require => Isolation::Require,

@@ -4,6 +4,7 @@
 
 mod command;
 mod postgresql;
+mod progress;
 pub(crate) mod sqlite;
 
 use std::{
@@ -23,6 +24,7 @@ use assay_common::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::progress::Progress;
 pub use command::CommandError;
 pub use postgresql::{PostgresqlError, Session as PostgresqlSession};
 pub use sqlite::SqliteError;
@@ -99,6 +101,8 @@ pub struct Marker {
     folder: PathBuf,
     /// Digests of the profile's traces right after the mark; `None` for one that is not there.
     traces: Vec<Option<ContentDigest>>,
+    /// What this mark saw of what the engine only adds to.
+    progress: Option<Progress>,
     /// The backup of `mark.kind = "postgresql"`, while it is under way.
     postgresql: Option<Arc<PostgresqlSession>>,
 }
@@ -141,6 +145,7 @@ impl Marker {
             first_root,
             folder,
             traces: Vec::new(),
+            progress: None,
             postgresql: None,
         }
     }
@@ -213,6 +218,7 @@ impl Marker {
                 }
             }
         };
+        let id = self.with_progress(id);
         let mark = Mark { id, time: jiff::Timestamp::now() };
         self.scope.mark_id = Some(mark.id.clone());
         fault::at(Point::MarkBegun).at("note the mark in", &self.folder)?;
@@ -223,6 +229,37 @@ impl Marker {
         self.traces = self.read_traces();
         self.settle(cancel).await?;
         Ok(mark)
+    }
+
+    /// Looks at what the engine only adds to, and adds to the mark's id what is less than at the last backup's mark.
+    fn with_progress(&mut self, id: String) -> String {
+        let mark = &self.profile.mark;
+        // The end command gets the id of the engine's own.
+        if (mark.never_back.is_empty() && !mark.references) || self.has_end() {
+            return id;
+        }
+        let progress = Progress::look(mark, &self.first_root.0);
+        let less = Progress::load(&self.progress_path()).and_then(|last| progress.less_than(&last));
+        self.progress = Some(progress);
+        match less {
+            Some(less) => format!("{id}; {less}"),
+            None => id,
+        }
+    }
+
+    /// Remembers what this mark saw: its backup is sealed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remember(&self) -> Result<(), MarkError> {
+        if let Some(progress) = &self.progress {
+            progress.save(&self.progress_path())?;
+        }
+        Ok(())
+    }
+
+    fn progress_path(&self) -> PathBuf {
+        self.folder.with_extension("progress")
     }
 
     /// Makes sure that the first root is what the profile is for.

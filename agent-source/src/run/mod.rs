@@ -255,6 +255,7 @@ impl Attempt {
         context.state.next_basis().replace(&context.state.basis())?;
         self.keep_filtered()?;
         context.state.save_roots(&roots.identities)?;
+        marker.remember()?;
         self.note_sealed(opened.generation, root);
         self.progress.update(|run| {
             run.generation = opened.generation;

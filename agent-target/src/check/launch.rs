@@ -184,7 +184,8 @@ impl Launcher {
             Some(_) => own_program().map(|_| PathBuf::from(sandbox::HELPER)),
             None => own_program(),
         };
-        Ok(Scope { roots, vars, target, scratch: Some(scratch), helper, ..Default::default() })
+        let mark_id = Some(session.context.mark_id.clone());
+        Ok(Scope { roots, vars, target, scratch: Some(scratch), helper, mark_id, ..Default::default() })
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -47,6 +47,8 @@ pub struct CheckContext {
     pub patch_values: BTreeMap<String, Vec<String>>,
     /// The operator's files, by the path of the profile's overlay.
     pub overlay_files: BTreeMap<String, PathBuf>,
+    /// What the mark of the generation is called.
+    pub mark_id: String,
     /// Who the steps are on this host, where the agent is root.
     pub account: Account,
     /// Live paths that the target's configuration names, by the root's name; `None`: they are the source's.
@@ -76,6 +78,7 @@ impl Default for CheckContext {
             vars: BTreeMap::new(),
             patch_values: BTreeMap::new(),
             overlay_files: BTreeMap::new(),
+            mark_id: String::new(),
             account: Account::DEFAULT,
             live_paths: None,
             run_as: None,

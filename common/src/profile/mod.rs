@@ -189,6 +189,14 @@ pub struct Mark {
     /// Paths, relative to the first root, without which it is not what the profile is for. They are looked for before the mark.
     #[serde(default)]
     pub must_exist: Vec<String>,
+    /// Files, relative to the first root, that begin with a number which the engine only raises. When one is lower than at the last
+    /// backup's mark, the mark's id says so.
+    #[serde(default)]
+    pub never_back: Vec<String>,
+    /// The first root is a git repository: the mark's id names the references that were there at the last backup's mark and are not
+    /// there any more.
+    #[serde(default)]
+    pub references: bool,
 }
 
 impl Default for Mark {
@@ -206,6 +214,8 @@ impl Default for Mark {
             pass_exit: zero(),
             traces: Vec::new(),
             must_exist: Vec::new(),
+            never_back: Vec::new(),
+            references: false,
         }
     }
 }
@@ -412,6 +422,10 @@ pub struct Check {
     /// What the step reads from its standard input: the answers to its prompts, with their line ends. Placeholders as in
     /// `argv`. Empty when it is not set. Not for secrets: it stands in the profile.
     pub stdin: Option<String>,
+    /// The step puts something right in the workspace before the check looks: it drops a cache, or raises a limit. It never means
+    /// damage, and its depth is L0.
+    #[serde(default)]
+    pub repair: bool,
     /// The name of a list variable: the step runs once for each member, for which `{var.NAME}` then stands.
     pub for_each: Option<String>,
     /// How long the step may take.

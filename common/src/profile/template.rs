@@ -20,7 +20,7 @@ pub enum Placeholder {
     FurtherRoots,
     /// `{mark_dir}`: a folder whose files become part of the generation.
     MarkDir,
-    /// `{mark_id}`: what `id_pattern` found.
+    /// `{mark_id}`: what the engine, or the source, calls the mark.
     MarkId,
     /// `{scratch}`: an empty writable folder.
     Scratch,

@@ -120,6 +120,21 @@ fn patterns_of_coverage_need_their_groups() {
     );
 }
 
+/// A step that repairs never says FAIL, and something else must look.
+#[test]
+fn a_step_that_repairs_is_no_check() {
+    let step = "\n[[check]]\nname = 'drop-caches'\nargv = ['rm', '-rf', '{root}/cache']\nrepair = true\n";
+    let profile = parse(&format!("{GOOD}{step}")).expect("valid");
+    assert!(profile.checks.last().is_some_and(|check| check.repair));
+    for further in ["fail_exit = [1]", "depth = 'L2'"] {
+        let error = parse(&format!("{GOOD}{step}{further}\n")).expect_err(further).to_string();
+        assert!(error.contains("a step that repairs never means damage"), "{error}");
+    }
+    let head = "name = 'x'\ndescription = 'x'\nversion = '1'\ndepth = 'L1'\n";
+    let error = parse(&format!("{head}{step}")).expect_err("nothing looks").to_string();
+    assert!(error.contains("that does not only repair"), "{error}");
+}
+
 /// Damage that cannot be told makes a check that says PASS to everything.
 #[test]
 fn a_check_that_cannot_fail_is_refused() {

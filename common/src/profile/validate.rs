@@ -32,7 +32,7 @@ impl Place {
             P::Var(_) => true,
             P::Root | P::RootNamed(_) => matches!(self, Self::MarkBegin | Self::MarkEnd | Self::Check),
             P::MarkDir => matches!(self, Self::MarkBegin | Self::MarkEnd),
-            P::MarkId => self == Self::MarkEnd,
+            P::MarkId => matches!(self, Self::MarkEnd | Self::Check),
             P::Scratch | P::Helper | P::FurtherRoots => self == Self::Check,
             P::TargetFqdn | P::TargetHost | P::TargetAddress => {
                 matches!(self, Self::PatchValue | Self::Check)
@@ -104,6 +104,9 @@ impl Faults<'_> {
             }
         }
         self.expect(!profile.checks.is_empty(), way!["check"], "at least one [[check]] is needed");
+        let looks = profile.checks.is_empty() || profile.checks.iter().any(|check| !check.repair);
+        let text = "at least one [[check]] is needed that does not only repair";
+        self.expect(looks, way!["check"], text);
         for (index, path) in profile.sandbox.visible.iter().enumerate() {
             let good = path.is_absolute() && path.parent().is_some();
             self.expect(good, way!["sandbox", "visible", index], "must be an absolute path other than /");
@@ -325,8 +328,12 @@ impl Faults<'_> {
             self.expect(enough, &key(name), message);
         }
         let can_fail = !check.fail_exit.is_empty() || mask > 0 || !check.fail_patterns.is_empty();
+        if check.repair {
+            let text = "a step that repairs never means damage: leave out depth, fail_exit, fail_exit_mask and fail_patterns";
+            self.expect(!can_fail && check.depth.is_none(), &key("repair"), text);
+        }
         self.expect(
-            can_fail,
+            can_fail || check.repair,
             &key("argv"),
             "no result of this check means FAIL: set fail_exit, fail_exit_mask or fail_patterns",
         );

@@ -85,10 +85,20 @@ impl Bed {
     }
 
     fn check(&self, repository: &str) -> Checked {
+        self.check_after(repository, "none")
+    }
+
+    /// A check of a copy whose mark is called this.
+    fn check_after(&self, repository: &str, mark: &str) -> Checked {
         self.ran.set(self.ran.get() + 1);
         let scratch = self.path(&format!("scratch-{}", self.ran.get()));
         fs::create_dir(&scratch).expect("mkdir");
-        let arguments = Arguments { repository: self.path(repository), scratch, program: "git".into() };
+        let arguments = Arguments {
+            repository: self.path(repository),
+            scratch,
+            program: "git".into(),
+            mark: mark.into(),
+        };
         let mut report = Report::to(Vec::new());
         let ended = run(&arguments, &mut report);
         let code = match (&ended, report.is_damaged()) {
@@ -141,8 +151,31 @@ fn a_repository_with_everything_is_sound() {
     let checked = bed.check("work/.git");
     checked.ends(0).says("engine: git ").says(" objects").says(" references").says("checked 1 LFS objects");
     checked.says("checked 1 repositories of submodules");
-    assert_eq!(checked.not_covered().len(), 1, "{:?}", checked.not_covered());
-    checked.says("not covered: caches: commit-graph, multi-pack index");
+    assert_eq!(checked.not_covered(), [""; 0]);
+    checked.says("note: caches were not looked at (").says("commit-graph, multi-pack index");
+}
+
+/// References that the last backup had: merged ones are told, and those are named whose commits nobody has any more.
+#[test]
+fn references_that_are_gone_are_told() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two"]);
+    let merged = bed.git("r", &["rev-parse", "HEAD~1"]);
+    let lost = bed.git("r", &["commit-tree", "-m", "lost", "HEAD^{tree}"]);
+    let never = "12".repeat(20);
+    let mark = format!(
+        "none; gone refs/heads/merged {merged}; gone refs/heads/lost {lost}; gone refs/tags/x {never}; 3 more gone"
+    );
+    let checked = bed.check_after("r/.git", &mark);
+    checked.ends(0).says("note: refs/heads/merged is gone since the last backup's mark; other references");
+    checked
+        .says("not covered: refs/heads/lost: it was there at the last backup's mark")
+        .says("note: 3 further references");
+    checked.says("not covered: refs/tags/x: ");
+    assert_eq!(checked.not_covered().len(), 2);
+    let odd =
+        bed.check_after("r/.git", "none; gone --exec x; gone refs/heads/x HEAD; went back db/current 3 2");
+    assert_eq!(odd.ends(0).not_covered(), [""; 0]);
 }
 
 /// Formats that must be carried over from the copy's own configuration.
@@ -369,7 +402,105 @@ fn without_git_nothing_is_said_of_the_data() {
     bed.tree("r", &[], &["one"]);
     let scratch = bed.path("scratch");
     fs::create_dir(&scratch).expect("mkdir");
-    let arguments = Arguments { repository: bed.path("r/.git"), scratch, program: "git-is-not-here".into() };
+    let (repository, program) = (bed.path("r/.git"), "git-is-not-here".into());
+    let arguments = Arguments { repository, scratch, program, mark: String::new() };
     let ended = run(&arguments, &mut Report::to(Vec::new())).expect_err("not there");
     assert_eq!(ended.code(), 14);
+}
+
+/// No false alarm on other things that people have in their repositories, and nothing but what it is is named as not covered.
+#[test]
+fn repositories_of_every_kind_are_sound() {
+    let bed = Bed::new();
+    // Nothing in it yet, with and without a working tree.
+    bed.git("empty", &["init", "-q", "."]);
+    bed.git("empty-bare", &["init", "-q", "--bare", "."]);
+    bed.tree("plain", &[], &["one", "two", "three"]);
+    // HEAD at a branch that has no commit yet, beside branches that have some.
+    bed.tree("unborn", &[], &["one"]);
+    bed.git("unborn", &["checkout", "-q", "--orphan", "new"]);
+    // HEAD at no branch, in the middle of a merge that stopped, of a bisection, of a rebase.
+    bed.tree("detached", &[], &["one", "two", "three"]);
+    bed.git("detached", &["checkout", "-q", "--detach", "HEAD~1"]);
+    bed.git("detached", &["bisect", "start", "HEAD", "HEAD~1"]);
+    bed.write("detached/.git/MERGE_HEAD", &format!("{}\n", bed.git("detached", &["rev-parse", "main"])));
+    bed.write("detached/.git/FETCH_HEAD", "");
+    // Tags that lead to tags, to trees and to blobs, packed with what they lead to.
+    bed.tree("tags", &[], &["one", "two"]);
+    bed.git("tags", &["tag", "-a", "-m", "a tag", "v1"]);
+    bed.git("tags", &["tag", "-a", "-m", "a tag of a tag", "v1-signed", "v1"]);
+    bed.git("tags", &["tag", "tree", "HEAD^{tree}"]);
+    bed.git("tags", &["tag", "-a", "-m", "of a blob", "blob", "HEAD:dir/file"]);
+    bed.git("tags", &["pack-refs", "--all"]);
+    // A reflog that names what was pruned long ago.
+    bed.tree("reflog", &[], &["one", "two"]);
+    bed.git("reflog", &["commit", "-q", "--amend", "-m", "changed"]);
+    bed.git("reflog", &["reflog", "expire", "--expire-unreachable=now", "--all"]);
+    bed.git("reflog", &["prune", "--expire=now"]);
+    bed.git("reflog", &["stash", "list"]);
+    // Grafts, replacements, notes of several kinds.
+    bed.tree("grafts", &[], &["one", "two", "three"]);
+    let head = bed.git("grafts", &["rev-parse", "HEAD"]);
+    bed.write("grafts/.git/info/grafts", &format!("{head}\n"));
+    bed.git("grafts", &["notes", "--ref=review", "add", "-m", "good"]);
+    // A sparse index, with part of the tree checked out; an index with untracked files and a split one.
+    bed.tree("sparse", &[], &["one"]);
+    bed.write("sparse/other/deep/file", "more");
+    bed.git("sparse", &["add", "."]);
+    bed.git("sparse", &["commit", "-q", "-m", "more"]);
+    bed.git("sparse", &["sparse-checkout", "set", "--cone", "--sparse-index", "dir"]);
+    bed.git("sparse", &["update-index", "--untracked-cache"]);
+    // Loose objects of every kind, packs that are kept, and one of what nobody needs any more.
+    bed.tree("packs", &[], &["one", "two"]);
+    bed.git("packs", &["repack", "-dq"]);
+    bed.write("packs/dir/file", "three");
+    bed.git("packs", &["commit", "-qam", "three"]);
+    bed.git("packs", &["branch", "gone"]);
+    bed.git("packs", &["commit", "-q", "--amend", "-m", "amended"]);
+    bed.git("packs", &["branch", "-D", "-q", "gone"]);
+    bed.git("packs", &["reflog", "expire", "--expire=now", "--all"]);
+    bed.git("packs", &["repack", "-adq", "--cruft", "--cruft-expiration=never"]);
+    // A mirror whose bundle list and alternates of references are only settings.
+    let url = format!("file://{}", bed.path("plain").display());
+    bed.git(".", &["clone", "-q", "--mirror", &url, "mirror"]);
+    bed.git("mirror", &["config", "bundle.version", "1"]);
+    bed.git("mirror", &["config", "bundle.mode", "all"]);
+    bed.git("mirror", &["config", "bundle.one.uri", "https://example.org/one.bundle"]);
+    // Settings of each working tree, a worktree whose folder is gone, and one that is locked.
+    bed.tree("worktrees", &[], &["one"]);
+    bed.git("worktrees", &["config", "extensions.worktreeConfig", "true"]);
+    for name in ["gone", "locked"] {
+        bed.git(
+            "worktrees",
+            &["worktree", "add", "-q", "-b", name, &bed.path(&format!("tree-{name}")).display().to_string()],
+        );
+    }
+    bed.git("worktrees", &["worktree", "lock", &bed.path("tree-locked").display().to_string()]);
+    fs::remove_dir_all(bed.path("tree-gone")).expect("remove");
+    // Names that look odd and are allowed, and a file name that is not text.
+    bed.tree("names", &[], &["one"]);
+    bed.git("names", &["branch", "a/b/ünïcode-💾"]);
+    bed.git("names", &["update-ref", "refs/some/where/else", "HEAD"]);
+    for repository in [
+        "empty/.git",
+        "empty-bare",
+        "plain/.git",
+        "unborn/.git",
+        "detached/.git",
+        "tags/.git",
+        "reflog/.git",
+        "grafts/.git",
+        "sparse/.git",
+        "packs/.git",
+        "mirror",
+        "worktrees/.git",
+        "names/.git",
+    ] {
+        let checked = bed.check(repository);
+        checked.ends(0);
+        assert_eq!(checked.not_covered(), [""; 0], "{repository}");
+    }
+    // Borrowed objects are elsewhere, whoever borrows.
+    bed.git(".", &["clone", "-q", "--shared", &bed.path("plain").display().to_string(), "borrows"]);
+    bed.check("borrows/.git").ends(11).says("objects are borrowed from");
 }

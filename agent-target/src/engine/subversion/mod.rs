@@ -39,6 +39,9 @@ pub struct Arguments {
     /// The svnadmin program
     #[arg(long, default_value = "svnadmin")]
     program: PathBuf,
+    /// What the mark is called: it says whether db/current went back since the last backup's
+    #[arg(long, default_value = "")]
+    mark: String,
 }
 
 /// What kept the check from looking.
@@ -125,7 +128,7 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
     let ended = child.wait().map_err(|error| Unable::Checker(format!("svnadmin verify: {error}")))?;
     said.tell(ended.success(), &ended.to_string(), report)?;
     report.checked(said.verified, "revisions");
-    if !report.is_damaged() {
+    if !report.is_damaged() && !tell_of_mark(&arguments.mark, report) {
         tell_of_current(&arguments.repository, report);
     }
     Ok(())
@@ -143,6 +146,15 @@ fn make_view(root: &Path, view: &Path) -> Result<(), Unable> {
     }
     no_links(root, Path::new("db"))?;
     let made = |error: io::Error| Unable::Checker(format!("{}: {error}", view.display()));
+    // Subversion would look for the files of the other kind, and say that they are missing.
+    let kind = fs::read(root.join("db/fs-type")).unwrap_or_default();
+    let kind = String::from_utf8_lossy(&kind).trim().to_owned();
+    if !kind.is_empty() && kind != "fsfs" {
+        return Err(Unable::Version(format!(
+            "the repository's files are of the kind \"{}\" (db/fs-type), and this check knows fsfs",
+            kind.chars().take(40).collect::<String>()
+        )));
+    }
     for folder in ["", "db", "hooks", "conf", "locks"] {
         fs::create_dir(view.join(folder)).map_err(made)?;
     }
@@ -244,6 +256,20 @@ impl Said {
     }
 }
 
+/// Says when `db/current` is behind the last backup's, as the mark says.
+fn tell_of_mark<W: io::Write>(mark: &str, report: &mut Report<W>) -> bool {
+    let went_back = mark.split("; ").find_map(|part| part.strip_prefix("went back db/current "));
+    let numbers = went_back.and_then(|it| it.split_once(' '));
+    let Some((Ok(old), Ok(new))) = numbers.map(|(old, new)| (old.parse::<u64>(), new.parse::<u64>())) else {
+        return false;
+    };
+    let why = format!(
+        "db/current named revision {old} at the last backup's mark and names {new} now: they are no part of the repository any more"
+    );
+    report.not_covered(&format!("revisions {} to {old}", new.saturating_add(1)), &why);
+    true
+}
+
 /// Says when `db/current` names an older revision than the repository once had.
 ///
 /// A revision that was committed while the copy was made lies beyond `db/current` too. Its file is younger than `db/current`,
@@ -293,9 +319,14 @@ mod tests {
     }
 
     fn check(temp: &Path, number: u32) -> (u8, String) {
+        check_after(temp, number, "none")
+    }
+
+    fn check_after(temp: &Path, number: u32, mark: &str) -> (u8, String) {
         let scratch = temp.join(format!("scratch{number}"));
         fs::create_dir(&scratch).expect("mkdir");
-        let arguments = Arguments { repository: temp.join("r"), scratch, program: "svnadmin".into() };
+        let arguments =
+            Arguments { repository: temp.join("r"), scratch, program: "svnadmin".into(), mark: mark.into() };
         let mut report = Report::to(Vec::new());
         let ended = run(&arguments, &mut report);
         lines(&ended, report)
@@ -316,6 +347,11 @@ mod tests {
         let settings = "[memcached-servers]\nkey = 127.0.0.1:1\n[caches]\nfail-stop = true\n";
         fs::write(temp.path().join("r/db/fsfs.conf"), settings).expect("write");
         assert_eq!(check(temp.path(), 1).0, 0);
+        let (code, text) = check_after(temp.path(), 20, "none; went back db/current 7 3");
+        assert!(
+            code == 0 && text.contains("not covered: revisions 4 to 7: db/current named revision 7"),
+            "{text}"
+        );
         // Set back, after the revisions were written.
         let current = temp.path().join("r/db/current");
         let mut permissions = fs::metadata(&current).expect("stat").permissions();
@@ -342,5 +378,75 @@ mod tests {
         assert_eq!(check(temp.path(), 5).0, 10);
         fs::remove_dir_all(temp.path().join("r/db")).expect("remove");
         assert_eq!(check(temp.path(), 6).0, 13);
+    }
+
+    /// Settings, caches, leftovers and locks that say nothing about the revisions.
+    #[test]
+    fn sound_repositories_of_every_kind_pass() {
+        let temp = tempfile::tempdir().expect("temp");
+        let root = temp.path().join("r");
+        let repository = root.display().to_string();
+        svn("svnadmin", &["create", &repository]);
+        let (code, text) = check(temp.path(), 0);
+        assert!(code == 0 && text.contains("checked 1 revisions"), "without a revision: {text}");
+        let url = format!("file://{repository}");
+        svn("svn", &["mkdir", "-q", "-m", "one", &format!("{url}/trunk")]);
+        let file = temp.path().join("file");
+        fs::write(&file, "content\n".repeat(500)).expect("write");
+        svn("svn", &["import", "-q", "-m", "two", &file.display().to_string(), &format!("{url}/trunk/file")]);
+        svn("svn", &["lock", "-q", "-m", "mine", &format!("{url}/trunk/file")]);
+        svn("svnadmin", &["setrevprop", &repository, "-r", "1", "svn:log", &file.display().to_string()]);
+        let put = |name: &str, content: &[u8]| {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().expect("has one")).expect("mkdir");
+            // Some of Subversion's files cannot be written to.
+            drop(fs::remove_file(&path));
+            fs::write(path, content).expect("write");
+        };
+        for (number, (name, content)) in [
+            ("db/fsfs.conf", &b"[caches]\nfail-stop = true\n[memcached-servers]\nx = 127.0.0.1:1\n"[..]),
+            ("db/fsfs.conf", b"\xff\xfe not a configuration [[[ ="),
+            ("db/fsfs.conf", b"[rep-sharing]\nenable-rep-sharing = perhaps\n[io]\nblock-size = -1\n"),
+            ("db/rep-cache.db", &[0xa5; 9000]),
+            ("db/rep-cache.db-journal", b"hot"),
+            ("db/node-origins/0", b"rubbish"),
+            ("db/transactions/2-4.txn/node.0.0", b"id: half"),
+            ("db/txn-protorevs/2-4.rev", b"half of a revision"),
+            ("db/txn-protorevs/2-4.rev-lock", b""),
+            ("db/txn-current", b"zz\n"),
+            ("db/txn-current-lock", b"somebody"),
+            ("db/write-lock", b"somebody"),
+            ("db/locks/abc/0123456789abcdef0123456789abcdef", b"rubbish"),
+            ("hooks/pre-commit", b"#!/bin/sh\nexit 1\n"),
+            ("conf/svnserve.conf", b"[general\nauthz-db = /nowhere\n"),
+            ("conf/authz", b"rubbish [ = "),
+            ("locks/db.lock", b"rubbish"),
+            ("README.txt", b"of somebody"),
+            ("dav/activities.d/x", b"of mod_dav_svn"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            put(name, content);
+            let (code, text) = check(temp.path(), 10 + u32::try_from(number).expect("few"));
+            assert_eq!(code, 0, "{name}: {text}");
+        }
+        // What this Subversion cannot open says nothing about the data.
+        for (number, (name, content)) in [
+            ("db/fs-type", &b"bdb\n"[..]),
+            ("db/fs-type", b"fsx\n"),
+            ("db/fs-type", b"of the future\n"),
+            ("format", b"77\n"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let before = fs::read(root.join(name)).expect("read");
+            put(name, content);
+            let (code, text) = check(temp.path(), 50 + u32::try_from(number).expect("few"));
+            assert!(matches!(code, 10 | 12 | 13), "{name}: {code}: {text}");
+            put(name, &before);
+        }
+        assert_eq!(check(temp.path(), 60).0, 0);
     }
 }

@@ -30,7 +30,7 @@ pub(super) enum Meaning {
 const ROWS: &[(&str, Meaning)] = &[
     (r"^\* Verified revision \d+\.$", Meaning::Verified),
     (r"^\* Error verifying (?:revision \d+|repository metadata)\.$", Meaning::Unverified),
-    (r"^svnadmin: E(?:165005|160043): ", Meaning::Version),
+    (r"^svnadmin: E(?:165005|160043|160033): ", Meaning::Version),
     (r"^svnadmin: E000002: Can't open file '(?:format|db/fs-type|db/format)'", Meaning::NotARepository),
     // A file that the repository names is not there, or ends too early.
     (r"^svnadmin: E(?:000002|070014): ", Meaning::Damage),
@@ -73,6 +73,7 @@ mod tests {
             ("* Error verifying revision 7.", Meaning::Unverified),
             ("* Error verifying repository metadata.", Meaning::Unverified),
             ("svnadmin: E160043: Expected FS format between '1' and '8'; found format '9'", Meaning::Version),
+            ("svnadmin: E160033: Unknown FS type 'future'", Meaning::Version),
             ("svnadmin: E165005: Expected repository format '5'; found format '9'", Meaning::Version),
             (
                 "svnadmin: E000002: Can't open file 'format': No such file or directory",
