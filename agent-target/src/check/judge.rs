@@ -31,6 +31,13 @@ impl Judgement {
     }
 }
 
+/// True for a line with the checker's version, or about what it looked at: it says nothing of what it found.
+fn says_what_was_looked_at(check: &Check, line: &[u8]) -> bool {
+    let not_covered = check.not_covered_patterns.iter().map(|rule| &rule.pattern);
+    let mut patterns = check.engine_version.iter().chain(&check.parts_checked).chain(not_covered);
+    patterns.any(|pattern| pattern.regex().is_match(line))
+}
+
 /// Reads a step by the rules of [`Check`]. `by_setpriv` is true when setpriv(1) started it.
 pub(super) fn judge(
     check: &Check,
@@ -43,7 +50,8 @@ pub(super) fn judge(
         |reason: &str, message: String| Judgement { outcome: Outcome::Fail, reason: reason.into(), message };
     let said = || {
         let stream = if ran.stderr.bytes > 0 { &ran.stderr } else { &ran.stdout };
-        let line = stream.head.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty());
+        let mut lines = stream.head.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+        let line = lines.find(|line| !says_what_was_looked_at(check, line));
         line.map(|line| format!(": {}", output::quote(line))).unwrap_or_default()
     };
     // Whatever it said: a checker without room says anything.
@@ -266,6 +274,15 @@ mod tests {
         assert_eq!(told("", 1, "", &format!("first\n{said}")).1, "damage-found");
         let check = check("");
         assert_eq!(judged(&check, false, ran(&check, 1, "", said)).reason, "damage-found");
+    }
+
+    /// The first line that says something of the data, not the checker's name.
+    #[test]
+    fn the_headline_is_no_line_of_what_was_looked_at() {
+        let rules = "engine_version = '^engine: (.*)$'\nparts_checked = '^checked (\\d+) (.*)$'";
+        let said = "engine: bookck 1\nchecked 3 books\n\nb.book is damaged\n";
+        assert_eq!(told(rules, 1, said, "").2, "exit code 1: b.book is damaged");
+        assert_eq!(told(rules, 1, "engine: bookck 1\n", "").2, "exit code 1");
     }
 
     /// An exit code alone means damage only where nothing was in the way; a word of damage counts whatever was.

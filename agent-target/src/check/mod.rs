@@ -413,7 +413,11 @@ impl Session<'_> {
             reason: judgement.reason,
             message: judgement.message,
             end,
-            depth: check.depth.unwrap_or(self.profile.depth),
+            depth: if check.repair {
+                assay_common::profile::Depth::L0
+            } else {
+                check.depth.unwrap_or(self.profile.depth)
+            },
             findings: ran.found.findings,
             findings_dropped: ran.found.findings_dropped,
             engine: coverage.engine,

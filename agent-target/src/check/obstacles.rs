@@ -23,7 +23,7 @@ const OBSTACLES: &[(&str, &str)] = &[
     // Programs, libraries and shells.
     (
         "checker-error",
-        r"(?:\bcommand not found\b|^\S+: (?:line )?\d+: .*: not found\r?$|\b[Ee]xec format error\b|\bbad interpreter\b|: cannot execute\b|: required file not found|\berror while loading shared libraries: |: symbol lookup error: |: version `[^']*' not found)",
+        r"(?:\bcommand not found\b|^(?:\S+: )?(?:line )?\d*:? *\d* *(?:Segmentation fault|Bus error|Illegal instruction|Aborted|Killed)(?: +\(core dumped\).*|  +.*)?\r?$|^env: .*: No such file or directory\r?$|^terminate called |^\*\*\* stack smashing detected |^double free or corruption |^free\(\): |^malloc\(\): |^\S+: (?:line )?\d+: .*: not found\r?$|\b[Ee]xec format error\b|\bbad interpreter\b|: cannot execute\b|: required file not found|\berror while loading shared libraries: |: symbol lookup error: |: version `[^']*' not found)",
     ),
     (
         "checker-error",
@@ -42,7 +42,7 @@ const OBSTACLES: &[(&str, &str)] = &[
     // JavaScript.
     (
         "checker-error",
-        r"(?:^(?:Uncaught )?(?:\w*Error|Error \[\w+\]): Cannot find (?:module|package)|^(?:Uncaught )?(?:ReferenceError|TypeError|SyntaxError|RangeError): |^node:internal/|^Node\.js v\d+|^\s+at .*\bnode:internal/)",
+        r"(?:^(?:Uncaught )?(?:\w*Error|Error \[\w+\]): Cannot find (?:module|package)|^(?:Uncaught )?(?:ReferenceError|TypeError|SyntaxError|RangeError): |^error: Module not found |^node:internal/|^Node\.js v\d+|^\s+at .*\bnode:internal/)",
     ),
     // Ruby.
     (
@@ -54,10 +54,10 @@ const OBSTACLES: &[(&str, &str)] = &[
         "checker-error",
         r#"(?:^Exception in thread "|^Error: (?:Could not find or load main class|Unable to access jarfile|A JNI error)|\bjava\.lang\.(?:NoClassDefFoundError|ClassNotFoundException|UnsupportedClassVersionError|OutOfMemoryError)\b)"#,
     ),
-    // PHP, Lua, Go, Rust.
+    // PHP, Lua, Go, Rust, .NET, Erlang, R, Tcl, awk.
     (
         "checker-error",
-        r"(?:^(?:PHP )?(?:Fatal|Parse) error: |^stack traceback:|^goroutine \d+ \[|^thread '.*' .*panicked at )",
+        r"(?:^(?:PHP )?(?:Fatal|Parse) error: |^stack traceback:|^lua\S*: cannot open |^goroutine \d+ \[|^panic: |^thread '.*' .*panicked at |^Unhandled exception[.:]|^escript: |\bthere is no package called |^invalid command name |^\w*awk: .*(?:fatal|syntax error|cannot open))",
     ),
 ];
 
@@ -137,7 +137,40 @@ mod tests {
         ("Error: Could not find or load main class Check", Some("checker-error")),
         ("PHP Fatal error:  Uncaught Error: Call to undefined function check()", Some("checker-error")),
         ("thread 'main' (17) panicked at src/main.rs:3:5:", Some("checker-error")),
+        (
+            "bash: line 1:   123 Segmentation fault      (core dumped) dbverify /srv/data",
+            Some("checker-error"),
+        ),
+        ("Segmentation fault", Some("checker-error")),
+        ("/srv/check.sh: line 3: 77 Killed                  dbverify", Some("checker-error")),
+        ("Killed", Some("checker-error")),
+        ("Aborted (core dumped)", Some("checker-error")),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", Some("checker-error")),
+        ("env: 'python9': No such file or directory", Some("checker-error")),
+        (
+            "<internal:/usr/lib/ruby/rubygems.rb>:85:in `require': cannot load such file -- x (LoadError)",
+            Some("checker-error"),
+        ),
+        ("panic: runtime error: index out of range [3] with length 3", Some("checker-error")),
+        (
+            "Unhandled exception. System.IO.FileNotFoundException: Could not load file or assembly 'X'",
+            Some("checker-error"),
+        ),
+        ("Error in library(x) : there is no package called ‘x’", Some("checker-error")),
+        (
+            "awk: fatal: cannot open file `check.awk' for reading: No such file or directory",
+            Some("checker-error"),
+        ),
+        ("lua: cannot open check.lua", Some("checker-error")),
+        (
+            "Caused by: java.lang.ClassNotFoundException: java.lang.ClassNotFoundException",
+            Some("checker-error"),
+        ),
+        ("java.lang.OutOfMemoryError: Java heap space", Some("checker-error")),
         // Words of damage that sound alike.
+        ("Killed records: 3 of 40 are damaged", None),
+        ("table Aborted: row 7 is damaged", None),
+        ("environment: page 3: bad checksum", None),
         ("element.ndb: not found", None),
         ("row 12 not found in index by_name", None),
         ("table t: syntax of record 9 is wrong", None),
