@@ -27,6 +27,11 @@ fn git(folder: &Path) -> Command {
     command
 }
 
+/// Runs git, which may fail: a push at the same moment may be in the way.
+fn quietly(repository: &Path, arguments: &[&str]) {
+    drop(git(repository).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status());
+}
+
 /// True while nothing is to be packed.
 type Paused = Arc<Mutex<bool>>;
 
@@ -64,15 +69,55 @@ impl Git {
                 std::thread::yield_now();
                 return false;
             }
-            let quiet = |arguments: &[&str]| {
-                // A push at the same moment may be in the way.
-                drop(git(&repository).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status());
-            };
-            quiet(&["repack", "-adq"]);
+            quietly(&repository, &["repack", "-adq"]);
             if number % 3 == 0 {
-                quiet(&["pack-refs", "--all"]);
+                quietly(&repository, &["pack-refs", "--all"]);
             }
             false
+        });
+        live
+    }
+
+    /// The same, and whatever else people and their git do to a repository: garbage collection, caches, working trees that come
+    /// and go, notes, replacements, objects of git LFS.
+    fn start_busy() -> Self {
+        let mut live = Self::start();
+        let (repository, paused) = (live.pair.root(0), Arc::clone(&live.paused));
+        let tree = live.pair.path("further-tree").display().to_string();
+        live.writers.start(move |number| {
+            let paused = lock(&paused);
+            if *paused {
+                drop(paused);
+                std::thread::yield_now();
+                return false;
+            }
+            let quiet = |arguments: &[&str]| quietly(&repository, arguments);
+            match number % 6 {
+                0 => quiet(&["gc", "-q", "--prune=1.hour.ago"]),
+                1 => {
+                    quiet(&["worktree", "add", "-q", "--detach", &tree, "writer0"]);
+                    quiet(&["worktree", "remove", "--force", &tree]);
+                }
+                2 => quiet(&["notes", "add", "-f", "-m", &format!("note {number}"), "writer1"]),
+                3 => {
+                    quiet(&["replace", "-f", "writer0", "writer1"]);
+                    quiet(&["replace", "-d", "writer0"]);
+                }
+                4 => {
+                    quiet(&["repack", "-adq", "--write-midx", "--write-bitmap-index"]);
+                    quiet(&["commit-graph", "write", "--reachable"]);
+                }
+                _ => {
+                    let whole = repository.join("lfs/tmp/large");
+                    fs::create_dir_all(whole.parent().expect("has one")).expect("mkdir");
+                    fs::write(&whole, format!("large file {number}\n").repeat(500)).expect("write");
+                    let name = run(Command::new("sha256sum").arg(&whole))[..64].to_owned();
+                    let folder = repository.join("lfs/objects").join(&name[..2]).join(&name[2..4]);
+                    fs::create_dir_all(&folder).expect("mkdir");
+                    fs::rename(&whole, folder.join(&name)).expect("rename");
+                }
+            }
+            true
         });
         live
     }
@@ -149,10 +194,10 @@ impl Live for Git {
         Damage {
             name: "an object that is gone",
             outcome: Outcome::Fail,
-            names: "the object",
+            names: "the object, a path and a commit that need it",
             put_in: |live| {
                 let (name, file, unpause) = live.loose_blob();
-                replace(&file, None, format!("missing blob {name}")).then(unpause)
+                replace(&file, None, format!("missing blob {name}: the path blob of commit ")).then(unpause)
             },
         },
         Damage {
@@ -234,6 +279,52 @@ impl Live for Git {
                 let folder = live.file("lfs/objects/9b/9b");
                 fs::create_dir_all(&folder).expect("mkdir");
                 add(&folder.join(&name), "the start of something larger", name)
+            },
+        },
+        Damage {
+            name: "an object of git LFS that is gone",
+            outcome: Outcome::Pass,
+            names: "the object, as not covered",
+            put_in: |live| {
+                let repository = live.pair.root(0);
+                let name = "7c".repeat(32);
+                let file = live.pair.path("pointer");
+                let version = "version https://git-lfs.github.com/spec/v1";
+                fs::write(&file, format!("{version}\noid sha256:{name}\nsize 30000\n")).expect("write");
+                let mut hash = git(&repository);
+                let blob = run(hash.args(["hash-object", "-w", "--no-filters"]).arg(&file)).trim().to_owned();
+                run(git(&repository).args(["update-ref", "refs/tags/large", &blob]));
+                Broken::new(name, move || {
+                    run(git(&repository).args(["update-ref", "-d", "refs/tags/large"]));
+                    run(git(&repository).args(["prune", "--expire=now"]));
+                })
+            },
+        },
+        Damage {
+            name: "a branch that is gone, with its reflog there",
+            outcome: Outcome::Pass,
+            names: "the branch, as not covered",
+            put_in: |live| {
+                let folder = live.file("logs/refs/heads");
+                fs::create_dir_all(&folder).expect("mkdir");
+                let head = run(git(&live.pair.root(0)).args(["rev-parse", "writer0"])).trim().to_owned();
+                let line = format!("{} {head} A <a@b> 1259452800 +0000\tpush\n", "0".repeat(40));
+                add(&folder.join("lost"), &line, "refs/heads/lost: its reflog is there")
+            },
+        },
+        Damage {
+            name: "a multi-pack index and a bitmap that are broken",
+            outcome: Outcome::Pass,
+            names: "the caches, as a note",
+            put_in: |live| {
+                let unpause = live.pause();
+                let folder = live.file("objects/pack");
+                let caches = ["multi-pack-index", "pack-1234.bitmap"].map(|name| folder.join(name));
+                caches.iter().for_each(|cache| fs::write(cache, "MIDX, or not").expect("write"));
+                Broken::new("bitmaps, multi-pack index", move || {
+                    caches.iter().for_each(|cache| fs::remove_file(cache).expect("remove"));
+                    unpause();
+                })
             },
         },
         Damage {
@@ -353,7 +444,7 @@ fn git_comes_out_as_the_matrix_says() {
 
 #[test]
 fn soak_git() {
-    live::soak(&Git::start());
+    live::soak(&Git::start_busy());
 }
 
 /// Whatever is packed, deleted and made meanwhile, a copy has every commit that was pushed before its run, on its branch.

@@ -4,6 +4,7 @@ mod accurev;
 #[path = "../shows/file_systems.rs"]
 #[allow(dead_code)]
 mod file_systems;
+mod generic;
 mod git;
 mod hostile_copies;
 #[path = "../shows/link.rs"]

@@ -17,8 +17,18 @@ const BEGIN: &str = "<!-- matrix: written by ASSAY_WRITE_MATRIX=1 ./test engines
 const END: &str = "<!-- end of matrix -->";
 const HEAD: &str = "| engine | damage on the live side | outcome | reason | depth | the verdict names |\n| --- | --- | --- | --- | --- | --- |";
 /// The engines whose rows there are, in their order.
-const ENGINES: [&str; 7] =
-    ["PostgreSQL", "SQLite", "Subversion", "git", "AccuRev 4 (stand-in)", "AccuRev 5 (stand-in)", "Redis"];
+const ENGINES: [&str; 8] = [
+    "PostgreSQL",
+    "SQLite",
+    "Subversion",
+    "git",
+    "AccuRev 4 (stand-in)",
+    "AccuRev 5 (stand-in)",
+    "Redis",
+    "generic",
+];
+/// What stands before the versions, in the line above the matrix.
+const VERSIONS: &str = "The rows were seen with: ";
 
 /// One row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +88,25 @@ impl Document {
     }
 }
 
-/// Compares what was seen of one engine with what the document says of it.
-pub(crate) fn compare(engine: &str, seen: &[Row]) {
+/// Puts the version of an engine, as the verdict names it, into the line of versions. The first word is the engine's name.
+fn with_version(before: &str, version: &str) -> String {
+    let name = |version: &str| version.split(' ').next().unwrap_or_default().to_owned();
+    let end = before.trim_end();
+    let (text, line) = match end.rsplit_once('\n') {
+        Some((text, line)) if line.starts_with(VERSIONS) => (text, line),
+        _ => (end, VERSIONS),
+    };
+    let known = line.trim_start_matches(VERSIONS).trim_end_matches('.');
+    let mut versions: Vec<_> = known.split(", ").filter(|it| !it.is_empty()).map(str::to_owned).collect();
+    versions.retain(|it| name(it) != name(version));
+    versions.push(version.to_owned());
+    versions.sort();
+    format!("{text}\n{VERSIONS}{}.\n\n", versions.join(", "))
+}
+
+/// Compares what was seen of one engine with what the document says of it. With another version of an engine the rows must be the
+/// same; the document names the version that they were written with.
+pub(crate) fn compare(engine: &str, seen: &[Row], version: Option<&str>) {
     // One test at a time: each knows only its own rows.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,6 +115,9 @@ pub(crate) fn compare(engine: &str, seen: &[Row]) {
     let place = ENGINES.iter().position(|known| *known == engine).expect("an engine of the matrix");
     if std::env::var_os("ASSAY_WRITE_MATRIX").is_some_and(|value| value == "1") {
         document.rows.insert(place, seen.to_vec());
+        if let Some(version) = version {
+            document.before = with_version(&document.before, version);
+        }
         fs::write(path, document.write()).expect("write");
         return;
     }
@@ -111,6 +141,15 @@ fn a_matrix_that_is_written_is_read_again() {
     let row = Row(["SQLite", "a page", "FAIL", "`y`", "L2", "–"].map(str::to_owned));
     document.rows.insert(1, vec![row.clone()]);
     assert_eq!(Document::read(&document.write()).rows[&1], [row]);
+}
+
+#[test]
+fn each_engine_has_one_version_in_the_line_above() {
+    let first = with_version("text\n\n", "git 2.47.3");
+    assert_eq!(first, format!("text\n{VERSIONS}git 2.47.3.\n\n"));
+    let more = with_version(&first, "SQLite 3.51.1");
+    assert_eq!(more, format!("text\n{VERSIONS}SQLite 3.51.1, git 2.47.3.\n\n"));
+    assert_eq!(with_version(&more, "git 2.50.0"), format!("text\n{VERSIONS}SQLite 3.51.1, git 2.50.0.\n\n"));
 }
 
 /// The document itself, even when the tests of an engine are not run.

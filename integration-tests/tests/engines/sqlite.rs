@@ -74,6 +74,53 @@ impl Sqlite {
         live
     }
 
+    /// The same, and whatever else applications do to their databases: VACUUM, checkpoints, tables and indexes that come and go,
+    /// full-text and spatial indexes, and further databases.
+    fn start_busy() -> Self {
+        let mut live = Self::start();
+        let root = live.pair.root(0);
+        for (name, journal) in [("data/search", "wal"), ("data/other.sqlite", "delete")] {
+            let connection = open(&root.join(name));
+            connection
+                .execute_batch(&format!(
+                    "pragma journal_mode = {journal};
+                     create virtual table words using fts5(body); create virtual table place using rtree(id, low, high);
+                     create table t (a integer primary key, b text); create index by_b on t (b);"
+                ))
+                .expect("fill");
+            live.writers.start(move |number| {
+                let step = match number % 8 {
+                    0 => "vacuum".to_owned(),
+                    1 => "pragma wal_checkpoint(truncate)".to_owned(),
+                    2 => "create table if not exists more (x); create index if not exists by_x on more (x);
+                          insert into more values (random())"
+                        .to_owned(),
+                    3 => "drop table if exists more".to_owned(),
+                    4 => "insert into words (words) values ('optimize'); reindex".to_owned(),
+                    5 => "delete from words where rowid % 3 = 0; delete from t where a % 3 = 0".to_owned(),
+                    _ => format!(
+                        "begin immediate; insert into words values ('word{number} and more words');
+                         insert into place values ({number}, {number}, {number} + 1);
+                         insert into t (b) values (hex(randomblob(200))); commit"
+                    ),
+                };
+                // Another connection may be in the way, the mark's among them.
+                let done = connection.execute_batch(&step).is_ok();
+                if !done && !connection.is_autocommit() {
+                    connection.execute_batch("rollback").expect("it has begun");
+                }
+                done
+            });
+        }
+        // The cold rows stay where they are, so it is not vacuumed.
+        let connection = open(&root.join("app.db"));
+        live.writers.start(move |number| {
+            let mode = ["passive", "full", "restart", "truncate"][number as usize % 4];
+            connection.query_row(&format!("pragma wal_checkpoint({mode})"), [], |_| Ok(())).is_ok()
+        });
+        live
+    }
+
     fn file(&self, name: &str) -> PathBuf {
         self.pair.root(0).join(name)
     }
@@ -88,6 +135,27 @@ impl Sqlite {
             .map(|(at, _)| at)
             .collect()
     }
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    PathBuf::from(format!("{}{ending}", path.display()))
+}
+
+/// Makes a database at `made` with a log of 50 commits, and copies these files of it to `file` while it is open.
+fn put_beside(made: &Path, file: &Path, endings: &[&str]) {
+    {
+        let writer = open(made);
+        writer
+            .execute_batch("pragma journal_mode = wal; pragma wal_autocheckpoint = 0; create table t (a)")
+            .expect("fill");
+        for number in 0..50 {
+            writer.execute("insert into t values (?1)", [number]).expect("insert");
+        }
+        for ending in endings {
+            fs::copy(beside(made, ending), beside(file, ending)).expect("copy");
+        }
+    }
+    fs::remove_file(made).expect("remove");
 }
 
 impl Live for Sqlite {
@@ -134,22 +202,7 @@ impl Live for Sqlite {
             names: "the log and the frame",
             put_in: |live| {
                 let (made, file) = (live.pair.path("log.db"), live.file("data/log.db"));
-                let beside = |path: &Path, ending: &str| PathBuf::from(format!("{}{ending}", path.display()));
-                {
-                    let writer = open(&made);
-                    writer
-                        .execute_batch(
-                            "pragma journal_mode = wal; pragma wal_autocheckpoint = 0; create table t (a)",
-                        )
-                        .expect("fill");
-                    for number in 0..50 {
-                        writer.execute("insert into t values (?1)", [number]).expect("insert");
-                    }
-                    for ending in ["", "-wal"] {
-                        fs::copy(beside(&made, ending), beside(&file, ending)).expect("copy");
-                    }
-                }
-                fs::remove_file(&made).expect("remove");
+                put_beside(&made, &file, &["", "-wal"]);
                 let log = beside(&file, "-wal");
                 let mut content = fs::read(&log).expect("read");
                 let middle = content.len() / 2;
@@ -158,6 +211,113 @@ impl Live for Sqlite {
                 live::Broken::new("data/log.db-wal: frame ", move || {
                     for ending in ["", "-wal", "-shm"] {
                         drop(fs::remove_file(beside(&file, ending)));
+                    }
+                })
+            },
+        },
+        Damage {
+            name: "a write-ahead log that is cut between two frames",
+            outcome: Outcome::Fail,
+            names: "the log and how many frames are missing",
+            put_in: |live| {
+                let (made, file) = (live.pair.path("log.db"), live.file("data/log.db"));
+                put_beside(&made, &file, &["", "-wal", "-shm"]);
+                let log = fs::File::options().write(true).open(beside(&file, "-wal")).expect("open");
+                log.set_len(32 + 20 * (24 + PAGE_BYTES as u64)).expect("cut");
+                live::Broken::new("data/log.db-wal: the file ends after frame 20", move || {
+                    for ending in ["", "-wal", "-shm"] {
+                        drop(fs::remove_file(beside(&file, ending)));
+                    }
+                })
+            },
+        },
+        Damage {
+            name: "a page of zeros in a database that the configuration does not name",
+            outcome: Outcome::Fail,
+            names: "the database",
+            put_in: |live| {
+                let file = live.file("data/second");
+                open(&file)
+                    .execute_batch(
+                        "create table t (a text); create index by_a on t (a);
+                         insert into t with recursive n(i) as (select 1 union all select i + 1 from n where i < 2000)
+                         select 'row ' || i from n;",
+                    )
+                    .expect("fill");
+                let done = overwrite(&file, 4 * PAGE_BYTES as u64, &[0; PAGE_BYTES], "data/second: ");
+                done.then(move || fs::remove_file(file).expect("remove"))
+            },
+        },
+        Damage {
+            name: "an index that misses entries",
+            outcome: Outcome::Fail,
+            names: "the index",
+            put_in: |live| {
+                let file = live.file("data/index");
+                open(&file)
+                    .execute_batch(
+                        "create table t (a int); insert into t values (1), (2), (3);
+                         create index by_a on t (a) where a > 1; pragma writable_schema = on;
+                         update sqlite_schema set sql = 'create index by_a on t (a)' where name = 'by_a';",
+                    )
+                    .expect("fill");
+                live::Broken::new("row 1 missing from index by_a", move || {
+                    fs::remove_file(file).expect("remove");
+                })
+            },
+        },
+        Damage {
+            name: "a list of free pages that is not as long as its header says",
+            outcome: Outcome::Fail,
+            names: "the list",
+            put_in: |live| overwrite(&live.file("data/side.db"), 36, &[0, 0, 0, 3], "reelist"),
+        },
+        Damage {
+            name: "a spatial index (R-Tree) that lost a row",
+            outcome: Outcome::Fail,
+            names: "the table",
+            put_in: |live| {
+                let file = live.file("data/places");
+                open(&file)
+                    .execute_batch(
+                        "create virtual table place using rtree(id, low, high);
+                         insert into place with recursive n(i) as (select 1 union all select i + 1 from n where i < 500)
+                         select i, i, i + 1 from n;
+                         delete from place_rowid where rowid = 7;",
+                    )
+                    .expect("fill");
+                live::Broken::new("place", move || fs::remove_file(file).expect("remove"))
+            },
+        },
+        Damage {
+            name: "a hot journal, whose writer died",
+            outcome: Outcome::Pass,
+            names: "",
+            put_in: |live| {
+                let (made, file) = (live.pair.path("hot.db"), live.file("data/hot"));
+                let writer = open(&made);
+                writer
+                    .execute_batch(
+                        "pragma cache_size = 5; create table t (a);
+                         insert into t with recursive n(i) as (select 1 union all select i + 1 from n where i < 3000)
+                         select 'old' || hex(zeroblob(50)) from n;
+                         begin; update t set a = 'new' || a;",
+                    )
+                    .expect("fill");
+                let both = ["", "-journal"].map(|ending| {
+                    fs::copy(beside(&made, ending), beside(&file, ending)).expect("copy");
+                    (fs::read(beside(&file, ending)).expect("read"), beside(&file, ending))
+                });
+                drop(writer);
+                fs::remove_file(&made).expect("remove");
+                live::Broken::new("", move || {
+                    for (content, path) in both {
+                        assert!(
+                            fs::read(&path).expect("it is there") == content,
+                            "{} was written",
+                            path.display()
+                        );
+                        fs::remove_file(path).expect("remove");
                     }
                 })
             },
@@ -259,7 +419,7 @@ fn sqlite_comes_out_as_the_matrix_says() {
 
 #[test]
 fn soak_sqlite() {
-    live::soak(&Sqlite::start());
+    live::soak(&Sqlite::start_busy());
 }
 
 /// Each copy is one state that the database has had, with everything that was committed before the run, and only it stands in

@@ -11,7 +11,8 @@ use assay_common::verdict::Outcome;
 
 use crate::{
     file_systems::{Kind, change_below},
-    live::{self, Damage, Live, Writers, flip, middle, replace, run, without_program},
+    live::{self, Damage, Live, Writers, add, flip, middle, replace, run, without_program},
+    matrix,
     pair::Pair,
 };
 
@@ -31,12 +32,81 @@ fn url(repository: &Path) -> String {
 struct Subversion {
     writers: Writers,
     pair: Pair,
+    /// Revisions of a shard, where the cold ones are packed.
+    shard: Option<u32>,
 }
 
 impl Subversion {
     /// A repository with a hook that would tell, revisions of some size, and two committers.
     fn start() -> Self {
         Self::start_with(|_| {})
+    }
+
+    /// The same. Revisions are packed while there are commits, properties are changed, and
+    /// paths are locked and unlocked.
+    fn start_busy() -> Self {
+        let mut live = Self::start_packed();
+        let repository = live.pair.root(0);
+        let message = live.pair.path("message");
+        live.writers.start(move |number| {
+            let path = |writer: u64| format!("{}/dir{writer}/file0", url(&repository));
+            let quiet = |command: &mut Command| {
+                // A damaged repository may refuse, and so may a path that is not there yet.
+                command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("svn").success()
+            };
+            match number % 8 {
+                0 => quiet(svn().args(["lock", "--force", "-m", "mine", &path(0)])),
+                1 => quiet(svn().args(["unlock", "--force", &path(0)])),
+                // A run that is under way is void then.
+                2 if number % 64 == 2 => {
+                    quiet(Command::new("svnadmin").args(["pack", "-q"]).arg(&repository))
+                }
+                _ => {
+                    // Not of the cold revisions: damage may be there.
+                    let revision = (u64::from(COLD) + 2 + number % 2).to_string();
+                    fs::write(&message, format!("changed {number}\n").repeat(1 + number as usize % 50))
+                        .expect("write");
+                    let mut change = Command::new("svnadmin");
+                    change.args(["setlog", "--bypass-hooks", "-r", &revision]).arg(&repository).arg(&message);
+                    quiet(&mut change)
+                }
+            }
+        });
+        live
+    }
+
+    /// Cold revisions and their properties in packs.
+    fn start_packed() -> Self {
+        const SHARD: u32 = 4;
+        let mut live = Self::start_with(|repository| set_shard(repository, SHARD));
+        live.shard = Some(SHARD);
+        run(Command::new("svnadmin").args(["pack", "-q"]).arg(live.pair.root(0)));
+        live
+    }
+
+    /// Holds the lock that everything which writes to the repository waits for.
+    fn lock_commits(&self) -> fs::File {
+        let lock = fs::File::options().write(true).open(self.file("db/write-lock")).expect("open");
+        rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock");
+        lock
+    }
+
+    /// Where a cold revision or its properties lie: `revs` or `revprops`.
+    fn place(&self, kind: &str, revision: u32) -> String {
+        match (self.shard, kind) {
+            (None, _) => format!("db/{kind}/0/{revision}"),
+            (Some(shard), "revs") => format!("db/revs/{}.pack/pack", revision / shard),
+            // The properties of revision 0 are never packed.
+            (Some(shard), _) => {
+                let first = (revision / shard * shard).max(1);
+                format!("db/{kind}/{}.pack/{first}.0", revision / shard)
+            }
+        }
+    }
+
+    /// What a verdict says of damage there.
+    fn said(&self, revision: u32) -> String {
+        self.shard.map_or_else(|| format!("revision {revision}"), |_| String::new())
     }
 
     fn start_with(prepare: impl FnOnce(&Path)) -> Self {
@@ -51,7 +121,7 @@ impl Subversion {
             let name = format!("{}/cold{revision}", url(&repository));
             run(svn().args(["import", "-m", "cold"]).arg(&file).arg(name));
         }
-        let mut live = Self { writers: Writers::new(), pair };
+        let mut live = Self { writers: Writers::new(), pair, shard: None };
         for writer in 0..2 {
             let (copy, folder) =
                 (live.pair.path(&format!("copy{writer}")), format!("{}/dir{writer}", url(&repository)));
@@ -82,16 +152,26 @@ impl Subversion {
     }
 }
 
+/// Makes the shards of a repository without revisions smaller than they are by default.
+fn set_shard(repository: &Path, revisions: u32) {
+    let format = repository.join("db/format");
+    let text = fs::read_to_string(&format).expect("read");
+    assert!(text.contains("sharded 1000"), "{text}");
+    fs::write(&format, text.replace("sharded 1000", &format!("sharded {revisions}"))).expect("write");
+}
+
 impl Live for Subversion {
     const ENGINE: &'static str = "Subversion";
+    const VOID: &'static [&'static str] = &["foreign-mark"];
     const DAMAGES: &'static [Damage<Self>] = &[
         Damage {
             name: "a bit of a revision",
             outcome: Outcome::Fail,
             names: "revision file and place",
             put_in: |live| {
-                let file = live.file("db/revs/0/3");
-                flip(&file, middle(&file), "db/revs/0/3")
+                let place = live.place("revs", 3);
+                let file = live.file(&place);
+                flip(&file, middle(&file), place)
             },
         },
         Damage {
@@ -99,24 +179,24 @@ impl Live for Subversion {
             outcome: Outcome::Fail,
             names: "revision",
             put_in: |live| {
-                let file = live.file("db/revs/0/4");
+                let file = live.file(&live.place("revs", 4));
                 let content = fs::read(&file).expect("read");
-                replace(&file, Some(&content[..content.len() / 2]), "revision 4")
+                replace(&file, Some(&content[..content.len() / 2]), live.said(4))
             },
         },
         Damage {
             name: "a revision that is gone",
             outcome: Outcome::Fail,
             names: "revision",
-            put_in: |live| replace(&live.file("db/revs/0/5"), None, "revision 5"),
+            put_in: |live| replace(&live.file(&live.place("revs", 5)), None, live.said(5)),
         },
         Damage {
             name: "another revision in its place",
             outcome: Outcome::Fail,
             names: "revision",
             put_in: |live| {
-                let other = fs::read(live.file("db/revs/0/2")).expect("read");
-                replace(&live.file("db/revs/0/3"), Some(&other), "revision 3")
+                let other = fs::read(live.file(&live.place("revs", 5))).expect("read");
+                replace(&live.file(&live.place("revs", 3)), Some(&other), live.said(3))
             },
         },
         Damage {
@@ -124,9 +204,9 @@ impl Live for Subversion {
             outcome: Outcome::Fail,
             names: "revision",
             put_in: |live| {
-                let file = live.file("db/revprops/0/2");
+                let file = live.file(&live.place("revprops", 2));
                 let content = fs::read(&file).expect("read");
-                replace(&file, Some(&content[..content.len() / 2]), "revision 2")
+                replace(&file, Some(&content[..content.len() / 2]), live.said(2))
             },
         },
         Damage {
@@ -145,10 +225,50 @@ impl Live for Subversion {
             outcome: Outcome::Fail,
             names: "what stands there",
             put_in: |live| {
-                // Nobody commits over it: the lock of committers is held until it is mended.
-                let lock = fs::File::options().write(true).open(live.file("db/write-lock")).expect("open");
-                rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock");
+                // Nobody commits over it.
+                let lock = live.lock_commits();
                 replace(&live.file("db/current"), Some(b"many\n"), "'many").then(move || drop(lock))
+            },
+        },
+        Damage {
+            name: "an old `db/current`, set back behind revisions that are there",
+            outcome: Outcome::Pass,
+            names: "the revisions, as not covered",
+            put_in: |live| {
+                let lock = live.lock_commits();
+                replace(&live.file("db/current"), Some(b"4\n"), "revisions 5 to ").then(move || drop(lock))
+            },
+        },
+        Damage {
+            name: "a cache server in `db/fsfs.conf` that does not answer",
+            outcome: Outcome::Pass,
+            names: "",
+            put_in: |live| {
+                let settings = "[memcached-servers]\nkey = 127.0.0.1:1\n[caches]\nfail-stop = true\n";
+                // Nobody commits meanwhile: Subversion itself would ask that server.
+                let lock = live.lock_commits();
+                replace(&live.file("db/fsfs.conf"), Some(settings.as_bytes()), "").then(move || drop(lock))
+            },
+        },
+        Damage {
+            name: "rubbish in the cache `db/rep-cache.db`",
+            outcome: Outcome::Pass,
+            names: "",
+            put_in: |live| {
+                let lock = live.lock_commits();
+                replace(&live.file("db/rep-cache.db"), Some(&[0xa5; 8192]), "").then(move || drop(lock))
+            },
+        },
+        Damage {
+            name: "what is left of a transaction that was never committed",
+            outcome: Outcome::Pass,
+            names: "",
+            put_in: |live| {
+                let folder = live.file("db/transactions/3-abc.txn");
+                fs::create_dir(&folder).expect("mkdir");
+                fs::write(folder.join("changes"), "half of a li").expect("write");
+                let file = live.file("db/txn-protorevs/3-abc.rev");
+                add(&file, "half of a revision", "").then(move || fs::remove_dir_all(folder).expect("remove"))
             },
         },
         Damage {
@@ -174,14 +294,41 @@ impl Live for Subversion {
     }
 }
 
+/// Where the revisions lie in packs.
+const PACKED: &[Damage<Subversion>] = &[
+    Damage {
+        name: "a bit of a packed shard",
+        outcome: Outcome::Fail,
+        names: "the pack and the place",
+        put_in: |live| {
+            let pack = live.file(&live.place("revs", 2));
+            flip(&pack, middle(&pack), "db/revs/0.pack/pack")
+        },
+    },
+    Damage {
+        name: "packed properties of revisions cut in half",
+        outcome: Outcome::Fail,
+        names: "revision",
+        put_in: |live| {
+            let file = live.file(&live.place("revprops", 2));
+            let content = fs::read(&file).expect("read");
+            replace(&file, Some(&content[..content.len() / 2]), "evision ")
+        },
+    },
+];
+
 #[test]
 fn subversion_comes_out_as_the_matrix_says() {
-    live::compare_with_matrix(&Subversion::start());
+    let (mut rows, version) = live::rows(&Subversion::start(), Subversion::DAMAGES);
+    let (packed, _) = live::rows(&Subversion::start_packed(), PACKED);
+    // The sound one is there already.
+    rows.extend(packed.into_iter().skip(1));
+    matrix::compare(Subversion::ENGINE, &rows, version.as_deref());
 }
 
 #[test]
 fn soak_subversion() {
-    live::soak(&Subversion::start());
+    live::soak(&Subversion::start_busy());
 }
 
 /// A restored generation is a repository that goes on: everything up to its youngest revision is there, nothing of what was
@@ -220,12 +367,7 @@ fn a_restored_generation_takes_commits() {
 /// Revisions and their properties in packs, with properties changed while they are copied.
 #[test]
 fn a_packed_repository_passes_and_its_packs_are_read() {
-    let mut live = Subversion::start_with(|repository| {
-        let format = repository.join("db/format");
-        let text = fs::read_to_string(&format).expect("read");
-        assert!(text.contains("sharded 1000"), "{text}");
-        fs::write(&format, text.replace("sharded 1000", "sharded 4")).expect("write");
-    });
+    let mut live = Subversion::start_with(|repository| set_shard(repository, 4));
     run(Command::new("svnadmin").args(["pack", "-q"]).arg(live.pair.root(0)));
     let pack = live.file("db/revs/0.pack/pack");
     assert!(pack.exists() && live.file("db/revprops/0.pack/manifest").exists());

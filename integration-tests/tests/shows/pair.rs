@@ -229,6 +229,11 @@ impl Pair {
         mounted.expect("it has a file system of its own").remount(work);
     }
 
+    /// Agents with a whole profile of an operator's own.
+    pub(crate) fn with_profile_text(text: &str) -> Self {
+        Self::new(1, "profile.toml", "", text).proved()
+    }
+
     fn new(roots: usize, profile: &str, source_keys: &str, profile_text: &str) -> Self {
         let target_keys = if source_keys == plain() { EVERYTHING } else { "" };
         Self::mounted(roots, profile, (source_keys, target_keys), profile_text, &[])
@@ -579,13 +584,21 @@ impl Pair {
 
     /// Runs to the end, which must have this exit code, and returns the run.
     pub(crate) fn run(&self, code: i32) -> serde_json::Value {
+        let (ended, run) = self.run_to_any_end();
+        assert_eq!(ended, code, "{run}\n{}", self.logs());
+        run
+    }
+
+    /// Runs to whatever end, and returns the exit code and the run.
+    pub(crate) fn run_to_any_end(&self) -> (i32, serde_json::Value) {
         let done = self.source(&["--json", "run", "--follow"]);
-        assert_eq!(done.code, code, "{done:?}\n{}", self.logs());
-        if code == 0 && self.proves.swap(false, Ordering::SeqCst) {
+        let line = done.stdout.lines().last();
+        let line = line.unwrap_or_else(|| panic!("no run: {done:?}\n{}", self.logs()));
+        if done.code == 0 && self.proves.swap(false, Ordering::SeqCst) {
             // A check of a test's own may find nothing: then its generations are not called verified.
             self.target(&["control"]);
         }
-        json(done.stdout.lines().last().expect("a line"))
+        (done.code, json(line))
     }
 
     /// Lets the blocking mark go on.
