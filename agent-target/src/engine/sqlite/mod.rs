@@ -443,15 +443,16 @@ impl Database {
     fn judge<W: io::Write>(&self, error: &rusqlite::Error, report: &mut Report<W>) -> Result<(), Unable> {
         let text = format!("{}: {}", self.shown, text_of(error));
         match error.sqlite_error_code() {
+            // Whatever SQLite says: where the header is plain it says that it does not know the format.
+            _ if self.looks_encrypted() => Err(Unable::Encrypted(format!(
+                "{text}; it looks encrypted, so nothing is known of its content"
+            ))),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) if self.is_newer() => {
                 Err(Unable::Version(format!(
                     "{text}; a newer SQLite than {} has written it",
                     rusqlite::version()
                 )))
             }
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) if self.looks_encrypted() => Err(
-                Unable::Encrypted(format!("{text}; it looks encrypted, so nothing is known of its content")),
-            ),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 report.damage(&text);
                 Ok(())

@@ -371,7 +371,7 @@ fn sound_databases_of_every_form_pass() {
         ("fts5 of all kinds", "create virtual table f using fts5(a, b unindexed, prefix='2 3', tokenize='porter unicode61'); insert into f values ('some words', 'x');
             create virtual table trigram using fts5(a, tokenize='trigram'); insert into trigram values ('some words');
             create virtual table vocabulary using fts5vocab(f, 'row');
-            create virtual table nothing using fts5(a, content=''); insert into nothing (rowid, a) values (1, 'words')"),
+            create virtual table bare using fts5(a, content=''); insert into bare (rowid, a) values (1, 'words')"),
         ("rtree of integers", "create virtual table r using rtree_i32(id, low, high, +name); insert into r values (1, 2, 3, 'x')"),
         ("analyze", "create table t (a); create index i on t (a); insert into t values (1), (2); analyze"),
         ("big", "create table t (a blob); insert into t values (zeroblob(3000000)); create table u (a); insert into u values (1)"),
