@@ -391,11 +391,7 @@ fn a_name_that_is_not_text_is_checked_and_shown() {
     use std::os::unix::ffi::OsStrExt as _;
     let bed = Bed::new();
     let path = bed.path("").join(std::ffi::OsStr::from_bytes(b"caf\xe9 \xff.db"));
-    drop(
-        Connection::open(bed.path("a.db"))
-            .and_then(|it| it.execute_batch("create table t (a)"))
-            .expect("fill"),
-    );
+    drop(bed.make("a.db", "create table t (a)"));
     fs::rename(bed.path("a.db"), &path).expect("rename");
     bed.check("*").ends(0).says("checked 1 databases");
     fs::OpenOptions::new()
