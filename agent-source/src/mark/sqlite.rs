@@ -327,8 +327,8 @@ fn copy_unused(live: &Path, copy: &Path) -> Result<bool, PathError> {
         }
         let before = state(live, &endings);
         if usage::has_just_changed(live) {
-            // A further write would not be seen by the time of the file.
-            std::thread::sleep(usage::TIME_STEP);
+            // A further write would not be seen by the time of the file. Only time helps.
+            std::thread::park_timeout(usage::TIME_STEP);
             continue;
         }
         copy_raw(live, copy, &["-wal"])?;
