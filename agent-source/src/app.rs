@@ -5,7 +5,8 @@ use std::{path::Path, sync::Arc};
 use assay_common::{
     metrics::MetricsServer,
     notify::Notifier,
-    pki, serve,
+    pki::authority,
+    serve,
     signing::{SigningKey, VerifyingKey},
     supervise,
     tls::{Credentials, Role, revocation},
@@ -39,6 +40,7 @@ const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     supervise::watch_panics();
     assay_common::descriptors::raise_limit();
+    authority::refuse_or_warn(&config.authority_keys)?;
     let credentials = Credentials::load(&config.tls, &[Role::Source])?;
     let _lock = state::lock(&config.agent.state)?;
     let metrics = match config.metrics {
@@ -93,7 +95,6 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operators = config.agent.operators.clone();
     let service = InterceptedService::new(service, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-source starts");
-    pki::warn_of_authority_keys(&config.authority_keys);
     revocation::watch(config_path.to_owned());
     serve::run(config.agent.listen, &credentials, &["assay.v1.SourceService"], |router| {
         router.add_service(service)

@@ -13,7 +13,7 @@ use assay_common::{
     manifest::{Header, Root},
     metrics::MetricsSection,
     notify::{NotifySection, Way},
-    pki,
+    pki::authority::{self, ReachableKey},
     profile::{FileRules, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
     tls::{
@@ -61,7 +61,7 @@ pub struct Config {
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
     /// Private keys of the certificate authority that lie in reach of this agent.
-    pub authority_keys: Vec<PathBuf>,
+    pub authority_keys: Vec<ReachableKey>,
     /// Certificates that are not accepted.
     pub revoked: Revoked,
     /// Private signing key.
@@ -402,15 +402,15 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     }
     let ca = resolve(&file.tls.ca);
     let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
-    let authority_keys = pki::authority_keys_beside(&tls, path);
+    let authority_keys = authority::reachable_keys(&tls, path);
     let roots = repositories.iter().flat_map(|repository| &repository.header.roots);
     for root in roots.map(|root| Path::new(&root.live_path)) {
         let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
-        for key in authority_keys.iter().filter(|key| key.starts_with(&root)) {
+        for key in authority_keys.iter().filter(|key| key.path.starts_with(&root)) {
             faults.push(format!(
                 "repository.root: {} has the certificate authority's private key in it, {}: it would be copied to the target; move it to another host",
                 root.display(),
-                key.display()
+                key.path.display()
             ));
         }
     }

@@ -7,7 +7,8 @@ use assay_common::{
     limits::MAX_MESSAGE_BYTES,
     metrics::MetricsServer,
     notify::Notifier,
-    pki, serve,
+    pki::authority,
+    serve,
     signing::SigningKey,
     supervise,
     tls::{Credentials, Role, revocation},
@@ -41,6 +42,7 @@ const NOTICE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     supervise::watch_panics();
     assay_common::descriptors::raise_limit();
+    authority::refuse_or_warn(&config.authority_keys)?;
     let credentials = Credentials::load(&config.tls, &[Role::Target])?;
     let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
     let metrics = match config.metrics {
@@ -85,7 +87,6 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let operator =
         InterceptedService::new(operator, move |request| serve::only(operators.as_deref(), request));
     tracing::info!(agent = config.agent.name, config = %config_path.display(), "assay-target starts");
-    pki::warn_of_authority_keys(&config.authority_keys);
     revocation::watch(config_path.to_owned());
     serve::run(
         config.agent.listen,

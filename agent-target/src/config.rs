@@ -12,7 +12,7 @@ use assay_common::{
     id::is_plain_name,
     metrics::MetricsSection,
     notify::{NotifySection, Way},
-    pki,
+    pki::authority::{self, ReachableKey},
     profile::{Limits, Profile, ProfileError, TargetNames, Value},
     telemetry::LogFormat,
     tls::{
@@ -37,7 +37,7 @@ pub struct Config {
     /// The operator's, for the command line.
     pub operator_tls: TlsFiles,
     /// Private keys of the certificate authority that lie in reach of this agent.
-    pub authority_keys: Vec<PathBuf>,
+    pub authority_keys: Vec<ReachableKey>,
     /// Certificates that are not accepted.
     pub revoked: Revoked,
     /// `[limits]`.
@@ -473,8 +473,8 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let ca = resolve(&file.tls.ca);
     let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
     // Nor the authority's key, where it lies in reach. A profile that would show it is refused below.
-    let authority_keys = pki::authority_keys_beside(&tls, path);
-    let hidden: Vec<_> = hidden.chain(authority_keys.iter().cloned()).collect();
+    let authority_keys = authority::reachable_keys(&tls, path);
+    let hidden: Vec<_> = hidden.chain(authority_keys.iter().map(|key| key.path.clone())).collect();
     let account = account::find(file.agent.check_user.as_ref(), file.agent.check_group.as_ref(), &mut faults);
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
@@ -517,6 +517,21 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         for shown in &profile.sandbox.visible {
             if let Some(why) = sandbox::reaches(shown, &hidden) {
                 faults.push(format!("repository.profile: {}: [sandbox] visible: {why}", section.profile));
+            } else if let Some(key) = authority::key_below(&ca, shown) {
+                faults.push(format!(
+                    "repository.profile: {}: [sandbox] visible: {} would show {}, the certificate authority's private key",
+                    section.profile,
+                    shown.display(),
+                    key.display()
+                ));
+            }
+        }
+        for (place, file) in section.overlay.iter().map(|(place, file)| (place, resolve(file))) {
+            if authority::key_below(&ca, &file).is_some() {
+                let file = file.display();
+                faults.push(format!(
+                    "repository.overlay.{place:?}: {file} is the certificate authority's private key"
+                ));
             }
         }
         let absolute = |path: &Path| {

@@ -2,8 +2,9 @@
 //!
 //! A certificate says who its holder is in one URI among its subject alternative names,
 //! `urn:assay:ROLE:NAME`. The common name is for people and decides nothing. Keys are ECDSA P-256, statements
-//! are signed with Ed25519 keys of their own. Whoever holds `ca.key` can be anybody: it belongs on neither
-//! agent's machine.
+//! are signed with Ed25519 keys of their own. Whoever holds `ca.key` can be anybody: [`authority`] says where it lies.
+
+pub mod authority;
 
 use std::{
     fmt, fs,
@@ -27,7 +28,7 @@ use crate::{
     error::{Hint, PathError, ShowPath},
     id::is_plain_name,
     signing::{KeyError, SigningKey, create_private, create_public, read_private, read_public},
-    tls::{TlsFiles, revocation::Fingerprints},
+    tls::revocation::Fingerprints,
 };
 
 /// How every identity starts.
@@ -41,9 +42,6 @@ pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(DEFAULT_VALIDITY_DAYS
 /// How long the CA is valid unless said otherwise: ten years.
 pub const DEFAULT_CA_VALIDITY: Duration = Duration::from_secs(3652 * DAY_SECONDS);
 const DAY_SECONDS: u64 = 86_400;
-/// Files that are looked at in a folder, and the length of the longest, in bytes.
-const MAX_FOLDER_ENTRIES: usize = 4096;
-const MAX_KEY_BYTES: u64 = 64 * 1024;
 
 /// What a certificate's holder may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -240,6 +238,26 @@ pub enum PkiError {
         /// The CA's certificate.
         path: PathBuf,
     },
+    /// The CA's private key is at none of the places where it is looked for.
+    #[error("the private key of the CA in {} is in none of: {}", ShowPath(ca), shown_list(places))]
+    NoAuthority {
+        /// The CA's certificate.
+        ca: PathBuf,
+        /// The folders.
+        places: Vec<PathBuf>,
+    },
+    /// The user has no folder for a CA.
+    #[error("there is no place for a CA: neither XDG_DATA_HOME nor HOME is set")]
+    NoHome,
+    /// An agent can read the CA's private key.
+    #[error(
+        "the certificate authority's private key lies below this agent's configuration, where whoever takes the agent over can read it: {}",
+        ShowPath(&key.path)
+    )]
+    KeyInReach {
+        /// The key.
+        key: authority::ReachableKey,
+    },
     /// A certificate that is not one of ours.
     #[error("{} is not a certificate of an agent, operator or restore", ShowPath(path))]
     NotOurs {
@@ -256,6 +274,10 @@ pub enum PkiError {
     },
 }
 
+fn shown_list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| ShowPath(path).to_string()).collect::<Vec<_>>().join(", ")
+}
+
 impl Hint for PkiError {
     fn hint(&self) -> Option<String> {
         match self {
@@ -267,7 +289,12 @@ impl Hint for PkiError {
             Self::NoHost { .. } => {
                 Some("name every host name and address under which the others reach it".to_owned())
             }
-            Self::Authority { .. } => Some("name the folder that `pki init` wrote".to_owned()),
+            Self::Authority { .. } => Some("name the folder that has the CA's ca.crt and ca.key".to_owned()),
+            Self::NoAuthority { .. } => {
+                Some("--ca-folder DIR names the folder that has ca.crt and ca.key".to_owned())
+            }
+            Self::NoHome => Some("name a folder for it: --ca-folder DIR".to_owned()),
+            Self::KeyInReach { key } => Some(key.remedy()),
             Self::NotOurs { .. } => Some("name one that `pki init` or `pki issue` made".to_owned()),
             Self::Certificate { .. } => None,
         }
@@ -283,13 +310,18 @@ pub struct IssuedFiles {
     pub key: PathBuf,
 }
 
-/// Makes a CA, certificates for the two agents and an operator, and signing keys for the two agents, in
-/// `folder`, which is created (mode 0700) when it is absent. Replaces no file: when one is in the way nothing
-/// is written.
+/// Makes certificates for the two agents and an operator, and signing keys for the two agents, in `folder`, and a CA in a folder apart: in
+/// `apart`, or in one of its own in [`authority::store`]. Folders are created (mode 0700) when they are absent. Replaces no file: when one is
+/// in the way nothing is written. Gives the CA's folder.
 ///
 /// # Errors
 /// [`PkiError`].
-pub fn init_pki(folder: &Path, options: &PkiOptions, now: Timestamp) -> Result<(), PkiError> {
+pub fn init_pki(
+    folder: &Path,
+    apart: Option<&Path>,
+    options: &PkiOptions,
+    now: Timestamp,
+) -> Result<PathBuf, PkiError> {
     let parties = [
         (Role::Source, &options.source),
         (Role::Target, &options.target),
@@ -310,7 +342,10 @@ pub fn init_pki(folder: &Path, options: &PkiOptions, now: Timestamp) -> Result<(
         }
     }
 
-    let issuer = authority(folder, &options.organisation, options.ca_validity, now)?;
+    let (issuer, certificate, ca) = make_authority(apart, &options.organisation, options.ca_validity, now)?;
+    if ca != folder {
+        create_public(&folder.join("ca.crt"), certificate.as_bytes())?;
+    }
     for (role, party) in parties {
         write_leaf(
             folder,
@@ -326,29 +361,29 @@ pub fn init_pki(folder: &Path, options: &PkiOptions, now: Timestamp) -> Result<(
             create_signing_key(folder, &format!("{role}-signing"))?;
         }
     }
-    Ok(())
+    Ok(ca)
 }
 
-/// Makes a CA, `ca.crt` and `ca.key`, in `folder`, which is created (mode 0700) when it is absent. Replaces no file.
+/// Makes a CA, `ca.crt` and `ca.key`, in `apart`, or in a folder of its own in [`authority::store`], which is created (mode 0700) when it is
+/// absent. Replaces no file. Gives the folder.
 ///
 /// # Errors
 /// [`PkiError`].
 pub fn create_authority(
-    folder: &Path,
+    apart: Option<&Path>,
     organisation: &str,
     validity: Duration,
     now: Timestamp,
-) -> Result<(), PkiError> {
-    create_folder(folder)?;
-    authority(folder, organisation, validity, now).map(drop)
+) -> Result<PathBuf, PkiError> {
+    make_authority(apart, organisation, validity, now).map(|(_, _, folder)| folder)
 }
 
-fn authority(
-    folder: &Path,
+fn make_authority(
+    apart: Option<&Path>,
     organisation: &str,
     validity: Duration,
     now: Timestamp,
-) -> Result<Issuer<'static, KeyPair>, PkiError> {
+) -> Result<(Issuer<'static, KeyPair>, String, PathBuf), PkiError> {
     let failed = |source| PkiError::Certificate { role: "CA", source };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let mut params = CertificateParams::default();
@@ -358,12 +393,22 @@ fn authority(
     // signature.
     let common_name = format!("Assay CA {:08x}", rand::random::<u32>());
     params.distinguished_name = subject(organisation, &common_name);
+    params.distinguished_name.push(DnType::OrganizationalUnitName, authority::KEPT_APART);
     set_validity(&mut params, now, validity);
     let certificate = params.self_signed(&key).map_err(failed)?;
+    let folder = match apart {
+        Some(folder) => folder.to_owned(),
+        None => {
+            let store = authority::store().ok_or(PkiError::NoHome)?;
+            create_folder(&store)?;
+            store.join(authority::folder_name(certificate.der()).ok_or(PkiError::NoHome)?)
+        }
+    };
+    create_folder(&folder)?;
     create_private(&folder.join("ca.key"), key.serialize_pem().as_bytes())?;
     create_public(&folder.join("ca.crt"), certificate.pem().as_bytes())?;
 
-    Ok(Issuer::new(params, key))
+    Ok((Issuer::new(params, key), certificate.pem(), folder))
 }
 
 /// The host names and addresses in a certificate (PEM), in their order; none when it cannot be read.
@@ -387,19 +432,20 @@ pub fn hosts_of(pem: &[u8]) -> Vec<String> {
     names.unwrap_or_default()
 }
 
-/// Makes one more certificate with the CA in `folder`: `ROLE-NAME.crt` and `ROLE-NAME.key` there.
+/// Makes one more certificate with the CA in `ca`: `ROLE-NAME.crt` and `ROLE-NAME.key` in `folder`.
 ///
 /// # Errors
 /// [`PkiError`].
 pub fn issue(
     folder: &Path,
+    ca: &Path,
     role: Role,
     party: &Party,
     validity: Duration,
     now: Timestamp,
 ) -> Result<IssuedFiles, PkiError> {
     check_party(role, party)?;
-    let (issuer, organisation) = open_authority(folder)?;
+    let (issuer, organisation) = open_authority(ca)?;
     write_leaf(folder, &format!("{role}-{}", party.name), &issuer, role, party, &organisation, now, validity)
 }
 
@@ -458,13 +504,13 @@ impl Certificate {
     }
 }
 
-/// Makes a new certificate of the CA in `authority` in the place of the one at `path`: for the same holder and hosts, and for the same key
+/// Makes a new certificate of the CA in the folder `ca` in the place of the one at `path`: for the same holder and hosts, and for the same key
 /// unless `new_key` is set, which must then be the key's file. A reader sees the old file or the new one.
 ///
 /// # Errors
 /// [`PkiError`]; then the old certificate is there as it was.
 pub fn renew(
-    authority: &Path,
+    ca: &Path,
     path: &Path,
     new_key: Option<&Path>,
     validity: Duration,
@@ -474,7 +520,7 @@ pub fn renew(
     let Certificate { identity: PeerIdentity { role, name }, hosts, key, .. } = old;
     let party = Party { name, hosts };
     check_party(role, &party)?;
-    let (issuer, organisation) = open_authority(authority)?;
+    let (issuer, organisation) = open_authority(ca)?;
     let failed = |source| PkiError::Certificate { role: role.as_str(), source };
     let params = leaf(role, &party, &organisation, now, validity)?;
     let write = |path: &Path, bytes: &[u8], mode| write_durable(path, bytes, mode).map_err(KeyError::from);
@@ -493,55 +539,6 @@ pub fn renew(
     };
     write(path, certificate.pem().as_bytes(), 0o644)?;
     Certificate::read(path)
-}
-
-/// Private keys of the CA `ca` (PEM) in these folders, whatever their files are called. Folders that are not there have none.
-pub fn authority_keys(ca: &Path, folders: &[&Path]) -> Vec<PathBuf> {
-    let authorities: Vec<Vec<u8>> = crate::signing::read_public(ca)
-        .map(|pem| {
-            let certificates = x509_parser::pem::Pem::iter_from_buffer(&pem).filter_map(Result::ok);
-            certificates
-                .filter_map(|pem| Some(pem.parse_x509().ok()?.public_key().subject_public_key.data.to_vec()))
-                .collect()
-        })
-        .unwrap_or_default();
-    let mut found = std::collections::BTreeSet::new();
-    for folder in folders {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_FOLDER_ENTRIES) {
-            let is_small = entry.metadata().is_ok_and(|stat| stat.is_file() && stat.len() <= MAX_KEY_BYTES);
-            let text = if is_small { fs::read_to_string(entry.path()).ok() } else { None };
-            let key = text
-                .filter(|text| text.contains("PRIVATE KEY"))
-                .and_then(|text| KeyPair::from_pem(&text).ok());
-            if key.is_some_and(|key| authorities.iter().any(|it| it == key.public_key_raw())) {
-                found.insert(fs::canonicalize(entry.path()).unwrap_or_else(|_| entry.path()));
-            }
-        }
-    }
-    found.into_iter().collect()
-}
-
-/// Private keys of an agent's CA where one could lie: beside the agent's TLS files, beside its configuration, and where `init` put it.
-pub fn authority_keys_beside(files: &TlsFiles, config: &Path) -> Vec<PathBuf> {
-    let beside = config.with_file_name("ca");
-    let folders =
-        [files.ca.parent(), files.cert.parent(), files.key.parent(), config.parent(), Some(beside.as_path())];
-    let folders = folders.into_iter().flatten().map(|folder| match folder.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => folder,
-    });
-    authority_keys(&files.ca, &folders.collect::<Vec<_>>())
-}
-
-/// Says of each such key that it is in reach of an agent that is taken over.
-pub fn warn_of_authority_keys(keys: &[PathBuf]) {
-    for key in keys {
-        tracing::warn!(
-            key = %key.display(),
-            "the certificate authority's private key lies where this agent can read it: whoever takes the agent over can be anybody. Move it to \
-             another host, or to a folder that the agent cannot enter (doctor says more)"
-        );
-    }
 }
 
 /// Makes a signing key: `STEM.key` and `STEM.pub` in `folder`. Replaces nothing.

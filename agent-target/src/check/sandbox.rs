@@ -22,6 +22,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use assay_common::pki::authority;
+
 /// What is shown of the host without being asked for.
 const BASES: [&str; 8] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"];
 /// Where programs and what they load are looked for, there or not: no root of a source can be here.
@@ -52,7 +54,7 @@ const PROGRAMS: [&str; 22] = [
 /// Folders of `/usr/local` beside those of [`PROGRAMS`] that programs look into: no root that only the source names.
 const LOCAL: [&str; 4] = ["/usr/local/etc", "/usr/local/include", "/usr/local/games", "/usr/local/ssl"];
 /// What no profile shows, nor anything that holds it: a step could read keys, or reach this host.
-const SECRETS: [&str; 21] = [
+const SECRETS: [&str; 22] = [
     "/etc/shadow",
     "/etc/shadow-",
     "/etc/gshadow",
@@ -74,6 +76,7 @@ const SECRETS: [&str; 21] = [
     "/run",
     "/var/run",
     "/var/lib/assay",
+    authority::STORE,
 ];
 /// What the sandbox makes itself: no root can be there.
 const OWN: [&str; 5] = ["/proc", "/dev", "/sys", SCRATCH, HELPER];

@@ -14,12 +14,12 @@ use assay_common::{
     cli::{
         CommandError, join,
         join::{Acceptance, Invitation},
-        print, write_new,
+        print, refuse_below, write_new,
     },
     durable::write_durable,
     error::Hint as _,
     id::is_plain_name,
-    pki::{self, Party, PkiError, Role},
+    pki::{self, Party, PkiError, Role, authority},
     profile::Profile,
     signing::VerifyingKey,
 };
@@ -28,8 +28,8 @@ use jiff::Timestamp;
 use crate::config;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Folder of the CA beside the configuration: it can be moved away, and is needed for invitations and new certificates only.
-const CA: &str = "ca";
+/// Folder beside the configuration in which earlier versions put the CA.
+const EARLIER_CA: &str = "ca";
 
 /// What `init` is told.
 #[derive(Debug, clap::Args)]
@@ -46,6 +46,9 @@ pub(super) struct InitArgs {
     /// Name of this agent
     #[arg(long, default_value = "target", value_name = "NAME")]
     name: String,
+    /// Folder for the CA; /var/lib/assay-ca/KEY when it is left out, and ~/.local/share/assay-ca/KEY for other users than root
+    #[arg(long, value_name = "DIR")]
+    ca_folder: Option<PathBuf>,
     /// Organisation (O=) in every certificate
     #[arg(long, default_value = "Assay", value_name = "TEXT")]
     organisation: String,
@@ -68,7 +71,7 @@ pub(super) struct InviteArgs {
     /// The new file; assay-invite-NAME.json here when it is left out
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Folder of the CA; "ca" beside the configuration when it is left out
+    /// Folder of the CA; the place where `init` put it when it is left out
     #[arg(long, value_name = "DIR")]
     ca_folder: Option<PathBuf>,
     /// How long the certificates are valid
@@ -93,19 +96,27 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> CommandError {
 /// Makes a CA, this agent's certificate and verdict key, an operator's certificate, and the configuration. Overwrites nothing.
 pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, CommandError> {
     let (folder, now, validity) = (folder_of(config), Timestamp::now(), DAY * arguments.days);
-    let (keys, ca) = (folder.join("pki"), folder.join(CA));
+    let (keys, earlier) = (folder.join("pki"), folder.join(EARLIER_CA));
+    if let Some(ca) = &arguments.ca_folder {
+        refuse_below(ca, &folder)?;
+    }
     let names = ["ca.crt", "target.crt", "target.key", "operator.crt", "operator.key"];
     let signing = ["target-signing.key", "target-signing.pub"].map(|name| keys.join(name));
     let in_the_way = names.map(|name| keys.join(name)).into_iter().chain(signing);
-    join::refuse_what_is_there(in_the_way.chain([config.to_owned(), ca.join("ca.key"), ca.join("ca.crt")]))?;
+    join::refuse_what_is_there(in_the_way.chain([
+        config.to_owned(),
+        earlier.join("ca.key"),
+        earlier.join("ca.crt"),
+    ]))?;
     let target = Party { name: arguments.name.clone(), hosts: with_local(&arguments.host) };
     let operator = Party { name: "operator".to_owned(), hosts: Vec::new() };
     join::make_folder(&keys)?;
-    pki::create_authority(&ca, &arguments.organisation, DAY * arguments.days.max(3650), now)
-        .map_err(fault)?;
+    let validity_of_ca = DAY * arguments.days.max(3650);
+    let apart = arguments.ca_folder.as_deref();
+    let ca = pki::create_authority(apart, &arguments.organisation, validity_of_ca, now).map_err(fault)?;
     fs::copy(ca.join("ca.crt"), keys.join("ca.crt")).map_err(failed(&keys))?;
     for (role, party) in [(Role::Target, &target), (Role::Operator, &operator)] {
-        let issued = pki::issue(&ca, role, party, validity, now).map_err(fault)?;
+        let issued = pki::issue(&ca, &ca, role, party, validity, now).map_err(fault)?;
         for (from, end) in [(issued.cert, "crt"), (issued.key, "key")] {
             fs::rename(&from, keys.join(format!("{role}.{end}"))).map_err(failed(&from))?;
         }
@@ -116,7 +127,7 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
     print(&format!(
         "made {config}, keys and certificates in {keys}, and a CA in {ca}\n\
          next: assay-target invite NAME, for a host with something to protect\n\
-         Keep {ca}/ca.key where nobody else reads it, or on another host: it is needed for invitations and new certificates only.\n",
+         {ca}/ca.key is needed for invitations and new certificates only. No agent reads it there; another host is better still.\n",
         keys = keys.display()
     ));
     Ok(ExitCode::SUCCESS)
@@ -199,13 +210,17 @@ pub(super) fn invite(arguments: &InviteArgs, config: &Path) -> Result<ExitCode, 
             format!("https://{host}:{}", started.agent.listen.port())
         }
     };
-    let ca = arguments.ca_folder.clone().unwrap_or_else(|| folder_of(config).join(CA));
+    let ca = match &arguments.ca_folder {
+        Some(folder) => folder.clone(),
+        None => authority::find_key_of(&at(&started.tls.ca), &[&folder_of(config).join(EARLIER_CA)])
+            .map_err(fault)?,
+    };
     let source = Party { name: name.clone(), hosts: with_local(&arguments.host) };
     let operator = Party { name: format!("operator-{name}"), hosts: Vec::new() };
     let (validity, now) = (DAY * arguments.days, Timestamp::now());
     let mut pems = Vec::new();
     for (role, party) in [(Role::Source, &source), (Role::Operator, &operator)] {
-        let issued = pki::issue(&ca, role, party, validity, now).map_err(fault)?;
+        let issued = pki::issue(&ca, &ca, role, party, validity, now).map_err(fault)?;
         for file in [issued.cert, issued.key] {
             pems.push(read(&file)?);
             // It is in the invitation now, and nowhere else.

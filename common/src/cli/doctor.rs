@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::print_json;
 use crate::{
     error::Hint as _,
-    pki::Role,
+    pki::{Role, authority},
     tls::{Credentials, TlsFiles},
 };
 
@@ -142,17 +142,15 @@ impl Report {
         }
     }
 
-    /// The CA's private key, where `pki init` and `init` put it, whatever the file is called. The configuration is refused when
-    /// the key would be copied or shown to a check, so that everywhere else a warning is enough.
+    /// The CA's private key, wherever this agent can read it and whatever the file is called.
     pub fn ca_key(&mut self, files: &TlsFiles, config: &Path) {
-        for key in crate::pki::authority_keys_beside(files, config) {
-            let found = format!("{} lies on an agent's host, where the agent can read it", key.display());
-            self.warn(
-                "CA key",
-                found,
-                "whoever reads it can be anybody: move it to another host, or to a folder that the agent cannot enter (/root/assay-ca; \
-                 ProtectHome= of the unit keeps the agent out), until the next certificate",
-            );
+        for key in authority::reachable_keys(files, config) {
+            let found = format!("{} lies where the agent can read it", key.path.display());
+            let remedy = format!("whoever reads it can be anybody: {}", key.remedy());
+            match key.is_refused {
+                true => self.bad("CA key", format!("{found}: the agent does not start"), remedy),
+                false => self.warn("CA key", found, remedy),
+            }
         }
     }
 

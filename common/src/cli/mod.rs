@@ -28,6 +28,7 @@ use tonic::{Code, Status, transport::Channel};
 
 use crate::{
     error::{Hint, PathError},
+    pki::PkiError,
     rpc_status::RpcFault,
     signing::KeyError,
     tls::{ConnectError, ConnectOptions, Role, TlsError, TlsFiles, connect, explain_rpc_error},
@@ -38,7 +39,7 @@ pub use explain::{explain, explain_run};
 pub use health::{HealthAnswer, ask_health, health};
 pub use ledger::{AuditArgs, Beside, print_head};
 pub use notify::NotifyCommand;
-pub use pki::PkiCommand;
+pub use pki::{PkiCommand, refuse_below};
 pub use restore::{Ended, Offered, RestoreArgs, Vouched};
 pub use verify::VerifyArgs;
 
@@ -80,12 +81,18 @@ impl CommandError {
         message: String,
         chain: impl IntoIterator<Item = &'a (dyn std::error::Error + 'static)>,
     ) -> Self {
+        let mut is_misplaced_key = false;
         let hint = chain.into_iter().find_map(|error| {
             let tls = error.downcast_ref::<TlsError>().and_then(Hint::hint);
             let key = error.downcast_ref::<KeyError>().and_then(Hint::hint);
-            tls.or(key).or_else(|| error.downcast_ref::<PathError>().and_then(Hint::hint))
+            let pki = error.downcast_ref::<PkiError>();
+            is_misplaced_key |= matches!(pki, Some(PkiError::KeyInReach { .. }));
+            let pki = pki.and_then(Hint::hint);
+            tls.or(key).or(pki).or_else(|| error.downcast_ref::<PathError>().and_then(Hint::hint))
         });
-        Self { hint, ..Self::not_run(message) }
+        // That does not go away by trying again, and the units do not.
+        let error = if is_misplaced_key { Self::usage(message) } else { Self::not_run(message) };
+        Self { hint, ..error }
     }
 
     /// From an agent's answer.

@@ -9,7 +9,10 @@ use std::{
 use super::{CommandError, print};
 use crate::{
     error::Hint as _,
-    pki::{Certificate, DEFAULT_VALIDITY_DAYS, Party, PkiError, PkiOptions, Role, init_pki, issue, renew},
+    pki::{
+        Certificate, DEFAULT_VALIDITY_DAYS, Party, PkiError, PkiOptions, Role, authority, init_pki, issue,
+        renew,
+    },
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -17,7 +20,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Make certificates and keys
 #[derive(Debug, clap::Subcommand)]
 pub enum PkiCommand {
-    /// Make a CA, certificates for source, target and operator, and signing keys (private ones mode 0600)
+    /// Make a CA in a folder apart, certificates for source, target and operator, and signing keys (private ones mode 0600)
     Init {
         /// Folder for the files
         folder: PathBuf,
@@ -36,6 +39,9 @@ pub enum PkiCommand {
         /// Name of the operator
         #[arg(long, default_value = "operator", value_name = "NAME")]
         operator: String,
+        /// Folder for the CA; /var/lib/assay-ca/KEY when it is left out, and ~/.local/share/assay-ca/KEY for other users than root
+        #[arg(long, value_name = "DIR")]
+        ca_folder: Option<PathBuf>,
         /// Organisation (O=) in every certificate
         #[arg(long, default_value = "Assay", value_name = "TEXT")]
         organisation: String,
@@ -43,10 +49,13 @@ pub enum PkiCommand {
         #[arg(long, default_value_t = DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
         days: u32,
     },
-    /// Make one more certificate with the CA in the folder
+    /// Make one more certificate with the CA of the folder
     Issue {
-        /// Folder that `pki init` made
+        /// Folder for the files, with the CA's ca.crt: one that `init` or `pki init` made
         folder: PathBuf,
+        /// Folder of the CA; the folder itself, or the place where `pki init` put it, when it is left out
+        #[arg(long, value_name = "DIR")]
+        ca_folder: Option<PathBuf>,
         /// What its holder may do: source, target, operator or restore
         #[arg(long, value_name = "ROLE")]
         role: Role,
@@ -65,8 +74,11 @@ pub enum PkiCommand {
     /// Fit for a timer: `assay-target pki renew FOLDER --within 30` does nothing until an end is near. An agent takes a new certificate within
     /// half a minute.
     Renew {
-        /// Folder that `pki init` made
+        /// Folder with the certificates and the CA's ca.crt: one that `init` or `pki init` made
         folder: PathBuf,
+        /// Folder of the CA; the folder itself, or the place where `pki init` put it, when it is left out
+        #[arg(long, value_name = "DIR")]
+        ca_folder: Option<PathBuf>,
         /// Certificates to renew; all of ours in the folder when none is named
         #[arg(value_name = "CRT")]
         certificates: Vec<PathBuf>,
@@ -114,6 +126,31 @@ fn ours(folder: &Path) -> Result<Vec<PathBuf>, CommandError> {
     Ok(found)
 }
 
+/// The CA's folder: the one that was named, or the one that belongs to the ca.crt in `folder`.
+fn authority_of(named: Option<&Path>, folder: &Path) -> Result<PathBuf, CommandError> {
+    named.map_or_else(|| authority::find(folder).map_err(fault), |folder| Ok(folder.to_owned()))
+}
+
+/// Refuses a folder for a new CA that is, or lies in, the folder of an agent's files.
+///
+/// # Errors
+/// When it does.
+pub fn refuse_below(ca: &Path, folder: &Path) -> Result<(), CommandError> {
+    // Neither has to be there yet: the part that is there is followed through its links.
+    let real = |path: &Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let there = path.ancestors().find(|part| part.exists()).unwrap_or(Path::new("/"));
+        let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+        std::fs::canonicalize(there).map_or_else(|_| path.clone(), |there| there.join(rest))
+    };
+    if !real(ca).starts_with(real(folder)) {
+        return Ok(());
+    }
+    let fault = format!("{} is below {}, where an agent has its files", ca.display(), folder.display());
+    Err(CommandError::usage(fault)
+        .hint("name a folder elsewhere, best on another host, or leave --ca-folder out"))
+}
+
 impl PkiCommand {
     /// Does it.
     ///
@@ -122,7 +159,20 @@ impl PkiCommand {
     pub fn run(self) -> Result<ExitCode, CommandError> {
         let now = jiff::Timestamp::now();
         match self {
-            Self::Init { folder, source, source_host, target, target_host, operator, organisation, days } => {
+            Self::Init {
+                folder,
+                source,
+                source_host,
+                target,
+                target_host,
+                operator,
+                ca_folder,
+                organisation,
+                days,
+            } => {
+                if let Some(ca) = &ca_folder {
+                    refuse_below(ca, &folder)?;
+                }
                 let options = PkiOptions {
                     organisation,
                     source: Party { name: source, hosts: source_host },
@@ -131,19 +181,20 @@ impl PkiCommand {
                     validity: DAY * days,
                     ca_validity: DAY * days.max(3650),
                 };
-                init_pki(&folder, &options, now).map_err(fault)?;
+                let ca = init_pki(&folder, ca_folder.as_deref(), &options, now).map_err(fault)?;
                 print(&format!(
-                    "made a CA, certificates for source, target and operator, and two signing keys in {}\n\
+                    "made certificates for source, target and operator, and two signing keys in {}, and a CA in {}\n\
                      source host:  ca.crt source.crt source.key source-signing.key target-signing.pub operator.*\n\
                      target host:  ca.crt target.crt target.key target-signing.key source-signing.pub operator.*\n\
-                     keep ca.key on neither of them\n",
-                    folder.display()
+                     The CA's ca.key is needed for new certificates only: keep it on another host, and never below an agent's configuration\n",
+                    folder.display(),
+                    ca.display()
                 ));
                 for path in ours(&folder)? {
                     print(&shown(&path, &Certificate::read(&path).map_err(fault)?));
                 }
             }
-            Self::Renew { folder, certificates, within, days, new_keys } => {
+            Self::Renew { folder, ca_folder, certificates, within, days, new_keys } => {
                 let all = if certificates.is_empty() { ours(&folder)? } else { certificates };
                 let mut text = String::new();
                 for path in all {
@@ -153,8 +204,9 @@ impl PkiCommand {
                         text += &format!("{}: not renewed, {} days are left\n", path.display(), left / 24);
                         continue;
                     }
+                    let ca = authority_of(ca_folder.as_deref(), &folder)?;
                     let key = new_keys.then(|| path.with_extension("key"));
-                    let renewed = renew(&folder, &path, key.as_deref(), DAY * days, now).map_err(fault)?;
+                    let renewed = renew(&ca, &path, key.as_deref(), DAY * days, now).map_err(fault)?;
                     text += &shown(&path, &renewed);
                 }
                 print(&text);
@@ -164,9 +216,10 @@ impl PkiCommand {
                     print(&shown(&path, &Certificate::read(&path).map_err(fault)?));
                 }
             }
-            Self::Issue { folder, role, name, host, days } => {
-                let issued =
-                    issue(&folder, role, &Party { name, hosts: host }, DAY * days, now).map_err(fault)?;
+            Self::Issue { folder, ca_folder, role, name, host, days } => {
+                let ca = authority_of(ca_folder.as_deref(), &folder)?;
+                let party = Party { name, hosts: host };
+                let issued = issue(&folder, &ca, role, &party, DAY * days, now).map_err(fault)?;
                 print(&format!("made {} and {}\n", issued.cert.display(), issued.key.display()));
                 print(&shown(&issued.cert, &Certificate::read(&issued.cert).map_err(fault)?));
             }

@@ -27,8 +27,8 @@ pub(crate) fn identity_in(path: &Path) -> Result<PeerIdentity, IdentityError> {
 #[test]
 fn init_makes_all_files_and_keeps_private_keys_private() {
     let folder = tempfile::tempdir().expect("folder");
-    let folder = folder.path().join("pki");
-    init_pki(&folder, &options(), Timestamp::now()).expect("init");
+    let (folder, apart) = (folder.path().join("pki"), folder.path().join("ca"));
+    init_pki(&folder, Some(&apart), &options(), Timestamp::now()).expect("init");
     let mut names: Vec<_> = fs::read_dir(&folder)
         .expect("list")
         .map(|entry| entry.expect("entry").file_name().into_string().expect("UTF-8"))
@@ -38,7 +38,6 @@ fn init_makes_all_files_and_keeps_private_keys_private() {
         names,
         [
             "ca.crt",
-            "ca.key",
             "operator.crt",
             "operator.key",
             "source-signing.key",
@@ -67,7 +66,9 @@ fn init_makes_all_files_and_keeps_private_keys_private() {
 fn init_replaces_nothing_and_then_writes_nothing() {
     let folder = tempfile::tempdir().expect("folder");
     fs::write(folder.path().join("operator.key"), "mine").expect("write");
-    let text = report(&init_pki(folder.path(), &options(), Timestamp::now()).expect_err("in the way"));
+    let text = report(
+        &init_pki(folder.path(), Some(folder.path()), &options(), Timestamp::now()).expect_err("in the way"),
+    );
     assert!(text.contains("operator.key already exists") && text.contains("HINT: move"), "{text}");
     assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 1);
 }
@@ -75,27 +76,30 @@ fn init_replaces_nothing_and_then_writes_nothing() {
 #[test]
 fn more_certificates_come_from_the_same_ca() {
     let folder = tempfile::tempdir().expect("folder");
-    init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+    init_pki(folder.path(), Some(folder.path()), &options(), Timestamp::now()).expect("init");
     let party = Party { name: "bob".into(), hosts: vec![] };
     let files =
-        issue(folder.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now()).expect("issue");
+        issue(folder.path(), folder.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now())
+            .expect("issue");
     assert_eq!(files.cert, folder.path().join("restore-bob.crt"));
     assert_eq!(identity_in(&files.cert), Ok(PeerIdentity { role: Role::Restore, name: "bob".into() }));
-    let again = issue(folder.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now());
+    let again =
+        issue(folder.path(), folder.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now());
     assert!(matches!(again, Err(PkiError::Key(KeyError::Exists { .. }))));
 }
 
 #[test]
 fn a_leaf_is_no_ca_to_issue_from() {
     let folder = tempfile::tempdir().expect("folder");
-    init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+    init_pki(folder.path(), Some(folder.path()), &options(), Timestamp::now()).expect("init");
     let copy = |from: &str, to: &str| {
         fs::copy(folder.path().join(from), folder.path().join(to)).expect("copy");
     };
     copy("source.crt", "ca.crt");
     let party = Party { name: "bob".into(), hosts: vec![] };
     for _ in 0..2 {
-        let result = issue(folder.path(), Role::Operator, &party, DEFAULT_VALIDITY, Timestamp::now());
+        let result =
+            issue(folder.path(), folder.path(), Role::Operator, &party, DEFAULT_VALIDITY, Timestamp::now());
         assert!(matches!(result, Err(PkiError::Authority { .. })), "{result:?}");
         copy("source.key", "ca.key");
     }
@@ -114,7 +118,7 @@ fn names_and_hosts_are_checked_before_anything_is_written() {
     for change in changes {
         let mut options = options();
         change(&mut options);
-        assert!(init_pki(folder.path(), &options, Timestamp::now()).is_err());
+        assert!(init_pki(folder.path(), Some(folder.path()), &options, Timestamp::now()).is_err());
         assert_eq!(fs::read_dir(folder.path()).expect("list").count(), 0);
     }
 }
@@ -164,7 +168,7 @@ fn two_identities_are_none() {
 #[test]
 fn openssl_accepts_the_chain() {
     let folder = tempfile::tempdir().expect("folder");
-    init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+    init_pki(folder.path(), Some(folder.path()), &options(), Timestamp::now()).expect("init");
     for (name, purpose) in
         [("source", "sslserver"), ("source", "sslclient"), ("target", "sslserver"), ("operator", "sslclient")]
     {

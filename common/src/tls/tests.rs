@@ -18,7 +18,7 @@ use crate::{
 
 fn pki() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("folder");
-    init_pki(folder.path(), &options(), Timestamp::now()).expect("init");
+    init_pki(folder.path(), Some(folder.path()), &options(), Timestamp::now()).expect("init");
     folder
 }
 
@@ -34,7 +34,7 @@ fn files(folder: &Path, stem: &str) -> TlsFiles {
 fn expired(folder: &Path, role: Role) -> TlsFiles {
     let party = Party { name: "old".into(), hosts: vec!["localhost".into()] };
     let then = Timestamp::now() - SignedDuration::from_hours(2 * 366 * 24);
-    issue(folder, role, &party, Duration::from_secs(86_400), then).expect("issue");
+    issue(folder, folder, role, &party, Duration::from_secs(86_400), then).expect("issue");
     files(folder, &format!("{role}-old"))
 }
 
@@ -165,7 +165,7 @@ async fn a_role_that_may_not_call_is_told_which_one_may() {
     let pki = pki();
     let server = target(pki.path()).await;
     let party = Party { name: "bob".into(), hosts: vec![] };
-    issue(pki.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now()).expect("issue");
+    issue(pki.path(), pki.path(), Role::Restore, &party, DEFAULT_VALIDITY, Timestamp::now()).expect("issue");
     let (mut client, _) = server.connect(&files(pki.path(), "restore-bob")).await.expect("connect");
     let fault = explain_rpc_error(&check(&mut client).await.expect_err("refused"), "localhost");
     assert_eq!((fault.code, &*fault.reason), (Code::PermissionDenied, "role-not-allowed"));
@@ -381,7 +381,7 @@ async fn own_files_are_checked_when_they_are_loaded() {
 
     let party = Party { name: "early".into(), hosts: vec![] };
     let later = Timestamp::now() + SignedDuration::from_hours(48);
-    issue(pki.path(), Role::Operator, &party, DEFAULT_VALIDITY, later).expect("issue");
+    issue(pki.path(), pki.path(), Role::Operator, &party, DEFAULT_VALIDITY, later).expect("issue");
     let early = files(pki.path(), "operator-early");
     assert!(matches!(Credentials::load(&early, &Role::ALL), Err(TlsError::NotYetValid { .. })));
 

@@ -82,11 +82,24 @@ impl Assay {
         self.remove()?;
         fs::create_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;
         let far = self.ends().far_address().to_string();
+        // Apart from the agents, which do not start beside it, and needed no more.
+        let authority = self.folder.with_extension("ca");
         succeed(
             Command::new(self.bin.join("assay-target"))
-                .args(["pki", "init", "pki", "--source-host", "127.0.0.1", "--target-host", &far])
+                .args([
+                    "pki",
+                    "init",
+                    "pki",
+                    "--source-host",
+                    "127.0.0.1",
+                    "--target-host",
+                    &far,
+                    "--ca-folder",
+                ])
+                .arg(&authority)
                 .current_dir(&self.folder),
         )?;
+        discard(&authority)?;
         let (source_port, target_port) = (free_port()?, free_port()?);
         let link = self.delay.map(|delay| Proxy::start(target_port, delay)).transpose()?;
         let through = link.as_ref().map_or(target_port, Proxy::port);

@@ -36,7 +36,7 @@ fn status(pair: &Pair, agent: &str) -> serde_json::Value {
 fn renew(pair: &Pair, agent: &str, role: Role, name: &str) {
     let week = Duration::from_secs(7 * 24 * 3600);
     let party = Party { name: name.to_owned(), hosts: vec!["127.0.0.1".to_owned()] };
-    issue(&pair.path("pki"), role, &party, week, jiff::Timestamp::now()).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), role, &party, week, jiff::Timestamp::now()).expect("issue");
     for end in ["crt", "key"] {
         let new = pair.path(&format!("pki/{agent}-{name}.{end}"));
         fs::rename(new, pair.path(&format!("pki/{agent}.{end}"))).expect("rename");
@@ -233,11 +233,12 @@ fn certificates_are_renewed_with_one_command() {
     let pair = Pair::plain(1);
     fs::write(pair.root(0).join("file"), "good").expect("write");
     let read = |name: &str| Certificate::read(&pair.path(&format!("pki/{name}.crt"))).expect("read");
+    let ca = pair.authority().to_str().expect("utf-8");
     let before = ["source", "target", "operator"].map(read);
-    let skipped = pair.target(&["pki", "renew", "pki", "--within", "0"]);
+    let skipped = pair.target(&["pki", "renew", "pki", "--ca-folder", ca, "--within", "0"]);
     assert!(skipped.code == 0 && skipped.stdout.contains("not renewed"), "{skipped:?}");
     assert_eq!(["source", "target", "operator"].map(read), before);
-    let done = pair.target(&["pki", "renew", "pki", "--within", "30"]);
+    let done = pair.target(&["pki", "renew", "pki", "--ca-folder", ca, "--within", "30"]);
     assert_eq!(done.code, 0, "{done:?}");
     let renewed = ["source", "target", "operator"].map(read);
     for (before, renewed) in before.iter().zip(&renewed) {
@@ -250,36 +251,143 @@ fn certificates_are_renewed_with_one_command() {
                 && done.stdout.contains(&renewed.fingerprints.key)
         );
     }
-    let done = pair.target(&["pki", "renew", "pki", "pki/operator.crt", "--new-keys"]);
+    let done = pair.target(&["pki", "renew", "pki", "--ca-folder", ca, "pki/operator.crt", "--new-keys"]);
     assert_eq!(done.code, 0, "{done:?}");
     assert_ne!(read("operator").fingerprints.key, renewed[2].fingerprints.key);
     pair.run(0);
 }
 
-/// The authority's private key in reach of an agent: it is said; where it would be copied or shown, the agent does not start.
+/// Puts the authority's private key into a file beside the agents.
+fn bring_authority_key(pair: &Pair, file: &std::path::Path) {
+    fs::create_dir_all(file.parent().expect("a folder")).expect("mkdir");
+    fs::copy(pair.authority().join("ca.key"), file).expect("copy");
+}
+
+/// An agent does not start when the authority's private key lies below its configuration, whatever the file and its folder are called.
 #[test]
-fn an_authority_key_in_reach_is_told_and_in_a_root_refused() {
+fn an_agent_does_not_start_with_the_authoritys_key_below_its_configuration() {
     let pair = Pair::plain(1);
     for (agent, _) in AGENTS {
-        assert_eq!(
-            logged(&pair, agent, "certificate authority's private key lies where this agent can read it"),
-            1
-        );
+        assert_eq!(logged(&pair, agent, "certificate authority's private key"), 0);
+    }
+    for place in ["pki/ca.key", "ca/ca.key", "spare.txt", "pki/old/2026/authority", "a/b/c/backup.pem"] {
+        let file = pair.path(place);
+        bring_authority_key(&pair, &file);
+        if place == "pki/ca.key" {
+            // Certificates may stand in the same file.
+            let mut both = fs::read(pair.path("pki/ca.crt")).expect("read");
+            both.extend(fs::read(&file).expect("read"));
+            fs::write(&file, both).expect("write");
+        }
+        for (agent, _) in AGENTS {
+            let refused = pair.refused_start(agent);
+            assert_eq!(refused.code, 2, "{place}: {refused:?}");
+            let stderr = &refused.stderr;
+            let name = file.file_name().expect("a name").to_str().expect("utf-8");
+            assert!(
+                stderr.contains("private key lies below this agent's configuration"),
+                "{place}: {stderr}"
+            );
+            assert!(stderr.contains(name) && stderr.contains("HINT: "), "{place}: {stderr}");
+            assert!(stderr.contains("install -d -m 0700 /var/lib/assay-ca/"), "{place}: {stderr}");
+            let doctor = if agent == "source" { pair.source(&["doctor"]) } else { pair.target(&["doctor"]) };
+            assert!(doctor.stdout.contains("BAD   CA key"), "{place}: {doctor:?}");
+        }
+        fs::remove_file(&file).expect("remove");
+    }
+    pair.restart_with("target", "[tls]", "[tls]");
+    pair.restart_with("source", "[tls]", "[tls]");
+}
+
+/// The authority of an earlier version lies where that version put it: the service goes on, and says at each start how to move the key.
+#[test]
+fn an_authority_of_an_earlier_version_is_warned_of_and_goes_on() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "good").expect("write");
+    // As 0.1 made them: no word in the certificate that the key is apart.
+    let openssl = |arguments: &[&str]| {
+        let status = Command::new("openssl")
+            .args(arguments)
+            .current_dir(pair.path("pki"))
+            .stderr(Stdio::null())
+            .status();
+        assert!(status.expect("openssl is installed by ./test").success(), "{arguments:?}");
+    };
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/O=Assay/CN=Assay CA 01",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.crt",
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+    ]);
+    fs::set_permissions(pair.path("pki/ca.key"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("chmod");
+    // Where it was is where `pki renew` and `pki issue` find it.
+    let done = pair.target(&["pki", "renew", "pki"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    for (agent, _) in AGENTS {
+        pair.restart_with(agent, "[tls]", "[tls]");
+        assert_eq!(logged(&pair, agent, "private key lies where this agent can read it"), 1);
         let doctor = if agent == "source" { pair.source(&["doctor"]) } else { pair.target(&["doctor"]) };
-        assert!(doctor.stdout.contains("WARN  CA key"), "{doctor:?}");
+        assert!(
+            doctor.stdout.contains("WARN  CA key") && doctor.stdout.contains("install -d -m 0700"),
+            "{doctor:?}"
+        );
     }
-    // Under another name, and in what is copied.
-    fs::create_dir(pair.root(0).join("pki")).expect("mkdir");
-    for name in ["ca.crt", "source.crt", "source.key"] {
-        fs::copy(pair.path(&format!("pki/{name}")), pair.root(0).join("pki").join(name)).expect("copy");
-    }
-    fs::rename(pair.path("pki/ca.key"), pair.root(0).join("pki/authority.pem")).expect("rename");
+    pair.run(0);
+}
+
+/// Nothing copies the authority's key to the target, and nothing shows it to a check.
+#[test]
+fn no_root_profile_or_overlay_takes_the_authoritys_key_along() {
+    let pair = Pair::plain(1);
+    // In what is copied, under another name, beside certificates of the agent.
+    bring_authority_key(&pair, &pair.root(0).join("pki/authority.pem"));
+    fs::copy(pair.path("pki/ca.crt"), pair.root(0).join("pki/ca.crt")).expect("copy");
     let inside = pair.root(0).join("pki");
-    pair.configure("source", "ca = \"pki/ca.crt\"", &format!("ca = \"{}/ca.crt\"", inside.display()));
+    let ca = format!("ca = \"{}/ca.crt\"", inside.display());
+    pair.configure("source", "ca = \"pki/ca.crt\"", &ca);
     let refused = pair.refused_start("source");
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(
         refused.stderr.contains("authority.pem") && refused.stderr.contains("copied to the target"),
         "{refused:?}"
     );
+    // In what a check would be shown, and as a file that is laid over the copy.
+    let shown = tempfile::Builder::new().prefix("assay-shown-").tempdir().expect("temp");
+    let key = shown.path().join("lib/x/notes");
+    bring_authority_key(&pair, &key);
+    let profile = format!(
+        "name = \"own\"\ndescription = \"made by a test\"\nversion = \"1\"\ndepth = \"L0\"\n[mark]\nkind = \"none\"\n\
+         [sandbox]\nvisible = [{:?}]\n[[check]]\nname = \"list\"\nargv = [\"ls\"]\nfail_exit = [1]\n",
+        shown.path()
+    );
+    fs::write(pair.path("showing.toml"), profile).expect("write");
+    let target = fs::read_to_string(pair.path("target.toml")).expect("read");
+    for (from, to, words) in [
+        ("profile = \"generic\"", "profile = \"./showing.toml\"".to_owned(), "[sandbox] visible: "),
+        (
+            "profile = \"generic\"",
+            format!("profile = \"generic\"\noverlay = {{ \"licence\" = {key:?} }}"),
+            "repository.overlay",
+        ),
+    ] {
+        fs::write(pair.path("target.toml"), target.replace(from, &to)).expect("write");
+        let refused = pair.refused_start("target");
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(
+            refused.stderr.contains(words) && refused.stderr.contains("certificate authority's private key"),
+            "{refused:?}"
+        );
+    }
 }

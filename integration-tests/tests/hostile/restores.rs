@@ -21,7 +21,8 @@ fn pair() -> Pair {
     pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
     let bob = Party { name: "bob".to_owned(), hosts: Vec::new() };
     let day = Duration::from_secs(24 * 3600);
-    issue(&pair.path("pki"), Role::Restore, &bob, day, jiff::Timestamp::now()).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), Role::Restore, &bob, day, jiff::Timestamp::now())
+        .expect("issue");
     fs::write(pair.root(0).join("file"), "good").expect("write");
     pair.run(0);
     pair

@@ -48,7 +48,8 @@ fn every_call_is_for_its_roles_only() {
     let pair = Pair::plain(1);
     let day = std::time::Duration::from_secs(24 * 3600);
     let keeper = Party { name: "keeper".to_owned(), hosts: Vec::new() };
-    issue(&pair.path("pki"), Role::Restore, &keeper, day, jiff::Timestamp::now()).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), Role::Restore, &keeper, day, jiff::Timestamp::now())
+        .expect("issue");
     pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"keeper\"]");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let mut table = BTreeMap::new();

@@ -147,7 +147,15 @@ fn restores_are_served_a_few_at_a_time() {
     ground.honest_run();
     let day = std::time::Duration::from_secs(24 * 3600);
     let bob = Party { name: "bob".to_owned(), hosts: Vec::new() };
-    issue(&ground.pair.path("pki"), Role::Restore, &bob, day, jiff::Timestamp::now()).expect("issue");
+    issue(
+        &ground.pair.path("pki"),
+        ground.pair.authority(),
+        Role::Restore,
+        &bob,
+        day,
+        jiff::Timestamp::now(),
+    )
+    .expect("issue");
     ground.pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
     let file = |name: &str| ground.pair.path(&format!("pki/{name}"));
     let files = TlsFiles { ca: file("ca.crt"), cert: file("restore-bob.crt"), key: file("restore-bob.key") };

@@ -93,7 +93,7 @@ fn certificates_of_another_role_expired_or_missing_are_refused() {
     let day = Duration::from_secs(24 * 3600);
     let past = jiff::Timestamp::now() - 720.hours();
     let party = Party { name: "late".to_owned(), hosts: Vec::new() };
-    issue(&pair.path("pki"), Role::Operator, &party, day, past).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), Role::Operator, &party, day, past).expect("issue");
     for (name, word) in [("operator-late", "expired"), ("source", "role"), ("nobody", "nobody.crt")] {
         let (cert, key) = (format!("pki/{name}.crt"), format!("pki/{name}.key"));
         let done = pair.source(&["status", "--cert", &cert, "--key", &key]);

@@ -34,7 +34,13 @@ fn foreign_pki(pair: &Pair) {
         validity: DAY,
         ca_validity: DAY,
     };
-    init_pki(&pair.path("foreign"), &options, jiff::Timestamp::now()).expect("pki");
+    init_pki(
+        &pair.path("foreign"),
+        Some(&pair.authority().join("foreign")),
+        &options,
+        jiff::Timestamp::now(),
+    )
+    .expect("pki");
 }
 
 /// Only the one generation is there, it is verified, and the ledger has its verdict alone.
@@ -79,7 +85,7 @@ fn strangers_get_no_answer_at_all() {
     foreign_pki(&pair);
     let past = jiff::Timestamp::now() - 720.hours();
     let late = Party { name: "late".to_owned(), hosts: Vec::new() };
-    issue(&pair.path("pki"), Role::Operator, &late, DAY, past).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), Role::Operator, &late, DAY, past).expect("issue");
     for identity in ["", "foreign/operator", "pki/operator-late"] {
         for target in [false, true] {
             let done = pair.grpcurl_as(identity, target, &["-connect-timeout", "3"], &["list"]);
@@ -100,7 +106,8 @@ fn strangers_get_no_answer_at_all() {
 #[test]
 fn a_repository_belongs_to_the_source_that_the_target_names() {
     let pair = proven();
-    issue(&pair.path("pki"), Role::Source, &party("other"), DAY, jiff::Timestamp::now()).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), Role::Source, &party("other"), DAY, jiff::Timestamp::now())
+        .expect("issue");
     pair.kill("source");
     pair.configure("source", "name = \"source\"", "name = \"other\"");
     pair.restart_with("source", "pki/source.", "pki/source-other.");
@@ -119,7 +126,7 @@ fn an_agent_does_not_start_with_an_expired_certificate() {
     let past = jiff::Timestamp::now() - 720.hours();
     for (role, name) in [(Role::Source, "source"), (Role::Target, "target")] {
         let file = format!("pki/{name}-late");
-        issue(&pair.path("pki"), role, &party("late"), DAY, past).expect("issue");
+        issue(&pair.path("pki"), pair.authority(), role, &party("late"), DAY, past).expect("issue");
         pair.configure(name, &format!("name = \"{name}\"\nlisten"), "name = \"late\"\nlisten");
         pair.configure(name, &format!("pki/{name}.crt"), &format!("{file}.crt"));
         pair.configure(name, &format!("pki/{name}.key"), &format!("{file}.key"));

@@ -77,6 +77,8 @@ pub(crate) struct Pair {
     // Unmounted before the folder goes.
     mounts: Vec<Mounted>,
     folder: tempfile::TempDir,
+    /// The certificate authority's, apart from the agents.
+    authority: tempfile::TempDir,
     ports: (u16, u16),
     agents: Mutex<HashMap<String, Child>>,
     environments: Mutex<HashMap<String, Vec<(String, String)>>>,
@@ -259,7 +261,8 @@ impl Pair {
             validity: day,
             ca_validity: day,
         };
-        init_pki(&path("pki"), &options, jiff::Timestamp::now()).expect("pki");
+        let authority = tempfile::Builder::new().prefix("assay-ca-").tempdir().expect("temp");
+        init_pki(&path("pki"), Some(authority.path()), &options, jiff::Timestamp::now()).expect("pki");
         if !profile_text.is_empty() {
             fs::write(path("profile.toml"), profile_text).expect("write");
             rustix::fs::mknodat(
@@ -303,6 +306,7 @@ impl Pair {
         let pair = Self {
             mounts,
             folder,
+            authority,
             ports: (source_port, target_port),
             agents: Mutex::default(),
             environments: Mutex::default(),
@@ -517,6 +521,11 @@ impl Pair {
     pub(crate) fn verified(&self) -> String {
         fs::read_link(self.path("store/repo/verified"))
             .map_or_else(|_| "none".into(), |path| path.display().to_string())
+    }
+
+    /// Where the certificate authority is.
+    pub(crate) fn authority(&self) -> &Path {
+        self.authority.path()
     }
 
     /// A path in the folder.

@@ -22,7 +22,8 @@ fn pair() -> Pair {
     for name in ["bob", "eve"] {
         let party = Party { name: name.to_owned(), hosts: Vec::new() };
         let day = Duration::from_secs(24 * 3600);
-        issue(&pair.path("pki"), Role::Restore, &party, day, jiff::Timestamp::now()).expect("issue");
+        issue(&pair.path("pki"), pair.authority(), Role::Restore, &party, day, jiff::Timestamp::now())
+            .expect("issue");
     }
     pair
 }
