@@ -8,7 +8,10 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
-use super::credentials::{TlsError, no_certificate};
+use super::{
+    credentials::{TlsError, no_certificate},
+    revocation::Anchor,
+};
 use crate::{path::display_bytes, pem, signing::read_public};
 
 /// What matters of one certificate.
@@ -53,6 +56,8 @@ pub(super) struct Bundle {
     /// The members that can be used now.
     pub(super) roots: RootCertStore,
     pub(super) links: Vec<Link>,
+    /// The same members, to be told apart.
+    pub(super) anchors: Vec<Anchor>,
     /// A sentence about each member that cannot.
     pub(super) unusable: Vec<String>,
 }
@@ -63,7 +68,8 @@ impl Bundle {
     pub(super) fn load(path: &Path, now: Timestamp) -> Result<Self, TlsError> {
         let bytes = read_public(path)?;
         let pem = pem::normal(&bytes).ok_or_else(|| no_certificate(path))?;
-        let mut bundle = Self { roots: RootCertStore::empty(), links: Vec::new(), unusable: Vec::new() };
+        let (roots, links, anchors) = (RootCertStore::empty(), Vec::new(), Vec::new());
+        let mut bundle = Self { roots, links, anchors, unusable: Vec::new() };
         let mut first_fault = None;
         for member in CertificateDer::pem_slice_iter(pem.as_bytes()) {
             let fault = match member {
@@ -84,8 +90,10 @@ impl Bundle {
     fn add(&mut self, member: CertificateDer<'static>, path: &Path, now: Timestamp) -> Result<(), TlsError> {
         let link = Link::of(&member).ok_or_else(|| no_certificate(path))?;
         link.check(path, now)?;
+        let anchor = Anchor::of(&member);
         self.roots.add(member).map_err(|source| TlsError::Library { path: path.to_owned(), source })?;
         self.links.push(link);
+        self.anchors.extend(anchor);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     chain::{Bundle, Link, first_end},
-    revocation,
+    revocation::{self, Anchor},
 };
 use crate::{
     error::{Hint, ShowPath},
@@ -164,6 +164,7 @@ pub(super) fn list(roles: &[Role]) -> String {
 #[derive(Debug, Clone)]
 pub struct Credentials {
     roots: Arc<RootCertStore>,
+    anchors: Arc<[Anchor]>,
     key: Arc<SingleCertAndKey>,
     identity: PeerIdentity,
     not_after: Timestamp,
@@ -181,7 +182,7 @@ impl Credentials {
     /// [`TlsError`], which names the file and the remedy.
     pub fn load(files: &TlsFiles, roles: &[Role]) -> Result<Self, TlsError> {
         let now = Timestamp::now();
-        let Bundle { roots, links: authorities, unusable } = Bundle::load(&files.ca, now)?;
+        let Bundle { roots, links: authorities, anchors, unusable } = Bundle::load(&files.ca, now)?;
         let chain = certificates(&files.cert)?;
         let links: Vec<_> = chain.iter().map_while(|certificate| Link::of(certificate)).collect();
         let own = links.first().ok_or_else(|| no_certificate(&files.cert))?;
@@ -214,8 +215,11 @@ impl Credentials {
             }
             source => TlsError::Library { path: files.cert.clone(), source },
         })?;
+        let anchors: Arc<[Anchor]> = anchors.into();
+        revocation::know(&anchors);
         Ok(Self {
             roots: Arc::new(roots),
+            anchors,
             key: Arc::new(SingleCertAndKey::from(certified)),
             identity,
             not_after,
@@ -273,7 +277,10 @@ impl Credentials {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|source| self.library(source))?
-            .with_client_cert_verifier(Arc::new(IdentifiedClient { inner }))
+            .with_client_cert_verifier(Arc::new(IdentifiedClient {
+                inner,
+                anchors: Arc::clone(&self.anchors),
+            }))
             .with_cert_resolver(Arc::clone(&self.key) as _);
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -294,7 +301,11 @@ impl Credentials {
             .map_err(|source| self.library(source))?
             // Its word for a verifier of one's own. This one checks more than the library's, not less.
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(ServerOfRole { inner, expected }))
+            .with_custom_certificate_verifier(Arc::new(ServerOfRole {
+                inner,
+                expected,
+                anchors: Arc::clone(&self.anchors),
+            }))
             .with_client_cert_resolver(Arc::clone(&self.key) as _);
         config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
@@ -363,19 +374,35 @@ impl From<PeerFault> for rustls::Error {
     }
 }
 
-/// Whatever the CA says: the configuration names it, or one that vouches for it.
+/// Whatever the CA says: the configuration names it, or one that vouches for it. A CA of the file may be revoked as well: then `verify` must
+/// succeed with those that are not.
 fn refuse_revoked(
     end_entity: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
+    anchors: &[Anchor],
+    verify: impl FnOnce(RootCertStore) -> Option<()>,
 ) -> Result<(), rustls::Error> {
+    let refused = || Err(CertificateError::Revoked.into());
     let chain = std::iter::once(end_entity).chain(intermediates).map(AsRef::as_ref);
-    if revocation::is_any_revoked(chain) { Err(CertificateError::Revoked.into()) } else { Ok(()) }
+    if revocation::is_any_revoked(chain) {
+        return refused();
+    }
+    let Some(left) = revocation::anchors_left(anchors) else {
+        return Ok(());
+    };
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(left);
+    match verify(roots) {
+        Some(()) => Ok(()),
+        None => refused(),
+    }
 }
 
 /// The library's checks of a client, and that it says who it is.
 #[derive(Debug)]
 struct IdentifiedClient {
     inner: Arc<dyn ClientCertVerifier>,
+    anchors: Arc<[Anchor]>,
 }
 
 impl ClientCertVerifier for IdentifiedClient {
@@ -390,7 +417,11 @@ impl ClientCertVerifier for IdentifiedClient {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.inner.verify_client_cert(end_entity, intermediates, now)?;
-        refuse_revoked(end_entity, intermediates)?;
+        refuse_revoked(end_entity, intermediates, &self.anchors, |roots| {
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok()?;
+            verifier.verify_client_cert(end_entity, intermediates, now).ok().map(drop)
+        })?;
         PeerIdentity::from_certificate(end_entity).map_err(PeerFault::from)?;
         Ok(verified)
     }
@@ -423,6 +454,7 @@ impl ClientCertVerifier for IdentifiedClient {
 struct ServerOfRole {
     inner: Arc<WebPkiServerVerifier>,
     expected: Role,
+    anchors: Arc<[Anchor]>,
 }
 
 impl ServerCertVerifier for ServerOfRole {
@@ -436,7 +468,13 @@ impl ServerCertVerifier for ServerOfRole {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified =
             self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        refuse_revoked(end_entity, intermediates)?;
+        refuse_revoked(end_entity, intermediates, &self.anchors, |roots| {
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().ok()?;
+            let verified =
+                verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            verified.ok().map(drop)
+        })?;
         let found = PeerIdentity::from_certificate(end_entity).map_err(PeerFault::from)?;
         if found.role != self.expected {
             return Err(PeerFault::WrongRole { found, expected: self.expected }.into());

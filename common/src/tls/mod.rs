@@ -10,6 +10,7 @@
 //! | the server: issuer, validity, host name, role | [`connect`] |
 //! | the client: issuer, validity, exactly one identity | [`incoming`] |
 //! | the client's role | [`require_role`], in each call |
+//! | that a caller is not revoked meanwhile | [`require_role`], and [`StandingLayer`] with each piece of a stream |
 
 mod chain;
 mod client;
@@ -17,6 +18,7 @@ mod credentials;
 pub mod renewal;
 pub mod revocation;
 mod server;
+mod standing;
 
 pub use self::{
     client::{ConnectError, ConnectOptions, WireCounter, connect, explain_rpc_error},
@@ -24,6 +26,7 @@ pub use self::{
     server::{
         IncomingLimits, PeerInfo, TlsConnection, incoming, incoming_renewed, require_role, server_builder,
     },
+    standing::StandingLayer,
 };
 pub use crate::pki::{IdentityError, PeerIdentity, Role};
 

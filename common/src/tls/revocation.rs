@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer as _;
@@ -47,6 +48,8 @@ pub struct Fingerprints {
     pub serial: String,
     /// SHA-256 of its public key (SubjectPublicKeyInfo), hexadecimal.
     pub key: String,
+    /// SHA-256 of the whole certificate, hexadecimal: what tools call its fingerprint.
+    pub certificate: String,
 }
 
 impl Fingerprints {
@@ -60,7 +63,8 @@ impl Fingerprints {
             })
         };
         let serial = without_zeros(&hex(certificate.raw_serial())).to_owned();
-        Some(Self { serial, key: hex(&Sha256::digest(certificate.public_key().raw)) })
+        let key = hex(&Sha256::digest(certificate.public_key().raw));
+        Some(Self { serial, key, certificate: hex(&Sha256::digest(der)) })
     }
 }
 
@@ -75,6 +79,7 @@ fn without_zeros(digits: &str) -> &str {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Revoked {
     serials: BTreeSet<String>,
+    /// SHA-256 of keys, and of whole certificates: nobody can make one that is the other.
     keys: BTreeSet<String>,
 }
 
@@ -108,7 +113,10 @@ impl Revoked {
         let mut revoked = Self::default();
         for entry in entries {
             let text = entry.trim().to_ascii_lowercase();
-            let (kind, digits) = text.split_once(' ').unwrap_or(("", &text));
+            // `openssl x509 -serial` and `-fingerprint -sha256` print a word and '=' before the digits.
+            let (kind, digits) =
+                text.rsplit_once('=').or_else(|| text.split_once(' ')).unwrap_or(("", &text));
+            let kind = if kind == "sha256 fingerprint" { "key" } else { kind };
             let digits: String = digits.chars().filter(|it| !matches!(it, ':' | ' ')).collect();
             let is_hex = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
             match (kind, digits.len()) {
@@ -118,7 +126,7 @@ impl Revoked {
                 }
                 _ => {
                     return Err(format!(
-                        "{:?} is neither a serial number (up to {SERIAL_DIGITS} hexadecimal digits) nor the SHA-256 of a key ({KEY_DIGITS})",
+                        "{:?} is neither a serial number (up to {SERIAL_DIGITS} hexadecimal digits) nor the SHA-256 of a key or certificate ({KEY_DIGITS})",
                         crate::path::display_bytes(entry.as_bytes())
                     ));
                 }
@@ -129,7 +137,9 @@ impl Revoked {
 
     /// True for a certificate that is named.
     pub fn holds(&self, of: &Fingerprints) -> bool {
-        self.serials.contains(&of.serial) || self.keys.contains(&of.key)
+        self.serials.contains(&of.serial)
+            || self.keys.contains(&of.key)
+            || self.keys.contains(&of.certificate)
     }
 }
 
@@ -155,6 +165,54 @@ pub(super) fn is_any_revoked<'a>(chain: impl Iterator<Item = &'a [u8]>) -> bool 
     let Some(revoked) = current() else { return false };
     let mut chain = chain.map(Fingerprints::of);
     chain.any(|it| it.is_none_or(|it| revoked.holds(&it)))
+}
+
+/// A CA of the file of those that are trusted.
+#[derive(Debug, Clone)]
+pub(super) struct Anchor {
+    der: CertificateDer<'static>,
+    subject: Vec<u8>,
+    fingerprints: Fingerprints,
+}
+
+impl Anchor {
+    pub(super) fn of(der: &CertificateDer<'static>) -> Option<Self> {
+        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+        let subject = certificate.subject().as_raw().to_vec();
+        Some(Self { der: der.clone(), subject, fingerprints: Fingerprints::of(der)? })
+    }
+}
+
+/// The CAs that are not revoked, if any of them is; `None` when none is.
+pub(super) fn anchors_left(anchors: &[Anchor]) -> Option<Vec<CertificateDer<'static>>> {
+    let revoked = current()?;
+    let left: Vec<_> = anchors.iter().filter(|anchor| !revoked.holds(&anchor.fingerprints)).collect();
+    (left.len() < anchors.len()).then(|| left.into_iter().map(|anchor| anchor.der.clone()).collect())
+}
+
+/// The CAs that this process trusts, as they were read last.
+static KNOWN: RwLock<Option<Arc<[Anchor]>>> = RwLock::new(None);
+
+pub(super) fn know(anchors: &Arc<[Anchor]>) {
+    *KNOWN.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(anchors));
+}
+
+/// Those that vouch for the first certificate of a chain that was verified: the rest of the chain, and the CA, where only one has its name.
+pub(super) fn vouching(chain: &[CertificateDer<'_>]) -> Vec<Fingerprints> {
+    let mut vouching: Vec<_> = chain.iter().skip(1).filter_map(|it| Fingerprints::of(it)).collect();
+    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner).clone();
+    for certificate in chain {
+        let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate) else {
+            continue;
+        };
+        let issuer = parsed.issuer().as_raw();
+        let mut issuers =
+            known.iter().flat_map(|known| known.iter()).filter(|anchor| anchor.subject == issuer);
+        if let (Some(anchor), None) = (issuers.next(), issuers.next()) {
+            vouching.push(anchor.fingerprints.clone());
+        }
+    }
+    vouching
 }
 
 /// What of a configuration matters here.
@@ -240,16 +298,36 @@ mod tests {
     fn serials_and_keys_are_known_in_the_forms_that_tools_print() {
         let key = "AB".repeat(32);
         let colons = ["AB"; 32].join(":");
-        let of = |serial: &str, key: &str| Fingerprints { serial: serial.to_owned(), key: key.to_owned() };
+        let of = |serial: &str, key: &str| Fingerprints {
+            serial: serial.to_owned(),
+            key: key.to_owned(),
+            certificate: "cd".repeat(32),
+        };
         for entry in [key.as_str(), &colons, &format!("key {key}")] {
             let revoked = Revoked::parse([entry].into_iter()).expect("a key");
             assert!(revoked.holds(&of("1", &key.to_lowercase())) && !revoked.holds(&of("ab", "")));
         }
-        for entry in ["0A:0b", "a0b", "serial 00A0B"] {
+        for entry in ["CD".repeat(32), format!("SHA256 Fingerprint={}", ["CD"; 32].join(":"))] {
+            let revoked = Revoked::parse([entry.as_str()].into_iter()).expect("a certificate's fingerprint");
+            assert!(revoked.holds(&of("1", "")), "{entry}");
+        }
+        for entry in ["0A:0b", "a0b", "serial 00A0B", "serial=00A0B", "  SERIAL a0b\t"] {
             let revoked = Revoked::parse([entry].into_iter()).expect("a serial");
             assert!(revoked.holds(&of("a0b", "")), "{entry}");
         }
-        for wrong in ["", "xyz", "key ab", "serial", &"a".repeat(41), &"a".repeat(65)] {
+        for wrong in [
+            "",
+            "xyz",
+            "key ab",
+            "serial",
+            "serial=",
+            "SHA1 Fingerprint=ab",
+            "serial = ",
+            "0xab",
+            "-1",
+            &"a".repeat(41),
+            &"a".repeat(65),
+        ] {
             Revoked::parse([wrong].into_iter()).expect_err(wrong);
         }
     }

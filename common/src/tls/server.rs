@@ -82,6 +82,8 @@ pub struct PeerInfo {
     pub identity: PeerIdentity,
     /// What its certificate is known by.
     pub fingerprints: Fingerprints,
+    /// The same of those that vouch for it.
+    pub(super) vouching: Vec<Fingerprints>,
 }
 
 /// A `tonic` server with our windows and limits, and pings that find out when a client is gone.
@@ -109,13 +111,7 @@ pub fn require_role<T>(request: &Request<T>, roles: &[Role]) -> Result<PeerIdent
         return Err(fault.with_hint("connect over TLS with a certificate that the CA issued").into());
     };
     // It may have been revoked since the connection was made.
-    if revocation::is_revoked(&peer.fingerprints) {
-        tracing::warn!(peer = %peer.identity, address = %peer.address, serial = peer.fingerprints.serial, "call refused: certificate revoked");
-        let text = format!("the certificate of the {} is revoked here", peer.identity);
-        return Err(RpcFault::new(Code::Unauthenticated, "certificate-revoked", text)
-            .with_hint("use a certificate that was issued since, with a key of its own")
-            .into());
-    }
+    refuse_revoked(peer)?;
     if !roles.contains(&peer.identity.role) {
         tracing::warn!(peer = %peer.identity, address = %peer.address, "call refused: wrong role");
         let message =
@@ -126,6 +122,20 @@ pub fn require_role<T>(request: &Request<T>, roles: &[Role]) -> Result<PeerIdent
             .into());
     }
     Ok(peer.identity.clone())
+}
+
+/// Refuses a caller whose certificate, or one that vouches for it, is revoked by now.
+#[allow(clippy::result_large_err)] // tonic's own error type, returned as it is.
+pub(super) fn refuse_revoked(peer: &PeerInfo) -> Result<(), Status> {
+    let PeerInfo { address, identity, fingerprints, vouching } = peer;
+    if !revocation::is_revoked(fingerprints) && !vouching.iter().any(revocation::is_revoked) {
+        return Ok(());
+    }
+    tracing::warn!(peer = %identity, %address, serial = fingerprints.serial, "call refused: certificate revoked");
+    let text = format!("the certificate of the {identity} is revoked here");
+    Err(RpcFault::new(Code::Unauthenticated, "certificate-revoked", text)
+        .with_hint("use a certificate that was issued since, with a key of its own")
+        .into())
 }
 
 /// Accepts connections, does their handshakes side by side, and gives those that succeed. The stream never
@@ -244,6 +254,7 @@ impl Gate {
             .ok_or(Refusal::NoIdentity)?;
         let fingerprints = certificates.and_then(<[_]>::first).and_then(|it| Fingerprints::of(it));
         let fingerprints = fingerprints.ok_or(Refusal::NoIdentity)?;
+        let vouching = revocation::vouching(certificates.unwrap_or_default());
         let limit = self.limits.connections_per_peer;
         let slot = self
             .peers
@@ -255,7 +266,7 @@ impl Gate {
         tracing::debug!(peer = %identity, %address, "connected");
         Ok(TlsConnection {
             stream,
-            info: PeerInfo { address, identity, fingerprints },
+            info: PeerInfo { address, identity, fingerprints, vouching },
             preface: Some(Preface {
                 missing: PREFACE_BYTES,
                 deadline: Box::pin(tokio::time::sleep_until(deadline)),

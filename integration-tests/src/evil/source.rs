@@ -131,6 +131,18 @@ pub enum Act {
     Say(Option<TransferKind>),
     /// Waits for an answer.
     Hear,
+    /// Does something else before the next one.
+    Meanwhile(Meanwhile),
+}
+
+/// Something that happens in the middle of a stream.
+#[derive(Clone)]
+pub struct Meanwhile(pub std::sync::Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Meanwhile")
+    }
 }
 
 /// A run, message by message.
@@ -359,6 +371,7 @@ impl EvilSource {
             match act {
                 Act::Say(kind) => say(kind).await,
                 Act::Hear => drop(hear().await?),
+                Act::Meanwhile(happens) => tokio::task::block_in_place(|| (happens.0)()),
                 Act::Offer(offer) => {
                     say(Some(TransferKind::Offer(offer.clone()))).await;
                     let answer = hear().await?.unwrap_or_default();

@@ -3,15 +3,20 @@
 use std::{
     fs,
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
-use assay_common::pki::{Certificate, Party, Role, issue};
-use integration_tests::evil::source::EvilSource;
+use assay_common::{
+    pki::{Certificate, Party, Role, issue},
+    tls::{ConnectOptions, TlsFiles, connect},
+};
+use assay_proto::v1::{GetStatusRequest, source_service_client::SourceServiceClient};
+use integration_tests::evil::source::{Act, EvilSource, Meanwhile, Tree};
 
 use crate::{
-    ground::agent_url,
-    pair::{Pair, json},
+    ground::{Ground, agent_url},
+    pair::{Pair, eventually, json},
 };
 
 const AGENTS: [(&str, Role); 2] = [("source", Role::Source), ("target", Role::Target)];
@@ -225,6 +230,63 @@ fn a_revoked_certificate_is_refused_while_the_agents_run() {
     assert_eq!(refused["reason"], "target-unreachable", "{refused}");
     revoke("source", "");
     pair.eventually("it is called again", || pair.source(&["run", "--follow"]).code == 0);
+}
+
+/// A source whose certificate is revoked in the middle of a stream brings nothing more on it.
+#[test]
+fn a_source_that_is_revoked_in_the_middle_of_a_stream_is_cut_off() {
+    let mut ground = Ground::new("");
+    ground.honest_run();
+    let (list, log) = (ground.pair.path("revoked.txt"), ground.pair.path("target.log"));
+    fs::write(&list, "").expect("write");
+    ground.restart("[tls]\n", "[tls]\nrevoked = \"revoked.txt\"\n");
+    fs::write(ground.live().join("further"), "more").expect("write");
+    let source = Certificate::read(&ground.pair.path("pki/source.crt")).expect("read");
+    let happens = move || {
+        let read = || fs::read_to_string(&log).expect("log").matches("certificates was read anew").count();
+        let before = read();
+        fs::write(&list, &source.fingerprints.serial).expect("write");
+        eventually("the list is read", || read() > before);
+    };
+    let tree = Tree::honest(&ground.live());
+    let run = ground.source.run_id();
+    let mut script = ground.source.script(&run, 2, &tree);
+    assert!(script.acts.len() > 1, "there is content to send");
+    script.acts.insert(1, Act::Meanwhile(Meanwhile(Arc::new(happens))));
+    let (call, fault) = ground.runtime.block_on(ground.source.play(script)).fault();
+    assert_eq!(call, "Transfer", "{fault:?}");
+    assert_eq!(ground.generations().len(), 1);
+}
+
+/// A CA of the file can be revoked like a certificate, in the form in which openssl prints its fingerprint: whomever it vouches for is
+/// refused, on connections that stand and on new ones.
+#[test]
+fn a_revoked_authority_vouches_for_nobody() {
+    let pair = &Pair::plain(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    fs::write(pair.path("revoked.txt"), "").expect("write");
+    let source_status = pair.source(&["status"]);
+    assert_eq!(source_status.code, 0, "{source_status:?}");
+    pair.restart_with("source", "[tls]\n", "[tls]\nrevoked = \"revoked.txt\"\n");
+    let standing = runtime.block_on(async {
+        let file = |name: &str| pair.path(&format!("pki/{name}"));
+        let files = TlsFiles { ca: file("ca.crt"), cert: file("operator.crt"), key: file("operator.key") };
+        let url = agent_url(pair, "source");
+        let options = ConnectOptions::default();
+        connect(&url, Role::Source, &files, &[Role::Operator], &options).await.expect("it is let in").0
+    });
+    let call = || {
+        let mut client = SourceServiceClient::new(standing.clone());
+        runtime.block_on(client.get_status(GetStatusRequest {}))
+    };
+    call().expect("it may");
+    let fingerprint = fingerprint(pair, "pki/ca.crt");
+    assert!(fingerprint.to_lowercase().starts_with("sha256 fingerprint="), "{fingerprint}");
+    fs::write(pair.path("revoked.txt"), &fingerprint).expect("write");
+    pair.eventually("the connection that stands is refused", || call().is_err());
+    assert_ne!(pair.source(&["status"]).code, 0, "and a new one");
+    fs::write(pair.path("revoked.txt"), "").expect("write");
+    pair.eventually("it may again", || pair.source(&["status"]).code == 0);
 }
 
 /// New certificates for the same holders, hosts and keys, with one command; one that was renewed has a serial number of its own.
