@@ -28,10 +28,14 @@ pub const KEPT_APART: &str = "Assay CA, key kept apart";
 /// Entries that are looked at in one folder, and in all.
 const MAX_FOLDER_ENTRIES: usize = 4096;
 const MAX_ENTRIES: usize = 16 * 1024;
+/// Files that are read in all, below a folder in which live data may be.
+const MAX_READ: usize = 256;
 /// Folders below folders that are searched.
 const MAX_DEPTH: usize = 4;
 /// Lengths of files that may be a key, in bytes.
 const KEY_BYTES: std::ops::RangeInclusive<u64> = 64..=64 * 1024;
+/// A store and a state folder have a file of this name: nobody keeps keys in there, and there are many files.
+const OWN_FORMAT: &str = "format";
 /// Digits of a key's SHA-256 in the name of its folder.
 const NAME_DIGITS: usize = 16;
 
@@ -163,11 +167,12 @@ enum Search {
 /// Calls `each` for files that may be keys.
 fn search(folder: &Path, how: Search, each: &mut impl FnMut(&Path)) {
     let mut seen = BTreeSet::new();
-    let mut entries = 0;
+    let (mut entries, mut read) = (0, 0);
     let mut queue = VecDeque::from([(folder.to_owned(), 0)]);
     while let Some((folder, depth)) = queue.pop_front() {
         let Ok(stat) = fs::metadata(&folder) else { continue };
-        if !seen.insert((stat.dev(), stat.ino())) {
+        let is_own = how == Search::KeysBelow && depth > 0 && folder.join(OWN_FORMAT).is_file();
+        if is_own || !seen.insert((stat.dev(), stat.ino())) {
             continue;
         }
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten().take(MAX_FOLDER_ENTRIES) {
@@ -181,7 +186,10 @@ fn search(folder: &Path, how: Search, each: &mut impl FnMut(&Path)) {
                 queue.push_back((path, depth + 1));
             } else if stat.is_file() && KEY_BYTES.contains(&stat.len()) {
                 let is_named = path.extension().is_some_and(|end| end == "key" || end == "pem");
-                if how != Search::KeysBelow || is_named || stat.mode() & 0o077 == 0 {
+                if how != Search::KeysBelow {
+                    each(&path);
+                } else if (is_named || stat.mode() & 0o077 == 0) && read < MAX_READ {
+                    read += 1;
                     each(&path);
                 }
             }

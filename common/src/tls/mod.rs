@@ -26,7 +26,7 @@ pub use self::{
     server::{
         IncomingLimits, PeerInfo, TlsConnection, incoming, incoming_renewed, require_role, server_builder,
     },
-    standing::StandingLayer,
+    standing::{Standing, StandingLayer},
 };
 pub use crate::pki::{IdentityError, PeerIdentity, Role};
 
