@@ -121,7 +121,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("common/src/signing.rs", "keys and certificates that the configuration names"),
     ("common/src/tls/renewal.rs", "the same certificates, looked at again"),
     ("common/src/pki.rs", "the folder of a new authority"),
-    ("common/src/pki/authority.rs", "the CAs that the configuration names, and the folders beside it in which keys are looked for"),
+    (
+        "common/src/pki/authority.rs",
+        "the CAs that the configuration names, and the folders beside it in which keys are looked for",
+    ),
     ("common/src/cli/pki.rs", "a folder of certificates, from the command line"),
     ("common/src/tls/revocation.rs", "the configuration, and a file that it names"),
     ("agent-source/src/config.rs", "live roots that the configuration names"),
