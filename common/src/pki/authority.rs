@@ -17,6 +17,7 @@ use x509_parser::prelude::FromDer as _;
 
 use super::PkiError;
 use crate::{
+    pem,
     signing::read_public,
     tls::{TlsFiles, revocation::Fingerprints},
 };
@@ -93,8 +94,8 @@ struct Authority {
 
 /// The authorities of a bundle (PEM); none when it cannot be read.
 fn authorities(ca: &Path) -> Vec<Authority> {
-    let Ok(pem) = read_public(ca) else { return Vec::new() };
-    let certificates = x509_parser::pem::Pem::iter_from_buffer(&pem).filter_map(Result::ok);
+    let Some(text) = read_public(ca).ok().and_then(|bytes| pem::normal(&bytes)) else { return Vec::new() };
+    let certificates = x509_parser::pem::Pem::iter_from_buffer(text.as_bytes()).filter_map(Result::ok);
     certificates
         .filter_map(|pem| {
             let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&pem.contents).ok()?;
@@ -141,7 +142,7 @@ fn private_key_text(path: &Path) -> Option<String> {
     }
     let mut text = Vec::new();
     file.take(*KEY_BYTES.end()).read_to_end(&mut text).ok()?;
-    String::from_utf8(text).ok().filter(|text| text.contains("PRIVATE KEY"))
+    pem::normal(&text).filter(|text| text.contains("PRIVATE KEY"))
 }
 
 /// The authority whose private key is in a file.
