@@ -133,7 +133,8 @@ fn a_user_who_is_not_root_gets_the_files_back_as_their_own() {
     let pair = Pair::plain(1);
     pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
     let (party, day) = (Party { name: "bob".to_owned(), hosts: Vec::new() }, Duration::from_secs(24 * 3600));
-    issue(&pair.path("pki"), Role::Restore, &party, day, jiff::Timestamp::now()).expect("issue");
+    issue(&pair.path("pki"), pair.authority(), Role::Restore, &party, day, jiff::Timestamp::now())
+        .expect("issue");
     fs::write(pair.root(0).join("file"), "content").expect("write");
     std::os::unix::fs::chown(pair.root(0).join("file"), Some(1234), Some(1234)).expect("chown");
     fs::set_permissions(pair.root(0).join("file"), fs::Permissions::from_mode(0o640)).expect("chmod");

@@ -261,7 +261,8 @@ fn the_metric_of_the_certificates_end_follows_a_renewal() {
         let party = assay_common::pki::Party { name: "source".into(), hosts: vec!["127.0.0.1".into()] };
         let validity = std::time::Duration::from_secs(hours * 3600);
         let now = jiff::Timestamp::now();
-        assay_common::pki::issue(&pair.path("pki"), assay_common::pki::Role::Source, &party, validity, now)
+        let role = assay_common::pki::Role::Source;
+        assay_common::pki::issue(&pair.path("pki"), pair.authority(), role, &party, validity, now)
             .expect("issue");
         // By a rename of both, as a renewal does; the key first.
         for kind in ["key", "crt"] {
