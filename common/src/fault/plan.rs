@@ -6,7 +6,7 @@
 //! ACTION   kill     the process is gone at once, as by kill -9: nothing is unwound, flushed or told
 //!          eio      the place fails with that error
 //!          enospc   the same
-//!          panic    the thread or task panics
+//!          panic    the thread panics, as at a bug
 //!          pause    the thread waits while the file ASSAY_FAULTS_DIR/paused is there, which it makes
 //! @N       at the Nth time only (from 1); with + at every time from then on
 //! ASSAY_FAULTS_TRACE = FILE   every place that is passed is appended, a name a line; once more with a ! when it
@@ -39,8 +39,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Kill,
-    Panic,
     Fail(Errno),
+    Panic,
     Pause,
 }
 
@@ -104,9 +104,9 @@ fn parse_one(text: &str) -> Option<Fault> {
     };
     let action = match action {
         "kill" => Action::Kill,
-        "panic" => Action::Panic,
         "eio" => Action::Fail(Errno::IO),
         "enospc" => Action::Fail(Errno::NOSPC),
+        "panic" => Action::Panic,
         "pause" => Action::Pause,
         _ => return None,
     };
@@ -128,7 +128,7 @@ impl Plan {
             None => Ok(()),
             Some(action) => {
                 self.note(&format!("{}!\n", point.name()));
-                self.strike(action)
+                self.strike(point, action)
             }
         }
     }
@@ -140,7 +140,7 @@ impl Plan {
         }
     }
 
-    fn strike(&self, action: Action) -> io::Result<()> {
+    fn strike(&self, point: Point, action: Action) -> io::Result<()> {
         match action {
             Action::Kill => {
                 // Nobody may be forbidden to end itself.
@@ -149,8 +149,8 @@ impl Plan {
                     std::thread::park();
                 }
             }
-            Action::Panic => panic!("a fault point panics"),
             Action::Fail(error) => Err(error.into()),
+            Action::Panic => panic!("a test wants a panic at {}", point.name()),
             Action::Pause => {
                 File::create(&self.pause)?;
                 while self.pause.exists() {
@@ -179,6 +179,14 @@ mod tests {
         assert_eq!([(); 2].map(|()| code(Point::Sign)), [broken, broken]);
         assert_eq!(code(Point::MarkBegin), None);
         assert_eq!(code(Point::MarkBegin), broken, "the seventh of all");
+    }
+
+    #[test]
+    fn a_panic_strikes_at_its_count_only() {
+        let plan = plan("sign=panic@2");
+        let panics =
+            || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| plan.at(Point::Sign).ok())).is_err();
+        assert_eq!([(); 3].map(|()| panics()), [false, true, false]);
     }
 
     #[test]
