@@ -171,7 +171,7 @@ fn repository_facts(repository: &Repository) -> RepositoryFacts {
         repository: repository.config.name.clone(),
         standing: repository.watch.standing(),
         max_age: repository.watch.max_age(),
-        under_way: repository.active().is_some(),
+        under_way: repository.occupancy.now().is_some(),
         store: Some(StoreFacts {
             generations: generations.len() as u64,
             latest: latest.as_ref().map(|record| record.generation),
@@ -210,8 +210,8 @@ fn line(repositories: &Repositories, now: Timestamp) -> String {
             || "never proven good".to_owned(),
             |age| format!("proven good {} ago", show::age(age.as_secs() / 60 * 60)),
         );
-        match repository.active().as_ref() {
-            Some(active) => format!("{name}: {proof}, run {}", active.run_id),
+        match repository.occupancy.now() {
+            Some(now) => format!("{name}: {proof}, run {}", now.run),
             None => format!("{name}: {proof}"),
         }
     });

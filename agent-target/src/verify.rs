@@ -24,7 +24,10 @@ use crate::{
     check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
     config::{IsolationPolicy, WorkspacePreference},
     keep::prune,
-    repository::{CheckState, Repository},
+    repository::{
+        CheckState, Repository,
+        occupancy::{Checking, Lease},
+    },
     store::{MANIFEST, Record, TREE},
     trust::schedule,
     workspace::{Oddities, Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
@@ -62,40 +65,28 @@ impl Teller<'_> {
     }
 }
 
-/// What became of a check that panicked.
-const PANICKED: &str = "the target has a bug: the check's thread panicked, and its log says where";
-
-/// Starts the check of a generation on a thread of its own. It goes on whoever follows it, and frees the repository when
-/// it ends.
+/// Starts the check of a generation on a thread of its own. It goes on whoever follows it, and frees the repository when it ends:
+/// with a verdict, by a panic, or because there is no thread for it.
 pub fn start(
     repository: Arc<Repository>,
+    lease: Lease<Checking>,
     id: RunId,
     record: Record,
     asked_by: AskedBy,
-) -> watch::Receiver<CheckState> {
-    let (sender, receiver) = watch::channel(CheckState::default());
+) {
     // A thread, not a task: the sandbox dies with the thread that started it.
     let body = move || {
         let _of_run = telemetry::of_run(&id).entered();
         let teller = Teller {
-            step: &|step| sender.send_modify(|state| step.clone_into(&mut state.step)),
-            read_again: &|wanted| sender.send_modify(|state| state.read_again = Some(wanted.into())),
+            step: &|step| lease.tell(|state| step.clone_into(&mut state.step)),
+            read_again: &|wanted| lease.tell(|state| state.read_again = Some(wanted.into())),
             cancel: CancellationToken::new(),
         };
-        // A check that panics leaves the repository free, and whoever follows it is told.
-        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            check_and_record(&repository, &id, &record, asked_by, &teller)
-        }));
-        repository.release(&id);
-        let panicked = checked.is_err();
-        let done = checked.unwrap_or_else(|_| Err(PANICKED.to_owned()));
+        let done = check_and_record(&repository, &id, &record, asked_by, &teller);
         if let Err(error) = &done {
             tracing::error!(error, "the check has no verdict");
         }
-        sender.send_modify(|state| state.done = Some(done));
-        if panicked {
-            return;
-        }
+        lease.done(done);
         ahead::lay_out_tree(&repository);
         prune::after_verdict(&repository);
         schedule::after_verdict(&repository);
@@ -106,7 +97,6 @@ pub fn start(
         let done = Some(Err(format!("the check cannot start: no thread for it: {error}")));
         return watch::Sender::new(CheckState { done, ..Default::default() }).subscribe();
     }
-    receiver
 }
 
 /// The states of a check as they come, up to the one that is its end.

@@ -122,11 +122,6 @@ impl Copies {
         state.turn.clone()
     }
 
-    /// Whoever makes copies stops. What has been made stays.
-    pub fn stop(&self) {
-        self.state().turn.cancel();
-    }
-
     /// Moves the copy of the file that had this path and digest to `name` in the folder `to`. Returns its blocks.
     pub fn take(&self, path: &[u8], digest: ContentDigest, to: &Folder, name: &[u8]) -> Option<BlockList> {
         let held = self.state().held.remove(&Key { path: path.to_vec(), digest })?;

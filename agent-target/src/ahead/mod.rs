@@ -60,7 +60,7 @@ fn is_room_for_tree(repository: &Repository, latest: GenerationNumber) -> bool {
         && inodes(store.path()).is_none_or(|(all, free)| fits(all / FREE_ENTRIES_PART, cost.count, free))
 }
 
-/// Copies what will change again, unless a run or a check is under way: those also end it. On a thread like that of
+/// Copies what will change again, unless a run or a check is under way: those also preempt it. On a thread like that of
 /// [`lay_out_tree`], and after what takes and gives room.
 pub fn copy_files(repository: &Repository) {
     rustix::process::setpriority_process(None, 19).ok();
@@ -68,17 +68,13 @@ pub fn copy_files(repository: &Repository) {
         return;
     };
     let _held = repository.holds.hold(latest);
-    let turn = {
-        let active = repository.active();
-        if active.is_some() {
-            return;
-        }
-        repository.copies.begin()
+    let Some(lease) = repository.occupancy.begin_copying_ahead(|| repository.copies.begin()) else {
+        return;
     };
     let config = &repository.config;
     let reserve = reserve(config.reserve, repository.store.path());
     let room = copies::Room { most: config.copy_ahead.0, reserve: reserve.0 };
-    if let Err(error) = repository.copies.prepare(&repository.store, latest, room, &turn) {
+    if let Err(error) = repository.copies.prepare(&repository.store, latest, room, lease.token()) {
         let repository = &config.name;
         tracing::warn!(repository, %error, "large files are not copied ahead; the next run takes longer");
     }

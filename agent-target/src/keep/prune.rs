@@ -1,11 +1,11 @@
 //! Removes what no rule keeps.
 //!
 //! 1. What is there is read: numbers, times. Without a lock.
-//! 2. Under the repository's lock, while no run and no check is under way: [`decide`], then each generation to go is renamed to
-//!    `trash/N` — from here on nobody finds it. A generation that is held stays. A crash leaves each on the one side or the
-//!    other, whole.
+//! 2. Under a lease of the repository, while no run and no check is under way: [`decide`], then each generation to go is renamed
+//!    to `trash/N` — from here on nobody finds it. A generation that is held stays. A run or a check that begins preempts this
+//!    after the rename that is under way. A crash leaves each generation on the one side or the other, whole.
 //! 3. Both folders are synced. A crash before this may bring a generation back, whole: nothing of it is deleted yet.
-//! 4. Without the lock, and as nice as it gets, what is in `trash` is deleted. A crash leaves a part of it, which the next start
+//! 4. Without the lease, and as nice as it gets, what is in `trash` is deleted. A crash leaves a part of it, which the next start
 //!    or the next pruning deletes.
 //!
 //! So a run waits for some renames, never for a tree to be unlinked. Hints of the chunk index for what went stay, and are not
@@ -20,7 +20,7 @@ use super::{
     scrub,
 };
 use crate::{
-    repository::{Repository, Stage},
+    repository::{Repository, occupancy::Refusal},
     store::{Record, StoreError},
 };
 
@@ -64,19 +64,26 @@ pub fn prune(repository: &Repository, now: Timestamp, dry_run: bool) -> Result<P
         return Err(PruneError::NoRetention { repository: repository.config.name.clone() });
     };
     let records = records(repository)?;
-    let active = repository.active();
-    if let (Some(active), false) = (active.as_ref().filter(|it| !matches!(it.stage, Stage::Sealed)), dry_run)
-    {
-        return Err(PruneError::Busy(active.run_id.clone()));
-    }
+    let lease = match dry_run {
+        true => None,
+        false => Some(repository.occupancy.prune().map_err(|refusal| match refusal {
+            Refusal::Busy { run, .. } => PruneError::Busy(run),
+            Refusal::NoSuchRun | Refusal::NotNow => {
+                unreachable!("a pruning is refused because of a run alone")
+            }
+        })?),
+    };
     // Held until the end: what is pinned meanwhile is pinned before or after.
     let pins = repository.pins();
     let known = pins.as_ref().map_err(|error| PruneError::Pins(error.to_string()))?;
     let candidates = candidates(repository, &records, known);
     let decisions = decide(retention, &candidates, repository.store.verified(), now);
     let mut gone = Vec::new();
-    if !dry_run {
+    if let Some(lease) = &lease {
         for decision in decisions.iter().filter(|decision| decision.is_prune()) {
+            if lease.is_preempted() {
+                break;
+            }
             let number = decision.number;
             // A restore may hold it, in this process or, at the store itself, in another one.
             let Some(_alone) = repository.store.alone(number) else { continue };
@@ -90,7 +97,7 @@ pub fn prune(repository: &Repository, now: Timestamp, dry_run: bool) -> Result<P
         }
     }
     drop(pins);
-    drop(active);
+    drop(lease);
     if !gone.is_empty() {
         repository.store.settle_trash()?;
         let (oldest, newest) = (gone.first().map(|it| it.0), gone.last().map(|it| it.0));

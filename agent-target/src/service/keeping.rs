@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use assay_common::{id::GenerationNumber, rpc_status::RpcFault, supervise, verdict::timestamp_to_proto};
+use assay_common::{id::GenerationNumber, rpc_status::RpcFault, verdict::timestamp_to_proto};
 use assay_proto::v1::{
     Generation, PinGenerationRequest, PruneDecision, PruneGenerationsResponse, Rotten,
     ScrubGenerationsRequest, ScrubProgress, ScrubStatus, UnpinGenerationRequest,
@@ -11,14 +11,14 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-use super::{internal, invalid, operator};
+use super::{busy, internal, invalid, operator};
 use crate::{
     keep::{
         pins::{PinError, Pins},
         prune::{self, PruneError},
         scrub::{self, Told, Wanted},
     },
-    repository::Repository,
+    repository::{Repository, occupancy::Refusal},
 };
 
 /// Prunes, or says what a pruning would do.
@@ -27,7 +27,7 @@ pub(super) fn prune(
     dry_run: bool,
 ) -> Result<PruneGenerationsResponse, RpcFault> {
     if !dry_run {
-        repository.give_way();
+        repository.occupancy.preempt_background();
     }
     let sealed_of = |number| {
         let record = repository.store.record(number).ok()?;
@@ -148,15 +148,12 @@ pub(super) fn scrub(
         }
         _ => return Err(invalid("share_percent: must be 1 to 100, or absent beside a number")),
     };
-    let Some(cancel) = repository.begin_background() else {
-        let text = "a run, a check or another scrub is under way";
-        return Err(RpcFault::new(Code::Aborted, "busy", text)
-            .with_hint("wait for it to end; assay-target status shows it"));
-    };
+    let lease = tokio::task::block_in_place(|| repository.occupancy.begin_background());
+    let lease = lease.ok_or_else(|| busy(Refusal::NotNow))?;
     let (sender, queue) = mpsc::channel(16);
     let wanted = Wanted { generations, only: None, after: None };
     let body = {
-        let (repository, cancel) = (Arc::clone(repository), cancel.clone());
+        let repository = Arc::clone(repository);
         move || {
             rustix::process::setpriority_process(None, 19).ok();
             // They are told all of it, or have gone away: the work goes on.
@@ -171,9 +168,8 @@ pub(super) fn scrub(
                     }
                 }));
             };
-            let ends = supervise::on_drop(|| repository.end_background(&cancel));
-            let done = scrub::run(&repository, &wanted, &cancel, &told);
-            drop(ends);
+            let done = scrub::run(&repository, &wanted, lease.token(), &told);
+            drop(lease);
             send(match done {
                 Ok(_) => Ok(ScrubProgress { ended: scrub_status(&repository), ..Default::default() }),
                 Err(error) => Err(internal("the scrub", &error).into()),
@@ -181,7 +177,6 @@ pub(super) fn scrub(
         }
     };
     if let Err(error) = std::thread::Builder::new().name("scrub".to_owned()).spawn(body) {
-        repository.end_background(&cancel);
         return Err(internal("starting a thread", &error));
     }
     Ok(queue)

@@ -11,7 +11,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use assay_common::{config::no_such_repository, rpc_status::RpcFault};
 use tonic::Code;
 
-use crate::repository::Repository;
+use crate::repository::{
+    Repository,
+    occupancy::{Busy, Refusal},
+};
 
 /// All repositories of this agent.
 pub struct Repositories {
@@ -46,6 +49,26 @@ impl Repositories {
 /// What to ask for when a name, number or id is none that could exist.
 pub(crate) fn invalid(message: impl Into<String>) -> RpcFault {
     RpcFault::invalid(message)
+}
+
+/// The fault of a request that may not begin now.
+pub(crate) fn busy(refusal: Refusal) -> RpcFault {
+    let fault = |text| RpcFault::new(Code::Aborted, "busy", text);
+    match refusal {
+        Refusal::Busy { run, why } => {
+            let hint = match why {
+                Busy::WaitsForSource => {
+                    "its source makes its mark, or has lost its connection; a run that is started there takes the place of one that is given up"
+                }
+                _ => "wait for it to end; assay-target status shows it",
+            };
+            fault(format!("run {run} {}", why.text())).with_run_id(run.as_str()).with_hint(hint)
+        }
+        Refusal::NoSuchRun | Refusal::NotNow => {
+            fault("a run, a check or another scrub is under way".to_owned())
+                .with_hint("wait for it to end; assay-target status shows it")
+        }
+    }
 }
 
 /// The fault of an error that nobody expected; of a full disk, whatever met it, the one that says so.

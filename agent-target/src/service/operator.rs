@@ -6,7 +6,6 @@ use assay_common::{
     id::{GenerationNumber, RunId},
     pki::Role,
     rpc_status::RpcFault,
-    supervise,
     tls::{renewal, require_role},
     trouble,
     verdict::{Verdict, coverage::sentence, timestamp_to_proto},
@@ -22,9 +21,9 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Repositories, internal, invalid, keeping};
+use super::{Repositories, busy, internal, invalid, keeping};
 use crate::{
-    repository::{Active, Repository, Stage},
+    repository::Repository,
     store::{Record, TREE},
     trust::{bisect, control},
     verify::{self, AskedBy},
@@ -55,25 +54,6 @@ impl Operator {
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// An operator's check may begin while nothing else does.
-fn free_or_busy(active: Option<&Active>) -> Result<(), RpcFault> {
-    match active {
-        Some(Active { stage: Stage::Sealed, .. }) | None => Ok(()),
-        Some(active) => {
-            let text = format!("run {} is under way", active.run_id);
-            let hint = match active.stage {
-                Stage::Receiving { attached: None, .. } => {
-                    "its source makes its mark, or has lost its connection; a run that is started there takes the place of one that is given up"
-                }
-                _ => "wait for it to end; assay-target status shows it",
-            };
-            Err(RpcFault::new(Code::Aborted, "busy", text)
-                .with_run_id(active.run_id.as_str())
-                .with_hint(hint))
-        }
-    }
-}
-
 /// What a piece of work tells those who asked for it. They are told all of it, or have gone away: the work goes on.
 struct Sender<T>(tokio::sync::mpsc::Sender<Result<T, Status>>);
 
@@ -91,29 +71,19 @@ fn work<T: Send + 'static>(
     body: impl FnOnce(&Repository, &Sender<T>) -> Result<(), String> + Send + 'static,
 ) -> Result<Response<BoxStream<T>>, Status> {
     let id: RunId = record(repository, number)?.run_id.parse().map_err(|_| internal_record(number))?;
-    {
-        let mut active = repository.active();
-        free_or_busy(active.as_ref())?;
-        repository.give_way();
-        *active = Some(Active { run_id: id.clone(), stage: Stage::Examining });
-    }
+    let lease = tokio::task::block_in_place(|| repository.occupancy.examine(&id)).map_err(busy)?;
     let (sender, queue) = tokio::sync::mpsc::channel(16);
     let held = Arc::clone(repository);
     // A thread, not a task: the sandbox dies with the thread that started it.
-    let started = std::thread::Builder::new().name("examine".to_owned()).spawn({
-        let (id, sender) = (id.clone(), sender.clone());
-        move || {
-            let free = supervise::on_drop(|| held.release(&id));
-            let done = body(&held, &Sender(sender.clone()));
-            drop(free);
-            if let Err(error) = done {
-                let fault = RpcFault::new(Code::FailedPrecondition, "not-done", error);
-                drop(sender.blocking_send(Err(fault.into())));
-            }
+    let started = std::thread::Builder::new().name("examine".to_owned()).spawn(move || {
+        let done = body(&held, &Sender(sender.clone()));
+        drop(lease);
+        if let Err(error) = done {
+            let fault = RpcFault::new(Code::FailedPrecondition, "not-done", error);
+            drop(sender.blocking_send(Err(fault.into())));
         }
     });
     if let Err(error) = started {
-        repository.release(&id);
         return Err(internal("starting a thread", &error).into());
     }
     Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
@@ -186,15 +156,9 @@ impl TargetService for Operator {
         let record = record(&repository, number)?;
         // The verdict names the run whose mark and tree it is about, and the source's statement is of that run.
         let id: RunId = record.run_id.parse().map_err(|_| internal_record(number))?;
-        let state = {
-            let mut active = repository.active();
-            free_or_busy(active.as_ref())?;
-            repository.give_way();
-            let state = verify::start(Arc::clone(&repository), id.clone(), record, AskedBy::Operator);
-            let is_over = state.borrow().done.is_some();
-            *active = (!is_over).then(|| Active { run_id: id, stage: Stage::Checking(state.clone()) });
-            state
-        };
+        let (lease, state) =
+            tokio::task::block_in_place(|| repository.occupancy.verify(&id)).map_err(busy)?;
+        verify::start(repository, lease, id, record, AskedBy::Operator);
         let stream = verify::follow(state).map(move |state| match state.done {
             None => Ok(CheckProgress { step: state.step, verdict: None }),
             Some(Ok((id, envelope))) => {
@@ -367,10 +331,8 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
     let generations = repository.store.generations().unwrap_or_default();
     let latest = generations.last().copied().and_then(of);
     let standing = repository.watch.standing();
-    let (current_run_id, doing) = {
-        let active = repository.active();
-        active.as_ref().map(|active| (active.run_id.to_string(), doing(active))).unwrap_or_default()
-    };
+    let now = repository.occupancy.now();
+    let (current_run_id, doing) = now.map(|now| (now.run.to_string(), now.doing)).unwrap_or_default();
     TargetRepositoryStatus {
         repository: repository.config.name.clone(),
         current_run_id,
@@ -450,20 +412,6 @@ fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
         sentence: verdict.sentence(),
         claims: Some(verdict.claims_proto()),
         received: None,
-    }
-}
-
-fn doing(active: &Active) -> String {
-    match &active.stage {
-        Stage::Receiving { attached: None, .. } => "waiting for its source".to_owned(),
-        Stage::Receiving { .. } => "receiving".to_owned(),
-        Stage::Sealing => "sealing".to_owned(),
-        Stage::Sealed => "sealed, not checked yet".to_owned(),
-        Stage::Examining => "an operator's checks".to_owned(),
-        Stage::Checking(state) => match state.borrow().step.as_str() {
-            "" => "checking".to_owned(),
-            step => format!("checking: {step}"),
-        },
     }
 }
 

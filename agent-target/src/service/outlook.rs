@@ -12,7 +12,7 @@ pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
     let record = base.map(|base| repository.store.record(base)).transpose();
     let record = record.map_err(|error| internal("the store", &error))?;
     let root = record.as_ref().and_then(|record| RootDigest::from_hex(&record.root_digest));
-    let busy = repository.active().as_ref().map(|active| active.run_id.to_string());
+    let busy = repository.occupancy.now().map(|now| now.run.to_string());
     let (config, control) = (&repository.config, repository.control());
     let profile = &config.profile;
     let step = |check: &assay_common::profile::Check| PlannedStep {

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
-    service_manager, supervise,
+    service_manager,
     verdict::{Outcome, Trust},
 };
 use jiff::Timestamp;
@@ -89,15 +89,14 @@ pub fn after_verdict(repository: &Arc<Repository>) {
 
 /// Runs a control, unless something else has the turn.
 fn run_control(repository: &Repository) {
-    let Some(cancel) = repository.begin_control() else {
+    let Some(lease) = repository.occupancy.begin_control() else {
         return;
     };
-    let ends = supervise::on_drop(|| repository.end_background(&cancel));
-    let done = control::run(repository, control::new_seed(), &cancel, &|_| {});
-    drop(ends);
+    let done = control::run(repository, control::new_seed(), lease.token(), &|_| {});
+    drop(lease);
     match done {
-        Ok(Some(_)) => repository.control_had_its_turn(),
-        Ok(None) => repository.control_lost_its_turn(),
+        Ok(Some(_)) => repository.occupancy.control_had_its_turn(),
+        Ok(None) => repository.occupancy.control_lost_its_turn(),
         Err(error) => {
             tracing::error!(repository = repository.config.name, error, "the negative control was not done");
         }
@@ -111,20 +110,19 @@ fn once(repository: &Repository, now: Timestamp) {
     if matches!(due, Due::Control) {
         return run_control(repository);
     }
-    let Some(cancel) = repository.begin_background() else {
+    let Some(lease) = repository.occupancy.begin_background() else {
         return;
     };
-    let ends = supervise::on_drop(|| repository.end_background(&cancel));
     let done = match &due {
         Due::Control => Ok(()),
-        Due::Verify(generation) => verify_again(repository, *generation, &cancel),
+        Due::Verify(generation) => verify_again(repository, *generation, lease.token()),
         Due::Scrub(wanted) => {
             rustix::process::setpriority_process(None, 19).ok();
-            let scrubbed = scrub::run(repository, wanted, &cancel, &|_| {});
+            let scrubbed = scrub::run(repository, wanted, lease.token(), &|_| {});
             scrubbed.map(drop).map_err(|error| error.to_string())
         }
     };
-    drop(ends);
+    drop(lease);
     if matches!(due, Due::Verify(_)) {
         prune::after_verdict(repository);
     }
@@ -221,10 +219,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{
-        keep::bench::Bench,
-        repository::{Active, Stage},
-    };
+    use crate::keep::bench::Bench;
 
     fn sealed() -> Bench {
         let bench = Bench::new(None);
@@ -272,25 +267,26 @@ mod tests {
     #[test]
     fn a_control_is_not_starved_by_runs() {
         let bench = sealed();
-        let repository = &bench.repository;
-        let run = || Active { run_id: "20261122T224501Z-7f3a9c".parse().expect("id"), stage: Stage::Sealed };
+        let occupancy = &bench.repository.occupancy;
+        let run = "20261122T224501Z-7f3a9c".parse().expect("id");
         // Once it was ended by a run, twice it found one under way.
-        let begun = repository.begin_control().expect("nothing is under way");
-        repository.give_way_to_run();
-        assert!(begun.is_cancelled());
-        repository.end_background(&begun);
-        repository.control_lost_its_turn();
-        *repository.active() = Some(run());
-        assert!(repository.begin_control().is_none());
-        assert!(repository.begin_control().is_none());
+        let begun = occupancy.begin_control().expect("nothing is under way");
+        let opening = occupancy.open(&run).expect("a run may begin");
+        assert!(begun.token().is_cancelled());
+        drop(begun);
+        occupancy.control_lost_its_turn();
+        assert!(occupancy.begin_control().is_none());
+        assert!(occupancy.begin_control().is_none());
         // Now it goes on beside runs, and only an operator ends it.
-        let begun = repository.begin_control().expect("it has waited long enough");
-        repository.give_way_to_run();
-        assert!(!begun.is_cancelled());
-        repository.give_way();
-        assert!(begun.is_cancelled());
-        repository.end_background(&begun);
-        repository.control_had_its_turn();
-        assert!(repository.begin_control().is_none(), "from here on it waits again");
+        let begun = occupancy.begin_control().expect("it has waited long enough");
+        drop(opening);
+        let opening = occupancy.open(&run).expect("a run may begin");
+        assert!(!begun.token().is_cancelled());
+        occupancy.preempt_background();
+        assert!(begun.token().is_cancelled());
+        drop(begun);
+        occupancy.control_had_its_turn();
+        assert!(occupancy.begin_control().is_none(), "from here on it waits again");
+        drop(opening);
     }
 }

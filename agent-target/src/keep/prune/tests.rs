@@ -3,10 +3,7 @@
 use assay_common::verdict::Outcome;
 
 use super::*;
-use crate::{
-    keep::{bench::Bench, retention::Retention},
-    repository::Active,
-};
+use crate::keep::{bench::Bench, retention::Retention};
 
 fn last(count: u32) -> Option<Retention> {
     Some(Retention {
@@ -71,11 +68,11 @@ fn what_is_held_or_pinned_stays_and_a_run_keeps_all() {
     repository.pins().as_mut().expect("pins").pin(GenerationNumber(2), "", Timestamp::now()).expect("pin");
     let held = repository.holds.hold(GenerationNumber(1));
     let run_id: RunId = "20261122T224501Z-7f3a9c".parse().expect("an id");
-    *repository.active() = Some(Active { run_id: run_id.clone(), stage: Stage::Sealing });
+    let opening = repository.occupancy.examine(&run_id).expect("nothing is under way");
     let refused = prune(repository, Timestamp::now(), false);
     assert!(matches!(refused, Err(PruneError::Busy(id)) if id == run_id));
     assert_eq!(bench.numbers(), [1, 2, 3, 4, 5]);
-    repository.release(&run_id);
+    drop(opening);
     prune(repository, Timestamp::now(), false).expect("prune");
     assert_eq!(bench.numbers(), [1, 2, 4, 5]);
     drop(held);

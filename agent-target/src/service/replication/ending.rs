@@ -15,11 +15,11 @@ use tonic::Code;
 
 use super::{
     super::{internal, invalid},
-    busy, joined, no_such_run,
+    joined, no_such_run, refused_for,
     sealing::checked_mark,
 };
 use crate::{
-    repository::{Active, CheckState, Opened, Repository, Stage, times_now},
+    repository::{CheckState, Opened, Repository, occupancy::CheckAdmission, times_now},
     verify,
 };
 
@@ -36,17 +36,15 @@ pub(super) async fn check_states(
     repository: &Arc<Repository>,
     id: RunId,
 ) -> Result<watch::Receiver<CheckState>, RpcFault> {
-    let known = tokio::task::spawn_blocking({
-        let (repository, id) = (Arc::clone(repository), id.clone());
-        move || verdict_of_run(&repository, &id)
-    });
-    match joined(known.await) {
+    let repository = Arc::clone(repository);
+    let states = tokio::task::spawn_blocking(move || match verdict_of_run(&repository, &id) {
         Some(verdict) => {
             let done = CheckState { done: Some(Ok(verdict)), ..Default::default() };
             Ok(watch::Sender::new(done).subscribe())
         }
-        None => start_check(repository, id),
-    }
+        None => start_check(&repository, id),
+    });
+    joined(states.await)
 }
 
 /// What the source is told of a check. It is asked for a second reading once.
@@ -70,20 +68,13 @@ pub(super) fn check_answers(
 
 /// Starts the check of a run's generation, or joins the one that runs.
 fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receiver<CheckState>, RpcFault> {
-    let mut active = repository.active();
-    match active.as_ref() {
-        Some(Active { run_id, stage: Stage::Checking(state) }) if *run_id == id => return Ok(state.clone()),
-        Some(Active { run_id, stage: Stage::Sealed }) if *run_id == id => {}
-        Some(other) => return Err(busy(other, "is under way")),
-        // The agent was restarted between seal and check.
-        None => {}
-    }
+    let (lease, states) = match repository.occupancy.check(&id).map_err(refused_for(&id))? {
+        CheckAdmission::Follow(states) => return Ok(states),
+        CheckAdmission::Begin(lease, states) => (lease, states),
+    };
     let record = repository.generation_of_run(&id).ok_or_else(|| no_such_run(&id))?;
-    let state = verify::start(Arc::clone(repository), id.clone(), record, verify::AskedBy::Source);
-    // One that could not start holds nothing. One that has started waits for this lock before it ends.
-    let is_over = state.borrow().done.is_some();
-    *active = (!is_over).then(|| Active { run_id: id, stage: Stage::Checking(state.clone()) });
-    Ok(state)
+    verify::start(Arc::clone(repository), lease, id, record, verify::AskedBy::Source);
+    Ok(states)
 }
 
 pub(super) fn abandon(

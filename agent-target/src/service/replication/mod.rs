@@ -36,13 +36,13 @@ use tracing::Instrument as _;
 use self::{
     ending::{abandon, check_answers, check_states},
     opening::{check_history, open},
-    sealing::{begin_seal, seal_and_settle, sealed_already, sealed_response},
-    transfer::{Attached, attach, detach, receive, receive_fault},
+    sealing::{seal_and_settle, sealed_already, sealed_response},
+    transfer::{receive, receive_fault},
 };
 use super::{Repositories, internal, invalid};
 use crate::{
     config::PeerLimits,
-    repository::{Active, Repository, Stage},
+    repository::{Repository, occupancy::Refusal},
     store::MANIFEST,
 };
 
@@ -125,10 +125,11 @@ fn run_id(text: &str) -> Result<RunId, RpcFault> {
     text.parse().map_err(|fault| invalid(format!("run_id: {fault}")))
 }
 
-fn busy(active: &Active, doing: &str) -> RpcFault {
-    RpcFault::new(Code::Aborted, "busy", format!("run {} {doing}", active.run_id))
-        .with_run_id(active.run_id.as_str())
-        .with_hint("wait for it to end; assay-target status shows it")
+fn refused_for(id: &RunId) -> impl FnOnce(Refusal) -> RpcFault + '_ {
+    move |refusal| match refusal {
+        Refusal::NoSuchRun => no_such_run(id),
+        refusal => super::busy(refusal),
+    }
 }
 
 fn no_such_run(id: &RunId) -> RpcFault {
@@ -222,13 +223,15 @@ impl ReplicationService for Replication {
         let idle = self.limits.idle;
         let repository = self.repository_of(&peer, &start.repository)?;
         let id = run_id(&start.run_id)?;
-        let Attached { receiver, turn, token } = attach(&repository, &id)?;
+        let lease = repository.occupancy.attach(&id).map_err(refused_for(&id))?;
+        let turn = Arc::clone(&repository.turn);
         let (responses, queue) = mpsc::channel(QUEUE);
         let span = telemetry::of_run(&id);
         let work = async move {
             // What the stream before this one brought is settled first: then it is known what is still wanted.
             let turn = turn.lock_owned().await;
-            let received = receive(&receiver, messages, &responses, &token, idle).await;
+            let receiver = Arc::clone(lease.receiver());
+            let received = receive(&receiver, messages, &responses, lease.token(), idle).await;
             let end = tokio::task::block_in_place(|| match received {
                 Ok(true) => receiver
                     .finish()
@@ -244,7 +247,7 @@ impl ReplicationService for Replication {
                 }
             });
             drop(turn);
-            detach(&repository, &id, &token);
+            drop(lease);
             let stats = receiver.stats();
             tracing::info!(?stats, ended = end.is_ok(), "content was received");
             drop(responses.send(end.map_err(Status::from)).await);
@@ -271,13 +274,13 @@ impl ReplicationService for Replication {
         let id = run_id(&start.run_id)?;
         let sealing = match sealed_already(&repository, &id) {
             Some(record) => Err(record),
-            None => Ok(begin_seal(&repository, &id)?),
+            None => Ok(repository.occupancy.seal(&id).map_err(refused_for(&id))?),
         };
         let (responses, queue) = mpsc::channel(QUEUE);
         // A task: a generation that is whole is checked, even when its source is gone by then.
         tokio::spawn(async move {
             let sealed = match sealing {
-                Ok(sealing) => seal_and_settle(&repository, &id, sealing, start, messages, idle).await,
+                Ok(lease) => seal_and_settle(&repository, &id, lease, start, messages, idle).await,
                 Err(record) => Ok(record),
             };
             let ended = async {
@@ -326,32 +329,17 @@ impl ReplicationService for Replication {
         let repository = self.repository(&request, &request.get_ref().repository)?;
         let request = request.into_inner();
         let id = run_id(&request.run_id)?;
-        let opened = {
-            let mut active = repository.active();
-            match active.as_ref() {
-                Some(Active { run_id, stage: Stage::Receiving { attached, opened, receiver, .. } })
-                    if *run_id == id =>
-                {
-                    receiver.stop();
-                    if let Some(attached) = attached {
-                        attached.cancel();
-                    }
-                    let opened = *opened;
-                    *active = None;
-                    Some(opened)
-                }
-                Some(Active { run_id, stage: Stage::Sealed }) if *run_id == id => {
-                    *active = None;
-                    None
-                }
-                Some(active) if active.run_id == id => {
-                    return Err(busy(active, "is sealed or checked").into());
-                }
-                _ => return Err(no_such_run(&id).into()),
-            }
-        };
         let span = telemetry::of_run(&id);
-        let noted = blocking(move || span.in_scope(|| abandon(&repository, id, request, opened))).await;
+        let noted = blocking(move || {
+            span.in_scope(|| {
+                let given_up = repository.occupancy.abandon(&id).map_err(refused_for(&id))?;
+                if let Some(reception) = &given_up {
+                    reception.receiver.stop();
+                }
+                abandon(&repository, id, request, given_up.map(|reception| reception.opened))
+            })
+        })
+        .await;
         let (verdict_id, envelope) = noted?;
         Ok(Response::new(AbandonRunResponse { verdict_id, envelope }))
     }

@@ -17,12 +17,12 @@ use assay_common::{
 use assay_proto::v1::{OpenRunRequest, OpenRunResponse};
 use tonic::Code;
 
-use super::{super::internal, busy};
+use super::{super::internal, refused_for};
 use crate::{
     ahead::tree,
     config,
     receive::{self, Allowance, Base, PlaceReader, Receiver, Spare},
-    repository::{Active, Opened, Repository, Stage},
+    repository::{Opened, Repository, occupancy::Reception},
 };
 
 /// A source that fails over and over adds a verdict to the ledger each time, which is never removed.
@@ -98,30 +98,9 @@ pub(super) fn open(
     nonce: Option<HexDigest>,
     failed_runs_per_hour: u32,
 ) -> Result<OpenRunResponse, RpcFault> {
-    let mut active = repository.active();
-    repository.give_way_to_run();
-    let mut compares = false;
-    match active.as_ref() {
-        Some(Active { run_id, stage: Stage::Receiving { attached, receiver, .. } }) => {
-            if let Some(attached) = attached {
-                if *run_id != id {
-                    return Err(busy(active.as_ref().expect("it is some"), "is under way"));
-                }
-                attached.cancel();
-            }
-            // What did not turn out to be what it should be is looked at closely this time.
-            compares = *run_id == id && receiver.doubts_base();
-            receiver.stop();
-        }
-        Some(other @ Active { stage: Stage::Sealed, run_id, .. }) if *run_id == id => {
-            return Err(busy(other, "is sealed already"));
-        }
-        // Its source went away between seal and check: the generation stays, without a verdict.
-        None | Some(Active { stage: Stage::Sealed, .. }) => {}
-        Some(active) => return Err(busy(active, "is being sealed or checked")),
-    }
+    let lease = repository.occupancy.open(&id).map_err(refused_for(&id))?;
     // A run that has ended is not opened again: its verdict would stand for a tree that nobody checked.
-    let goes_on = active.as_ref().is_some_and(|active| active.run_id == id);
+    let goes_on = lease.before().is_some_and(|(before, _)| *before == id);
     if !goes_on && (repository.has_verdict(&id) || repository.generation_of_run(&id).is_some()) {
         let text = format!("run {id} has ended; a new run needs an id of its own");
         return Err(RpcFault::new(Code::FailedPrecondition, "run-id-used", text)
@@ -132,6 +111,11 @@ pub(super) fn open(
             .failed_runs
             .may_open(failed_runs_per_hour)
             .map_err(|again| too_many_failed(failed_runs_per_hour, again))?;
+    }
+    // Content of the base that was found not to be what it should be is compared closely this time.
+    let compares = goes_on && lease.before().is_some_and(|(_, before)| before.receiver.doubts_base());
+    if let Some((_, before)) = lease.before() {
+        before.receiver.stop();
     }
     let config::Repository { quota, quota_entries, reserve, .. } = repository.config;
     let reserve = receive::reserve(reserve, repository.store.path());
@@ -192,8 +176,7 @@ pub(super) fn open(
     let receiver =
         Arc::new(Receiver::new(Arc::clone(&staging), places, known.map(|base| (base, copies)), allowance));
     let opened = Opened { time: jiff::Timestamp::now(), nonce };
-    let stage = Stage::Receiving { staging, base, receiver, attached: None, opened };
-    *active = Some(Active { run_id: id, stage });
+    lease.receive(id, Reception { staging, base, receiver, opened });
     Ok(response)
 }
 

@@ -19,31 +19,20 @@ use tonic::{Code, Streaming};
 
 use super::{
     super::{internal, invalid},
-    QUEUE, busy, joined, next_message, no_such_run, receive_fault,
+    QUEUE, joined, next_message, receive_fault,
 };
 use crate::{
-    receive::Receiver,
-    repository::{Active, Opened, Repository, Stage},
+    repository::{
+        Opened, Repository,
+        occupancy::{Lease, Reception, Sealing},
+    },
     seal::{self, Charge, Draft, Provenance, SealError, seal},
     store::{MarkRecord, Record, Staging},
 };
 
-/// A run that is being sealed, with what is needed to take it up again when it is not.
-pub(super) struct Sealing {
-    staging: Arc<Staging>,
-    base: Option<GenerationNumber>,
-    receiver: Arc<Receiver>,
-    opened: Opened,
-}
-
 /// The generation of a run whose source did not hear that it was sealed.
 pub(super) fn sealed_already(repository: &Repository, id: &RunId) -> Option<Record> {
-    match repository.active().as_ref() {
-        None => {}
-        Some(Active { run_id, stage: Stage::Sealed }) if run_id == id => {}
-        Some(_) => return None,
-    }
-    repository.generation_of_run(id)
+    repository.occupancy.may_be_sealed(id).then(|| repository.generation_of_run(id)).flatten()
 }
 
 pub(super) fn sealed_response(record: &Record) -> SealRunResponse {
@@ -52,62 +41,40 @@ pub(super) fn sealed_response(record: &Record) -> SealRunResponse {
     SealRunResponse { generation: record.generation, root_digest, check: None }
 }
 
-pub(super) fn begin_seal(repository: &Repository, id: &RunId) -> Result<Sealing, RpcFault> {
-    let mut active = repository.active();
-    let parts = match active.as_ref() {
-        Some(Active {
-            run_id,
-            stage: Stage::Receiving { staging, base, receiver, attached: None, opened },
-        }) if run_id == id => Sealing {
-            staging: Arc::clone(staging),
-            base: *base,
-            receiver: Arc::clone(receiver),
-            opened: *opened,
-        },
-        Some(other) if other.run_id == *id => return Err(busy(other, "is not ready to be sealed")),
-        _ => return Err(no_such_run(id)),
-    };
-    *active = Some(Active { run_id: id.clone(), stage: Stage::Sealing });
-    Ok(parts)
+/// What a seal that does not come to its end has made in staging, until this is dropped: on a panic as well.
+struct HalfMade<'a> {
+    staging: &'a Staging,
+    charge: Charge,
+    is_whole: bool,
+}
+
+impl Drop for HalfMade<'_> {
+    fn drop(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        // The next attempt makes it anew. What cannot be removed stays charged.
+        match self.staging.remove_half_made() {
+            Ok(()) => self.charge.give_back(),
+            Err(error) => tracing::error!(%error, "what a refused seal left cannot be removed"),
+        }
+    }
 }
 
 /// Seals a run from the rest of its stream. When it cannot be sealed, the run is open as it was before.
 pub(super) async fn seal_and_settle(
     repository: &Arc<Repository>,
     id: &RunId,
-    sealing: Sealing,
+    lease: Lease<Sealing>,
     start: SealStart,
     mut messages: Streaming<SealRunRequest>,
     idle: Duration,
 ) -> Result<Record, RpcFault> {
-    let Sealing { staging, base, receiver, opened } = sealing;
     let (steps, queue) = mpsc::channel(QUEUE);
     let span = telemetry::of_run(id);
     let working = tokio::task::spawn_blocking({
-        let (repository, id, staging) = (Arc::clone(repository), id.clone(), Arc::clone(&staging));
-        let span = span.clone();
-        let allowance = receiver.allowance();
-        move || {
-            span.in_scope(|| {
-                let charge = Charge::on(allowance);
-                let sealed = seal_blocking(
-                    &repository,
-                    (&id, opened),
-                    &staging,
-                    base,
-                    (&start, charge.clone()),
-                    queue,
-                );
-                if sealed.is_err() {
-                    // The next attempt makes it anew. What cannot be removed stays charged.
-                    match staging.remove_half_made() {
-                        Ok(()) => charge.give_back(),
-                        Err(error) => tracing::error!(%error, "what a refused seal left cannot be removed"),
-                    }
-                }
-                sealed
-            })
-        }
+        let (repository, id, span) = (Arc::clone(repository), id.clone(), span.clone());
+        move || span.in_scope(|| seal_under_lease(&repository, &id, lease, &start, queue))
     });
     // A cut-off manifest has no finish: the thread notices. After the finish nothing is waited for: a source that leaves its
     // stream open does not keep the generation from its check.
@@ -131,20 +98,30 @@ pub(super) async fn seal_and_settle(
         Some(ended) if fault.reason == "cut-off" => ended,
         _ => fault,
     });
-    let stage = match &sealed {
-        Ok(record) => {
-            span.in_scope(|| {
-                tracing::info!(generation = record.generation, root = record.root_digest, "sealed")
-            });
-            Stage::Sealed
-        }
-        Err(fault) => {
-            span.in_scope(|| tracing::warn!(reason = %fault.reason, message = fault.message, "not sealed"));
-            Stage::Receiving { staging, base, receiver, attached: None, opened }
-        }
-    };
-    *repository.active() = Some(Active { run_id: id.clone(), stage });
+    span.in_scope(|| match &sealed {
+        Ok(record) => tracing::info!(generation = record.generation, root = record.root_digest, "sealed"),
+        Err(fault) => tracing::warn!(reason = %fault.reason, message = fault.message, "not sealed"),
+    });
     sealed
+}
+
+fn seal_under_lease(
+    repository: &Repository,
+    id: &RunId,
+    lease: Lease<Sealing>,
+    start: &SealStart,
+    queue: mpsc::Receiver<seal_run_request::Kind>,
+) -> Result<Record, RpcFault> {
+    // A stream whose place was taken may still settle what it brought.
+    let _turn = Arc::clone(&repository.turn).blocking_lock_owned();
+    let Reception { staging, base, receiver, opened } = lease.reception();
+    let charge = Charge::on(receiver.allowance());
+    let mut half_made = HalfMade { staging, charge: charge.clone(), is_whole: false };
+    let record = seal_blocking(repository, (id, *opened), staging, *base, (start, charge), queue)?;
+    half_made.is_whole = true;
+    drop(half_made);
+    lease.sealed();
+    Ok(record)
 }
 
 fn seal_blocking(

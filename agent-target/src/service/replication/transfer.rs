@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use assay_common::{id::RunId, rpc_status::RpcFault};
+use assay_common::rpc_status::RpcFault;
 use assay_proto::v1::{TransferRequest, TransferResponse, transfer_request};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -10,47 +10,12 @@ use tonic::{Code, Status, Streaming};
 
 use super::{
     super::{internal, invalid},
-    joined, no_such_run, stalled, unreadable,
+    joined, stalled, unreadable,
 };
-use crate::{
-    receive::{ReceiveError, Receiver},
-    repository::{Active, Repository, Stage},
-};
+use crate::receive::{ReceiveError, Receiver};
 
 /// Messages that wait while as many as there are processors are worked on.
 const WAITING_MESSAGES: usize = 2;
-
-pub(super) struct Attached {
-    pub(super) receiver: Arc<Receiver>,
-    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
-    pub(super) token: CancellationToken,
-}
-
-/// Attaches a stream to its run. A stream that is attached already is of a connection that the source has given up, whether
-/// or not that has been noticed here: it ends.
-pub(super) fn attach(repository: &Repository, id: &RunId) -> Result<Attached, RpcFault> {
-    let mut active = repository.active();
-    match active.as_mut() {
-        Some(Active { run_id, stage: Stage::Receiving { receiver, attached, .. } }) if run_id == id => {
-            let token = CancellationToken::new();
-            if let Some(before) = attached.replace(token.clone()) {
-                before.cancel();
-            }
-            Ok(Attached { receiver: Arc::clone(receiver), turn: Arc::clone(&repository.turn), token })
-        }
-        _ => Err(no_such_run(id)),
-    }
-}
-
-pub(super) fn detach(repository: &Repository, id: &RunId, token: &CancellationToken) {
-    // A token that was cancelled belongs to a stream whose place has been taken.
-    if let Some(Active { run_id, stage: Stage::Receiving { attached, .. } }) = repository.active().as_mut()
-        && run_id == id
-        && !token.is_cancelled()
-    {
-        *attached = None;
-    }
-}
 
 /// Works on a stream's messages, a few side by side. False when it was cut, or when another took its place. When this
 /// returns, everything that came is settled.
