@@ -17,6 +17,7 @@ mod network;
 #[path = "../shows/pair.rs"]
 #[allow(dead_code, reason = "the other suites use the rest of it")]
 mod pair;
+mod panics;
 mod rig;
 mod table;
 

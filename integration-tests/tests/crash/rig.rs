@@ -542,6 +542,12 @@ impl Rig {
         self.stop_both();
     }
 
+    /// The same, when the run that passes must be made by this process of the target.
+    pub(crate) fn end_gauntlet_of(&mut self, process: u32) {
+        assert_eq!(self.pair.process("target"), process, "the target was started again");
+        self.end_gauntlet();
+    }
+
     /// One run with so many bytes free on the store's disk, and its exit code.
     pub(crate) fn run_with_room(&mut self, bytes: u64) -> i32 {
         self.start_both();
