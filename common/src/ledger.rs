@@ -583,6 +583,85 @@ mod tests {
         }
     }
 
+    /// The first id is 1, and an id has nine digits or more.
+    #[test]
+    fn an_id_is_the_text_of_a_place_and_nothing_else() {
+        for (text, number) in [("000000001", 1), ("999999999", 999_999_999), ("1000000000", 1_000_000_000)] {
+            assert_eq!(EntryId::parse(text), Some(EntryId(number)), "{text}");
+            assert_eq!(EntryId(number).to_string(), text);
+            assert_eq!(EntryId(number).sequence(), number);
+        }
+        for text in ["000000000", "0000000001", "00000001", "-00000001", "00000000a", "18446744073709551616"]
+        {
+            assert_eq!(EntryId::parse(text), None, "{text}");
+        }
+    }
+
+    /// An entry that is there and cannot be read is no verdict that is missing, and the next one is not linked past it.
+    #[test]
+    fn an_entry_that_cannot_be_read_is_told_as_that() {
+        let test = TestLedger::with_entries(2);
+        fs::remove_file(test.file(2)).expect("remove");
+        fs::create_dir(test.file(2)).expect("mkdir");
+        assert!(matches!(test.ledger.get("000000002"), Err(LedgerError::File(_))));
+        let appended =
+            test.ledger.append(|_, _| panic!("nothing is built upon an entry that cannot be read"));
+        assert!(matches!(appended, Err(LedgerError::File(_))), "{appended:?}");
+        let faults = test.ledger.verify(&test.target.verifying_key(), None).expect("verify");
+        assert!(matches!(faults[..], [LedgerFault::Unreadable { id: EntryId(2), .. }]), "{faults:?}");
+    }
+
+    /// An entry of 16 MiB is read, one of a byte more is refused by its length alone.
+    #[test]
+    fn an_entry_has_a_largest_size() {
+        let test = TestLedger::with_entries(1);
+        let file = fs::File::options().write(true).open(test.file(1)).expect("open");
+        file.set_len(MAX_ENVELOPE_BYTES as u64).expect("grow");
+        assert_eq!(test.ledger.get("000000001").expect("it is read").len(), MAX_ENVELOPE_BYTES);
+        file.set_len(MAX_ENVELOPE_BYTES as u64 + 1).expect("grow");
+        assert!(matches!(test.ledger.get("000000001"), Err(LedgerError::TooLong { .. })));
+    }
+
+    /// The reserve has its size, is made again when it is gone or was cut, and is given up once.
+    #[test]
+    fn the_reserve_is_kept_until_it_is_given_up() {
+        let test = TestLedger::with_entries(0);
+        let path = test.ledger.folder().with_extension("reserve");
+        let bytes = || fs::metadata(&path).map_or(0, |stat| stat.len());
+        let ledger = Ledger::at(test.ledger.folder()).with_reserve(path.clone());
+        assert_eq!(bytes(), RESERVE_BYTES);
+        assert!(ledger.give_up_reserve() && bytes() == 0);
+        assert!(!ledger.give_up_reserve(), "there is none left");
+        let append = || {
+            let build = |sequence, previous| {
+                sign_verdict(&Example::default().verdict(&test.source, sequence, previous), &test.target)
+            };
+            ledger.append(build).expect("append");
+        };
+        append();
+        assert_eq!(bytes(), RESERVE_BYTES, "an entry that had room makes it again");
+        fs::write(&path, "short").expect("write");
+        append();
+        assert_eq!(bytes(), RESERVE_BYTES, "one that was cut as well");
+        assert_eq!(test.faults(), [""; 0]);
+    }
+
+    /// A gap of any length costs no memory; what stands after it is not said to have a broken link as well.
+    #[test]
+    fn a_long_gap_is_listed_up_to_a_limit() {
+        let test = TestLedger::with_entries(2);
+        fs::rename(test.file(2), test.file(5000)).expect("rename");
+        let faults = test.ledger.verify(&test.target.verifying_key(), None).expect("verify");
+        let gaps = faults.iter().filter(|fault| matches!(fault, LedgerFault::Gap { .. })).count();
+        assert_eq!(gaps, MAX_GAPS);
+        assert!(matches!(faults[0], LedgerFault::Gap { id: EntryId(2) }));
+        assert!(
+            matches!(faults[MAX_GAPS..], [LedgerFault::Moved { id: EntryId(5000), signed: 2 }]),
+            "{:?}",
+            faults.last()
+        );
+    }
+
     #[test]
     fn strangers_in_the_folder_are_told() {
         let test = TestLedger::with_entries(1);

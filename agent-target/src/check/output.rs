@@ -348,6 +348,83 @@ mod tests {
         assert_eq!(found.unmatched(&patterns), [] as [usize; 0]);
     }
 
+    /// Each list of patterns begins where the one before ends, also where one of them is empty.
+    #[test]
+    fn a_pattern_is_found_in_its_own_list() {
+        let lists = [
+            ("must_match = ['^a$', '^b$']", "b"),
+            ("retry_next_candidate_on = ['^c$', '^d$']", "d"),
+            (
+                "inconclusive_patterns = [{ pattern = '^e$', reason = 'e' }, { pattern = '^f$', reason = 'f' }]",
+                "f",
+            ),
+            ("fail_patterns = [{ pattern = '^g$', reason = 'g' }, { pattern = '^h$', reason = 'h' }]", "h"),
+        ];
+        let patch = "[[patch]]\nfile = 'f'\nkind = 'key-value'\nkey = 'K'\nvalues = ['v']\n";
+        for without in 0..=lists.len() {
+            let rules: Vec<_> = lists.iter().enumerate().filter(|(at, _)| *at != without).collect();
+            let keys: Vec<_> = rules.iter().map(|(_, (keys, _))| *keys).collect();
+            let patterns = patterns(&format!("{}\n{patch}", keys.join("\n")));
+            for (list, (_, line)) in &rules {
+                let mut capture = Capture::new(Arc::clone(&patterns), 1024);
+                capture.push(line.as_bytes());
+                let (_, found) = capture.finish();
+                let told = (
+                    found.unmatched(&patterns).len(),
+                    found.retry(&patterns).map(str::to_owned),
+                    found.inconclusive(&patterns).map(|(index, line)| (index, line.to_owned())),
+                    found.fail(&patterns).map(|(index, line)| (index, line.to_owned())),
+                );
+                let must_match = if without == 0 { 0 } else { 2 };
+                let second = || Some((1, (*line).to_owned()));
+                let expected = match list {
+                    0 => (1, None, None, None),
+                    1 => (must_match, Some((*line).to_owned()), None, None),
+                    2 => (must_match, None, second(), None),
+                    _ => (must_match, None, None, second()),
+                };
+                assert_eq!(told, expected, "{line} without list {without}");
+                assert_eq!(found.refused(&patterns), None);
+            }
+        }
+    }
+
+    /// What is found on either stream counts, the first line of the first stream is quoted, and both are counted.
+    #[test]
+    fn two_streams_are_one_output() {
+        let patterns = patterns(KEYS);
+        let found = |text: &str| {
+            let mut capture = Capture::new(Arc::clone(&patterns), 1024);
+            capture.push(text.as_bytes());
+            assert_eq!(capture.bytes(), text.len() as u64);
+            capture.finish().1
+        };
+        let merged = found("bad: one\n").merge(found("bad: two\ndone\n"));
+        assert_eq!(merged.fail(&patterns), Some((0, "bad: one")));
+        assert_eq!(merged.findings, ["one", "two"]);
+        assert!(merged.unmatched(&patterns).is_empty() && !merged.overlong);
+        let many = "bad: x\n".repeat(MAX_FINDINGS + 3);
+        let merged = found(&many).merge(found(&many));
+        let all = 2 * (MAX_FINDINGS as u64 + 3);
+        assert_eq!(
+            (merged.findings.len(), merged.findings_dropped),
+            (MAX_FINDINGS, all - MAX_FINDINGS as u64)
+        );
+        let long = "x".repeat(MAX_LINE_BYTES + 1);
+        assert!(found("done\n").merge(found(&long)).overlong && found(&long).merge(found("done\n")).overlong);
+        assert!(!found(&long[1..]).overlong, "a line of exactly the limit is searched whole");
+    }
+
+    /// A quoted line has a limit and no control characters, and says where it was cut.
+    #[test]
+    fn a_quoted_line_is_short_and_plain() {
+        let whole = "x".repeat(MAX_QUOTED_BYTES);
+        assert_eq!(quote(whole.as_bytes()), whole);
+        assert_eq!(quote(format!("{whole}y").as_bytes()), format!("{whole} …"));
+        assert_eq!(quote(b"  page 7 \r"), "page 7");
+        assert!(!quote(b"a\x1b[31mb").contains('\x1b'));
+    }
+
     #[test]
     fn findings_beyond_the_limit_are_counted() {
         let mut capture = Capture::new(patterns(KEYS), 10);

@@ -263,9 +263,41 @@ mod tests {
         ] {
             assert!(merge(&base, steps).is_err(), "{name} was let through");
         }
+        let fifo = Entry { kind: EntryKind::Fifo.into(), ..Default::default() };
+        assert!(matches!(merge(&[], vec![super::tests::put(fifo)]), Err(DeltaFault::NoRoot)));
+        let put_again = |steps: Vec<ManifestStep>| merge(&[], [vec![put("")], steps].concat());
+        assert_eq!(
+            put_again((1..100).map(|n| put(&format!("x{n:03}"))).collect()).expect("the limit").len(),
+            100
+        );
         let many = (0..101).map(|n| put(&format!("x{n:03}")));
         let steps = std::iter::once(put("")).chain(many).collect();
         assert!(matches!(merge(&[], steps), Err(DeltaFault::TooMany { limit: 100 })));
+    }
+
+    /// A file shares pieces with the entry of its own path that was dropped just before it, and with no other.
+    #[test]
+    fn pieces_are_shared_with_the_entry_that_was_dropped_just_before() {
+        let file = |path: &str| Entry {
+            path: path.as_bytes().to_vec(),
+            kind: EntryKind::File.into(),
+            ..Default::default()
+        };
+        let base = [folder(""), file("a"), file("b")];
+        let sharing = |path: &str| ManifestStep {
+            kind: Some(manifest_step::Kind::Put(PutEntry {
+                entry: Some(file(path)),
+                reuse: vec![Default::default()],
+                ..Default::default()
+            })),
+        };
+        for (steps, name) in [
+            (vec![keep(1), drop_step(2), sharing("a")], "another entry was dropped since"),
+            (vec![keep(1), drop_step(1), sharing("b")], "the path is another"),
+            (vec![keep(2), sharing("b")], "nothing was dropped"),
+        ] {
+            assert!(matches!(merge(&base, steps), Err(DeltaFault::NoReuse { .. })), "{name}");
+        }
     }
 
     proptest! {

@@ -260,6 +260,92 @@ fn a_pass_that_nothing_backs_is_neither_signed_nor_believed() {
     }
 }
 
+/// FAIL and INCONCLUSIVE are about a generation, whatever the check said; a step that did not run backs no PASS.
+#[test]
+fn an_outcome_without_its_generation_is_neither_signed_nor_believed() {
+    let (target, source) = keys();
+    let sound = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    for outcome in [Outcome::Pass, Outcome::Fail, Outcome::Inconclusive] {
+        let changed = Verdict { outcome, generation: None, ..sound.clone() };
+        let refused = sign_verdict(&changed, &target);
+        let expected = "no generation was sealed";
+        assert!(
+            matches!(refused, Err(VerdictError::Unfounded { missing, .. }) if missing == expected),
+            "{outcome}: {refused:?}"
+        );
+        let json = sign_anything(&changed, &target);
+        assert!(verify_verdict(json.as_bytes(), &target.verifying_key(), None).is_err(), "{outcome}");
+        sign_verdict(&Verdict { outcome, ..sound.clone() }, &target).expect("with one it is sound");
+    }
+    for last in [Outcome::NotRun, Outcome::Fail] {
+        let mut changed = sound.clone();
+        changed.steps.push(Step { outcome: last, ..changed.steps[0].clone() });
+        assert!(matches!(sign_verdict(&changed, &target), Err(VerdictError::Unfounded { .. })), "{last}");
+    }
+    // A root without the source's word for it, and the other way round.
+    for changed in [
+        Verdict { outcome: Outcome::Fail, source_statement: None, ..sound.clone() },
+        Verdict { outcome: Outcome::Fail, root: None, ..sound.clone() },
+    ] {
+        assert!(sign_verdict(&changed, &target).is_err());
+    }
+}
+
+/// Safety stops that were overridden are what the source signed: a target can neither add nor hide one.
+#[test]
+fn overrides_are_those_that_the_source_signed() {
+    let (target, source) = keys();
+    let mut statement = Example::default().statement();
+    statement.overrides = vec!["accept-drop".into()];
+    let signed = sign_source_statement(&statement, &source);
+    let sound = Verdict {
+        overrides: statement.overrides.clone(),
+        source_statement: Some(signed),
+        ..Example::default().verdict(&source, 1, HexDigest::ZERO)
+    };
+    sign_verdict(&sound, &target).expect("both say the same");
+    for overrides in [vec![], vec!["accept-drop".to_owned(), "accept-history".to_owned()]] {
+        let refused = sign_verdict(&Verdict { overrides, ..sound.clone() }, &target);
+        assert!(matches!(refused, Err(VerdictError::Mismatch { what: "overrides", .. })), "{refused:?}");
+    }
+}
+
+/// The source's statement names its run and root twice; both say the same, and it says what it counted.
+#[test]
+fn a_source_statement_is_of_its_own_subject() {
+    let (_, source) = keys();
+    let statement = Example::default().statement();
+    let (name, root) = (format!("acc/runs/{}", statement.run_id), HexDigest([7; 32]));
+    let read = |subject: Option<(String, HexDigest)>| {
+        let signed = sign(SOURCE_STATEMENT_TYPE, subject, &statement, &source);
+        verify_source_statement(&signed, &source.verifying_key())
+    };
+    let sound = read(Some((name.clone(), root))).expect("its own");
+    assert_eq!(sound.counts, statement.counts);
+    assert_eq!(sound.counts.files, 3);
+    for subject in [None, Some(("acc/runs/other".to_owned(), root)), Some((name, HexDigest([8; 32])))] {
+        let refused = read(subject);
+        assert!(matches!(refused, Err(VerdictError::Mismatch { what: "subject", .. })), "{refused:?}");
+    }
+}
+
+/// A statement of another form than in-toto's is none, however it is signed.
+#[test]
+fn a_statement_of_another_form_is_refused() {
+    let (target, source) = keys();
+    let verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+    let payload = sign_verdict(&verdict, &target).expect("sound");
+    let payload = payload.verify(IN_TOTO_PAYLOAD_TYPE, &target.verifying_key()).expect("valid");
+    let text = String::from_utf8(payload).expect("UTF-8");
+    for (from, to) in
+        [(STATEMENT_TYPE, "https://in-toto.io/Statement/v2"), (VERDICT_TYPE, "https://assay.dev/verdict/v2")]
+    {
+        let other = Envelope::sign(IN_TOTO_PAYLOAD_TYPE, text.replacen(from, to, 1).as_bytes(), &target);
+        let refused = verify_verdict(other.to_json().as_bytes(), &target.verifying_key(), None);
+        assert!(matches!(refused, Err(VerdictError::OtherType { part: "verdict", .. })), "{refused:?}");
+    }
+}
+
 #[test]
 fn a_pass_may_follow_a_candidate_that_was_refused() {
     let (target, source) = keys();
@@ -326,6 +412,11 @@ fn only_pass_exits_zero() {
 fn times_of_the_wire_are_checked() {
     let before_1970: Timestamp = "1969-12-31T23:59:59.25Z".parse().expect("time");
     assert_eq!(timestamp_from_proto(&timestamp_to_proto(before_1970)), Some(before_1970));
+    for time in ["2026-11-22T22:50:00Z", "1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z"] {
+        let whole: Timestamp = time.parse().expect("time");
+        let sent = timestamp_to_proto(whole);
+        assert_eq!((timestamp_from_proto(&sent), sent.nanos), (Some(whole), 0), "{time}");
+    }
     for (seconds, nanos) in [(i64::MAX, 0), (0, -1), (0, 1_000_000_000)] {
         assert_eq!(timestamp_from_proto(&prost_types::Timestamp { seconds, nanos }), None);
     }
