@@ -25,6 +25,7 @@ pub mod ledger;
 pub mod limits;
 pub mod manifest;
 pub mod memory;
+pub mod merge_join;
 pub mod metrics;
 pub mod notify;
 pub mod outbox;

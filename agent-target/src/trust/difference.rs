@@ -6,7 +6,8 @@ use assay_common::{
     error::IoContext as _,
     id::GenerationNumber,
     manifest::{Entry, EntryFault, EntryKind, ManifestError, ManifestReader, validate_entry},
-    path::{TreePath, compare_paths},
+    merge_join::MergeJoin,
+    path::TreePath,
 };
 
 use crate::store::{MANIFEST, Store, StoreError};
@@ -98,25 +99,19 @@ pub fn differences(
     mut sink: impl FnMut(Change),
 ) -> Result<(), DifferenceError> {
     let (mut old, mut new) = (Entries::open(store, older)?, Entries::open(store, newer)?);
-    let (mut before, mut after) = (old.next()?, new.next()?);
-    loop {
-        let order = match (&before, &after) {
-            (None, None) => return Ok(()),
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (Some((left, _)), Some((right, _))) => compare_paths(left.as_bytes(), right.as_bytes()),
-        };
-        let gone = if order.is_le() { std::mem::replace(&mut before, old.next()?) } else { None };
-        let come = if order.is_ge() { std::mem::replace(&mut after, new.next()?) } else { None };
-        let Some(path) = come.as_ref().or(gone.as_ref()).map(|(path, _)| path.clone()) else {
-            return Ok(());
+    let mut join = MergeJoin::default();
+    while let Some(joined) = join.next(|| old.next(), || new.next())? {
+        let (before, after) = joined.split();
+        let Some(path) = after.as_ref().or(before.as_ref()).map(|(path, _)| path.clone()) else {
+            continue;
         };
         let change =
-            Change { path, before: gone.map(|(_, entry)| entry), after: come.map(|(_, entry)| entry) };
+            Change { path, before: before.map(|(_, entry)| entry), after: after.map(|(_, entry)| entry) };
         if !is_same(&change) {
             sink(change);
         }
     }
+    Ok(())
 }
 
 fn is_same(change: &Change) -> bool {

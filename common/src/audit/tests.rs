@@ -288,3 +288,36 @@ fn a_wrong_clock_can_be_acknowledged_and_nothing_else() {
         assert!(!bench.audit(&expected).is_empty());
     }
 }
+
+/// Steps back that are too small to be told one by one add up; a clock that is put right by less is not told.
+#[test]
+fn many_small_steps_back_of_the_clock_show() {
+    let bench = Bench::new();
+    let ledger = Ledger::open(&bench.folder.path().join("ledger")).expect("open");
+    let newest: Timestamp = "2026-11-22T22:50:00Z".parse().expect("the time of the others");
+    let append = |seconds: i64| {
+        let example = Example { run_id: RUNS[0], ..Default::default() };
+        let build = |sequence, previous| {
+            let mut verdict = example.verdict(&bench.source, sequence, previous);
+            verdict.times.signed = newest - jiff::SignedDuration::from_secs(seconds);
+            sign_verdict(&verdict, &bench.target)
+        };
+        ledger.append(build).expect("append");
+        bench.audit(&Expected::default())
+    };
+    let slack = CLOCK_SLACK.as_secs();
+    assert_eq!(append(slack / 2), [""; 0]);
+    assert_eq!(append(slack), [""; 0], "exactly as much as a clock may differ");
+    let told = append(slack + 1);
+    assert!(told.len() == 1 && told[0].starts_with("verdict 000000008 was signed at"), "{told:?}");
+}
+
+/// A generation whose tree cannot be read is no generation that was compared and found sound.
+#[test]
+fn a_tree_that_cannot_be_read_is_told() {
+    let bench = Bench::new();
+    let unreadable = |_| Some(Err("its manifest cannot be read".to_owned()));
+    let told = bench.audit(&Expected { root_of: Some(&unreadable), ..Default::default() });
+    assert_eq!(told.len() as u64, ENTRIES);
+    assert!(told.iter().all(|told| told.contains("its manifest cannot be read")), "{told:?}");
+}

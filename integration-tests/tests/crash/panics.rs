@@ -41,7 +41,8 @@ fn a_panic_at_any_place_leaves_the_repository_to_the_next_run() {
         for point in &hit {
             outcomes.entry(point).or_insert_with(|| outcome.clone());
         }
-        if hit.is_empty() && outcome == "PASS" {
+        // A copy is taken by the run after the one that made it: a run that meets no panic is not the last.
+        if outcomes.len() == points.len() {
             break;
         }
     }

@@ -292,3 +292,52 @@ proptest! {
         prop_assert!(decide(&policy, &left, None, now).iter().all(|it| !it.is_prune()));
     }
 }
+
+/// The rules as an operator writes them.
+fn configured(retention: &str) -> Result<Option<Retention>, String> {
+    let folder = tempfile::tempdir().expect("temp");
+    let text = format!(
+        "[agent]\nname = \"t\"\nlisten = \"127.0.0.1:1\"\nstore = \"store\"\nsigning_key = \"k\"\n[tls]\nca = \"c\"\n\
+         cert = \"c\"\nkey = \"k\"\n[[repository]]\nname = \"r\"\nsource = \"s\"\nsource_key = \"source.pub\"\n\
+         profile = \"generic\"\nvars = {{ check = [\"true\"] }}\n{retention}"
+    );
+    let path = folder.path().join("target.toml");
+    std::fs::write(&path, text).expect("write");
+    let mut config = crate::config::load(&path).map_err(|error| error.to_string())?;
+    Ok(config.repositories.remove(0).retention)
+}
+
+/// Each number of `[repository.retention]` is the number of its own rule.
+#[test]
+fn each_number_of_the_configuration_is_that_of_its_rule() {
+    let rules = "retention = { last = 1, hourly = 2, daily = 3, weekly = 4, monthly = 5, within = \"6h\", failed_last = 7, failed_within = \"8d\" }";
+    let retention = configured(rules).expect("sound").expect("there is one");
+    assert_eq!(
+        [
+            retention.last,
+            retention.hourly,
+            retention.daily,
+            retention.weekly,
+            retention.monthly,
+            retention.failed_last
+        ],
+        [1, 2, 3, 4, 5, 7]
+    );
+    assert_eq!(retention.within, Some(Duration::from_secs(6 * 3600)));
+    assert_eq!(retention.failed_within, Duration::from_secs(8 * 24 * 3600));
+    let short = configured("retention = { last = 1 }").expect("sound").expect("there is one");
+    assert_eq!((short.failed_last, short.failed_within), (3, Duration::from_secs(14 * 24 * 3600)));
+    assert_eq!((short.hourly, short.daily, short.weekly, short.monthly, short.within), (0, 0, 0, 0, None));
+    assert!(configured("").expect("sound").is_none());
+}
+
+/// Rules that keep nothing are a mistake; each rule by itself keeps something.
+#[test]
+fn rules_that_keep_nothing_are_refused() {
+    for rules in ["", "last = 0", "within = \"0s\"", "failed_last = 9"] {
+        assert!(configured(&format!("retention = {{ {rules} }}")).is_err(), "{rules}");
+    }
+    for rule in ["last = 1", "hourly = 1", "daily = 1", "weekly = 1", "monthly = 1", "within = \"1s\""] {
+        configured(&format!("retention = {{ {rule} }}")).unwrap_or_else(|error| panic!("{rule}: {error}"));
+    }
+}
