@@ -94,8 +94,6 @@ pub fn start(
     };
     if let Err(error) = std::thread::Builder::new().name("check".to_owned()).spawn(body) {
         tracing::error!(%error, "no thread for the check");
-        let done = Some(Err(format!("the check cannot start: no thread for it: {error}")));
-        return watch::Sender::new(CheckState { done, ..Default::default() }).subscribe();
     }
 }
 
