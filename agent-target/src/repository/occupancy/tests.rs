@@ -298,7 +298,7 @@ fn a_run_preempts_a_pruning_and_waits_for_its_end() {
     let occupancy = Occupancy::default();
     let pruning = occupancy.prune().expect("prune");
     assert!(!pruning.is_preempted());
-    let (begun, is_begun) = mpsc::channel();
+    let (begun, is_begun) = mpsc::sync_channel(1);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let lease = occupancy.open(&run("A")).expect("after the pruning");
