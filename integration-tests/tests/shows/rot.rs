@@ -247,6 +247,8 @@ fn rot_is_found_within_the_time_in_which_every_byte_is_read_and_no_run_reads_mor
     for file in 0..FILES {
         fs::write(pair.root(0).join(format!("c{file:02}")), noise(file, COLD)).expect("write");
     }
+    // It is rotten under each of its names.
+    fs::hard_link(pair.root(0).join("c34"), pair.root(0).join("z-name")).expect("link");
     settle(&pair);
     rot(&pair, "c34", 99_999);
     let total = FILES * COLD as u64;
@@ -258,6 +260,7 @@ fn rot_is_found_within_the_time_in_which_every_byte_is_read_and_no_run_reads_mor
         if count(&run["counts"]["filesChangedWithoutTrace"]) == 1 {
             println!("found on day {day}");
             assert_eq!(run["changedWithoutTrace"], serde_json::json!(["c34"]), "{run}");
+            rsync_finds_no_difference(&pair.root(0), &pair.latest());
             return;
         }
         // A file is read whole; beside that the agent reads what it remembers.
