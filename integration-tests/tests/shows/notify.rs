@@ -28,7 +28,7 @@ pub(crate) fn notices(pair: &Pair, role: &str) -> Vec<serde_json::Value> {
     text.lines().filter(|line| line.ends_with('}')).map(json).collect()
 }
 
-pub(crate) fn wait_for(pair: &Pair, role: &str, count: usize) -> Vec<serde_json::Value> {
+fn wait_for(pair: &Pair, role: &str, count: usize) -> Vec<serde_json::Value> {
     pair.eventually("the notices", || notices(pair, role).len() >= count);
     notices(pair, role)
 }

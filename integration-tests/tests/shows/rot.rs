@@ -12,7 +12,7 @@ use crate::{
     file_systems::{Kind, change_below},
     metrics::{get, with_metrics},
     noise,
-    notify::{notices, wait_for, with_command},
+    notify::{notices, with_command},
     pair::{Pair, json, rsync_finds_no_difference},
 };
 
@@ -144,8 +144,12 @@ fn silent_rot_is_found(kind: Kind) {
             (&id.into(), &serde_json::json!(["cold"])),
             "{status}"
         );
-        let told = wait_for(&pair, role, 1);
-        let told: Vec<_> = told.iter().filter(|notice| notice["event"] == "changed-without-trace").collect();
+        let told = || {
+            let all = notices(&pair, role).into_iter();
+            all.filter(|notice| notice["event"] == "changed-without-trace").collect::<Vec<_>>()
+        };
+        pair.eventually("the notice", || !told().is_empty());
+        let told = told();
         assert_eq!(told.len(), 1, "{told:?}");
         assert_eq!(told[0]["id"], format!("repo/{id}/changed-without-trace"));
         let summary = told[0]["summary"].as_str().expect("text");
