@@ -377,11 +377,11 @@ pub fn changed(stat: &Stat) -> std::time::Duration {
 }
 
 /// How long it takes at `now` until a write is sure to leave another time than the last one did; `None` when it does already. A time in
-/// the future takes as long as it is ahead, but no more than a tick: a clock that was set back is nothing to wait for.
+/// the future, by more than a tick, is one that no write of now leaves.
 pub fn time_to_next_tick(stat: &Stat, now: std::time::Duration) -> Option<std::time::Duration> {
     let tick = if stat.st_ctime_nsec == 0 { TICK_COARSE } else { TICK };
     let left = (changed(stat) + tick).checked_sub(now)?;
-    (!left.is_zero()).then(|| left.min(tick))
+    (!left.is_zero() && left <= tick * 2).then(|| left.min(tick))
 }
 
 /// Time since 1970 by this host's clock, which is the clock of its file times.
@@ -430,7 +430,8 @@ mod tests {
         assert!(!rested.distrusted().still_holds(&stat));
         assert_eq!(time_to_next_tick(&stat, changed), Some(TICK));
         assert_eq!(time_to_next_tick(&stat, changed + TICK), None);
-        assert_eq!(time_to_next_tick(&stat, changed - RESTING), Some(TICK), "a time in the future");
+        assert_eq!(time_to_next_tick(&stat, changed - TICK / 2), Some(TICK), "a clock beside this one");
+        assert_eq!(time_to_next_tick(&stat, changed - RESTING), None, "no write of now leaves that time");
     }
 
     /// Whole seconds are told by the file itself: a second write in the same one leaves the same times.
