@@ -35,8 +35,9 @@ use crate::{
 const URN_PREFIX: &str = "urn:assay:";
 /// Certificates are valid from a little before they are made, because the two hosts' clocks differ.
 const CLOCK_SLACK: Duration = Duration::from_secs(3600);
-/// How long certificates are valid unless said otherwise: a quarter of a year. [`renew`] makes new ones with one command.
-pub const DEFAULT_VALIDITY_DAYS: u32 = 90;
+/// How long certificates are valid unless said otherwise: five quarters of a year, so that an agent whose clock is a year ahead is heard and
+/// told of. [`renew`] makes new ones with one command, and a stolen one is revoked.
+pub const DEFAULT_VALIDITY_DAYS: u32 = 455;
 /// The same.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(DEFAULT_VALIDITY_DAYS as u64 * DAY_SECONDS);
 /// How long the CA is valid unless said otherwise: ten years.

@@ -10,6 +10,7 @@ mod errors;
 mod file_systems;
 mod judge;
 mod kills;
+mod leaks;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suites use the rest of it")]
 mod link;
@@ -19,6 +20,7 @@ mod network;
 mod pair;
 mod panics;
 mod rig;
+mod starve;
 mod table;
 
 /// Bytes that look random and are the same on every run.
