@@ -212,6 +212,9 @@ pub struct Standing {
     /// The newest content that changed without a trace.
     pub traceless: Option<Found>,
     overdue_told: bool,
+    /// The newest PASS, whether it counts as a proof or not: its run, and when it ended. After it silence grows old.
+    passed: Option<(String, Timestamp)>,
+    silence_told: bool,
     /// Somebody was alerted, and the PASS that came since does not count as a proof.
     owes_recovery: bool,
     /// The newest proof was there by then, whatever its date says.
@@ -262,6 +265,16 @@ impl Standing {
         is_news
     }
 
+    /// The run of the newest PASS, when that is no proof and is older than `max_age`: where no control vouches for the checker, proofs are
+    /// overdue all the time, and an agent that falls silent would not be missed.
+    fn silent_after(&mut self, max_age: Duration, now: Timestamp) -> Option<String> {
+        let proof = self.last_pass.as_ref().map(|pass| pass.run_id.as_str());
+        let (run, time) = self.passed.as_mut().filter(|(run, _)| Some(run.as_str()) != proof)?;
+        *time = clock::bounded(*time, now);
+        let is_old = Duration::try_from(time.duration_until(now)).is_ok_and(|age| age > max_age);
+        is_old.then(|| run.clone())
+    }
+
     /// Takes an end in, and says what is to be told of it.
     fn ended(&mut self, ended: Ended, proven: Option<Ended>, max_age: Option<Duration>) -> Option<Event> {
         self.ends[index(ended.outcome)] += 1;
@@ -294,6 +307,7 @@ impl Standing {
             Outcome::Pass => None,
         };
         if ended.outcome == Outcome::Pass {
+            (self.passed, self.silence_told) = (Some((ended.run_id.clone(), ended.finished)), false);
             self.overdue_told &= !is_proof;
             self.owes_recovery = owes_recovery && !is_proof;
         }
@@ -342,7 +356,9 @@ impl Watch {
         last_pass: Option<Ended>,
         since: Timestamp,
     ) -> Self {
-        let standing = Standing { last, last_pass, since: Some(since), ..Default::default() };
+        let passed = last.as_ref().filter(|last| last.outcome == Outcome::Pass);
+        let passed = passed.map(|last| (last.run_id.clone(), last.finished));
+        let standing = Standing { last, last_pass, since: Some(since), passed, ..Default::default() };
         let (repository, standing) = (repository.to_owned(), Mutex::new(standing));
         Self { role, repository, max_age, standing, connected: OnceLock::new() }
     }
@@ -447,10 +463,19 @@ impl Watch {
             // What was overdue and is not any more, without a PASS, was an error of the clock.
             let is_overdue = standing.is_overdue(max_age, now);
             let told = std::mem::replace(&mut standing.overdue_told, is_overdue);
-            (standing.overdue_told && !told).then(|| {
-                let last = standing.last.clone();
-                self.notice(Event::Overdue, last.as_ref(), &standing, now)
-            })
+            let silent = standing.silent_after(max_age, now);
+            let silence_told = std::mem::replace(&mut standing.silence_told, silent.is_some());
+            let last = standing.last.clone();
+            match silent.filter(|_| !silence_told) {
+                _ if standing.overdue_told && !told => {
+                    Some(self.notice(Event::Overdue, last.as_ref(), &standing, now))
+                }
+                Some(run) => {
+                    let notice = self.notice(Event::Overdue, last.as_ref(), &standing, now);
+                    Some(Notice { id: format!("{}/{run}/overdue", self.repository), ..notice })
+                }
+                None => None,
+            }
         };
         self.tell(notice);
     }
@@ -642,5 +667,21 @@ mod tests {
         assert!(!watch.standing().overdue_told);
         watch.look_at_age(at(2));
         assert!(watch.standing().overdue_told);
+    }
+
+    /// Where no control vouches for the checker, a proof is overdue all the time: silence after a PASS is told all the same, once for each.
+    #[test]
+    fn silence_after_a_pass_that_is_no_proof_is_told() {
+        let watch = Watch::new("target", "app", Some(HOUR), None, None, at(0));
+        let told = |hour| {
+            watch.look_at_age(at(hour));
+            (watch.standing().overdue_told, watch.standing().silence_told)
+        };
+        assert_eq!(told(2), (true, false));
+        for first in [3, 13] {
+            watch.ended(end(Outcome::Pass, first, first.unsigned_abs()), None);
+            assert_eq!(told(first), (true, false));
+            assert_eq!(told(first + 2), (true, true));
+        }
     }
 }
