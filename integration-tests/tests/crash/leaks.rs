@@ -20,7 +20,7 @@ const WARM_UP: u64 = 20;
 /// Runs after that in the short mode.
 const SHORT_RUNS: u64 = 30;
 /// Patience for a busy machine, not a measurement.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(900);
 /// What an allocator may keep for itself, in kilobytes.
 const MEMORY_SLACK: u64 = 48 * 1024;
 
