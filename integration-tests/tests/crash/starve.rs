@@ -350,7 +350,7 @@ impl Starving {
             Fault::FullDisk => self.disk.fill(),
             Fault::ReadOnlyDisk => {
                 // Who has a file open for writing keeps the file system from it: a bind mount can be closed all the same.
-                self.disk.mount_with(&["--bind", &self.disk.0.to_string_lossy().into_owned()]);
+                self.disk.mount_with(&["--bind", &self.disk.0.to_string_lossy()]);
                 self.disk.remount("bind,ro");
             }
             Fault::NoInodes => self.disk.fill_inodes(),
