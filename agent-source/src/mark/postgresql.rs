@@ -37,6 +37,8 @@ use tracing::Instrument as _;
 const OLDEST_VERSION: i32 = 100_000;
 /// From here on `pg_backup_start` and `pg_backup_stop` are the names, and exclusive backups are no more.
 const NEW_NAMES: i32 = 150_000;
+/// How often the tablespaces are listed while some are dropped.
+const LISTING_TRIES: u32 = 10;
 /// What the server shows of us, and the backup's label.
 const LABEL: &str = "assay";
 /// How long the server may take to accept a connection on a local socket.
@@ -166,6 +168,14 @@ impl PostgresqlError {
             Self::Io(_) => "check the file's owner and mode, and the room on its disk",
             Self::Cancelled => "run again",
         }
+    }
+}
+
+impl PostgresqlError {
+    /// True if the server did not find a file.
+    fn is_missing_file(&self) -> bool {
+        matches!(self, Self::Server { source, .. }
+            if source.code() == Some(&tokio_postgres::error::SqlState::UNDEFINED_FILE))
     }
 }
 
@@ -474,7 +484,15 @@ fn same_folder(actual: &Path, root: &Path) -> Result<(), PostgresqlError> {
 /// Makes sure that every folder of the server is in a root, and says where the WAL is.
 async fn covered(client: &Client, settings: &Settings, segment_bytes: u64) -> Result<Wal, PostgresqlError> {
     let query = "SELECT spcname::text, pg_tablespace_location(oid) FROM pg_tablespace ORDER BY 1";
-    let rows = within(settings.timeout, "its tablespaces", client.query(query, &[])).await?;
+    let mut tries = 0;
+    let rows = loop {
+        tries += 1;
+        match within(settings.timeout, "its tablespaces", client.query(query, &[])).await {
+            // One was dropped after the server had listed it.
+            Err(error) if tries < LISTING_TRIES && error.is_missing_file() => {}
+            done => break done?,
+        }
+    };
     let mut outside = Vec::new();
     for row in &rows {
         let name: String = get(row, "a tablespace")?;

@@ -68,6 +68,7 @@ pub(super) fn damage(
         DamageKind::Truncate => truncate(&file),
         DamageKind::SwapPages => swap_pages(&file, page_bytes as usize, dice),
         DamageKind::PostgresqlItem => postgresql_item(&file, dice),
+        DamageKind::PostgresqlVisibility => postgresql_visibility(&file),
         DamageKind::SqliteFullText => sqlite_full_text(&file, dice).map_err(io::Error::other),
         DamageKind::SqliteWalFrame => sqlite_wal_frame(folder, path, &file, dice),
     }
@@ -166,6 +167,29 @@ fn postgresql_item(file: &File, dice: &mut Dice) -> io::Result<Option<String>> {
         return Ok(Some(format!("page {block}: item {} begins where no row can{checksum}", item + 1)));
     }
     Ok(None)
+}
+
+/// Sets the last bit of a visibility map's first page, for a block far behind the table's end, and makes the page's checksum good again.
+fn postgresql_visibility(file: &File) -> io::Result<Option<String>> {
+    const LAST: usize = PAGE_BYTES - 1;
+    if file.metadata()?.len() != PAGE_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut page = vec![0; PAGE_BYTES];
+    file.read_exact_at(&mut page, 0)?;
+    let has_checksum = word(&page, 8) != 0;
+    let is_map = word(&page, 16) as usize == PAGE_BYTES && page[LAST] == 0;
+    if !is_map || (has_checksum && word(&page, 8) != postgresql_checksum(&page, 0)) {
+        return Ok(None);
+    }
+    page[LAST] = 0x40;
+    if has_checksum {
+        let checksum = postgresql_checksum(&page, 0);
+        page[8..10].copy_from_slice(&checksum.to_le_bytes());
+    }
+    file.write_all_at(&page, 0)?;
+    let checksum = if has_checksum { ", its checksum made good again" } else { "" };
+    Ok(Some(format!("the map says of a page far behind the table's end that all see its rows{checksum}")))
 }
 
 /// Deletes a part of a full-text index, by SQLite itself, so that every page is as sound as before.
@@ -338,11 +362,27 @@ mod tests {
             (&[0; 4096], DamageKind::ZeroPage),
             (&[7; 4096], DamageKind::SwapPages),
             (&[7; 8192], DamageKind::PostgresqlItem),
+            (&[7; 8192], DamageKind::PostgresqlVisibility),
             (&[7; 8192], DamageKind::SqliteFullText),
             (&[7; 8192], DamageKind::SqliteWalFrame),
         ] {
             assert_eq!(damaged(content, kind, 1), None, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_visibility_map_names_a_page_far_away_and_its_checksum_is_good_again() {
+        let mut page = vec![0; PAGE_BYTES];
+        for (at, value) in [(12, 24_u16), (14, 8192), (16, 8192), (18, 8192 | 4)] {
+            page[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        let checksum = postgresql_checksum(&page, 0);
+        page[8..10].copy_from_slice(&checksum.to_le_bytes());
+        let (map, what) = damaged(&page, DamageKind::PostgresqlVisibility, 1).expect("a map");
+        assert!(what.ends_with("made good again"), "{what}");
+        assert_eq!((map[PAGE_BYTES - 1], word(&map, 8)), (0x40, postgresql_checksum(&map, 0)));
+        page[8] ^= 1;
+        assert_eq!(damaged(&page, DamageKind::PostgresqlVisibility, 1), None);
     }
 
     /// A page with one row, whose checksum is wrong, is not touched; without a checksum, or with a good one, it is.

@@ -48,6 +48,8 @@ pub enum DamageKind {
     SwapPages,
     /// A row's pointer in a heap page of PostgreSQL points to where no row can begin; the page's checksum is made good again.
     PostgresqlItem,
+    /// A visibility map of PostgreSQL says of a page that is not there that all see its rows; the map's checksum is made good again.
+    PostgresqlVisibility,
     /// A full-text index (FTS5) of a SQLite database loses a part of itself.
     SqliteFullText,
     /// A write-ahead log is put beside a SQLite database, with a damaged frame before further commits.
@@ -63,6 +65,7 @@ impl DamageKind {
             Self::Truncate => "truncate",
             Self::SwapPages => "swap-pages",
             Self::PostgresqlItem => "postgresql-item",
+            Self::PostgresqlVisibility => "postgresql-visibility",
             Self::SqliteFullText => "sqlite-full-text",
             Self::SqliteWalFrame => "sqlite-wal-frame",
         }

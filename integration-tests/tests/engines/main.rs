@@ -16,6 +16,7 @@ mod matrix;
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
 mod pair;
 mod postgresql;
+mod postgresql_kinds;
 mod postgresql_live;
 mod postgresql_looks;
 mod redis;

@@ -1,4 +1,6 @@
-//! PostgreSQL as Debian installs it: clusters of the tests' own, on Unix sockets only, as the user postgres.
+//! PostgreSQL: clusters of the tests' own, on Unix sockets only, as the user postgres.
+//!
+//! The version is Debian's, or the one that `ASSAY_TEST_POSTGRESQL` names: `./test` installs it below `/usr/local/lib/postgresql`.
 
 use std::{
     fs::{self, File},
@@ -9,26 +11,55 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::pair::{Pair, json};
+use crate::pair::{Pair, eventually, json};
+
+/// The major version that the tests run with, when it is not Debian's.
+const VERSION_VARIABLE: &str = "ASSAY_TEST_POSTGRESQL";
+/// Where `./test` installs further versions; `%v` stands for the major version.
+const FURTHER_PROGRAMS: &str = "/usr/local/lib/postgresql/%v/bin";
 
 /// Where Debian has the programs of its version.
-fn programs() -> PathBuf {
+fn debian_programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed by ./test");
     let newest = versions.map(|entry| entry.expect("entry").path()).max().expect("a version");
     newest.join("bin")
 }
 
-/// A program of PostgreSQL, as the user postgres, who must not be root.
-fn postgres(program: &str) -> Command {
+fn further_version() -> Option<String> {
+    std::env::var(VERSION_VARIABLE).ok().filter(|version| !version.is_empty())
+}
+
+/// Where the programs are of the version that the tests run with.
+pub(crate) fn programs() -> PathBuf {
+    match further_version() {
+        Some(version) => FURTHER_PROGRAMS.replace("%v", &version).into(),
+        None => debian_programs(),
+    }
+}
+
+/// The major version that the tests run with.
+pub(crate) fn major() -> u32 {
+    let folder = programs();
+    let version = folder.parent().and_then(Path::file_name).expect("a version").to_string_lossy();
+    version.parse().expect("a number")
+}
+
+/// A program of PostgreSQL, as the user postgres, who must not be root. An installation of a server alone has no clients: Debian's serve.
+pub(crate) fn postgres(program: &str) -> Command {
+    let own = programs().join(program);
+    let path = if own.exists() { own } else { debian_programs().join(program) };
     let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"])
-        .arg(programs().join(program));
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(path);
     command.current_dir("/").env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
     command
 }
 
-fn run(command: &mut Command) -> String {
+/// From 18 on a cluster has checksums when nobody says otherwise.
+fn without_checksums(further: &[&str]) -> &'static [&'static str] {
+    if major() >= 18 && !further.contains(&"--data-checksums") { &["--no-data-checksums"] } else { &[] }
+}
+
+pub(crate) fn run(command: &mut Command) -> String {
     let output = command.output().expect("starts");
     assert!(output.status.success(), "{command:?}: {output:?}");
     String::from_utf8(output.stdout).expect("utf-8")
@@ -36,7 +67,7 @@ fn run(command: &mut Command) -> String {
 
 /// A running cluster. Dropped, it is shut down at once.
 pub(crate) struct Cluster {
-    data: PathBuf,
+    pub(crate) data: PathBuf,
     socket: PathBuf,
     server: Option<Child>,
 }
@@ -49,28 +80,30 @@ impl Drop for Cluster {
 
 impl Cluster {
     /// Makes a new one in `data`, with its socket beside it.
-    fn create(pair: &Pair, data: &Path, further: &[&str]) -> Self {
+    pub(crate) fn create(data: &Path, further: &[&str]) -> Self {
         // The server's user must reach its folder.
-        fs::set_permissions(pair.path(""), fs::Permissions::from_mode(0o711)).expect("chmod");
+        fs::set_permissions(data.parent().expect("a folder"), fs::Permissions::from_mode(0o711))
+            .expect("chmod");
         own(data);
         run(postgres("initdb")
             .args(["--auth=trust", "--username=postgres", "--no-sync", "--pgdata"])
             .arg(data)
-            .args(further));
-        Self::start(pair, data, &[])
+            .args(further)
+            .args(without_checksums(further)));
+        Self::start(data, &[])
     }
 
-    fn start(pair: &Pair, data: &Path, settings: &[&str]) -> Self {
+    pub(crate) fn start(data: &Path, settings: &[&str]) -> Self {
         let socket = data.with_extension("socket");
         if !socket.exists() {
             own(&socket);
         }
         let mut cluster = Self { data: data.to_owned(), socket, server: None };
-        cluster.start_again(pair, settings);
+        cluster.start_again(settings);
         cluster
     }
 
-    pub(crate) fn start_again(&mut self, pair: &Pair, settings: &[&str]) {
+    pub(crate) fn start_again(&mut self, settings: &[&str]) {
         let log = File::create(self.data.with_extension("log")).expect("log");
         let mut command = postgres("postgres");
         command.arg("-D").arg(&self.data);
@@ -82,7 +115,7 @@ impl Cluster {
             command.args(["-c", setting]);
         }
         self.server = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("starts"));
-        pair.eventually("the cluster accepts connections", || {
+        eventually("the cluster accepts connections", || {
             let mut ask = postgres("pg_isready");
             ask.args(["-q", "-h"]).arg(&self.socket).status().expect("starts").success()
         });
@@ -96,21 +129,14 @@ impl Cluster {
     }
 
     pub(crate) fn query(&self, query: &str) -> String {
+        self.query_in("postgres", query)
+    }
+
+    /// A query in another database.
+    pub(crate) fn query_in(&self, database: &str, query: &str) -> String {
         let mut command = postgres("psql");
-        command.args([
-            "-X",
-            "-A",
-            "-t",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-U",
-            "postgres",
-            "-d",
-            "postgres",
-            "-h",
-        ]);
-        run(command.arg(&self.socket).args(["-c", query])).trim().to_owned()
+        command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", database]);
+        run(command.arg("-h").arg(&self.socket).args(["-c", query])).trim().to_owned()
     }
 
     /// The file of a relation, below the data directory.
@@ -127,7 +153,7 @@ impl Cluster {
 }
 
 /// A folder of the user postgres' own.
-fn own(folder: &Path) {
+pub(crate) fn own(folder: &Path) {
     fs::create_dir_all(folder).expect("mkdir");
     let user = run(Command::new("id").args(["-u", "postgres"])).trim().parse().expect("a number");
     let group = run(Command::new("id").args(["-g", "postgres"])).trim().parse().expect("a number");
@@ -145,6 +171,11 @@ impl Drop for Load {
     }
 }
 
+/// The function that begins a backup, in this version.
+fn backup_start() -> &'static str {
+    if major() < 15 { "pg_start_backup(text, boolean, boolean)" } else { "pg_backup_start(text, boolean)" }
+}
+
 /// Agents beside a cluster, which they reach as a user with no more rights than the documentation asks for.
 pub(crate) fn agents(further: &[&str]) -> (Pair, Cluster) {
     agents_with(further, |keys| Pair::engine("postgresql", keys))
@@ -152,13 +183,18 @@ pub(crate) fn agents(further: &[&str]) -> (Pair, Cluster) {
 
 /// The same, with agents as a test makes them from the repository's keys.
 pub(crate) fn agents_with(further: &[&str], make: impl FnOnce(&str) -> Pair) -> (Pair, Cluster) {
-    let connection = "connection = \"host=/nowhere user=assay dbname=postgres\"";
-    let pair = make(&format!("vars = {{ {connection} }}\n"));
-    let cluster = Cluster::create(&pair, &pair.root(0), further);
-    cluster.query(
+    let mut vars = "connection = \"host=/nowhere user=assay dbname=postgres\"".to_owned();
+    if further_version().is_some() {
+        vars = format!("programs = {FURTHER_PROGRAMS:?}, {vars}");
+    }
+    let pair = make(&format!("vars = {{ {vars} }}\n"));
+    let cluster = Cluster::create(&pair.root(0), further);
+    cluster.query(&format!(
         "CREATE ROLE assay LOGIN REPLICATION; GRANT pg_read_all_settings TO assay;
-         GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO assay",
-    );
+         GRANT EXECUTE ON FUNCTION {}, {} TO assay",
+        backup_start(),
+        if major() < 15 { "pg_stop_backup(boolean, boolean)" } else { "pg_backup_stop(boolean)" },
+    ));
     pair.restart_with("source", "/nowhere", cluster.socket.to_str().expect("utf-8"));
     (pair, cluster)
 }
@@ -166,7 +202,7 @@ pub(crate) fn agents_with(further: &[&str], make: impl FnOnce(&str) -> Pair) -> 
 /// The newest verified generation, restored and started as it is: with nothing but its own recovery.
 fn restore(pair: &Pair, name: &str, settings: &[&str]) -> Cluster {
     let data = pair.restored(name);
-    Cluster::start(pair, &data, settings)
+    Cluster::start(&data, settings)
 }
 
 /// Several backups under load pass, and each restored one has every transaction that was committed before its mark, whole.
@@ -231,7 +267,7 @@ fn a_damaged_heap_page_fails_and_is_named() {
         .expect("open")
         .write_all_at(&[0xa5; 4096], 8192 * 3)
         .expect("write");
-    cluster.start_again(&pair, &[]);
+    cluster.start_again(&[]);
     let failed = pair.run(1);
     assert_eq!(
         (&failed["outcome"], &failed["reason"]),
@@ -256,12 +292,12 @@ fn an_index_that_disagrees_with_its_table_fails_and_is_named() {
     let file = cluster.file_of("orders_by_number");
     cluster.stop("-INT");
     let old = fs::read(&file).expect("read");
-    cluster.start_again(&pair, &[]);
+    cluster.start_again(&[]);
     cluster.query("INSERT INTO orders SELECT generate_series(51, 60)");
     assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
     cluster.stop("-INT");
     File::options().write(true).open(&file).expect("open").write_all_at(&old, 0).expect("write");
-    cluster.start_again(&pair, &[]);
+    cluster.start_again(&[]);
     let failed = pair.run(1);
     assert_eq!(
         (&failed["outcome"], &failed["reason"]),
@@ -284,7 +320,7 @@ fn a_page_with_a_wrong_checksum_fails() {
     cluster.stop("-INT");
     // Neither tables nor B-trees: pg_amcheck does not read sequences.
     File::options().write(true).open(&file).expect("open").write_all_at(&[1], 2000).expect("write");
-    cluster.start_again(&pair, &[]);
+    cluster.start_again(&[]);
     let failed = pair.run(1);
     assert_eq!(
         (&failed["outcome"], &failed["reason"]),
@@ -356,7 +392,7 @@ fn the_password_comes_from_its_file() {
     let rules = pair.root(0).join("pg_hba.conf");
     fs::write(rules, "local all assay scram-sha-256\nlocal all all trust\n").expect("write");
     cluster.stop("-INT");
-    cluster.start_again(&pair, &[]);
+    cluster.start_again(&[]);
     assert_eq!(pair.run(4)["reason"], "mark-failed");
     let file = pair.path("password");
     fs::write(&file, "open sesame\n").expect("write");
@@ -452,7 +488,7 @@ fn tablespaces_must_be_covered() {
         .expect("open")
         .write_all_at(&[0xa5; 4096], 8192 * 2)
         .expect("write");
-    let _cluster = Cluster::start(&pair, &pair.root(0), &[]);
+    let _cluster = Cluster::start(&pair.root(0), &[]);
     let failed = pair.run(1);
     assert_eq!(failed["reason"], "damage-found", "{failed}");
     assert!(failed["attribution"]["files"].to_string().contains("space/PG_"), "{failed}");
@@ -513,7 +549,7 @@ fn mark_files(pair: &Pair) -> Vec<PathBuf> {
 /// no server.
 #[test]
 fn what_cannot_be_marked_is_refused_with_a_remedy() {
-    let (pair, cluster) = agents(&[]);
+    let (pair, mut cluster) = agents(&[]);
     let refused = |words: &str| {
         let run = pair.run(4);
         assert_eq!(
@@ -524,15 +560,15 @@ fn what_cannot_be_marked_is_refused_with_a_remedy() {
         let message = run["message"].as_str().expect("text").to_owned();
         assert!(message.contains(words), "{words}: {message}");
     };
-    cluster.query("REVOKE EXECUTE ON FUNCTION pg_backup_start(text, boolean) FROM assay");
-    refused("permission denied for function pg_backup_start");
+    cluster.query(&format!("REVOKE EXECUTE ON FUNCTION {} FROM assay", backup_start()));
+    refused("permission denied for function pg_");
     assert_eq!(cluster.query("SELECT count(*) FROM pg_replication_slots"), "0");
     let standby = pair.path("standby");
-    own(&standby);
-    let mut copy = postgres("pg_basebackup");
-    copy.args(["-R", "-c", "fast", "-U", "postgres", "-D"]).arg(&standby).arg("-h").arg(&cluster.socket);
-    run(&mut copy);
-    let follower = Cluster::start(&pair, &standby, &[]);
+    cluster.stop("-INT");
+    run(Command::new("cp").arg("-a").args([&cluster.data, &standby]));
+    fs::write(standby.join("standby.signal"), "").expect("write");
+    cluster.start_again(&[]);
+    let follower = Cluster::start(&standby, &[]);
     let socket = |cluster: &Cluster| format!("host={} ", cluster.socket.display());
     pair.restart_with("source", &socket(&cluster), &socket(&follower));
     refused("is a standby");

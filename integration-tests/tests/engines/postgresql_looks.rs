@@ -17,10 +17,10 @@ use crate::{
 const PAGE_BYTES: u64 = 8192;
 
 /// Changes files while the server is down.
-fn offline(pair: &Pair, cluster: &mut Cluster, change: impl FnOnce()) {
+fn offline(cluster: &mut Cluster, change: impl FnOnce()) {
     cluster.stop("-INT");
     change();
-    cluster.start_again(pair, &[]);
+    cluster.start_again(&[]);
 }
 
 fn zero_page(file: &Path, block: u64) {
@@ -82,7 +82,7 @@ fn a_table_that_lost_its_end_or_a_page_fails() {
         (&|| zero_page(&mapped, 20), &["block 20: a page of zeros", "postgres.public.mapped"]),
     ];
     for (damage, words) in damages {
-        offline(&pair, &mut cluster, || {
+        offline(&mut cluster, || {
             fs::write(&indexed, &kept[0]).expect("write");
             fs::write(&mapped, &kept[1]).expect("write");
             damage();
@@ -91,7 +91,7 @@ fn a_table_that_lost_its_end_or_a_page_fails() {
         assert_eq!(run["attribution"]["fault"], "live", "{run}");
     }
     // A page of zeros that nothing names is what a crash leaves when it extends a table: no damage.
-    offline(&pair, &mut cluster, || {
+    offline(&mut cluster, || {
         fs::write(&indexed, &kept[0]).expect("write");
         fs::write(&mapped, &kept[1]).expect("write");
         let end = kept[0].len() as u64 / PAGE_BYTES;
@@ -108,9 +108,9 @@ fn a_segment_behind_a_gap_fails() {
     let file = cluster.file_of("big");
     let behind = file.with_file_name(format!("{}.2", file.file_name().expect("a name").to_string_lossy()));
     // A segment that was truncated stays, empty.
-    offline(&pair, &mut cluster, || fs::write(&behind, b"").expect("write"));
+    offline(&mut cluster, || fs::write(&behind, b"").expect("write"));
     passes(&pair);
-    offline(&pair, &mut cluster, || fs::write(&behind, [1; 8192]).expect("write"));
+    offline(&mut cluster, || fs::write(&behind, [1; 8192]).expect("write"));
     fails(&pair, &["there is a segment", ".2", "postgres.public.big"]);
 }
 
@@ -124,7 +124,7 @@ fn a_visibility_map_that_is_older_than_its_table_fails() {
     let file = cluster.file_of("v").to_string_lossy().into_owned() + "_vm";
     let old = fs::read(&file).expect("read");
     cluster.query("DELETE FROM v WHERE n <= 2500");
-    offline(&pair, &mut cluster, || fs::write(&file, old).expect("write"));
+    offline(&mut cluster, || fs::write(&file, old).expect("write"));
     let run = fails(&pair, &["visibility map of table \"postgres.public.v\"", "all-visible"]);
     assert!(run["attribution"]["files"].to_string().contains("_vm"), "{run}");
 }
@@ -138,10 +138,10 @@ fn a_file_that_is_empty_or_missing_fails_whatever_kind_it_is() {
          CREATE INDEX t_gist ON t USING gist (p); CREATE SEQUENCE numbers",
     );
     let (gin, numbers) = (cluster.file_of("t_gin"), cluster.file_of("numbers"));
-    offline(&pair, &mut cluster, || cut(&gin, 0));
+    offline(&mut cluster, || cut(&gin, 0));
     fails(&pair, &["gin index \"postgres.public.t_gin\"", "the file is empty"]);
     cluster.query("REINDEX INDEX t_gin");
-    offline(&pair, &mut cluster, || fs::remove_file(&numbers).expect("remove"));
+    offline(&mut cluster, || fs::remove_file(&numbers).expect("remove"));
     fails(&pair, &["sequence \"postgres.public.numbers\"", "the file is missing"]);
 }
 
@@ -173,13 +173,13 @@ fn good_data_that_is_unusual_passes_and_what_was_not_looked_at_is_named() {
     cluster.query("CREATE DATABASE closed ALLOW_CONNECTIONS false");
     // A prepared transaction keeps its locks over a restart: a check that waits for them never ends.
     cluster.query("ALTER SYSTEM SET max_prepared_transactions = 5");
-    offline(&pair, &mut cluster, || {});
+    offline(&mut cluster, || {});
     cluster.query("BEGIN; LOCK TABLE public.people IN ACCESS EXCLUSIVE MODE; DELETE FROM public.people WHERE id = 7; PREPARE TRANSACTION 'it''s'");
     cluster.query(
         "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'public.people_nick_idx'::regclass",
     );
     let folder = cluster.file_of("public.people").parent().expect("a folder").to_owned();
-    offline(&pair, &mut cluster, || {
+    offline(&mut cluster, || {
         // A saved copy, one that is called as a relation's file is, and one that is no number of pages.
         fs::write(folder.join("17174_save"), [7; 16384]).expect("write");
         fs::write(folder.join("99999"), [7; 16384]).expect("write");
@@ -247,7 +247,7 @@ fn the_copys_own_checker_is_not_called() {
     ));
     let file = cluster.file_of("rows");
     fs::remove_file(&outside).ok();
-    offline(&pair, &mut cluster, || {
+    offline(&mut cluster, || {
         let file = File::options().write(true).open(&file).expect("open");
         // A row's pointer that leads outside of its page: the page's head stays good.
         file.write_all_at(&[0xff, 0x7f, 0x01, 0x00], PAGE_BYTES * 3 + 24).expect("write");

@@ -27,6 +27,8 @@ pub(super) struct Relation {
     pub(super) access_method: String,
     /// Below the data directory, without a fork's or a segment's ending.
     pub(super) file: String,
+    /// How many pages it had when VACUUM or ANALYZE last looked (`relpages`): a hint, which may be of any age.
+    pub(super) pages_once: u64,
     pub(super) index: Option<Index>,
 }
 
@@ -47,6 +49,18 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// A plain one, of a catalogue.
+    pub(super) fn plain(table: u32) -> Self {
+        Self {
+            table,
+            unusable: None,
+            collations: BTreeSet::new(),
+            computed: false,
+            functions: BTreeSet::new(),
+            own_order: false,
+        }
+    }
+
     /// True when a check of it calls code that came with the copy.
     pub(super) fn runs_code(&self) -> bool {
         self.computed || self.own_order
@@ -104,7 +118,7 @@ impl Relations {
         let methods = names(session.rows("SELECT oid, amname FROM pg_catalog.pg_am").await?);
         let mut indexes = indexes(session).await?;
         let query = "SELECT oid, relnamespace, relname, relkind, relpersistence, relam, relowner, \
-             pg_catalog.pg_relation_filepath(oid) FROM pg_catalog.pg_class";
+             pg_catalog.pg_relation_filepath(oid), relpages FROM pg_catalog.pg_class";
         let mut relations = Self::default();
         for row in session.rows(query).await? {
             let kind = text(&row, 3).chars().next().unwrap_or_default();
@@ -128,6 +142,7 @@ impl Relations {
                 owner: number(&row, 6),
                 access_method: methods.get(&number(&row, 5)).cloned().unwrap_or_default(),
                 file: text(&row, 7).to_owned(),
+                pages_once: number(&row, 8).into(),
                 index: indexes.remove(&oid),
             });
         }
@@ -196,6 +211,7 @@ mod tests {
             owner: 10,
             access_method: "heap".into(),
             file: file.into(),
+            pages_once: 0,
             index: None,
         };
         assert_eq!(relation("base/5/16384").shown_file(), "base/5/16384");

@@ -8,7 +8,9 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use super::{
@@ -16,7 +18,10 @@ use super::{
     report::Report,
 };
 
-const BATCH: usize = 64;
+/// Pages that are read at once.
+const BATCH: usize = 128;
+/// Files that are read side by side.
+const MAX_READERS: usize = 4;
 
 /// A page that is not what its checksum says.
 #[derive(Debug)]
@@ -78,9 +83,15 @@ fn folders(data: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Reads every file that may be a relation's, and says how many pages there were and which files have a wrong one.
-pub(super) fn read(data: &Path, blocks_per_segment: u64) -> io::Result<(u64, Vec<BadFile>)> {
-    let (mut pages, mut bad) = (0, Vec::new());
+/// A file that may be a relation's.
+struct Candidate {
+    shown: String,
+    relation: String,
+    segment: u64,
+}
+
+fn candidates(data: &Path) -> io::Result<Vec<Candidate>> {
+    let mut found = Vec::new();
     for folder in folders(data)? {
         let mut names: Vec<String> = Vec::new();
         for entry in fs::read_dir(data.join(&folder))? {
@@ -94,23 +105,52 @@ pub(super) fn read(data: &Path, blocks_per_segment: u64) -> io::Result<(u64, Vec
         names.sort();
         for name in &names {
             let Some((number, segment)) = relation_of(name) else { continue };
-            let shown = format!("{folder}/{name}");
-            let (count, wrong) = file(&data.join(&shown), segment * blocks_per_segment)?;
-            pages += count;
-            if let Some((first, wrong)) = wrong {
-                bad.push(BadFile { relation: format!("{folder}/{number}"), shown, first, pages: wrong });
-            }
+            let (shown, relation) = (format!("{folder}/{name}"), format!("{folder}/{number}"));
+            found.push(Candidate { shown, relation, segment });
         }
     }
-    Ok((pages, bad))
+    Ok(found)
+}
+
+/// Reads every file that may be a relation's, and says how many pages there were and which files have a wrong one. Several files are read side
+/// by side: one core does not keep up with a fast disk.
+pub(super) fn read(data: &Path, blocks_per_segment: u64) -> io::Result<(u64, Vec<BadFile>)> {
+    let candidates = candidates(data)?;
+    let next = AtomicUsize::new(0);
+    let take = || -> io::Result<Vec<(usize, u64, Option<Wrong>)>> {
+        let mut read = Vec::new();
+        let mut buffer = vec![0; BATCH * PAGE_BYTES];
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(candidate) = candidates.get(at) else { return Ok(read) };
+            let first_block = candidate.segment * blocks_per_segment;
+            let (pages, wrong) = file(&data.join(&candidate.shown), first_block, &mut buffer)?;
+            read.push((at, pages, wrong));
+        }
+    };
+    let readers = thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_READERS);
+    let mut read = thread::scope(|scope| -> io::Result<Vec<_>> {
+        let started: Vec<_> = (0..readers).map(|_| scope.spawn(take)).collect();
+        let mut all = Vec::new();
+        for reader in started {
+            all.extend(reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
+    })?;
+    read.sort_unstable_by_key(|(at, ..)| *at);
+    let pages = read.iter().map(|(_, pages, _)| pages).sum();
+    let bad = read.into_iter().filter_map(|(at, _, wrong)| {
+        let (candidate, (first, pages)) = (&candidates[at], wrong?);
+        Some(BadFile { shown: candidate.shown.clone(), relation: candidate.relation.clone(), first, pages })
+    });
+    Ok((pages, bad.collect()))
 }
 
 type Wrong = ((u64, u16, u16), u64);
 
-fn file(path: &PathBuf, first_block: u64) -> io::Result<(u64, Option<Wrong>)> {
+fn file(path: &Path, first_block: u64, buffer: &mut [u8]) -> io::Result<(u64, Option<Wrong>)> {
     let file = File::open(path)?;
     let pages = file.metadata()?.len() / PAGE_BYTES as u64;
-    let mut buffer = vec![0; BATCH * PAGE_BYTES];
     let (mut page, mut wrong) = (0, None::<Wrong>);
     while page < pages {
         let batch = (pages - page).min(BATCH as u64) as usize;

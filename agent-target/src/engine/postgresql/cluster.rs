@@ -52,19 +52,13 @@ impl Cluster {
         let (_, version) = said.trim().split_once(") ").unwrap_or_default();
         println!("engine: PostgreSQL {version}");
         refuse_links_outside(arguments)?;
-        for name in ["standby.signal", "recovery.signal", "recovery.conf"] {
-            if arguments.data.join(name).exists() {
-                return Err(End::Tool(format!(
-                    "{name} is in the copy: it is of a server that follows another"
-                )));
-            }
-        }
+        set_recovery_aside(&arguments.data)?;
         let control_file = arguments.data.join("global/pg_control");
         if matches!(fs::metadata(&control_file), Err(error) if error.kind() == io::ErrorKind::NotFound) {
             println!("not restorable: the control file global/pg_control is missing");
             return Err(End::Damage);
         }
-        let control = output(Command::new(programs.join("pg_controldata")).arg("-D").arg(&arguments.data))?;
+        let control = control(&programs.join("pg_controldata"), &arguments.data)?;
         Ok(Self {
             data: arguments.data.clone(),
             scratch: arguments.scratch.clone(),
@@ -98,6 +92,53 @@ impl Cluster {
 pub(super) fn major_of(version: &str) -> Option<u32> {
     let number = version.split_once(") ")?.1;
     number.split(|it: char| !it.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// What `pg_controldata` shows of the copy. It reads a control file whose checksum is wrong, too, and says so.
+fn control(program: &Path, data: &Path) -> Result<String, End> {
+    let mut command = Command::new(program);
+    command.arg("-D").arg(data).env("LC_ALL", "C").stdin(Stdio::null());
+    let done = command.output().map_err(tool(program.display()))?;
+    let (said, complaints) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    eprint!("{complaints}");
+    let all = format!("{said}{complaints}");
+    if is_broken_control(&all) {
+        println!(
+            "not restorable: the control file global/pg_control is damaged: its checksum is wrong, or it is cut"
+        );
+        return Err(End::Damage);
+    }
+    if done.status.success() {
+        return Ok(said.into_owned());
+    }
+    Err(End::Tool(format!("{} ended with {}", program.display(), done.status)))
+}
+
+/// Reads what `pg_controldata` says, in the words of 14 to 18.
+fn is_broken_control(said: &str) -> bool {
+    let words = said.to_lowercase();
+    words.contains("calculated crc checksum does not match")
+        || words.lines().any(|line| line.contains("could not read file") && line.contains(": read "))
+}
+
+/// The mark is made on a server that follows none. A file that would make the copy's server follow another, or refuse to start, is no part
+/// of the data: it is removed from the workspace, and the verdict names it.
+fn set_recovery_aside(data: &Path) -> Result<(), End> {
+    for (name, effect) in [
+        ("standby.signal", "a server that starts on this backup follows another, until the file is removed"),
+        (
+            "recovery.signal",
+            "a server that starts on this backup asks for an archive, until the file is removed",
+        ),
+        ("recovery.conf", "a server does not start on this backup, until the file is removed"),
+    ] {
+        match fs::remove_file(data.join(name)) {
+            Ok(()) => println!("not covered: {name}: it was set aside for the check; {effect}"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(tool(name)(error)),
+        }
+    }
+    Ok(())
 }
 
 /// In the sandbox a link leads to a copied root or to nothing. Without one it leads wherever it does on this host, and a server that
@@ -136,6 +177,19 @@ pub(super) fn output(command: &mut Command) -> Result<String, End> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_control_file_is_broken_when_it_is_cut_or_its_checksum_is_wrong() {
+        for said in [
+            "WARNING: Calculated CRC checksum does not match value stored in file.\nEither the file is corrupt",
+            "pg_controldata: warning: calculated CRC checksum does not match value stored in control file",
+            "pg_controldata: error: could not read file \"/d/global/pg_control\": read 100 of 296",
+        ] {
+            assert!(is_broken_control(said), "{said}");
+        }
+        assert!(!is_broken_control("could not open file \"/d/global/pg_control\": Permission denied"));
+        assert!(!is_broken_control("could not read file \"/d/global/pg_control\": Input/output error"));
+    }
 
     #[test]
     fn versions_are_read() {

@@ -1,4 +1,4 @@
-//! Looks from indexes and visibility maps to their tables, in the files: what they name must be there.
+//! Looks from indexes and visibility maps to their tables, and from rows to the commit log, in the files: what they name must be there.
 //!
 //! amcheck looks the other way: each row of a table must have its entry. A table that lost its end, a segment or a page has no rows
 //! there, so nothing is missed. PostgreSQL itself takes an entry that leads nowhere for damage when it meets one (nbtree.c,
@@ -7,10 +7,14 @@
 use std::{collections::HashMap, io, path::Path};
 
 use super::{
-    catalog::Relation,
+    catalog::{Index, Relation},
+    commits::CommitLog,
     files::{Folders, Segments},
-    page::{RowPlace, heap_targets, is_new, leaf_entries, visible_blocks},
+    page::{
+        PAGE_BYTES, RowPlace, heap_targets, is_new, is_sequence, leaf_entries, long, versions, visible_blocks,
+    },
     report::Report,
+    trees::{self, Kind, LostFault},
 };
 
 /// Tables with more blocks are kept as the number of rows of each block: two bytes for 8 KiB.
@@ -33,16 +37,50 @@ enum Fault {
     NoRow,
 }
 
+/// Versions of rows whose transaction the commit log has lost: the first, and how many there are.
+#[derive(Debug, Default)]
+struct LostCommits {
+    first: Option<(RowPlace, u32)>,
+    count: u64,
+}
+
+impl LostCommits {
+    fn add(&mut self, block: u64, page: &[u8], log: &mut CommitLog) -> io::Result<()> {
+        for version in versions(page) {
+            for transaction in version.committed.into_iter().flatten() {
+                if log.lost(transaction)? {
+                    self.count += 1;
+                    let block = u32::try_from(block).unwrap_or(u32::MAX);
+                    let place = RowPlace { block, number: version.number };
+                    self.first = self.first.or(Some((place, transaction)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Table {
-    fn read(segments: &Segments) -> io::Result<Self> {
+    /// Reads the table's pages; `indexed` when an index or a map will ask for its rows.
+    fn read(segments: &Segments, log: &mut CommitLog, indexed: bool) -> io::Result<(Self, LostCommits)> {
         let blocks = segments.blocks();
         let with_bits = blocks <= MAX_MAPPED_BLOCKS;
         let mut table = Self { starts: Vec::new(), bits: Vec::new(), counts: Vec::new() };
-        segments.each_page(|_, page| table.add(page, with_bits))?;
+        let mut lost = LostCommits::default();
+        let mut failed = Ok(());
+        segments.each_page(|block, page| {
+            if indexed {
+                table.add(page, with_bits);
+            }
+            if failed.is_ok() {
+                failed = lost.add(block, page, log);
+            }
+        })?;
+        failed?;
         if with_bits {
             table.starts.push(u32::try_from(table.bits.len()).unwrap_or(u32::MAX));
         }
-        Ok(table)
+        Ok((table, lost))
     }
 
     fn add(&mut self, page: &[u8], with_bits: bool) {
@@ -90,6 +128,7 @@ pub(super) fn check(
     report: &mut Report,
 ) -> io::Result<()> {
     let mut folders = Folders::default();
+    let mut log = CommitLog::of(data);
     let mut indexes: HashMap<(&str, u32), Vec<&Relation>> = HashMap::new();
     for relation in relations {
         if let Some(index) = &relation.index {
@@ -100,6 +139,10 @@ pub(super) fn check(
     let mut seen = std::collections::HashSet::new();
     for relation in relations {
         if relation.file.is_empty() || !seen.insert(&relation.file) {
+            continue;
+        }
+        // An index that did not become valid has what its making had written until then. It has been named.
+        if relation.index.as_ref().is_some_and(|index| index.unusable.is_some()) {
             continue;
         }
         let path = data.join(&relation.file);
@@ -122,15 +165,79 @@ pub(super) fn check(
                 file = relation.shown_file(),
             ));
         }
-        if segments.blocks() == 0 && has_always_pages(relation) {
-            report.damage(&format!("{}: the file is empty", title()));
+        if has_always_pages(relation) {
+            if segments.blocks() == 0 {
+                report.damage(&format!("{}: the file is empty", title()));
+                continue;
+            }
+            let mut first = vec![0; PAGE_BYTES];
+            segments.pages().read(0, &mut first)?;
+            if is_new(&first) {
+                report.damage(&format!("{}, block 0: a page of zeros", title()));
+            } else if relation.kind == 'S' && !is_sequence(&first) {
+                report.damage(&format!("{}, block 0: it is no page of a sequence", title()));
+            }
         }
         if relation.is_table() && relation.access_method == "heap" {
             let own = indexes.get(&(relation.database.as_str(), relation.oid)).map_or(&[][..], Vec::as_slice);
-            table(data, blocks_per_segment, (relation, &segments), own, &mut folders, report)?;
+            let table = Looked { data, blocks_per_segment, relation, segments: &segments };
+            table.look(own, &mut folders, &mut log, report)?;
         }
     }
     Ok(())
+}
+
+/// Catalogues that have a map of their files, and their first B-tree: numbers and names of the table and of the index (catalog/pg_class.h and others).
+const MAPPED: [(u32, &str, u32, &str); 6] = [
+    (1259, "pg_class", 2662, "pg_class_oid_index"),
+    (1249, "pg_attribute", 2659, "pg_attribute_relid_attnum_index"),
+    (1255, "pg_proc", 2690, "pg_proc_oid_index"),
+    (1247, "pg_type", 2703, "pg_type_oid_index"),
+    (1262, "pg_database", 2672, "pg_database_oid_index"),
+    (1260, "pg_authid", 2677, "pg_authid_oid_index"),
+];
+
+/// Looks at the catalogues that the server itself begins with, where it cannot read them: in the files, by the maps of files.
+pub(super) fn check_mapped(data: &Path, blocks_per_segment: u64, report: &mut Report) -> io::Result<()> {
+    let mut folders = vec!["global".to_owned()];
+    for entry in std::fs::read_dir(data.join("base"))? {
+        folders.push(format!("base/{}", entry?.file_name().to_string_lossy()));
+    }
+    folders.sort();
+    for folder in folders {
+        let Ok(map) = std::fs::read(data.join(&folder).join("pg_filenode.map")) else { continue };
+        let files = file_map(&map);
+        let relation = |number: u32, name: &str, index: Option<Index>| {
+            Some(Relation {
+                oid: number,
+                database: folder.clone(),
+                schema: "pg_catalog".to_owned(),
+                name: name.to_owned(),
+                kind: if index.is_some() { 'i' } else { 'r' },
+                owner: 0,
+                access_method: if index.is_some() { "btree" } else { "heap" }.to_owned(),
+                file: format!("{folder}/{}", files.get(&number)?),
+                pages_once: 0,
+                index,
+            })
+        };
+        let pairs = MAPPED.iter().flat_map(|(table, name, tree, tree_name)| {
+            [relation(*table, name, None), relation(*tree, tree_name, Some(Index::plain(*table)))]
+        });
+        let relations: Vec<_> = pairs.flatten().collect();
+        check(data, blocks_per_segment, &relations, report)?;
+    }
+    Ok(())
+}
+
+/// The files of relations, from a map of files (utils/cache/relmapper.c): a magic number, a count, and pairs of numbers.
+fn file_map(map: &[u8]) -> HashMap<u32, u32> {
+    const MAGIC: u32 = 0x59_2717;
+    if long(map, 0) != MAGIC {
+        return HashMap::new();
+    }
+    let count = (long(map, 4) as usize).min(64);
+    (0..count).map(|pair| (long(map, 8 + 8 * pair), long(map, 12 + 8 * pair))).collect()
 }
 
 /// Sequences and indexes of every kind have a page from the start.
@@ -143,26 +250,66 @@ fn has_always_pages(relation: &Relation) -> bool {
     }
 }
 
-fn table(
-    data: &Path,
+/// A table that is looked at.
+struct Looked<'a> {
+    data: &'a Path,
     blocks_per_segment: u64,
-    (relation, segments): (&Relation, &Segments),
-    indexes: &[&Relation],
-    folders: &mut Folders,
-    report: &mut Report,
-) -> io::Result<()> {
-    let map = data.join(format!("{}_vm", relation.file));
-    let map = folders.segments(&map, blocks_per_segment)?;
-    let usable = |index: &&&Relation| {
-        index.access_method == "btree" && index.index.as_ref().is_some_and(|it| it.unusable.is_none())
-    };
-    let trees: Vec<_> = indexes.iter().filter(usable).collect();
-    if trees.is_empty() && map.is_none() {
-        return Ok(());
+    relation: &'a Relation,
+    segments: &'a Segments,
+}
+
+impl Looked<'_> {
+    fn look(
+        &self,
+        indexes: &[&Relation],
+        folders: &mut Folders,
+        log: &mut CommitLog,
+        report: &mut Report,
+    ) -> io::Result<()> {
+        let Self { relation, segments, .. } = self;
+        let map = self.data.join(format!("{}_vm", relation.file));
+        let map = folders.segments(&map, self.blocks_per_segment)?;
+        let usable = |index: &&&Relation| {
+            let names_rows = index.access_method == "btree" || Kind::of(&index.access_method).is_some();
+            names_rows && index.index.as_ref().is_some_and(|it| it.unusable.is_none())
+        };
+        let usable: Vec<_> = indexes.iter().filter(usable).collect();
+        let indexed = !usable.is_empty() || map.is_some();
+        let (table, lost) = Table::read(segments, log, indexed)?;
+        if let Some((place, transaction)) = lost.first {
+            report.damage(&format!(
+                "{} (file {file}): {} versions of rows say that their transaction has committed, and the commit log does not: the first in block \
+                 {} row {}, transaction {transaction} ({})",
+                relation.title(),
+                lost.count,
+                place.block,
+                place.number,
+                CommitLog::file_of(transaction),
+                file = file_of(relation, segments, u64::from(place.block)),
+            ));
+        }
+        if let Some(map) = map {
+            self.visibility_map(&map, &table, report)?;
+        }
+        if !indexed && relation.pages_once > segments.blocks() {
+            report.not_covered(
+                &format!("length of {} (file {})", relation.title(), relation.shown_file()),
+                &format!(
+                    "it has {} pages, and had {} when VACUUM or ANALYZE last looked; no index and no visibility map says how many it must have",
+                    segments.blocks(),
+                    relation.pages_once
+                ),
+            );
+        }
+        for index in usable {
+            self.index(index, &table, folders, report)?;
+        }
+        Ok(())
     }
-    let table = Table::read(segments)?;
-    let end = segments.blocks();
-    if let Some(map) = map {
+
+    fn visibility_map(&self, map: &Segments, table: &Table, report: &mut Report) -> io::Result<()> {
+        let Self { relation, segments, .. } = self;
+        let end = segments.blocks();
         let mut wrong = Vec::new();
         let mut new = Vec::new();
         map.each_page(|number, page| {
@@ -185,26 +332,51 @@ fn table(
         if !new.is_empty() {
             blank(relation, segments, &new, report)?;
         }
+        Ok(())
     }
-    for index in trees {
-        let path = data.join(&index.file);
-        let Some(pages) = folders.segments(&path, blocks_per_segment)? else { continue };
-        let mut faults: Vec<(Fault, RowPlace, u64)> = Vec::new();
+
+    /// Looks up each entry of an index in the table.
+    fn index(
+        &self,
+        index: &Relation,
+        table: &Table,
+        folders: &mut Folders,
+        report: &mut Report,
+    ) -> io::Result<()> {
+        let Self { relation, segments, .. } = self;
+        let path = self.data.join(&index.file);
+        // What is missing or empty has been named.
+        let Some(pages) = folders.segments(&path, self.blocks_per_segment)?.filter(|it| it.blocks() > 0)
+        else {
+            return Ok(());
+        };
+        let mut first: Option<(Fault, RowPlace, u64)> = None;
         let mut count = 0_u64;
-        pages.each_page(|block, page| {
-            for place in leaf_entries(page) {
-                if let Some(fault) = table.fault(place) {
-                    count += 1;
-                    if faults.is_empty() {
-                        faults.push((fault, place, block));
-                    }
-                }
+        let mut look_up = |place: RowPlace, block: u64| {
+            if let Some(fault) = table.fault(place) {
+                count += 1;
+                first = first.or(Some((fault, place, block)));
             }
-        })?;
-        report.count("B-tree indexes whose entries were looked up in the table", 1);
-        if let Some((fault, place, block)) = faults.first() {
+        };
+        if let Some(kind) = Kind::of(&index.access_method) {
+            let lost = trees::walk(kind, &pages, |place, block| look_up(place, u64::from(block)))?;
+            lost_pages(index, &pages, &lost, report);
+        } else {
+            pages.each_page(|block, page| {
+                leaf_entries(page).into_iter().for_each(|place| look_up(place, block));
+            })?;
+        }
+        let kind = match index.access_method.as_str() {
+            "btree" => "B-tree indexes whose entries were looked up in the table",
+            "gin" => "GIN indexes whose entries were looked up in the table",
+            "gist" => "GiST indexes whose entries were looked up in the table",
+            "spgist" => "SP-GiST indexes whose entries were looked up in the table",
+            _ => "hash indexes whose entries were looked up in the table",
+        };
+        report.count(kind, 1);
+        if let Some((fault, place, block)) = first {
             let where_to = match fault {
-                Fault::BeyondEnd => format!("where the table ends at block {end}"),
+                Fault::BeyondEnd => format!("where the table ends at block {}", segments.blocks()),
                 Fault::EmptyPage => "a page without rows".to_owned(),
                 Fault::NoRow => "where there is no row that an index may point at".to_owned(),
             };
@@ -219,8 +391,26 @@ fn table(
                 place.number,
             ));
         }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Names the first page of an index that another of its pages leads to and that is not there.
+fn lost_pages(index: &Relation, pages: &Segments, lost: &[trees::Lost], report: &mut Report) {
+    let Some(first) = lost.first() else { return };
+    let from = first.from.map_or_else(|| "its root".to_owned(), |block| format!("block {block}"));
+    let fault = match first.fault {
+        LostFault::BeyondEnd => format!("and the index ends at block {}", pages.blocks()),
+        LostFault::Zeros => "a page of zeros".to_owned(),
+        LostFault::OtherKind => "which is no page of such an index".to_owned(),
+    };
+    let more = if lost.len() > 1 { format!(" ({} such pages)", lost.len()) } else { String::new() };
+    report.damage(&format!(
+        "{} (file {}): {from} leads to block {}, {fault}{more}",
+        index.title(),
+        file_of(index, pages, u64::from(first.block)),
+        first.block
+    ));
 }
 
 /// Pages that a visibility map names must have been written. A page that has no rows may be sound: only zeros are not.
@@ -263,6 +453,17 @@ mod tests {
             table.add(&page, with_bits);
         }
         table
+    }
+
+    #[test]
+    fn a_map_of_files_is_read_and_rubbish_has_none() {
+        let mut map = vec![0; 512];
+        for (at, number) in [(0, 0x59_2717_u32), (4, 2), (8, 1259), (12, 16400), (16, 1249), (20, 1249)] {
+            map[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        }
+        assert_eq!(file_map(&map), HashMap::from([(1259, 16400), (1249, 1249)]));
+        assert_eq!(file_map(&[7; 512]), HashMap::new());
+        assert_eq!(file_map(&[]), HashMap::new());
     }
 
     #[test]

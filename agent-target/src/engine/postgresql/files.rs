@@ -79,6 +79,11 @@ impl Segments {
         block / self.blocks_per_segment
     }
 
+    /// Reads single pages.
+    pub(super) fn pages(&self) -> Pages<'_> {
+        Pages { segments: self, open: None }
+    }
+
     /// Reads all pages in order.
     pub(super) fn each_page(&self, mut each: impl FnMut(u64, &[u8])) -> io::Result<()> {
         let mut buffer = vec![0; BATCH * PAGE_BYTES];
@@ -100,6 +105,25 @@ impl Segments {
             }
         }
         Ok(())
+    }
+}
+
+/// Reads pages of a file in any order.
+pub(super) struct Pages<'a> {
+    segments: &'a Segments,
+    /// The segment that was read last.
+    open: Option<(u64, File)>,
+}
+
+impl Pages<'_> {
+    pub(super) fn read(&mut self, block: u64, page: &mut [u8]) -> io::Result<()> {
+        let segment = self.segments.segment_of(block);
+        let file = match self.open.take().filter(|(number, _)| *number == segment) {
+            Some((_, file)) => file,
+            None => File::open(segment_path(&self.segments.path, segment))?,
+        };
+        let (_, file) = self.open.insert((segment, file));
+        file.read_exact_at(page, block % self.segments.blocks_per_segment * PAGE_BYTES as u64)
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
     prepare::{self, Database, Functions, Prepared, collation_versions, regclass},
     report::Report,
     session::{Session, literal, text},
+    trees::Kind,
 };
 
 /// Rows of one answer of amcheck or pg_visibility that are read.
@@ -137,7 +138,7 @@ impl Looking<'_> {
     /// Names what the step does not look at: by kind, with some of the names.
     fn name_the_rest(&self) {
         let report = self.report.borrow();
-        let mut kinds: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+        let mut kinds: BTreeMap<(String, bool), Vec<&str>> = BTreeMap::new();
         for relation in &self.relations.all {
             let method = relation.access_method.as_str();
             let kind = match relation.kind {
@@ -146,21 +147,32 @@ impl Looking<'_> {
                 'r' | 'm' | 't' if method != "heap" => format!("tables of the access method {method}"),
                 _ => continue,
             };
-            kinds.entry(kind).or_default().push(&relation.name);
+            kinds.entry((kind, Kind::of(method).is_some())).or_default().push(&relation.name);
         }
         let database = &self.database.name;
-        for (kind, names) in kinds {
+        for ((kind, is_walked), names) in kinds {
             let shown = names[..names.len().min(5)].join(", ");
             let more = if names.len() > 5 { ", ..." } else { "" };
             report.not_covered(
                 &format!("{} {kind} of database \"{database}\" ({shown}{more})", names.len()),
-                "amcheck reads no indexes or tables of this kind",
+                if is_walked {
+                    "the rows that they name are looked up; nothing tells whether each row of the table has its entry"
+                } else {
+                    "nothing reads indexes or tables of this kind"
+                },
             );
         }
         for relation in &self.relations.all {
             if let Some(why) = relation.index.as_ref().and_then(|index| index.unusable) {
                 report.not_covered(&relation.title(), why);
             }
+        }
+        let tables = self.relations.all.iter().filter(|it| it.is_table() && it.access_method == "heap");
+        if !self.functions.visibility {
+            report.not_covered(
+                &format!("visibility maps of {} tables of database \"{database}\"", tables.count()),
+                "the library of pg_visibility is not installed on this host, so their bits were not compared with the rows",
+            );
         }
         if self.relations.foreign_tables > 0 {
             let count = self.relations.foreign_tables;

@@ -115,7 +115,7 @@ const fn rule(state: &'static str, text: &'static str, meaning: Meaning) -> Rule
 }
 
 /// The first rule that fits counts.
-const RULES: [Rule; 34] = [
+const RULES: [Rule; 37] = [
     // An aborted connection has no SQLSTATE, and every text begins with none: this must not fit all.
     rule("57", "", Meaning::NotLooked(Reason::ServerEnded)),
     rule("08", "", Meaning::NotLooked(Reason::ServerEnded)),
@@ -141,6 +141,10 @@ const RULES: [Rule; 34] = [
     rule("3D000", "is missing", Meaning::Damage),
     rule("XX000", "relation mapping file", Meaning::Damage),
     rule("XX000", "could not access status of transaction", Meaning::Damage),
+    // A list of transactions that the cluster does not have (access/transam/multixact.c).
+    rule("XX000", "MultiXactId ", Meaning::Damage),
+    rule("22023", "is not a valid data directory", Meaning::Damage),
+    rule("XX000", "pg_attribute catalog is missing", Meaning::Damage),
     rule("58P01", "", Meaning::NotLooked(Reason::Extension)),
     rule("42883", "could not find function", Meaning::NotLooked(Reason::Extension)),
     // "database locale is incompatible with operating system", "could not create locale".
@@ -167,7 +171,7 @@ pub(super) enum LogMeaning {
 }
 
 /// Texts of a FATAL or PANIC (or of an ERROR) that ends the start of a server (backend/access/transam/xlog*.c).
-const START_TEXTS: [(&str, LogMeaning); 20] = [
+const START_TEXTS: [(&str, LogMeaning); 21] = [
     ("could not locate a valid checkpoint record", LogMeaning::NotRestorable),
     ("could not locate required checkpoint record", LogMeaning::NotRestorable),
     ("could not find redo location", LogMeaning::NotRestorable),
@@ -179,6 +183,7 @@ const START_TEXTS: [(&str, LogMeaning); 20] = [
     ("invalid data in file \"tablespace_map\"", LogMeaning::NotRestorable),
     ("requested timeline", LogMeaning::NotRestorable),
     ("could not access status of transaction", LogMeaning::NotRestorable),
+    ("could not open critical system index ", LogMeaning::Damage),
     ("invalid page in block", LogMeaning::Damage),
     ("page verification failed", LogMeaning::Damage),
     ("could not read block ", LogMeaning::Damage),
@@ -263,6 +268,13 @@ mod tests {
             ),
             ("58P01", "could not open file \"base/5/16384\": No such file or directory", "", Damage),
             ("58P01", "could not open file \"global/1262\": No such file or directory", "", Damage),
+            ("XX000", "MultiXactId 1 has not been created yet -- apparent wraparound", "", Damage),
+            (
+                "22023",
+                "\"base/5\" is not a valid data directory",
+                "File \"base/5/PG_VERSION\" is missing.",
+                Damage,
+            ),
             ("58P01", "could not open file \"pg_tblspc/1/PG_15_202209061/5/2\": No such file", "", Damage),
             (
                 "58P01",
@@ -354,6 +366,7 @@ mod tests {
             ("PANIC:  WAL contains references to invalid pages", Some(NotRestorable)),
             ("FATAL:  incorrect checksum in control file", Some(NotRestorable)),
             ("FATAL:  invalid data in file \"backup_label\"", Some(NotRestorable)),
+            ("PANIC:  could not open critical system index 3593", Some(Damage)),
             ("FATAL:  invalid page in block 2 of relation base/5/16384", Some(Damage)),
             (
                 "FATAL:  could not open file \"global/pg_filenode.map\": No such file or directory",

@@ -17,6 +17,7 @@
 mod catalog;
 mod checksums;
 mod cluster;
+mod commits;
 mod entries;
 mod files;
 mod look;
@@ -26,6 +27,7 @@ mod prepare;
 mod report;
 mod server;
 mod session;
+mod trees;
 
 use std::{
     cell::RefCell,
@@ -131,6 +133,17 @@ impl End {
             Self::Incomplete(_) | Self::Locale(_) => 15,
         }
     }
+
+    /// The profile's word for a step that ended before it looked. The others print lines of their own.
+    fn word(&self) -> Option<&'static str> {
+        match self {
+            Self::Version(_) => Some("engine-version"),
+            Self::NotStarted(_) => Some("server-not-started"),
+            Self::Tool(_) => Some("checker-error"),
+            Self::Isolation(_) => Some("isolation-unavailable"),
+            Self::Damage | Self::Incomplete(_) | Self::Locale(_) => None,
+        }
+    }
 }
 
 fn tool(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> End {
@@ -145,9 +158,9 @@ pub fn check(arguments: &Arguments) -> ExitCode {
             if matches!(end, End::Locale(_)) {
                 println!("incomplete: {}: {}", Reason::Locale.word(), report::one_line(&end.to_string()));
             }
-            // What the verdict's reason is read from, whatever the server's log says beside it.
-            if matches!(end, End::NotStarted(_) | End::Tool(_)) {
-                println!("failed: {}", report::one_line(&end.to_string()));
+            // The verdict's headline, whatever the server's log says beside it.
+            if let Some(word) = end.word() {
+                println!("failed: {word}: {}", report::one_line(&end.to_string()));
             }
             eprintln!("{end}");
             ExitCode::from(end.code())
@@ -199,18 +212,24 @@ fn amcheck(cluster: &Cluster) -> Result<(), End> {
         }
         Ok(relations)
     });
-    // Stopped before it is judged: what follows needs the pages on the disk.
-    let stopped = server.stop();
     let mut report = report.into_inner();
-    let relations = match looked {
-        Ok(relations) => relations,
-        // Damage counts, even where something else could not be looked at.
-        Err(end) => return report.end(Unchecked::Accept).and(Err(end)),
-    };
-    if let Err(end) = stopped {
-        return report.end(Unchecked::Accept).and(Err(end));
-    }
     let blocks = cluster.control_number("Blocks per segment of large relation").unwrap_or(131_072);
+    if let Some(line) = server.gave_up() {
+        report.damage(&format!("the server gave up: {line}"));
+        drop(server);
+        return report.end(cluster.unchecked);
+    }
+    // Stopped before the files are read: what is looked at there must be on the disk.
+    let stopped = server.stop();
+    // What the server cannot read of its own catalogues is looked at without it, once all that it had recovered is in the files.
+    if stopped.is_ok() && (looked.is_err() || report.has_missed()) {
+        entries::check_mapped(&cluster.data, blocks, &mut report).map_err(tool("the catalogues' files"))?;
+    }
+    let relations = match (looked, stopped) {
+        (Ok(relations), Ok(())) => relations,
+        // Damage counts, even where something else could not be looked at.
+        (Err(end), _) | (Ok(_), Err(end)) => return report.end(Unchecked::Accept).and(Err(end)),
+    };
     entries::check(&cluster.data, blocks, &relations, &mut report)
         .map_err(tool("the files of the relations"))?;
     report.end(cluster.unchecked)?;

@@ -17,12 +17,20 @@ pub(super) struct RowPlace {
     pub(super) number: u16,
 }
 
-fn word(page: &[u8], at: usize) -> u16 {
+pub(super) fn word(page: &[u8], at: usize) -> u16 {
     page.get(at..at + 2).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
-fn long(page: &[u8], at: usize) -> u32 {
+pub(super) fn long(page: &[u8], at: usize) -> u32 {
     page.get(at..at + 4).map_or(0, |bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+}
+
+/// A row's place as an index has it (`ItemPointerData`).
+pub(super) fn place(page: &[u8], at: usize) -> RowPlace {
+    RowPlace {
+        block: u32::from(word(page, at)) << 16 | u32::from(word(page, at + 2)),
+        number: word(page, at + 4),
+    }
 }
 
 /// True for a page that was never written: the server takes a page of zeros for a new one.
@@ -31,7 +39,7 @@ pub(super) fn is_new(page: &[u8]) -> bool {
 }
 
 /// The line pointers of a page: offset, state (0 unused, 1 normal, 2 redirect, 3 dead), length.
-fn pointers(page: &[u8]) -> impl Iterator<Item = (usize, u32, usize)> {
+pub(super) fn pointers(page: &[u8]) -> impl Iterator<Item = (usize, u32, usize)> {
     let lower = (word(page, 12) as usize).min(page.len());
     let count = if is_new(page) { 0 } else { lower.saturating_sub(LINE_POINTERS) / 4 };
     (0..count).map(|item| {
@@ -51,6 +59,51 @@ pub(super) fn heap_targets(page: &[u8]) -> impl Iterator<Item = bool> {
     })
 }
 
+/// A version of a row, as far as its transactions go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Version {
+    /// Its number in the page, from 1.
+    pub(super) number: u16,
+    /// The transactions that it says have committed: the one that made it, the one that ended it.
+    pub(super) committed: [Option<u32>; 2],
+}
+
+/// The versions of rows in a heap page that say of a transaction that it has committed (htup_details.h).
+pub(super) fn versions(page: &[u8]) -> impl Iterator<Item = Version> {
+    const MADE_COMMITTED: u16 = 0x0100;
+    const MADE_MASK: u16 = 0x0300;
+    const ENDED_COMMITTED: u16 = 0x0400;
+    // The end is void, is a list of several transactions, or is a lock.
+    const NO_END: u16 = 0x0800 | 0x1000 | 0x0080;
+    // Of versions before 9.0.
+    const MOVED: u16 = 0xc000;
+    const FIRST_NORMAL: u32 = 3;
+    (1..).zip(pointers(page)).filter_map(|(number, (offset, state, length))| {
+        if state != 1 || length < 23 {
+            return None;
+        }
+        let mask = word(page, offset + 20);
+        if mask & MOVED != 0 {
+            return None;
+        }
+        let normal = |at: usize| Some(long(page, at)).filter(|it| *it >= FIRST_NORMAL);
+        let made = if mask & MADE_MASK == MADE_COMMITTED { normal(offset) } else { None };
+        let ended =
+            if mask & (ENDED_COMMITTED | NO_END) == ENDED_COMMITTED { normal(offset + 4) } else { None };
+        let committed = [made, ended];
+        committed.iter().any(Option::is_some).then_some(Version { number, committed })
+    })
+}
+
+/// True if the first page of a sequence is one (commands/sequence.c).
+pub(super) fn is_sequence(page: &[u8]) -> bool {
+    const MAGIC: u32 = 0x1717;
+    let special = usize::from(word(page, 16));
+    special == page.len() - 8
+        && long(page, special) == MAGIC
+        && matches!(pointers(page).next(), Some((_, 1, _)))
+}
+
 /// The rows that the entries of a B-tree's leaf point at. Other pages of the tree have none.
 pub(super) fn leaf_entries(page: &[u8]) -> Vec<RowPlace> {
     // nbtree.h: BTPageOpaqueData is the last 16 bytes.
@@ -68,10 +121,7 @@ pub(super) fn leaf_entries(page: &[u8]) -> Vec<RowPlace> {
     }
     // Of all leaves but the last, the first item is the high key.
     let first = usize::from(next != 0);
-    let place = |at: usize| RowPlace {
-        block: u32::from(word(page, at)) << 16 | u32::from(word(page, at + 2)),
-        number: word(page, at + 4),
-    };
+    let place = |at: usize| place(page, at);
     for (offset, state, length) in pointers(page).skip(first) {
         if state != 1 || offset + 8 > special || length < 8 {
             continue;
@@ -219,6 +269,43 @@ pub(super) mod tests {
         assert_eq!(heap_targets(&page).collect::<Vec<_>>(), [true, false, false, true, true]);
         assert_eq!(heap_targets(&[0; PAGE_BYTES]).count(), 0);
         assert!(is_new(&[0; PAGE_BYTES]) && !is_new(&page));
+    }
+
+    #[test]
+    fn a_version_says_of_its_transactions_that_they_have_committed() {
+        let version = |made: u32, ended: u32, mask: u16| {
+            let mut row = row(0);
+            put(&mut row, 0, &made.to_le_bytes());
+            put(&mut row, 4, &ended.to_le_bytes());
+            put(&mut row, 20, &mask.to_le_bytes());
+            (1, row)
+        };
+        let page = page_of(
+            &[
+                version(700, 0, 0x0900),            // made, and not ended
+                version(700, 701, 0x0500),          // both
+                version(700, 701, 0x0300),          // frozen
+                version(2, 0, 0x0900),              // of the time before transactions
+                version(700, 701, 0x0580),          // locked
+                version(700, 5, 0x1500),            // ended by one of a list
+                version(700, 701, 0x0500 | 0x4000), // moved by a version before 9.0
+                version(700, 701, 0x0800),          // nothing is said
+            ],
+            &[],
+        );
+        let found: Vec<_> = versions(&page).map(|it| (it.number, it.committed)).collect();
+        let made = [Some(700), None];
+        assert_eq!(found, [(1, made), (2, [Some(700), Some(701)]), (5, made), (6, made)]);
+        assert_eq!(versions(&[0; PAGE_BYTES]).count(), 0);
+    }
+
+    #[test]
+    fn a_sequence_has_its_mark_and_one_row() {
+        let mut special = vec![0; 8];
+        put(&mut special, 0, &0x1717_u32.to_le_bytes());
+        assert!(is_sequence(&page_of(&[(1, row(0))], &special)));
+        assert!(!is_sequence(&page_of(&[], &special)) && !is_sequence(&page_of(&[(1, row(0))], &[])));
+        assert!(!is_sequence(&page_of(&[(1, row(0))], &[0; 8])));
     }
 
     #[test]

@@ -46,6 +46,11 @@ impl Report {
         self.missed.entry(reason).or_default().push(format!("{part}: {why}"));
     }
 
+    /// True if there is a part that the step must look at and could not, for another reason than what is missing on this host.
+    pub(super) fn has_missed(&self) -> bool {
+        self.missed.contains_key(&Reason::Other) || self.missed.contains_key(&Reason::ServerEnded)
+    }
+
     /// A part of a kind that the step does not look at.
     pub(super) fn not_covered(&self, part: &str, why: &str) {
         println!("not covered: {}: {}", one_line(part), one_line(why));

@@ -4,8 +4,12 @@ use std::{
     fs,
     io::{self, BufRead as _, BufReader, Read as _},
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, sync_channel},
+    },
     thread,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal};
@@ -27,16 +31,23 @@ const SHARED_BUFFERS: &str = "128MB";
 /// The file in which `ALTER SYSTEM` keeps its settings.
 const AUTO_CONF: &str = "postgresql.auto.conf";
 
+/// How long a server may take to stop. One that was asked in the middle of its recovery from a crash may never end.
+const STOP: Duration = Duration::from_secs(300);
+
 /// The copy's server. Dropped without `stop` it is killed.
 pub(super) struct Server {
     child: Child,
     log: Option<thread::JoinHandle<()>>,
+    /// The first line that means damage with which the server gave up after it had accepted connections.
+    damage: Arc<Mutex<Option<String>>>,
 }
 
 /// What the log said before the server accepted connections.
 enum Start {
     Ready,
     Means(LogMeaning, String),
+    /// A line with which it may have given up.
+    GaveUp(String),
 }
 
 impl Server {
@@ -63,13 +74,15 @@ impl Server {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(tool("postgres"))?;
         let stderr = child.stderr.take().ok_or_else(|| End::Tool("the server has no log".to_owned()))?;
-        let (log, start) = follow_log(stderr);
-        let mut server = Self { child, log: Some(log) };
-        let mut found = None;
+        let damage = Arc::default();
+        let (log, start) = follow_log(stderr, Arc::clone(&damage));
+        let mut server = Self { child, log: Some(log), damage };
+        let (mut found, mut gave_up) = (None, None);
         while let Ok(said) = start.recv() {
             match said {
                 Start::Ready => return Ok(server),
                 Start::Means(meaning, line) => found = found.or(Some((meaning, line))),
+                Start::GaveUp(line) => gave_up = gave_up.or(Some(line)),
             }
         }
         let status = server.child.wait().map_err(tool("postgres"))?;
@@ -82,15 +95,33 @@ impl Server {
                 println!("damage: the server does not start: {}", one_line(&line));
                 Err(End::Damage)
             }
-            None => Err(End::NotStarted(status.to_string())),
+            None => {
+                let line = gave_up.map(|line| format!(": {line}")).unwrap_or_default();
+                Err(End::NotStarted(format!("{status}{line}")))
+            }
         }
+    }
+
+    /// The line that means damage with which it gave up after it had accepted connections. A server that did is not asked to stop: it may be
+    /// in the middle of its recovery, and never end.
+    pub(super) fn gave_up(&self) -> Option<String> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Stops it as an operator would: sessions are ended, and everything is written.
     pub(super) fn stop(mut self) -> Result<(), End> {
         rustix::process::kill_process(Pid::from_child(&self.child), Signal::INT)
             .map_err(|error| End::Tool(format!("the server cannot be stopped: {error}")))?;
-        let status = self.child.wait().map_err(tool("postgres"))?;
+        let asked = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().map_err(tool("postgres"))? {
+                break status;
+            }
+            if asked.elapsed() > STOP {
+                return Err(End::Tool("the server did not stop when it was asked to".to_owned()));
+            }
+            thread::park_timeout(Duration::from_millis(20));
+        };
         if let Some(log) = self.log.take() {
             // A panic there has been printed.
             drop(log.join());
@@ -113,7 +144,10 @@ impl Drop for Server {
 
 /// Shows the server's log on standard error, and tells once that it accepts connections, and before that each line that means
 /// damage.
-fn follow_log(log: impl io::Read + Send + 'static) -> (thread::JoinHandle<()>, Receiver<Start>) {
+fn follow_log(
+    log: impl io::Read + Send + 'static,
+    damage: Arc<Mutex<Option<String>>>,
+) -> (thread::JoinHandle<()>, Receiver<Start>) {
     let (sender, start) = sync_channel(64);
     let follow = move || {
         let mut sender = Some(sender);
@@ -123,7 +157,14 @@ fn follow_log(log: impl io::Read + Send + 'static) -> (thread::JoinHandle<()>, R
         while reader.by_ref().take(64 * 1024).read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
             let text = String::from_utf8_lossy(&line);
             eprint!("{text}");
-            if let Some(said) = text.strip_prefix(LOG_PREFIX).map(str::trim_end)
+            let said = text.strip_prefix(LOG_PREFIX).map(str::trim_end);
+            if let (Some(said), None) = (said, &sender)
+                && said.starts_with("PANIC:")
+                && start_line(said).is_some()
+            {
+                damage.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(said.to_owned());
+            }
+            if let Some(said) = said
                 && let Some(waiting) = &sender
             {
                 if said == READY {
@@ -131,6 +172,8 @@ fn follow_log(log: impl io::Read + Send + 'static) -> (thread::JoinHandle<()>, R
                     sender = None;
                 } else if let Some(meaning) = start_line(said) {
                     drop(waiting.try_send(Start::Means(meaning, said.to_owned())));
+                } else if said.starts_with("FATAL:") || said.starts_with("PANIC:") {
+                    drop(waiting.try_send(Start::GaveUp(said.to_owned())));
                 }
             }
             line.clear();
@@ -205,6 +248,8 @@ fn settings(cluster: &Cluster) -> Vec<String> {
     settings.extend(fixed.map(|(name, value)| (name, value.to_owned())));
     if cluster.major >= 15 {
         settings.push(("archive_library", String::new()));
+        // Else a server that recovers stops at a tablespace within the data directory.
+        settings.push(("allow_in_place_tablespaces", "on".to_owned()));
     }
     if cluster.major >= 16 {
         settings.push(("reserved_connections", "0".to_owned()));
@@ -230,7 +275,9 @@ mod tests {
     /// A log that ends without the line is a server that did not start; the line in another's text does not count.
     #[test]
     fn only_the_servers_own_line_says_that_it_is_ready() {
-        let ready = |text: String| matches!(follow_log(io::Cursor::new(text)).1.recv(), Ok(Start::Ready));
+        let ready = |text: String| {
+            matches!(follow_log(io::Cursor::new(text), Arc::default()).1.recv(), Ok(Start::Ready))
+        };
         assert!(ready(format!("{LOG_PREFIX}LOG:  starting\n{LOG_PREFIX}{READY}\n")));
         assert!(!ready(format!("{LOG_PREFIX}FATAL:  could not start\n")));
         assert!(!ready(format!("{LOG_PREFIX}LOG:  statement: {READY}\n")));
@@ -240,7 +287,7 @@ mod tests {
     #[test]
     fn a_line_that_means_damage_is_told_with_its_text() {
         let text = format!("{LOG_PREFIX}FATAL:  WAL ends before end of online backup\n\tFATAL:  no\n");
-        let start = follow_log(io::Cursor::new(text)).1;
+        let start = follow_log(io::Cursor::new(text), Arc::default()).1;
         let said: Vec<_> = start.iter().collect();
         assert!(
             matches!(&said[..], [Start::Means(LogMeaning::NotRestorable, line)] if line.ends_with("backup"))

@@ -5,7 +5,7 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use super::{cluster::Cluster, meaning::ServerError};
 
 /// For sessions, over what roles and databases set for themselves.
-const OPTIONS: [(&str, &str); 14] = [
+const OPTIONS: [(&str, &str); 15] = [
     ("session_preload_libraries", ""),
     ("local_preload_libraries", ""),
     ("dynamic_library_path", "$libdir"),
@@ -13,6 +13,7 @@ const OPTIONS: [(&str, &str); 14] = [
     // Nobody else is there who could hold one for long.
     ("lock_timeout", "60s"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("default_transaction_read_only", "off"),
     ("default_transaction_isolation", "read\\ committed"),
     ("search_path", "pg_catalog"),
