@@ -376,6 +376,13 @@ fn dump_one(cluster: &Cluster, prepared: &Prepared, name: &str, report: &mut Rep
         report.count("databases", 1);
         return Ok(());
     }
+    if said.contains(INVALID_DATABASE) {
+        report.not_covered(
+            &format!("dump of database \"{name}\""),
+            "DROP DATABASE did not end; nobody can open it",
+        );
+        return Ok(());
+    }
     // pg_dump prints no SQLSTATE: the words are PostgreSQL's own for what it read of a table.
     let words = said.lines().find_map(|line| line.split_once("ERROR:  ").map(|(_, text)| text));
     match words {
