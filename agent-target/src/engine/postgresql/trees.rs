@@ -371,7 +371,7 @@ mod tests {
             first[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }
         assert_eq!(buckets(&first), [1, 2, 4]);
-        assert_eq!(buckets(&[0; PAGE_BYTES]), []);
+        assert!(buckets(&[0; PAGE_BYTES]).is_empty());
     }
 
     /// As ginCompressPostingList writes (1,1), (1,2), (1,130) and (70000,3).
