@@ -32,7 +32,12 @@ use assay_common::{
 };
 
 use super::scrub::{Shared, is};
-use crate::{ahead::tree, repository::Repository, seal::open_manifest, store::TREE};
+use crate::{
+    ahead::tree,
+    repository::Repository,
+    seal::{make_room_for_names, open_manifest},
+    store::TREE,
+};
 
 /// The new file, and a further name of it, in the folder `heal`.
 const FILE: &[u8] = b"file";
@@ -151,6 +156,8 @@ fn replace(
             let tree = Folder::open(&store.generation_path(*number).join(TREE))?;
             let mut names = vec![path.clone()];
             names.extend(further_names(repository, *number, &rotten.entry)?);
+            // One more has the name that moves over the rotten one.
+            make_room_for_names(folder, FILE, &rotten.entry, names.len() as u64 + 1)?;
             for name in names {
                 let parent = TreePath::parse(name.parent().expect("a file is in a folder"));
                 let parent = tree.open_folder_below(&parent.map_err(io::Error::other)?)?;

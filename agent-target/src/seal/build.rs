@@ -1,16 +1,20 @@
 //! Builds the tree from a validated manifest: one walk in manifest order, every call below a held folder.
 
-use std::{io, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use assay_common::{
     confined::Folder,
     error::IoContext as _,
     fault::{self, Point},
+    fidelity::most_names,
     manifest::{Entry, EntryKind},
     path::TreePath,
 };
 
-use super::{SealError, Source, named};
+use super::{
+    SealError, Source, named,
+    names::{copy_special_or_file, give_group_its_own_file, is_full},
+};
 use crate::store::{Record, Staging, TREE};
 
 /// A folder above the place where the walk stands. It gets its metadata when the walk leaves it, because everything
@@ -54,6 +58,7 @@ pub(crate) fn build_tree(
     let root_path = parent.join(TREE);
     let parent = Folder::open(parent).at("open", parent)?;
     let root = Arc::new(parent.create_folder(TREE.as_bytes()).at("create", &root_path)?);
+    let most_names = most_names(&root).at("look at", &root_path)?;
     let mut base_root = base;
     let mut levels: Vec<Level> = Vec::new();
     while let Some((entry, source)) = entries()? {
@@ -74,7 +79,8 @@ pub(crate) fn build_tree(
             levels.push(Level { path, entry, new: Arc::new(new), base });
             continue;
         }
-        let places = Places { staging, root: &root, new: &level.new, base: level.base.as_ref(), trust };
+        let places =
+            Places { staging, root: &root, new: &level.new, base: level.base.as_ref(), trust, most_names };
         places.put(name, &entry, source).map_err(|source| named(&path, source))?;
     }
     while !levels.is_empty() {
@@ -99,9 +105,20 @@ pub(super) struct Places<'a> {
     /// The same folder of the base.
     pub base: Option<&'a Folder>,
     pub trust: Trust,
+    /// Names that a file may have on the store's file system.
+    pub most_names: u64,
 }
 
 impl Places<'_> {
+    /// True for a file of the base that has so many names that all further names which this tree may have for it might not fit: more
+    /// than half of what the file system allows. With fewer, as many again fit.
+    fn has_many_names(&self, base: &Folder, name: &[u8], entry: &Entry) -> io::Result<bool> {
+        if self.most_names == u64::MAX || entry.kind() != EntryKind::File {
+            return Ok(false);
+        }
+        Ok(u64::from(base.stat(name)?.st_nlink) > self.most_names / 2)
+    }
+
     /// Makes the entry, which may not exist yet.
     pub(super) fn put(&self, name: &[u8], entry: &Entry, source: Source) -> io::Result<()> {
         fault::at(Point::SealEntry)?;
@@ -110,30 +127,27 @@ impl Places<'_> {
                 let first = TreePath::parse(&entry.link_target).expect("the entry was validated");
                 let parent =
                     TreePath::parse(first.parent().expect("not the root")).expect("a prefix of a path");
-                self.root.open_folder_below(&parent)?.link(first.name(), self.new, name)
-            }
-            (_, Source::Base) => {
-                let base = self.base.ok_or(io::ErrorKind::NotFound)?;
-                if self.trust == Trust::Compare && !base.has_metadata(name, entry)? {
-                    if entry.kind() == EntryKind::File {
-                        copy_file(base, self.new, name)?;
-                    } else {
-                        self.new.create_special(name, entry)?;
-                    }
-                    return self.new.set_metadata(name, entry);
-                }
-                match base.link(name, self.new, name) {
-                    // As many names as the file system allows (ext4: 65 000): this tree gets a file of its own.
-                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MLINK.raw_os_error()) => {
-                        if entry.kind() == EntryKind::File {
-                            copy_file(base, self.new, name)?;
-                        } else {
-                            self.new.create_special(name, entry)?;
-                        }
-                        self.new.set_metadata(name, entry)
+                let parent = self.root.open_folder_below(&parent)?;
+                match parent.link(first.name(), self.new, name) {
+                    Err(error) if is_full(&error) => {
+                        give_group_its_own_file(self.root, &parent, first.name())?;
+                        parent.link(first.name(), self.new, name)
                     }
                     linked => linked,
                 }
+            }
+            (_, Source::Base) => {
+                let base = self.base.ok_or(io::ErrorKind::NotFound)?;
+                let is_as_sealed = self.trust == Trust::Exact || base.has_metadata(name, entry)?;
+                if is_as_sealed && !self.has_many_names(base, name, entry)? {
+                    match base.link(name, self.new, name) {
+                        Err(error) if is_full(&error) => {}
+                        linked => return linked,
+                    }
+                }
+                // This tree gets a file of its own.
+                copy_special_or_file(base, self.new, name, entry)?;
+                self.new.set_metadata(name, entry)
             }
             (EntryKind::File, Source::Content(content)) => {
                 let staging = self.staging.ok_or(io::ErrorKind::NotFound)?;
@@ -153,25 +167,5 @@ impl Places<'_> {
                 self.new.set_metadata(name, entry)
             }
         }
-    }
-}
-
-/// Copies a file of the base, holes included.
-fn copy_file(base: &Folder, new: &Folder, name: &[u8]) -> io::Result<()> {
-    let (from, to) = (base.open_file(name)?, new.create_file(name)?);
-    if rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
-        return Ok(());
-    }
-    to.set_len(from.metadata()?.len())?;
-    let (mut offset, mut buffer) = (0, vec![0; 256 * 1024]);
-    loop {
-        let count = from.read_at(&mut buffer, offset)?;
-        if count == 0 {
-            return Ok(());
-        }
-        if buffer[..count].iter().any(|byte| *byte != 0) {
-            to.write_all_at(&buffer[..count], offset)?;
-        }
-        offset += count as u64;
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashSet, io, sync::Arc};
 use assay_common::{
     confined::Folder,
     error::IoContext as _,
+    fidelity::most_names,
     manifest::{Entry, EntryKind, ManifestError},
     path::{TreePath, compare_paths},
 };
@@ -40,8 +41,9 @@ pub(super) fn change_tree(
 ) -> Result<(), SealError> {
     let root_path = staging.path().join(TREE);
     let root = Arc::new(Folder::open(&root_path).at("open", &root_path)?);
-    let mut walk =
-        Walk { staging, root, base, trust, levels: Vec::new(), replaced: HashSet::new(), removed: None };
+    let most_names = most_names(&root).at("look at", &root_path)?;
+    let (levels, replaced) = (Vec::new(), HashSet::new());
+    let mut walk = Walk { staging, root, base, trust, most_names, levels, replaced, removed: None };
     let mut planned = PlannedEntries::open(staging)?;
     let (mut before, mut after) = (old()?, planned.next_entry()?);
     loop {
@@ -70,6 +72,7 @@ struct Walk<'a> {
     root: Arc<Folder>,
     base: Folder,
     trust: Trust,
+    most_names: u64,
     levels: Vec<Level>,
     /// Files that are others than before: hard links to them are made anew.
     replaced: HashSet<Vec<u8>>,
@@ -170,6 +173,7 @@ impl Walk<'_> {
             new: &new,
             base: level.base.as_ref(),
             trust: self.trust,
+            most_names: self.most_names,
         };
         places.put(path.name(), &entry, source).map_err(|source: io::Error| named(&path, source))?;
         // Whatever it is: a further name of it is a name of this.

@@ -23,6 +23,7 @@ use assay_common::{
 use assay_proto::v1::{ManifestStep, manifest_step::Kind};
 
 use super::charge::{Charge, Cost};
+use super::names::is_full;
 use super::{SealError, open_manifest, parse_header};
 use crate::store::{FolderCost, MANIFEST, MANIFEST_B3, PLAN, POSITIONS, Record, Staging, Store};
 
@@ -356,7 +357,10 @@ impl Draft {
                 let (from, to) = (from.join(name), staging.path().join(name));
                 // What was begun here, when it was not known yet that nothing would come.
                 std::fs::remove_file(&to).ok();
-                std::fs::hard_link(&from, &to).at("link", &from)?;
+                match std::fs::hard_link(&from, &to) {
+                    Err(error) if is_full(&error) => drop(std::fs::copy(&from, &to).at("copy", &from)?),
+                    linked => linked.at("link", &from)?,
+                }
             }
             return Ok(self.finished);
         }

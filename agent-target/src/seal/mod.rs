@@ -16,6 +16,7 @@ mod change;
 mod charge;
 mod delta;
 mod draft;
+mod names;
 
 use std::{
     fs::File,
@@ -53,6 +54,7 @@ pub use charge::Charge;
 pub use delta::steps;
 use draft::PlannedContents;
 pub use draft::{Draft, PlannedEntries, Source};
+pub(crate) use names::make_room_for_names;
 
 /// Contents that are read back side by side.
 const VERIFY_BATCH: usize = 1024;
