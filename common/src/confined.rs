@@ -243,13 +243,13 @@ impl Folder {
                 ) => {}
             removed => return removed,
         }
-        let mut levels = vec![(self.open_folder(name)?, name.to_vec())];
+        let mut levels = vec![(self.open_to_remove(name)?, name.to_vec())];
         while let Some((folder, _)) = levels.last() {
             let mut inner = None;
             for name in folder.names()? {
                 match fs::unlinkat(&folder.0, component(&name)?, AtFlags::empty()) {
                     Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {
-                        inner = Some((folder.open_folder(&name)?, name));
+                        inner = Some((folder.open_to_remove(&name)?, name));
                         break;
                     }
                     removed => removed?,
@@ -265,6 +265,15 @@ impl Folder {
             }
         }
         Ok(())
+    }
+
+    /// Opens what could not be removed as a file: a folder, most likely. What is none is a file that may not be removed.
+    fn open_to_remove(&self, name: &[u8]) -> io::Result<Self> {
+        use rustix::io::Errno;
+        self.open_folder(name).map_err(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOTDIR | Errno::LOOP) => Errno::PERM.into(),
+            _ => error,
+        })
     }
 
     /// Makes the names in this folder durable.

@@ -11,14 +11,16 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{CommandError, EXIT_NOT_RUN, EXIT_USAGE, print, print_json, show};
+use super::{CommandError, EXIT_NOT_RUN, EXIT_USAGE, print, print_json, screen::safe, show};
 use crate::{
     digest::RootDigest,
     error::{Hint as _, ShowPath},
+    fidelity::{LeftOut, is_pattern},
     id::GenerationNumber,
     path::TreePath,
     restore::{
-        Allowed, Checked, Destination, Options, Part, Report, RestoreError, SupplyError, Want, restore,
+        Allowed, Checked, Destination, Options, Part, Report, RestoreError, SupplyError, Want, preflight,
+        restore,
     },
     signing::{KeyError, VerifyingKey},
     verdict::{HexDigest, NegativeControl, Outcome, SourceSignature, Trust, VerifiedVerdict, verify_verdict},
@@ -57,6 +59,15 @@ pub struct RestoreArgs {
     /// Remove what the folder has and the generation has not
     #[arg(long)]
     pub delete: bool,
+    /// Leave out this attribute, for example user.big or security.*; may be given several times
+    #[arg(long = "ignore-attribute", value_name = "NAME", value_parser = pattern)]
+    pub ignore_attributes: Vec<String>,
+    /// Give a file whose time the destination cannot hold the nearest time that it can
+    #[arg(long)]
+    pub clamp_times: bool,
+    /// Restore as far as this user may, who is not root: owners and attributes that only root can restore are no fault then
+    #[arg(long)]
+    pub as_this_user: bool,
     /// Take a generation that no check has passed, or one for which the source's signature is not there or not checked
     #[arg(long)]
     pub unverified: bool,
@@ -115,12 +126,14 @@ pub struct Ended {
     pub asked: (u64, u64),
     /// From the start to the last byte made durable.
     pub took: Duration,
+    /// What only root can restore is not asked for.
+    pub as_this_user: bool,
 }
 
 impl Ended {
     /// Everything that was asked for is there and right.
     pub fn is_complete(&self) -> bool {
-        self.report.lost_files == 0
+        self.report.lost_files == 0 && (self.as_this_user || self.report.beyond_user == 0)
     }
 }
 
@@ -129,10 +142,20 @@ impl From<RestoreError> for CommandError {
         let exit = match &error {
             RestoreError::NoSuchPath { .. }
             | RestoreError::LinkWithoutFirst { .. }
+            | RestoreError::Misfit { .. }
             | RestoreError::Refused { .. } => EXIT_USAGE,
             _ => EXIT_NOT_RUN,
         };
         Self { exit, hint: error.hint(), message: error.to_string() }
+    }
+}
+
+/// The name of an attribute, or the beginning of one with `*` behind it.
+fn pattern(text: &str) -> Result<String, &'static str> {
+    if is_pattern(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of an attribute, for example user.big, or the beginning of one and *")
     }
 }
 
@@ -163,7 +186,12 @@ impl RestoreArgs {
                     .hint("paths are relative to the tree, for example storage/depots/amber")
             })
         };
-        Ok(Options { paths: self.paths.iter().map(parse).collect::<Result<_, _>>()?, delete: self.delete })
+        Ok(Options {
+            paths: self.paths.iter().map(parse).collect::<Result<_, _>>()?,
+            delete: self.delete,
+            ignore_attributes: self.ignore_attributes.clone(),
+            clamp_times: self.clamp_times,
+        })
     }
 
     /// The source's key, without which a restore believes the target alone: that of `--source-key`, else the configured one.
@@ -231,6 +259,7 @@ impl RestoreArgs {
         if verdict.root != Some(HexDigest::from(offered.root)) {
             return Err(doubt("it is about another tree".to_owned()));
         }
+        let sentence = verdict.sentence();
         let mark =
             verdict.mark.map_or_else(|| "no mark".to_owned(), |mark| format!("the mark of {}", mark.time));
         // The target's word is not enough: whoever took it over signs what it likes. That the source has read this tree, at this mark,
@@ -269,6 +298,7 @@ impl RestoreArgs {
         if let Some(unproven) = unproven {
             text += &format!("\nCHECKER NOT PROVEN: {unproven}");
         }
+        text += &format!("\n  when it was signed: {}", safe(&sentence));
         Ok(Vouched { text, unverified: None, unproven })
     }
 
@@ -296,6 +326,21 @@ impl RestoreArgs {
             .map_err(|error| CommandError::usage(format!("--to {}: {error}", self.to.display())))?;
         let destination =
             Destination::open(&to, checked.header(), offered.generation, offered.root, &allowed)?;
+        let (lacking, left_out) = match preflight(&destination, &checked, &options) {
+            Err(error @ RestoreError::Misfit { .. }) => {
+                destination.abandon()?;
+                return Err(error.into());
+            }
+            found => found?,
+        };
+        if lacking > 0 && !self.as_this_user {
+            let kinds: Vec<_> = left_out.iter().map(|left_out| left_out.what.as_str()).collect();
+            let kinds = kinds.join(", ");
+            eprintln!(
+                "WARNING: this user is not root: {lacking} entries will lack something that they have in the generation ({kinds}). \
+                 --as-this-user says that this is wanted"
+            );
+        }
         let (wants_out, wants_in) = channel(WANTS_AHEAD);
         let (parts_out, parts_in) = channel(PARTS_AHEAD);
         supply(wants_in, parts_out);
@@ -315,12 +360,13 @@ impl RestoreArgs {
         } else {
             destination.flush()?
         }
-        Ok(Ended { report, asked: (checked.files, checked.bytes), took: began.elapsed() })
+        let (asked, as_this_user) = ((checked.files, checked.bytes), self.as_this_user);
+        Ok(Ended { report, asked, took: began.elapsed(), as_this_user })
     }
 
     /// Shows how it ended.
     pub fn show(&self, offered: &Offered, vouched: &Vouched, ended: &Ended, json: bool) -> ExitCode {
-        let Ended { report, asked: (files, bytes), took } = ended;
+        let Ended { report, asked: (files, bytes), took, .. } = ended;
         let seconds = took.as_secs_f64();
         if json {
             print_json(&serde_json::json!({
@@ -339,7 +385,8 @@ impl RestoreArgs {
                 "filesMade": report.files_made,
                 "deleted": report.deleted,
                 "leftOver": report.left_over,
-                "ownedByUs": report.owned_by_us,
+                "entriesBeyondThisUser": report.beyond_user,
+                "leftOut": report.left_out,
                 "lostFiles": report.lost_files,
                 "lost": report.lost.iter().map(|(path, why)| serde_json::json!({"path": path.to_string(), "why": why})).collect::<Vec<_>>(),
             }));
@@ -359,11 +406,15 @@ impl RestoreArgs {
             if let Some(why) = vouched.unproven {
                 text += &format!("  CHECKER NOT PROVEN: {why}\n");
             }
-            if report.owned_by_us > 0 {
+            if report.beyond_user > 0 {
                 text += &format!(
-                    "  {} entries belong to this user now and not to their owners: only root can give files away\n",
-                    report.owned_by_us
+                    "  {} entries lack something that only root can restore{}\n",
+                    report.beyond_user,
+                    if self.as_this_user { "" } else { ": run the restore as root, or say --as-this-user" }
                 );
+            }
+            for LeftOut { what, why, example } in &report.left_out {
+                text += &format!("  LEFT OUT {what} (as of {example}): {why}\n");
             }
             if report.deleted > 0 {
                 text += &format!("  {} names that the generation has not were removed\n", report.deleted);
@@ -382,9 +433,10 @@ impl RestoreArgs {
             for (path, why) in &report.lost {
                 text += &format!("  NOT RESTORED {path}: {why}\n");
             }
-            if !ended.is_complete() {
+            if report.lost_files > 0 {
                 text += &format!(
-                    "  {} files were not restored: take them from another generation\n",
+                    "  {} entries were not restored: put right what stands beside each; what the target has lost may be in another \
+                     generation\n",
                     report.lost_files
                 );
             }

@@ -59,6 +59,15 @@ pub fn is_host_label(name: &[u8]) -> bool {
 }
 
 impl Folder {
+    /// Gives `name` to this user and group. A link is not followed.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_owner(&self, name: &[u8], (user, group): (u32, u32)) -> io::Result<()> {
+        let (user, group) = (fs::Uid::from_raw(user), fs::Gid::from_raw(group));
+        Ok(fs::chownat(&self.0, component(name)?, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
     /// Gives `name` the owner, extended attributes, mode and times of `entry`, in this order: a change of owner clears
     /// set-user-id bits and capabilities, an ACL changes mode bits, and everything changes times. Attributes and ACLs that the entry
     /// does not have are removed.

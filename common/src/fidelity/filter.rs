@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::{CopyRules, FsLimits, matches_pattern};
 use crate::{
     confined::is_host_label,
-    manifest::Entry,
+    limits::MAX_FILE_BYTES,
+    manifest::{Entry, EntryKind},
     path::{display_bytes, display_short},
+    verdict::coverage::NotCovered,
 };
 
 /// Kinds of things that are remembered as left out: attributes have few names.
@@ -31,6 +33,26 @@ pub struct LeftOut {
     pub example: String,
 }
 
+/// Why an attribute that the configuration names is left out.
+const IGNORED: &str = "ignore_attributes: this repository does not need it";
+/// Why a time is another one than at the source.
+const CLAMPED: &str = "clamp_times: the target's file system holds the nearest to them";
+
+impl LeftOut {
+    /// True for what the operator has declared not to need; else it is the live host's own.
+    pub fn is_declared(&self) -> bool {
+        self.why == IGNORED || self.why == CLAMPED
+    }
+
+    /// The same as a part that nobody looks at.
+    pub fn not_covered(&self) -> NotCovered {
+        let part =
+            if self.why == CLAMPED { self.what.clone() } else { format!("the attribute {}", self.what) };
+        let message = format!("{} (for example of {})", self.why, self.example);
+        NotCovered { part, reason: "declared".to_owned(), message }
+    }
+}
+
 /// An entry that the target would not take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path} {what}")]
@@ -39,6 +61,8 @@ pub struct Refused {
     pub path: String,
     /// What of it, and what the target takes.
     pub what: String,
+    /// What an operator may do about it.
+    pub remedy: String,
 }
 
 /// What is left out of the entries of a tree, by this repository's declaration and by the target's word.
@@ -97,20 +121,26 @@ impl Filter {
         if let (true, Some(limits)) = (self.clamp_times, &self.limits) {
             let clamped = limits.clamp((entry.mtime_seconds, entry.mtime_nanos));
             if clamped != (entry.mtime_seconds, entry.mtime_nanos) {
-                self.note(
-                    "times",
-                    "clamp_times: the target's file system holds the nearest to them",
-                    &entry.path,
-                );
+                self.note("times", CLAMPED, &entry.path);
                 (entry.mtime_seconds, entry.mtime_nanos) = clamped;
             }
         }
-        let fault = self.rules.as_ref().and_then(|rules| rules.fault(entry));
-        let fault = fault.or_else(|| self.limits.as_ref().and_then(|limits| limits.fault(entry)));
-        match fault {
-            None => Ok(()),
-            Some(what) => Err(Refused { path: shown(&entry.path), what }),
+        if entry.kind() == EntryKind::File && entry.size > MAX_FILE_BYTES {
+            let what =
+                format!("is {} bytes long, and a file of a copy has {MAX_FILE_BYTES} at most", entry.size);
+            return Err(Refused { path: shown(&entry.path), what, remedy: "exclude the file".to_owned() });
         }
+        if let Some(rules) = &self.rules
+            && let Some(what) = rules.fault(entry)
+        {
+            return Err(Refused { path: shown(&entry.path), what, remedy: rules.remedy(entry) });
+        }
+        if let Some(limits) = &self.limits
+            && let Some(what) = limits.fault(entry)
+        {
+            return Err(Refused { path: shown(&entry.path), what, remedy: limits.remedy(entry) });
+        }
+        Ok(())
     }
 
     /// As [`Filter::apply`], for one who looks at the whole tree: what is refused is remembered.
@@ -152,7 +182,10 @@ impl Filter {
         let what = format!(
             "is one more name of a file that has {names}, and a file of the target's {store} has {most} at most"
         );
-        Err(Refused { path: display_short(path), what })
+        let remedy =
+            "exclude some of its names, or keep the store on a file system that allows more of them: XFS"
+                .to_owned();
+        Err(Refused { path: display_short(path), what, remedy })
     }
 
     /// Forgets the names that were counted: the walk begins again.
@@ -163,7 +196,7 @@ impl Filter {
     /// Why an attribute is not copied; `None` when it is.
     fn why_not(&self, name: &[u8]) -> Option<&'static str> {
         if matches_pattern(&self.ignore, name) {
-            return Some("ignore_attributes: this repository does not need it");
+            return Some(IGNORED);
         }
         if is_host_label(name) {
             return Some("it is a label of the live host, and no part of the tree");
@@ -212,7 +245,7 @@ fn shown(path: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{EntryKind, ExtendedAttribute};
+    use crate::manifest::ExtendedAttribute;
 
     fn entry(names: &[&str]) -> Entry {
         let attribute = |name: &&str| ExtendedAttribute { name: name.as_bytes().to_vec(), value: vec![1] };
@@ -241,8 +274,21 @@ mod tests {
         assert_eq!(told, [("btrfs.compression", "d/f"), ("security.selinux", "d/f"), ("user.big1", "d/f")]);
         let refused = filter.apply(&mut entry(&["trusted.x"])).expect_err("it is neither");
         assert!(refused.to_string().starts_with("d/f has the attribute trusted.x"), "{refused}");
+        assert!(refused.remedy.contains("attributes = [\"trusted.x\"]"), "{}", refused.remedy);
         assert!(filter.is_as_filtered(&some) && !filter.is_as_filtered(&entry(&["user.big2"])));
         assert!(!filter.is_as_filtered(&entry(&["trusted.x"])));
+    }
+
+    /// Its zeros would be hashed for years.
+    #[test]
+    fn a_file_that_is_longer_than_any_copy_is_refused() {
+        let filter = Filter::default();
+        let mut some = entry(&[]);
+        some.size = MAX_FILE_BYTES;
+        filter.apply(&mut some).expect("as long as can be");
+        some.size = 1 << 62;
+        let refused = filter.apply(&mut some).expect_err("too long");
+        assert!(refused.to_string().starts_with("d/f is 4611686018427387904 bytes long"), "{refused}");
     }
 
     /// A target on btrfs says that it takes them.

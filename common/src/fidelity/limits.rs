@@ -36,6 +36,35 @@ pub struct FsLimits {
     pub file_bytes: u64,
     /// The target may make devices.
     pub devices: bool,
+    /// Names that differ in case only are one name.
+    pub folds_names: bool,
+    /// It keeps no owners and modes of its own, as vfat does.
+    pub no_owners: bool,
+}
+
+/// Where a file system is: in messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The store of a target.
+    Store,
+    /// Where a generation is restored.
+    Destination,
+}
+
+impl Place {
+    fn owner(self) -> &'static str {
+        match self {
+            Self::Store => "the target's",
+            Self::Destination => "the destination's",
+        }
+    }
+
+    fn process(self) -> &'static str {
+        match self {
+            Self::Store => "the target's agent",
+            Self::Destination => "this restore",
+        }
+    }
 }
 
 /// What attributes take in an inode, as ext4 stores them: 16 bytes for each, and name and value in steps of four. No namespace is
@@ -59,30 +88,70 @@ const ACL_SLACK_BYTES: u64 = 64;
 impl FsLimits {
     /// What of `entry` it cannot hold, and what it can; `None` when all of it has its place.
     pub fn fault(&self, entry: &Entry) -> Option<String> {
-        if entry.kind() == EntryKind::Hardlink {
-            return self.name_fault(entry);
-        }
-        self.name_fault(entry)
-            .or_else(|| self.time_fault(entry))
-            .or_else(|| self.attribute_fault(entry))
-            .or_else(|| self.kind_fault(entry))
+        self.fault_at(Place::Store, entry)
     }
 
-    fn name_fault(&self, entry: &Entry) -> Option<String> {
+    /// The same, where it is the file system of `place`.
+    pub fn fault_at(&self, place: Place, entry: &Entry) -> Option<String> {
+        if entry.kind() == EntryKind::Hardlink {
+            return self.name_fault(place, entry);
+        }
+        self.name_fault(place, entry)
+            .or_else(|| self.time_fault(place, entry))
+            .or_else(|| self.attribute_fault(place, entry))
+            .or_else(|| self.kind_fault(place, entry))
+    }
+
+    /// What lets a copy of `entry` go on, where [`FsLimits::fault`] finds something: in the words of the configuration of the source.
+    pub fn remedy(&self, entry: &Entry) -> String {
+        let elsewhere =
+            "keep the store on a file system that holds it (assay-target doctor says what this one holds)";
+        let place = Place::Store;
+        if self.name_fault(place, entry).is_some() {
+            return format!("shorten the name, exclude the entry, or {elsewhere}");
+        }
+        if entry.kind() == EntryKind::Hardlink {
+            return format!("exclude the entry, or {elsewhere}");
+        }
+        if self.time_fault(place, entry).is_some() {
+            return format!(
+                "say clamp_times = true at the source, which takes the nearest time that it holds, exclude the entry, or {elsewhere}"
+            );
+        }
+        if let Some((name, _)) = self.bad_attribute(place, entry) {
+            let name = display_bytes(&name);
+            return format!(
+                "say ignore_attributes = [\"{name}\"] at the source, if the repository does not need it, exclude the entry, or {elsewhere}"
+            );
+        }
+        match entry.kind() {
+            EntryKind::CharDevice | EntryKind::BlockDevice if !self.devices => {
+                "exclude the device, or run the target's agent as root".to_owned()
+            }
+            _ => format!("exclude the entry, or {elsewhere}"),
+        }
+    }
+
+    fn name_fault(&self, place: Place, entry: &Entry) -> Option<String> {
         let name = entry.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let (length, most) = (name.len() as u64, self.name_bytes);
-        (length > most).then(|| format!("has a name of {length} bytes, and {} holds {most}", self.named()))
+        (length > most)
+            .then(|| format!("has a name of {length} bytes, and {} holds {most}", self.named(place)))
     }
 
-    fn kind_fault(&self, entry: &Entry) -> Option<String> {
-        let store = self.named();
+    fn kind_fault(&self, place: Place, entry: &Entry) -> Option<String> {
+        let store = self.named(place);
         match entry.kind() {
+            _ if self.no_owners && (entry.uid, entry.gid) != (0, 0) => Some(format!(
+                "has the owner {}:{} and the mode {:04o}, and {store} keeps no owners and modes",
+                entry.uid, entry.gid, entry.mode
+            )),
             EntryKind::Symlink if entry.link_target.len() as u64 > self.link_bytes => {
                 let (length, most) = (entry.link_target.len(), self.link_bytes);
                 Some(format!("is a symbolic link to a text of {length} bytes, and {store} holds {most}"))
             }
             EntryKind::CharDevice | EntryKind::BlockDevice if !self.devices => {
-                Some("is a device, and the target's agent may make none: it needs root".to_owned())
+                Some(format!("is a device, and {} may make none: it needs root", place.process()))
             }
             EntryKind::File if entry.size > self.file_bytes => {
                 Some(format!("is {} bytes long, and a file of {store} holds {}", entry.size, self.file_bytes))
@@ -91,13 +160,13 @@ impl FsLimits {
         }
     }
 
-    fn time_fault(&self, entry: &Entry) -> Option<String> {
+    fn time_fault(&self, place: Place, entry: &Entry) -> Option<String> {
         let clamped = self.clamp((entry.mtime_seconds, entry.mtime_nanos));
         (clamped != (entry.mtime_seconds, entry.mtime_nanos)).then(|| {
             format!(
                 "was modified at {}, which {} would hold as {}",
                 show((entry.mtime_seconds, entry.mtime_nanos)),
-                self.named(),
+                self.named(place),
                 show(clamped)
             )
         })
@@ -120,47 +189,56 @@ impl FsLimits {
         }
     }
 
-    fn attribute_fault(&self, entry: &Entry) -> Option<String> {
-        let store = self.named();
+    fn attribute_fault(&self, place: Place, entry: &Entry) -> Option<String> {
+        self.bad_attribute(place, entry).map(|(_, what)| what)
+    }
+
+    /// The attribute that it cannot hold, and why: of all together, the largest.
+    fn bad_attribute(&self, place: Place, entry: &Entry) -> Option<(Vec<u8>, String)> {
+        let store = self.named(place);
         for attribute in &entry.xattrs {
             let (name, length) = (display_bytes(&attribute.name), attribute.value.len() as u64);
+            let is_system = attribute.name.starts_with(b"system.");
             let what = match attribute.name.as_slice() {
                 b"system.posix_acl_access" => "an ACL".to_owned(),
                 b"system.posix_acl_default" => "a default ACL".to_owned(),
                 _ => format!("the attribute {name} of {length} bytes"),
             };
-            if attribute.name.starts_with(b"system.posix_acl_") && !self.acls {
-                return Some(format!("has {what}, and {store} has none"));
-            }
-            if self.attribute_bytes == 0 && !attribute.name.starts_with(b"system.") {
-                return Some(format!("has {what}, and {store} has no attributes"));
-            }
-            if length > self.attribute_bytes.saturating_add(ACL_SLACK_BYTES)
-                || (length > self.attribute_bytes && !attribute.name.starts_with(b"system."))
-            {
-                return Some(format!("has {what}, and {store} holds {} bytes in one", self.attribute_bytes));
-            }
-            if attribute.name.starts_with(b"trusted.") && !self.trusted {
-                return Some(format!("has {what}, which the target's agent may not set: it needs root"));
-            }
-            if attribute.name == b"security.capability" && !self.capabilities {
-                return Some(format!(
-                    "has {what}, which the target's agent may not set there: it needs root"
+            let too_long = length > self.attribute_bytes.saturating_add(ACL_SLACK_BYTES)
+                || (length > self.attribute_bytes && !is_system);
+            let why = if attribute.name.starts_with(b"system.posix_acl_") && !self.acls {
+                format!("{store} has none")
+            } else if self.attribute_bytes == 0 && !is_system {
+                format!("{store} has no attributes")
+            } else if too_long {
+                format!("{store} holds {} bytes in one", self.attribute_bytes)
+            } else if attribute.name.starts_with(b"trusted.") && !self.trusted {
+                return Some((
+                    attribute.name.clone(),
+                    format!("has {what}, which {} may not set: it needs root", place.process()),
                 ));
-            }
+            } else if attribute.name == b"security.capability" && !self.capabilities {
+                return Some((
+                    attribute.name.clone(),
+                    format!("has {what}, which {} may not set there: it needs root", place.process()),
+                ));
+            } else {
+                continue;
+            };
+            return Some((attribute.name.clone(), format!("has {what}, and {why}")));
         }
         let (all, most) = (footprint(&entry.xattrs), self.attributes_bytes);
+        let largest = entry.xattrs.iter().max_by_key(|attribute| attribute.value.len())?;
         (all > most.saturating_add(ACL_SLACK_BYTES)).then(|| {
-            format!(
-                "has {} attributes of {all} bytes, and an inode of {store} holds {most}",
-                entry.xattrs.len()
-            )
+            let count = entry.xattrs.len();
+            let what = format!("has {count} attributes of {all} bytes, and an inode of {store} holds {most}");
+            (largest.name.clone(), what)
         })
     }
 
     /// How a message calls it.
-    fn named(&self) -> String {
-        format!("the target's {}", self.file_system)
+    fn named(&self, place: Place) -> String {
+        format!("{} {}", place.owner(), self.file_system)
     }
 
     /// What it holds, in one line for people.
@@ -206,6 +284,12 @@ impl FsLimits {
         if self.attribute_bytes == 0 {
             short.push("it has no attributes".to_owned());
         }
+        if self.no_owners {
+            short.push("it keeps no owners and modes".to_owned());
+        }
+        if self.folds_names {
+            short.push("names that differ in case only are one name there".to_owned());
+        }
         short
     }
 }
@@ -232,6 +316,8 @@ impl From<&FsLimits> for proto::StoreLimits {
             names: limits.names,
             file_bytes: limits.file_bytes,
             devices: limits.devices,
+            folds_names: limits.folds_names,
+            no_owners: limits.no_owners,
         }
     }
 }
@@ -252,6 +338,8 @@ impl From<&proto::StoreLimits> for FsLimits {
             names: limits.names,
             file_bytes: limits.file_bytes,
             devices: limits.devices,
+            folds_names: limits.folds_names,
+            no_owners: limits.no_owners,
         }
     }
 }
@@ -275,6 +363,8 @@ mod tests {
             names: 65_000,
             file_bytes: 16 << 40,
             devices: false,
+            folds_names: false,
+            no_owners: false,
         }
     }
 
@@ -312,8 +402,17 @@ mod tests {
             ("a device", Box::new(|e| e.set_kind(EntryKind::BlockDevice))),
         ];
         for (text, change) in cases {
-            let fault = limits.fault(&file(change)).unwrap_or_else(|| panic!("nothing is said of {text}"));
+            let entry = file(change);
+            let fault = limits.fault(&entry).unwrap_or_else(|| panic!("nothing is said of {text}"));
             assert!(fault.contains(text), "{fault}");
+            let remedy = limits.remedy(&entry);
+            let setting = match &entry {
+                entry if entry.mtime_seconds != 0 || entry.mtime_nanos != 0 => "clamp_times = true",
+                entry if !entry.xattrs.is_empty() => "ignore_attributes = [\"",
+                entry if entry.kind() == EntryKind::BlockDevice => "as root",
+                _ => "keep the store on a file system that holds it",
+            };
+            assert!(remedy.contains(setting), "{text}: {remedy}");
         }
     }
 

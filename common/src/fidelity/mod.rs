@@ -13,7 +13,8 @@ mod probe;
 mod rules;
 
 pub use filter::{Filter, LeftOut, Refused};
-pub use limits::FsLimits;
+pub use limits::{FsLimits, Place};
+pub use probe::most_names;
 pub use rules::{CopyRules, SpecialFile, is_pattern, matches_pattern};
 
 /// The reason of a run whose tree has something that the target does not take, or that its file system cannot hold.

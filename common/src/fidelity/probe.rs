@@ -63,6 +63,15 @@ impl FsLimits {
     }
 }
 
+/// How many names a file may have on the file system of `folder`; `u64::MAX` where no limit is known.
+///
+/// # Errors
+/// As the kernel says.
+pub fn most_names(folder: &Folder) -> io::Result<u64> {
+    let StatFs { f_type, .. } = folder.file_system()?;
+    Ok(FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == f_type).map_or(u64::MAX, |(_, _, names)| *names))
+}
+
 fn try_out(folder: &Folder, name_bytes: u64) -> io::Result<FsLimits> {
     let StatFs { f_type, .. } = folder.file_system()?;
     let known = FILE_SYSTEMS.iter().find(|(magic, ..)| *magic == f_type);
@@ -104,6 +113,22 @@ fn try_out(folder: &Folder, name_bytes: u64) -> io::Result<FsLimits> {
             && folder
                 .stat(b"device")
                 .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice),
+        folds_names: folder.stat(FILE.to_ascii_uppercase().as_slice()).is_ok(),
+        no_owners: keeps_no_owners(folder)?,
+    })
+}
+
+/// True where root cannot give a file to another user. Where there is no such user (in a namespace), nothing is known.
+fn keeps_no_owners(folder: &Folder) -> io::Result<bool> {
+    const OTHER: (u32, u32) = (65_533, 65_532);
+    if !rustix::process::geteuid().is_root() {
+        return Ok(false);
+    }
+    let file = b"owned";
+    drop(folder.create_file(file)?);
+    Ok(match folder.set_owner(file, OTHER) {
+        Ok(()) => folder.stat(file).is_ok_and(|stat| (stat.st_uid, stat.st_gid) != OTHER),
+        Err(error) => error.raw_os_error() != Some(Errno::INVAL.raw_os_error()),
     })
 }
 

@@ -126,6 +126,30 @@ impl CopyRules {
     }
 }
 
+impl CopyRules {
+    /// What lets a copy of `entry` go on, where [`CopyRules::fault`] finds something: in the words of the configurations.
+    pub fn remedy(&self, entry: &Entry) -> String {
+        if let Some(special) = SpecialFile::of(entry).filter(|special| !self.special_files.contains(special))
+        {
+            let word = special.word();
+            let mut words: Vec<_> = self.special_files.iter().map(|kind| kind.word()).collect();
+            words.push(word);
+            let list = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+            return format!(
+                "exclude the {word}, or let the target take it: special_files = [{list}] of its [[repository]]"
+            );
+        }
+        let refused = entry.xattrs.iter().find(|attribute| !self.allow_attribute(&attribute.name, entry));
+        let Some(refused) = refused else { return "exclude the entry".to_owned() };
+        let name = display_bytes(&refused.name);
+        let leave = format!("leave it out at the source (ignore_attributes = [\"{name}\"])");
+        if is_forbidden(&refused.name) || is_acl_mirror(&refused.name) {
+            return format!("{leave}: no target takes it");
+        }
+        format!("{leave}, or let the target take it: attributes = [\"{name}\"] of its [[repository]]")
+    }
+}
+
 impl From<&CopyRules> for proto::CopyRules {
     fn from(rules: &CopyRules) -> Self {
         Self {
@@ -210,6 +234,9 @@ mod tests {
             assert_eq!(all.fault(&entry(kind, 3)), None, "{kind:?}");
         }
         assert_eq!(none.fault(&entry(EntryKind::Symlink, 0)), None);
+        let fifos = CopyRules { attributes: vec![], special_files: vec![SpecialFile::Fifo] };
+        let remedy = fifos.remedy(&entry(EntryKind::CharDevice, 3));
+        assert!(remedy.ends_with("special_files = [\"fifo\", \"device\"] of its [[repository]]"), "{remedy}");
         assert!(all.fault(&entry(EntryKind::CharDevice, 0)).is_some_and(|fault| fault.contains("0/0")));
         let told = CopyRules::from(&proto::CopyRules::from(&all));
         assert_eq!(told, all);

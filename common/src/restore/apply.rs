@@ -13,7 +13,9 @@ use super::{
     Destination, Options, Pieces, Progress, Report, RestoreError, SET_ASIDE, Selection,
     compare::{Action, From, Job},
     destination::{SCRATCH, is_of_file_system},
-    entry_error, part,
+    entry_error,
+    fit::Fit,
+    part,
 };
 use crate::{
     confined::Folder,
@@ -33,12 +35,6 @@ const NAMED: usize = 100;
 const IN_ITS_PLACE: &str = "a folder with content stands in its place: say --delete to remove it";
 
 const ONLY_ROOT: &str = "only root can make a device: run the restore as root";
-
-/// User and group of a process that is not root.
-fn user() -> Option<(u32, u32)> {
-    let user = rustix::process::geteuid();
-    (!user.is_root()).then(|| (user.as_raw(), rustix::process::getegid().as_raw()))
-}
 
 /// A folder above the place where the walk stands.
 struct Level {
@@ -61,12 +57,11 @@ struct Apply<'a> {
     report: Report,
     /// Files that are not there as they were sealed: no further name is given to what stands in their place.
     not_made: HashSet<Vec<u8>>,
-    /// User and group of this process, when it is not root and cannot give files away.
-    user: Option<(u32, u32)>,
+    fit: Fit,
 }
 
 pub(super) fn apply(
-    destination: &Destination,
+    (destination, fit): (&Destination, Fit),
     options: &Options,
     jobs: Receiver<Job>,
     pieces: Pieces,
@@ -79,7 +74,7 @@ pub(super) fn apply(
         levels: Vec::new(),
         report: Report::default(),
         not_made: HashSet::new(),
-        user: user(),
+        fit,
     };
     for job in jobs {
         apply.take(job)?;
@@ -89,27 +84,37 @@ pub(super) fn apply(
     while !apply.levels.is_empty() {
         apply.leave()?;
     }
+    apply.report.beyond_user = apply.fit.beyond_user();
+    apply.report.left_out = apply.fit.left_out();
     Ok(apply.report)
 }
 
 impl Apply<'_> {
-    /// What can come back of an entry. Without root a file belongs to whoever restores it, a program that would run as its owner must not
-    /// run as this user instead, and attributes of the system are not set.
-    fn possible(&mut self, mut entry: Entry) -> Entry {
-        let Some((uid, gid)) = self.user else { return entry };
-        if (entry.uid, entry.gid) != (uid, gid) {
-            (entry.uid, entry.gid) = (uid, gid);
-            entry.mode &= !0o6000;
-            self.report.owned_by_us += 1;
+    /// Notes an entry that the kernel does not let this process make or change, and goes on: a flag of the file system (chattr +i), or
+    /// another owner. False when it was noted.
+    fn unless_denied(
+        &mut self,
+        path: &TreePath,
+        done: Result<bool, RestoreError>,
+    ) -> Result<bool, RestoreError> {
+        match done {
+            Err(RestoreError::Entry { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
+                let why = if self.fit.is_limited() {
+                    format!("{source}: this user may not change it")
+                } else {
+                    format!(
+                        "{source}: lsattr may show a flag that keeps it as it is, which chattr -i -a takes away"
+                    )
+                };
+                self.lose(path, why);
+                Ok(false)
+            }
+            done => done,
         }
-        entry.xattrs.retain(|attribute| {
-            !attribute.name.starts_with(b"trusted.") && !attribute.name.starts_with(b"security.")
-        });
-        entry
     }
 
     fn take(&mut self, job: Job) -> Result<(), RestoreError> {
-        let job = Job { entry: self.possible(job.entry), ..job };
+        let job = Job { entry: self.fit.fit(job.entry), ..job };
         let parent = job.path.parent();
         while self.levels.last().is_some_and(|level| Some(level.path.as_bytes()) != parent) {
             self.leave()?;
@@ -128,9 +133,11 @@ impl Apply<'_> {
             let size = job.entry.size;
             match job.action {
                 Action::Right => {
-                    self.restored(&job.path);
-                    self.report.files_right += 1;
-                    put_right(&folder, &job.path, &job.entry)?;
+                    let done = put_right(&folder, &job.path, &job.entry).map(|()| true);
+                    if self.unless_denied(&job.path, done)? {
+                        self.restored(&job.path);
+                        self.report.files_right += 1;
+                    }
                     self.report.progress.bytes += size;
                 }
                 Action::Make(from) => {
@@ -141,15 +148,19 @@ impl Apply<'_> {
                     }
                 }
                 Action::Other if job.entry.kind() == EntryKind::Hardlink => {
-                    self.link(&folder, &job.path, &job.entry)?
+                    let done = self.link(&folder, &job.path, &job.entry).map(|()| true);
+                    self.unless_denied(&job.path, done)?;
                 }
                 Action::Other
-                    if self.user.is_some()
+                    if self.fit.is_limited()
                         && matches!(job.entry.kind(), EntryKind::BlockDevice | EntryKind::CharDevice) =>
                 {
                     self.lose(&job.path, ONLY_ROOT.to_owned());
                 }
-                Action::Other => self.special(&folder, &job.path, &job.entry)?,
+                Action::Other => {
+                    let done = self.special(&folder, &job.path, &job.entry).map(|()| true);
+                    self.unless_denied(&job.path, done)?;
+                }
             }
         }
         self.report.progress.entries += u64::from(wanted);
@@ -242,15 +253,17 @@ impl Apply<'_> {
                     continue;
                 }
                 if self.options.delete {
-                    level.folder.remove_all(&name).map_err(entry_error(&level.path))?;
-                    self.report.deleted += 1;
+                    let path = level.path.join(&name).unwrap_or_else(|_| level.path.clone());
+                    let done = level.folder.remove_all(&name).map(|()| true).map_err(entry_error(&path));
+                    self.report.deleted += u64::from(self.unless_denied(&path, done)?);
                 } else {
                     self.report.left_over += 1;
                 }
             }
         }
         if level.ours {
-            level.folder.set_own_metadata(&level.entry).map_err(entry_error(&level.path))?;
+            let done = level.folder.set_own_metadata(&level.entry).map(|()| true);
+            self.unless_denied(&level.path, done.map_err(entry_error(&level.path)))?;
         }
         Ok(())
     }
@@ -297,8 +310,16 @@ impl Apply<'_> {
                 },
             }
         }
-        if lost.is_none() && !self.make_room(folder, path, true)? {
-            lost = Some(IN_ITS_PLACE.to_owned());
+        if lost.is_none() {
+            let room = self.make_room(folder, path, true);
+            let is_denied = matches!(&room, Err(RestoreError::Entry { source, .. }) if source.kind() == ErrorKind::PermissionDenied);
+            if is_denied {
+                scratch.remove_file(&name).map_err(failed)?;
+                return self.unless_denied(path, room);
+            }
+            if !room? {
+                lost = Some(IN_ITS_PLACE.to_owned());
+            }
         }
         if let Some(why) = lost {
             scratch.remove_file(&name).map_err(failed)?;
@@ -306,8 +327,12 @@ impl Apply<'_> {
             return Ok(false);
         }
         scratch.set_metadata(&name, entry).map_err(failed)?;
-        scratch.replace(&name, folder, path.name()).map_err(failed)?;
-        Ok(true)
+        let replaced = scratch.replace(&name, folder, path.name()).map(|()| true).map_err(failed);
+        let is_there = self.unless_denied(path, replaced)?;
+        if !is_there {
+            scratch.remove_file(&name).map_err(failed)?;
+        }
+        Ok(is_there)
     }
 
     /// A further name of a file that came before.

@@ -35,6 +35,8 @@ pub struct Destination {
     path: PathBuf,
     pub(super) root: Folder,
     pub(super) scratch: Folder,
+    /// The folder was not there before.
+    is_new: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,16 +117,35 @@ impl Destination {
                 ));
             }
         }
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            made => made.at("create", &path)?,
-        }
+        let is_new = match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            made => made.at("create", &path).map(|()| true)?,
+        };
+        let is_new = is_new && left_behind.is_none();
         let root = Folder::open(&path).at("open", &path)?;
         let scratch = match left_behind {
             Some(scratch) => scratch,
             None => begin(&root, &plan).at("begin in", &path.join(SCRATCH))?,
         };
-        Ok(Self { path, root, scratch })
+        Ok(Self { path, root, scratch, is_new })
+    }
+
+    /// The folder in which files are put together.
+    pub(super) fn scratch_path(&self) -> PathBuf {
+        self.path.join(SCRATCH)
+    }
+
+    /// Leaves the destination as it was found, before anything was restored.
+    ///
+    /// # Errors
+    /// When what was made cannot be removed.
+    pub fn abandon(self) -> Result<(), RestoreError> {
+        let before = self.root.stat_self().at("look at", &self.path)?;
+        self.root.remove_all(SCRATCH.as_bytes()).at("remove", &self.scratch_path())?;
+        if self.is_new {
+            return Ok(fs::remove_dir(&self.path).at("remove", &self.path)?);
+        }
+        Ok(self.root.set_own_times(&before).at("set the times of", &self.path)?)
     }
 
     /// The folder.

@@ -77,7 +77,7 @@ impl Fit {
         Ok(Self::with(options, limits, User::own()))
     }
 
-    fn with(options: &Options, limits: Option<FsLimits>, user: Option<User>) -> Self {
+    pub(super) fn with(options: &Options, limits: Option<FsLimits>, user: Option<User>) -> Self {
         let (ignore, clamp_times) = (options.ignore_attributes.clone(), options.clamp_times);
         Self { ignore, clamp_times, limits, user, ..Self::default() }
     }

@@ -20,11 +20,14 @@ mod ahead;
 mod apply;
 mod compare;
 mod destination;
+mod fit;
 mod manifest;
 mod part;
 mod supply;
 
 use std::{io, path::PathBuf};
+
+use crate::fidelity::LeftOut;
 
 use crate::{
     error::PathError,
@@ -35,6 +38,7 @@ use crate::{
 
 use destination::SCRATCH;
 pub use destination::{Allowed, Destination};
+pub use fit::Misfit;
 pub use manifest::{Checked, Entries, Selection};
 pub use supply::{MAX_PART_BYTES, Part, Pieces, SupplyError, Want};
 
@@ -45,6 +49,10 @@ pub struct Options {
     pub paths: Vec<TreePath>,
     /// What the destination has beyond the generation goes.
     pub delete: bool,
+    /// Attributes that are not needed: names, or beginnings of names with `*` behind them.
+    pub ignore_attributes: Vec<String>,
+    /// A time that the destination's file system cannot hold becomes the nearest that it can.
+    pub clamp_times: bool,
 }
 
 /// How far it is.
@@ -70,15 +78,18 @@ pub struct Report {
     pub files_right: u64,
     /// Files that were put together anew.
     pub files_made: u64,
-    /// Entries that belong to the user who restores instead of their owner, because only root can give files away.
-    pub owned_by_us: u64,
+    /// Entries that lack something which only root can restore: an owner, a set-user-id bit, an attribute of the system.
+    pub beyond_user: u64,
+    /// What the restored entries lack, one of each kind with an example.
+    pub left_out: Vec<LeftOut>,
     /// Names that the generation does not have, and that went.
     pub deleted: u64,
     /// Names that the generation does not have, and that were left.
     pub left_over: u64,
     /// Files that SQLite would have applied to a database that was restored beside them, and what they are called now.
     pub set_aside: Vec<(TreePath, TreePath)>,
-    /// Files whose content is not on the target as it was sealed; they are as they were before. The first hundred, with the reason.
+    /// Entries that are not restored: their content is not on the target as it was sealed, or the destination does not take them. They are
+    /// as they were before. The first hundred, with the reason.
     pub lost: Vec<(TreePath, String)>,
     /// All of them.
     pub lost_files: u64,
@@ -126,6 +137,16 @@ pub enum RestoreError {
         /// Why not.
         why: String,
     },
+    /// The file system of the destination cannot hold entries as they are.
+    #[error("{}: {}", path.display(), misfits(named, *all))]
+    Misfit {
+        /// The destination.
+        path: PathBuf,
+        /// The first of them.
+        named: Vec<Misfit>,
+        /// How many there are.
+        all: u64,
+    },
     /// Something of the destination.
     #[error("{path}: {source}")]
     Entry {
@@ -156,6 +177,9 @@ impl crate::error::Hint for RestoreError {
             Self::Scratch => "an interrupted restore into the live folder has left it: copy the generation's tree with rsync -aHAX, or \
                               restore what you need with --path"
                 .to_owned(),
+            Self::Misfit { .. } => "restore to a file system that holds it, leave it out (--ignore-attribute NAME, --clamp-times), or name \
+                                    what you need with --path"
+                .to_owned(),
             Self::LinkWithoutFirst { first, .. } => format!("say --path {first} too"),
             Self::Entry { source, .. } if source.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
                 "make room and run the same command again: what is there already is not fetched again".to_owned()
@@ -164,6 +188,13 @@ impl crate::error::Hint for RestoreError {
                 if source.kind() == io::ErrorKind::ReadOnlyFilesystem =>
             {
                 "the destination is on a file system that is mounted read-only: name a folder that can be written to".to_owned()
+            }
+            Self::Entry { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied && rustix::process::geteuid().is_root() =>
+            {
+                "look for an attribute that keeps it as it is (lsattr shows i or a; chattr -i -a takes it away), then run the same command \
+                 again"
+                    .to_owned()
             }
             Self::Entry { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "this user may not write there: name another folder, or run the restore as root".to_owned()
@@ -176,8 +207,32 @@ impl crate::error::Hint for RestoreError {
     }
 }
 
+fn misfits(named: &[Misfit], all: u64) -> String {
+    let list: Vec<_> = named.iter().map(|misfit| format!("{} {}", misfit.path, misfit.what)).collect();
+    let list = list.join("; ");
+    match all {
+        1 => format!("{list}: nothing was written"),
+        _ => format!("{all} entries cannot be restored as they are, among them: {list}: nothing was written"),
+    }
+}
+
 fn entry_error(path: &TreePath) -> impl FnOnce(io::Error) -> RestoreError + '_ {
     |source| RestoreError::Entry { path: path.clone(), source }
+}
+
+/// Holds what `options` ask for against what the destination's file system holds, and against what this user may do. Returns what the
+/// restored entries will lack because of this user: nothing for root.
+///
+/// # Errors
+/// [`RestoreError::Misfit`], before anything but the folder for parts was made.
+pub fn preflight(
+    destination: &Destination,
+    checked: &Checked,
+    options: &Options,
+) -> Result<(u64, Vec<LeftOut>), RestoreError> {
+    let mut fit = fit::Fit::new(destination, options)?;
+    fit.check(destination.path(), checked, &options.paths)?;
+    Ok((fit.beyond_user(), fit.left_out()))
 }
 
 /// Restores what `options` ask for from the checked manifest into the destination. `wants` goes to the supply, `parts` comes from it;
@@ -193,11 +248,12 @@ pub fn restore(
     parts: tokio::sync::mpsc::Receiver<Result<Part, SupplyError>>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, RestoreError> {
+    let fit = fit::Fit::new(destination, options)?;
     let (jobs_out, jobs_in) = std::sync::mpsc::sync_channel(apply::JOBS_AHEAD);
     std::thread::scope(|scope| {
         let comparing =
             scope.spawn(move || compare::compare(destination, checked, options, &wants, &jobs_out));
-        let applied = apply::apply(destination, options, jobs_in, Pieces::new(parts), progress);
+        let applied = apply::apply((destination, fit), options, jobs_in, Pieces::new(parts), progress);
         let compared = comparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         // Of two errors the first cause is the one of the stage whose channel was not closed by the other.
         match (compared, applied) {

@@ -418,3 +418,41 @@ fn a_folder_of_parts_that_others_could_have_made_is_not_taken_up() {
         );
     }
 }
+
+/// Names that the destination takes for one, and more names of a file than it allows, are found before anything is written.
+#[test]
+fn names_that_the_destination_cannot_tell_apart_do_not_fit() {
+    use crate::fidelity::FsLimits;
+    let folder = tempfile::tempdir().expect("temp");
+    let sound = FsLimits::probe(folder.path(), "probe").expect("tried").expect("room");
+    let further = |path: &str| Entry {
+        path: path.as_bytes().to_vec(),
+        kind: EntryKind::Hardlink.into(),
+        link_target: b"File".to_vec(),
+        ..Default::default()
+    };
+    let entries =
+        [folder_entry(""), file_entry("File", b"x"), file_entry("file", b"y"), further("m"), further("n")];
+    let (file, root) = manifest(&entries);
+    let checked = Checked::check(file, GenerationNumber(1), root, &[]).expect("sound");
+    let check = |limits: &FsLimits| {
+        let mut fit = fit::Fit::with(&Options::default(), Some(limits.clone()), None);
+        fit.check(folder.path(), &checked, &[])
+    };
+    check(&sound).expect("all of it fits");
+    for (limits, what) in [
+        (FsLimits { folds_names: true, ..sound.clone() }, "file differs from another name in case only"),
+        (
+            FsLimits { names: 2, ..sound.clone() },
+            "n is one more name of a file than the 2 that the destination's",
+        ),
+    ] {
+        let refused = check(&limits).expect_err(what).to_string();
+        assert!(refused.contains(what) && refused.ends_with("nothing was written"), "{refused}");
+    }
+    let checked_other = |paths: &[TreePath]| {
+        let limits = FsLimits { folds_names: true, ..sound.clone() };
+        fit::Fit::with(&Options::default(), Some(limits), None).check(folder.path(), &checked, paths)
+    };
+    checked_other(&[path("file")]).expect("what is not asked for does not count");
+}
