@@ -13,7 +13,6 @@ use assay_common::{
     tls::renewal,
     traces::Tracer,
     trouble::Kind,
-    verdict::coverage::sentence,
     watch::{Ended, Watch, look_after},
     writable,
 };
@@ -78,11 +77,8 @@ fn tell_verdicts_that_nobody_heard(repository: &Repository) {
 fn proven(repository: &Repository) -> Option<Ended> {
     let (id, verdict) = repository.last_conclusive(repository.store.verified()?)?;
     // A control that came after the verdict counts.
-    let trust = repository.trust_in(&verdict);
-    let claims = verdict.claims_under(trust);
-    let (sentence, claims) =
-        (sentence(verdict.outcome, &claims), Some(claims.to_proto(verdict.outcome, trust)));
-    Some(Ended { sentence, claims, ..Ended::of_verdict(&id, &verdict) })
+    let (sentence, claims) = verdict.says_under(repository.trust_in(&verdict));
+    Some(Ended { sentence, claims: Some(claims), ..Ended::of_verdict(&id, &verdict) })
 }
 
 /// A verdict has been recorded.

@@ -6,6 +6,7 @@ mod follow;
 mod init;
 mod ops;
 mod plan;
+mod refusals;
 mod restore;
 mod status;
 
@@ -128,7 +129,7 @@ enum Command {
     },
     /// Say in plain words how a run ended, by the verdict that this host has kept if there is one, and what to do next
     Explain {
-        /// Id of the run; the newest when it is left out
+        /// Id of the run, or name of a repository for its newest run; the newest of all when it is left out
         #[arg(default_value = "")]
         run_id: String,
     },
@@ -301,7 +302,14 @@ fn explained(config: &Config, run_id: &str) -> Result<String, CommandError> {
     let fault = |error: StateError| CommandError::not_run(error.to_string());
     let kept = kept_verdicts(config)?;
     let mut runs: Vec<(RunId, RepositoryState)> = Vec::new();
-    for repository in &config.repositories {
+    let of_repository = config.repositories.iter().any(|repository| repository.name == run_id);
+    let (kept, repositories): (Vec<_>, Vec<_>) = (
+        kept.into_iter().filter(|(name, _)| !of_repository || name == run_id).collect(),
+        config.repositories.iter().filter(|it| !of_repository || it.name == run_id).collect(),
+    );
+    // Of these, the newest.
+    let run_id = if of_repository { "" } else { run_id };
+    for repository in repositories {
         let open = || RepositoryState::open(&config.agent.state, &repository.name).map_err(fault);
         for id in open()?.run_ids().map_err(fault)? {
             if run_id.is_empty() || id.to_string() == run_id {
@@ -373,6 +381,9 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
                         verdict.outcome.to_string(),
                         screen::safe(&verdict.reason)
                     ));
+                    if verdict.outcome == Outcome::Pass {
+                        print(&show::claim_lines(&verdict.claims_proto()));
+                    }
                 }
             }
             Ok(ExitCode::SUCCESS)
@@ -384,7 +395,7 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
             if envelope {
                 print(&String::from_utf8_lossy(&bytes));
             } else if json {
-                print_json(&serde_json::to_value(&verdict).unwrap_or_default());
+                print_json(&show::verdict_json(&verdict));
             } else {
                 print(&format!("{}  {}\n", path.display(), show::verdict(&verdict)));
             }

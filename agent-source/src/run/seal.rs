@@ -6,6 +6,7 @@ use assay_common::{
     digest::RootDigest,
     error::IoContext as _,
     fault::{Point, at},
+    fidelity::LeftOut,
     id::GenerationNumber,
     ledger::EntryId,
     limits::{MAX_PROGRESS_MESSAGES, MAX_STEP_BYTES},
@@ -106,6 +107,7 @@ impl Attempt {
         let mark = mark.clone();
         // A target that does not say what it takes is one that does not know this part of the statement.
         let not_copied = if opened.copy_rules.is_some() { self.filter.left_out() } else { Vec::new() };
+        let declared: Vec<_> = not_copied.iter().filter(|left_out| left_out.is_declared()).cloned().collect();
         let (counters, rereading) = (Arc::clone(&self.counters), replicated.readings.rereading);
         let max_reading_age = context.repository.max_reading_age;
         let telling = tokio::task::spawn_blocking(move || {
@@ -135,7 +137,7 @@ impl Attempt {
                 source_version: env!("CARGO_PKG_VERSION").to_owned(),
                 nonce: knows_coverage.then_some(nonce),
                 // An older target refuses fields that it does not know.
-                readings: knows_coverage.then(|| stated(&readings, &counters, max_reading_age)),
+                readings: knows_coverage.then(|| stated(&readings, &counters, &declared, max_reading_age)),
             };
             let envelope = sign_source_statement(&statement, &context.signing_key);
             let finish = SealFinish {
@@ -209,10 +211,11 @@ impl Attempt {
         }
         self.check_link(&verdict, &envelope)?;
         let step = |point| at(point).at("write", &self.context.state.verdicts());
+        self.keep_receipt(&verdict, &verdict_id, &envelope);
         step(Point::VerdictSave)?;
         self.context.state.save_verdict(&self.id, &envelope)?;
         step(Point::VerdictSaved)?;
-        self.acknowledge(client, &verdict, &verdict_id, &envelope).await;
+        self.send_receipts(client).await;
         self.progress.update(|run| run.verdict_id = verdict_id);
         Ok(verdict)
     }
@@ -321,14 +324,21 @@ fn time_of(moment: Option<Moment>) -> Option<jiff::Timestamp> {
 }
 
 /// What the source's statement says of its readings.
-fn stated(summary: &Summary, counters: &Counters, max_reading_age: Option<Duration>) -> Readings {
+fn stated(
+    summary: &Summary,
+    counters: &Counters,
+    declared: &[LeftOut],
+    max_reading_age: Option<Duration>,
+) -> Readings {
     let changed = counters.changed_without_trace();
     let torn = counters.never_still();
-    let not_covered = torn.iter().take(MAX_LISTED).map(|path| NotCovered {
+    let torn_parts = torn.iter().map(|path| NotCovered {
         part: display_short(path),
         reason: UNSTABLE.to_owned(),
         message: "changed on every try while the source read it".to_owned(),
     });
+    // What the operator has declared not to need is in no copy, and nobody looks at it.
+    let not_covered = torn_parts.chain(declared.iter().map(LeftOut::not_covered)).take(MAX_LISTED);
     Readings {
         files_total: summary.files,
         bytes_total: summary.bytes,
@@ -340,7 +350,7 @@ fn stated(summary: &Summary, counters: &Counters, max_reading_age: Option<Durati
         changed_without_trace: changed.iter().take(MAX_LISTED).map(|path| display_short(path)).collect(),
         changed_without_trace_total: changed.len() as u64,
         not_covered: not_covered.collect(),
-        not_covered_total: torn.len() as u64,
+        not_covered_total: (torn.len() + declared.len()) as u64,
         max_reading_age_seconds: max_reading_age.map(|age| age.as_secs()),
     }
 }

@@ -408,7 +408,15 @@ fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) 
     if envelope {
         print(&verdict.envelope);
     } else if json {
-        print_json(&to_json("Verdict", verdict));
+        let mut value = to_json("Verdict", verdict);
+        let read = assay_common::verdict::unverified_verdict(verdict.envelope.as_bytes());
+        if let (Some(fields), Ok(read)) = (value.as_object_mut(), read) {
+            // As they are signed, in the envelope.
+            fields.insert("coverage".to_owned(), serde_json::to_value(&read.coverage).unwrap_or_default());
+            fields
+                .insert("notCopied".to_owned(), serde_json::to_value(read.not_copied()).unwrap_or_default());
+        }
+        print_json(&value);
     } else {
         let read = assay_common::verdict::unverified_verdict(verdict.envelope.as_bytes())
             .map_err(|error| CommandError::not_run(error.to_string()))?;

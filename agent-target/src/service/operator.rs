@@ -8,7 +8,7 @@ use assay_common::{
     rpc_status::RpcFault,
     tls::{renewal, require_role},
     trouble,
-    verdict::{Verdict, coverage::sentence, timestamp_to_proto},
+    verdict::{Verdict, timestamp_to_proto},
     watch::Ended,
 };
 use assay_proto::v1::{
@@ -358,11 +358,7 @@ pub(super) fn describe(
 ) -> Generation {
     let number = GenerationNumber(record.generation);
     // What it claims today: a control that came after its verdict counts.
-    let says = last.as_ref().map(|(_, verdict)| {
-        let trust = repository.trust_in(verdict);
-        let claims = verdict.claims_under(trust);
-        (sentence(verdict.outcome, &claims), claims.to_proto(verdict.outcome, trust))
-    });
+    let says = last.as_ref().map(|(_, verdict)| verdict.says_under(repository.trust_in(verdict)));
     let (sentence, claims) = says.unzip();
     let (verdict_id, outcome, reason) = last.map_or_else(Default::default, |(id, verdict)| {
         (id, v1::Outcome::from(verdict.outcome).into(), verdict.reason)

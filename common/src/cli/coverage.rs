@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use super::{screen::safe, show};
-use crate::verdict::{Coverage, NotCovered, Outcome, Readings, Step, Verdict};
+use crate::{
+    fidelity::LeftOut,
+    verdict::{Coverage, NotCovered, Outcome, Readings, Step, Verdict},
+};
 
 /// Parts and files that are listed: the verdict has more.
 const LISTED: usize = 20;
@@ -37,7 +40,22 @@ pub fn lines(verdict: &Verdict) -> Vec<String> {
         ));
     }
     not_covered_lines(coverage, &mut lines);
+    not_copied_lines(verdict, &mut lines);
     lines
+}
+
+/// What of the live tree the copy does not have, by the source's own signed word.
+fn not_copied_lines(verdict: &Verdict, lines: &mut Vec<String>) {
+    let left_out = verdict.not_copied();
+    if left_out.is_empty() {
+        return;
+    }
+    lines.push(format!("Not copied, {}:", left_out.len()));
+    let one = |it: &LeftOut| {
+        format!("  {} (for example of {}): {}", safe(&it.what), safe(&it.example), safe(&it.why))
+    };
+    lines.extend(left_out.iter().take(LISTED).map(one));
+    lines.extend(rest(left_out.len() as u64, left_out.len(), "kinds"));
 }
 
 fn reading_lines(reading: &Readings, lines: &mut Vec<String>) {
@@ -127,6 +145,27 @@ mod tests {
         signing::SigningKey,
         verdict::{Depth, HexDigest, PartsChecked, tests::Example},
     };
+
+    /// What the source has left out is in its own statement, and is shown with the coverage.
+    #[test]
+    fn what_the_source_left_out_is_listed() {
+        let source = SigningKey::generate();
+        let mut verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
+        let mut statement = Example::default().statement();
+        statement.not_copied = vec![LeftOut {
+            what: "security.selinux".into(),
+            why: "it is a label of the live host, and no part of the tree".into(),
+            example: "etc/app\u{1b}.conf".into(),
+        }];
+        verdict.source_statement = Some(crate::verdict::sign_source_statement(&statement, &source));
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, None));
+        let text = lines(&verdict).join("\n");
+        assert!(
+            text.contains("Not copied, 1:\n  security.selinux (for example of etc/app")
+                && !text.contains('\u{1b}'),
+            "{text}"
+        );
+    }
 
     #[test]
     fn what_was_looked_at_is_told_in_whole_sentences() {

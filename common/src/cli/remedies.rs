@@ -124,7 +124,8 @@ const REMEDIES: &[(&str, &str)] = &[
     ("check-killed", "Look in the target's kernel log for a killed process: memory is the usual reason."),
     (
         "program-missing",
-        "Install the checker's program on the target, or correct its path in the profile or its variables. Then: assay-target verify.",
+        "Install the checker's program on the target, or correct its path in the profile or its variables. A program outside of /usr, /bin and \
+         the like must be named in the profile: [sandbox] visible. Then: assay-target verify.",
     ),
     (
         "check-not-started",

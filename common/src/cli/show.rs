@@ -291,6 +291,9 @@ pub fn generations(generations: &[Generation]) -> String {
             bytes(generation.new_bytes),
             time(generation.mark.as_ref().and_then(|mark| mark.time.as_ref()))
         );
+        if let (v1::Outcome::Pass, Some(claims)) = (generation.outcome(), &generation.claims) {
+            text.push_str(&claim_lines(claims));
+        }
         if generation.verified {
             text.push_str("       <- verified\n");
         }
@@ -301,6 +304,16 @@ pub fn generations(generations: &[Generation]) -> String {
         for rotten in &generation.rot {
             let _ = writeln!(text, "       ROTTEN {}", safe(rotten));
         }
+    }
+    text
+}
+
+/// What a PASS claims, under its line in a table: the words of its claims, and how many parts were not covered.
+pub fn claim_lines(claims: &v1::Claims) -> String {
+    let mut text = format!("       claims: backup {}, live {}\n", safe(&claims.backup), safe(&claims.live));
+    if claims.not_covered > 0 {
+        let word = if claims.not_covered == 1 { "part" } else { "parts" };
+        let _ = writeln!(text, "       not covered: {} {word}", claims.not_covered);
     }
     text
 }
@@ -323,8 +336,25 @@ pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
             time(verdict.time.as_ref()),
             safe(&verdict.run_id)
         );
+        if let (v1::Outcome::Pass, Some(claims)) = (verdict.outcome(), &verdict.claims) {
+            text.push_str(&claim_lines(claims));
+        }
     }
     text
+}
+
+/// A verdict as JSON: its own fields, and beside them what it says and claims, and what the source has left out, which stands in the
+/// statement inside.
+pub fn verdict_json(verdict: &Verdict) -> serde_json::Value {
+    let mut value = serde_json::to_value(verdict).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        let claims = serde_json::to_value(verdict.claims()).unwrap_or_default();
+        let not_copied = serde_json::to_value(verdict.not_copied()).unwrap_or_default();
+        fields.insert("sentence".to_owned(), verdict.sentence().into());
+        fields.insert("claims".to_owned(), claims);
+        fields.insert("notCopied".to_owned(), not_copied);
+    }
+    value
 }
 
 /// A verdict, whole.
@@ -449,6 +479,19 @@ mod tests {
                 .collect();
             assert_eq!(widths[0], widths[1], "{table}");
         }
+        let claims = v1::Claims {
+            backup: "good-as-covered".to_owned(),
+            live: "good-as-covered".to_owned(),
+            not_covered: 12,
+            ..Default::default()
+        };
+        let passed = Generation { outcome: Outcome::Pass.into(), claims: Some(claims), ..generation.clone() };
+        let shown = generations(std::slice::from_ref(&passed));
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(
+            shown.contains("\n       claims: backup good-as-covered, live good-as-covered\n       not covered: 12 parts\n"),
+            "{shown}"
+        );
         let shown = generations(&[generation]);
         assert!(shown.contains("\n       <- verified\n       pinned: before the upgrade\n"), "{shown}");
     }
@@ -490,6 +533,27 @@ mod tests {
             assert!(!text.lines().any(|line| line.trim_start().starts_with("PASS")), "{text}");
             assert!(!text.contains('\u{1b}'), "{text:?}");
         }
+    }
+
+    /// A file that changed while it was read is sent again: that is no more than there is.
+    #[test]
+    fn what_was_sent_more_than_once_is_no_part_of_a_whole() {
+        let counts = Counts { bytes_sent: 17_900_000, total_bytes: 11_300_000, ..Default::default() };
+        let text = sent(&counts);
+        assert!(
+            text.starts_with("sent 17.9 MB, with what was read more than once, of a tree of 11.3 MB"),
+            "{text}"
+        );
+        let text = sent(&Counts { bytes_sent: 1000, total_bytes: 2000, ..Default::default() });
+        assert!(text.starts_with("sent 1.0 kB of 2.0 kB ("), "{text}");
+    }
+
+    #[test]
+    fn a_profile_without_a_mark_has_none() {
+        let mark = Mark { id: "none".to_owned(), time: None };
+        let run = Run { mark: Some(mark), ..Default::default() };
+        let text = super::run(&run);
+        assert!(text.contains("without a mark of the engine's") && !text.contains("mark \"none\""), "{text}");
     }
 
     #[test]

@@ -202,6 +202,10 @@ impl Page {
             "last_pass_live_proven",
             "1 when the newest PASS that holds claims that the live repository was good at its mark, as far as it was covered",
         );
+        let not_covered = self.gauge(
+            "last_pass_not_covered_parts",
+            "Parts that nobody looked at for the newest PASS that holds: its sentence names the first of them",
+        );
         let max_age = self.gauge(
             "max_age_seconds",
             "How old the newest PASS may become (max_age); absent when nothing is set",
@@ -215,6 +219,8 @@ impl Page {
             }
             if let Some(pass) = &facts.standing.last_pass {
                 live.get_or_create(&labels).set(f64::from(u8::from(pass.proves_live())));
+                let count = pass.claims.as_ref().map_or(0, |claims| claims.not_covered);
+                not_covered.get_or_create(&labels).set(count as f64);
             }
             if let Some(limit) = facts.max_age {
                 max_age.get_or_create(&labels).set(limit.as_secs_f64());

@@ -10,6 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::fidelity::LeftOut;
+
 use super::{
     Depth, HexDigest, NegativeControl, Outcome, SourceStatement, Trust, Verdict, VerdictError,
     unverified_source_statement,
@@ -246,6 +248,7 @@ impl Claims {
             live: self.live.as_str().to_owned(),
             because: self.because.clone(),
             proven: outcome == Outcome::Pass && trust == Some(Trust::Trusted),
+            not_covered: 0,
         }
     }
 }
@@ -624,9 +627,29 @@ impl Verdict {
         }
     }
 
+    /// What the source has left out of the copy, by its own signed word; empty where it does not say.
+    pub fn not_copied(&self) -> Vec<LeftOut> {
+        let statement = self.source_statement.as_ref();
+        let statement = statement.and_then(|envelope| unverified_source_statement(envelope).ok());
+        statement.map(|statement| statement.not_copied).unwrap_or_default()
+    }
+
     /// What it claims, for the wire.
     pub fn claims_proto(&self) -> assay_proto::v1::Claims {
-        self.claims().to_proto(self.outcome, self.negative_control.as_ref().map(NegativeControl::trust))
+        let trust = self.negative_control.as_ref().map(NegativeControl::trust);
+        self.with_not_covered(self.claims().to_proto(self.outcome, trust))
+    }
+
+    /// What it would say and claim had it been signed when the newest negative control of its checker said `trust`, for the wire.
+    pub fn says_under(&self, trust: Option<Trust>) -> (String, assay_proto::v1::Claims) {
+        let claims = self.claims_under(trust);
+        let proto = self.with_not_covered(claims.to_proto(self.outcome, trust));
+        (sentence(self.outcome, &claims), proto)
+    }
+
+    fn with_not_covered(&self, claims: assay_proto::v1::Claims) -> assay_proto::v1::Claims {
+        let not_covered = self.coverage.as_ref().map_or(0, |coverage| coverage.not_covered_total);
+        assay_proto::v1::Claims { not_covered, ..claims }
     }
 
     /// What the verdict says, in one sentence.
