@@ -13,7 +13,9 @@ use assay_common::{
     tls::TlsFiles,
 };
 use jiff::Timestamp;
+use tonic::transport::Channel;
 
+use super::refusals;
 use crate::{
     config::{Config, Repository},
     file_system::mounts_below,
@@ -70,7 +72,11 @@ pub(super) async fn examine(config: &Config, path: &Path) -> Report {
         None => report.warn("metrics", "off", "add [metrics]: docs/MONITORING.md"),
         Some(section) => report.ok("metrics", section.listen.to_string()),
     }
-    reach_target(&mut report, &config.target.url, &config.tls).await;
+    if let Some(channel) = reach_target(&mut report, &config.target.url, &config.tls).await {
+        for repository in &config.repositories {
+            refusals::look(&mut report, repository, channel.clone()).await;
+        }
+    }
     report
 }
 
@@ -231,20 +237,24 @@ fn mark(report: &mut Report, repository: &Repository, mark: &Mark) {
 }
 
 /// As the agent itself: a service that answers, and a clock that agrees.
-async fn reach_target(report: &mut Report, url: &str, files: &TlsFiles) {
+async fn reach_target(report: &mut Report, url: &str, files: &TlsFiles) -> Option<Channel> {
     let target = Target { url: url.to_owned(), files: files.clone() };
     let channel = match tokio::time::timeout(PATIENCE, target.connect()).await {
         Err(_) => {
-            return report.bad("target", format!("{url} does not answer"), "check the firewalls between");
+            report.bad("target", format!("{url} does not answer"), "check the firewalls between");
+            return None;
         }
-        Ok(Err(error)) => return report.bad("target", error.to_string(), error.hint().unwrap_or_default()),
+        Ok(Err(error)) => {
+            report.bad("target", error.to_string(), error.hint().unwrap_or_default());
+            return None;
+        }
         Ok(Ok((channel, _))) => channel,
     };
-    match tokio::time::timeout(PATIENCE, assay_common::cli::ask_health(channel)).await {
+    match tokio::time::timeout(PATIENCE, assay_common::cli::ask_health(channel.clone())).await {
         Ok(Ok(answer)) => {
             report.ok("target", format!("{url} serves"));
             let Some(theirs) = answer.time else {
-                return;
+                return Some(channel);
             };
             let difference = theirs.duration_until(Timestamp::now()).as_secs();
             let found = format!("{} s of difference to the target's", difference.abs());
@@ -253,10 +263,12 @@ async fn reach_target(report: &mut Report, url: &str, files: &TlsFiles) {
             } else {
                 report.ok("clock", found);
             }
+            return Some(channel);
         }
         Ok(Err(status)) => {
-            report.bad("target", format!("{url}: {}", status.message()), "look at the target's log")
+            report.bad("target", format!("{url}: {}", status.message()), "look at the target's log");
         }
         Err(_) => report.bad("target", format!("{url} does not answer"), "look at the target's log"),
     }
+    None
 }

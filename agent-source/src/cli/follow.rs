@@ -180,12 +180,16 @@ fn progress(run: &Run, pace: &mut Pace, now: Instant) -> String {
 fn detail(run: &Run) -> String {
     match run.phase() {
         Phase::Replicating => {
-            let mark = run.mark.as_ref().map(|mark| mark.id.clone()).unwrap_or_default();
+            // A profile without a mark has none to show.
+            let mark = match run.mark.as_ref().map(|mark| mark.id.as_str()) {
+                None | Some("" | "none") => String::new(),
+                Some(mark) => format!("; mark {mark:?}"),
+            };
             let base = match run.base_generation {
                 0 => "a full copy".to_owned(),
                 base => format!("changes since generation {base}"),
             };
-            format!(": {base}; mark {mark:?}")
+            format!(": {base}{mark}")
         }
         Phase::Sealing => run.counts.as_ref().map_or_else(String::new, |counts| {
             format!(": {} sent in {} chunks", show::bytes(counts.bytes_sent), counts.chunks_sent)
@@ -198,6 +202,16 @@ fn detail(run: &Run) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_is_shown_where_there_is_one() {
+        let run = |id: &str| {
+            let mark = Some(assay_proto::v1::Mark { id: id.to_owned(), time: None });
+            Run { phase: Phase::Replicating.into(), mark, ..Default::default() }
+        };
+        assert_eq!(detail(&run("none")), ": a full copy");
+        assert_eq!(detail(&run("lsn 7")), ": a full copy; mark \"lsn 7\"");
+    }
 
     #[test]
     fn a_rate_is_that_of_the_last_seconds() {

@@ -2,7 +2,10 @@
 
 use std::io::ErrorKind;
 
-use assay_common::{manifest::Entry, path::TreePath};
+use assay_common::{
+    manifest::{Entry, EntryKind},
+    path::TreePath,
+};
 use rustix::fs::{FileType, Stat};
 
 use super::{
@@ -37,10 +40,15 @@ pub(super) fn names(stat: &Stat) -> Option<((u64, u64), u64)> {
     (!is_folder && stat.st_nlink > 1).then(|| ((stat.st_dev, stat.st_ino), u64::from(stat.st_nlink)))
 }
 
-/// The entry of `found` with its attributes, without content; `None` when it is gone.
+/// The entry of `found` with its attributes and its length, without content; `None` when it is gone.
 pub(super) fn whole(found: &Found) -> Result<Option<Entry>, ScanError> {
     match found.look() {
-        Ok(entry) => Ok(Some(entry)),
+        Ok(mut entry) => {
+            if let (EntryKind::File, Some(stat)) = (entry.kind(), &found.stat) {
+                entry.size = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
+            }
+            Ok(Some(entry))
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(ScanError::Entry { path: TreePath::short(&found.path), source }),
     }
@@ -52,7 +60,7 @@ pub(super) fn is_as_filtered(plan: &Plan, found: &Found, old: &Entry) -> Result<
     if !plan.filter.is_as_filtered(old) {
         return Ok(false);
     }
-    if !plan.filtered_otherwise || old.kind() == assay_common::manifest::EntryKind::Hardlink {
+    if !plan.filtered_otherwise || old.kind() == EntryKind::Hardlink {
         return Ok(true);
     }
     let Some(mut entry) = whole(found)? else { return Ok(false) };

@@ -5,7 +5,7 @@ use std::{io, path::Path, time::Duration};
 use assay_common::{
     config::HISTORY_DIFFERS,
     error::{Hint as _, PathError},
-    fidelity::{CANNOT_HOLD, CANNOT_HOLD_HINT, Refused},
+    fidelity::{CANNOT_HOLD, Refused},
     rpc_status::{TOO_MANY_FAILED_RUNS, fault_from_status},
     tls::ConnectError,
     verdict::Outcome,
@@ -84,7 +84,13 @@ impl Fault {
         if all > named.len() as u64 {
             text = format!("{all} entries cannot be copied as they are, among them: {text}");
         }
-        Self::not_run(CANNOT_HOLD, text).hint(CANNOT_HOLD_HINT)
+        let mut remedies: Vec<&str> = Vec::new();
+        for refused in named {
+            if !remedies.contains(&refused.remedy.as_str()) {
+                remedies.push(&refused.remedy);
+            }
+        }
+        Self::not_run(CANNOT_HOLD, text).hint(format!("{}; docs/CONFIGURATION.md", remedies.join("; or ")))
     }
 
     pub(super) fn mass_drop(gone: u64, of: u64, limit: u8, moved: u64) -> Self {

@@ -333,9 +333,9 @@ impl Attempt {
                 match ours {
                     None => tracing::warn!("the target's verdict on the end of the run is not believed"),
                     Some(verdict) => {
+                        self.keep_receipt(&verdict, &response.verdict_id, &response.envelope);
                         if self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
-                            let (id, envelope) = (&response.verdict_id, &response.envelope);
-                            self.acknowledge(&client, &verdict, id, envelope).await;
+                            self.send_receipts(&client).await;
                             self.progress.update(|run| run.verdict_id = response.verdict_id);
                         }
                     }

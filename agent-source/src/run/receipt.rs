@@ -20,20 +20,12 @@ impl Attempt {
     /// Notes what the target knows, and sends it the receipts that it does not have yet.
     pub(super) async fn meet(&mut self, client: &Client, opened: &OpenRunResponse) {
         self.target_statements = opened.statements;
-        if opened.statements > 0 {
-            self.send_receipts(client).await;
-        }
+        self.send_receipts(client).await;
     }
 
-    /// Signs the receipt for a verdict that was just verified, keeps it and sends it. Nothing waits for it: a verdict is valid
-    /// without.
-    pub(super) async fn acknowledge(
-        &self,
-        client: &Client,
-        verdict: &Verdict,
-        verdict_id: &str,
-        envelope: &str,
-    ) {
+    /// Signs the receipt for a verdict that was just verified, and keeps it: a source that is killed from here on sends it with its next
+    /// run. A verdict is valid without.
+    pub(super) fn keep_receipt(&self, verdict: &Verdict, verdict_id: &str, envelope: &str) {
         if self.target_statements == 0 {
             return;
         }
@@ -41,12 +33,14 @@ impl Attempt {
         let receipt = sign_receipt(verdict, envelope.as_bytes(), now, &context.signing_key);
         if let Err(error) = context.state.save_receipt(verdict_id, &receipt.to_json()) {
             tracing::warn!(%error, verdict_id, "the receipt for the verdict cannot be kept");
-            return;
         }
-        self.send_receipts(client).await;
     }
 
-    async fn send_receipts(&self, client: &Client) {
+    /// Sends the receipts that the target does not have yet. Nothing waits for them.
+    pub(super) async fn send_receipts(&self, client: &Client) {
+        if self.target_statements == 0 {
+            return;
+        }
         let (state, repository) = (&self.context.state, &self.context.repository.name);
         for (verdict_id, receipt) in state.unsent_receipts(AT_ONCE) {
             let request = AcknowledgeVerdictRequest {

@@ -1,5 +1,7 @@
 //! How a step is read: its end, what it said, its exit code, in this order.
 
+use std::path::Path;
+
 use assay_common::profile::{Check, TemplateError};
 
 use super::{
@@ -124,9 +126,25 @@ pub(super) fn judge(
     Judgement { outcome: Outcome::Pass, reason: "check-passed".into(), message: format!("exit code {code}") }
 }
 
+/// Says of a program that the check did not find, and that this host has, how the check gets to see it.
+pub(super) fn name_hidden_program(judgement: Judgement, program: &Path) -> Judgement {
+    let is_there = || program.is_absolute() && program.metadata().is_ok_and(|found| found.is_file());
+    if judgement.reason != "program-missing" || !is_there() {
+        return judgement;
+    }
+    let folder = program.parent().unwrap_or(program).display();
+    let message = format!(
+        "{}\nHINT: {} is on this host, and no check sees that folder: name it, and what the program needs beside it, in a profile of \
+         your own: [sandbox] visible = [\"{folder}\"]",
+        judgement.message,
+        program.display()
+    );
+    Judgement { message, ..judgement }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc, time::Duration};
+    use std::{sync::Arc, time::Duration};
 
     use assay_common::profile::{Limits, Profile};
 
@@ -134,6 +152,21 @@ mod tests {
         super::output::{Capture, Captured, Found},
         *,
     };
+
+    /// A program of this host outside of the folders that a check sees is not called missing alone.
+    #[test]
+    fn a_program_that_the_check_does_not_see_is_named_with_the_setting() {
+        let missing = || Judgement::inconclusive("program-missing", "not found");
+        let folder = tempfile::tempdir().expect("temp");
+        let program = folder.path().join("checker");
+        assert_eq!(name_hidden_program(missing(), &program).message, "not found");
+        std::fs::write(&program, "").expect("write");
+        let text = name_hidden_program(missing(), &program).message;
+        let setting = format!("[sandbox] visible = [\"{}\"]", folder.path().display());
+        assert!(text.starts_with("not found\nHINT: ") && text.ends_with(&setting), "{text}");
+        let other = Judgement::inconclusive("unexpected-exit", "exit code 3");
+        assert_eq!(name_hidden_program(other, &program).message, "exit code 3");
+    }
 
     /// A step that ended with `code` after it had said this.
     fn ran(check: &Check, code: i32, stdout: &str, stderr: &str) -> (Arc<Patterns>, Ran) {

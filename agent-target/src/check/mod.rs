@@ -396,6 +396,13 @@ impl Session<'_> {
         })?;
         let ran = process::run(&launch, &mut watch, &patterns, limit, &self.context.cancel);
         let judgement = judge(check, &patterns, &ran, &launcher.bounds, launcher.setpriv.is_some());
+        let is_of_copy = check.argv.first().is_some_and(|program| program.contains("{root"));
+        let judgement = match argv.first() {
+            Some(program) if launcher.is_sandbox() && !is_of_copy => {
+                judge::name_hidden_program(judgement, Path::new(program))
+            }
+            _ => judgement,
+        };
         let end = match ran.end {
             End::Exited(code) => StepEnd::Exited(code),
             End::Signalled(signal) => StepEnd::Signalled(signal),
