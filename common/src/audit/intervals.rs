@@ -67,6 +67,14 @@ impl Interval {
                 time(self.signed)
             )),
         }
+        let is_outside = self.mark.is_some_and(|mark| later(mark, self.signed))
+            || self.received.is_some_and(|received| later(self.signed, received));
+        if is_outside {
+            text.push_str(&format!(
+                "; the target's own clock said {}, which is outside of that",
+                time(self.signed)
+            ));
+        }
         if let Some(bound) = &self.after {
             text.push_str(&format!(
                 "; it follows verdict {}: after {}",
@@ -81,8 +89,18 @@ impl Interval {
                 time(bound.time)
             ));
         }
+        let after = self.after.map(|bound| bound.time).into_iter().chain(self.mark).max();
+        let before = self.before.map(|bound| bound.time).into_iter().chain(self.received).min();
+        if after.zip(before).is_some_and(|(after, before)| later(after, before)) {
+            text.push_str("; THESE CONTRADICT EACH OTHER: the source's clock was wrong in one of the runs");
+        }
         text
     }
+}
+
+/// True when `one` is after `other` by more than the step of a clock that is put right.
+fn later(one: Timestamp, other: Timestamp) -> bool {
+    Duration::try_from(other.duration_until(one)).is_ok_and(|by| by > CLOCK_SLACK)
 }
 
 /// What is known of a verdict on its way to an interval.
@@ -189,4 +207,37 @@ pub(super) fn strays(folder: &Path, known: &[EntryId]) -> Result<Vec<Finding>, P
     }
     findings.sort_by_key(ToString::to_string);
     Ok(findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    fn dated(id: u64, signed: &str, mark: &str, received: Option<&str>) -> Dated {
+        Dated { id: EntryId(id), signed: time(signed), mark: Some(time(mark)), received: received.map(time) }
+    }
+
+    #[test]
+    fn a_target_clock_that_is_wrong_shows_and_a_source_clock_that_was_wrong_too() {
+        let lines = |all: &[Dated]| intervals(all).iter().map(Interval::line).collect::<Vec<_>>();
+        let sound = dated(1, "2026-11-29T10:00:30Z", "2026-11-29T10:00:00Z", Some("2026-11-29T10:01:00Z"));
+        let line = lines(&[sound]).pop().expect("one");
+        assert_eq!(
+            line,
+            "verdict 000000001: signed between 2026-11-29 10:00:00Z (mark) and 2026-11-29 10:01:00Z (receipt)"
+        );
+        for signed in ["2026-11-20T10:00:00Z", "2026-12-29T10:00:00Z"] {
+            let one = dated(1, signed, "2026-11-29T10:00:00Z", Some("2026-11-29T10:01:00Z"));
+            let line = lines(&[one]).pop().expect("one");
+            assert!(line.contains("; the target's own clock said 2026-1"), "{line}");
+        }
+        let ahead = dated(1, "2026-11-29T10:00:30Z", "2027-11-29T10:00:00Z", Some("2027-11-29T10:01:00Z"));
+        let after = dated(2, "2026-11-29T11:00:30Z", "2026-11-29T11:00:00Z", Some("2026-11-29T11:01:00Z"));
+        let lines = lines(&[ahead, after]);
+        assert!(lines.iter().all(|line| line.contains("THESE CONTRADICT EACH OTHER")), "{lines:?}");
+    }
 }

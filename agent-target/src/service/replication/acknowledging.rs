@@ -50,7 +50,9 @@ pub(super) fn acknowledge(
             .map_err(|error| refused(error.to_string()))?;
     let early = verdict.mark.as_ref().map(|mark| receipt.received.duration_until(mark.time));
     if early.is_some_and(|early| Duration::try_from(early).is_ok_and(|early| early > CLOCK_SLACK)) {
-        return Err(refused("it was signed before the mark that the verdict is about".to_owned()));
+        let early = refused("it was signed before the mark that the verdict is about".to_owned());
+        return Err(early
+            .with_hint("the source's clock was set back after the mark: let the source keep time (chrony)"));
     }
     match repository.store.add_receipt(id, request.receipt.as_bytes()) {
         Ok(true) => {
