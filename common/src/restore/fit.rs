@@ -37,7 +37,7 @@ pub struct Misfit {
 
 /// A user who is not root: what he restores is his own.
 #[derive(Debug, Clone)]
-struct User {
+pub(super) struct User {
     uid: u32,
     gid: u32,
     groups: HashSet<u32>,

@@ -177,8 +177,14 @@ fn is_refused_until_declared(pair: &Pair, refused: &str, declaration: &str, left
     for _ in 0..2 {
         let run = pair.run(0);
         let envelope = pair.source(&["--json", "verdict", "show", run["id"].as_str().expect("an id")]).stdout;
-        let told = envelope.contains(left_out) || pair.logs().contains(left_out);
-        assert!(told, "{envelope}");
+        let shown = crate::pair::json(&envelope);
+        assert!(shown["notCopied"].to_string().contains(left_out), "{shown}");
+        // What the operator does not need is in no copy, and each PASS says so.
+        let sentence = run["sentence"].as_str().expect("text");
+        assert!(sentence.contains("not covered: ") && sentence.contains(left_out), "{sentence}");
+        let table = pair.target(&["generations"]).stdout;
+        assert!(table.contains("       not covered: 1 part\n"), "{table}");
+        assert!(table.contains("       claims: backup "), "{table}");
     }
 }
 
@@ -234,6 +240,43 @@ fn more_names_than_the_store_holds_are_refused_before_the_copy() {
     );
 }
 
+/// A file with many names is shared by as many generations as its names fit (ext4: 65 000). Then a tree gets a file of its own, all of
+/// its names lead to that one, and no run ends.
+#[test]
+fn a_file_of_many_names_is_in_every_generation() {
+    let pair = Pair::on(Kind::Xfs, Kind::Ext4);
+    fs::write(pair.root(0).join("0"), "x").expect("write");
+    let add = |names: std::ops::Range<u32>| {
+        for name in names {
+            let folder = pair.root(0).join(format!("d{}", name % 3));
+            fs::create_dir_all(&folder).expect("mkdir");
+            fs::hard_link(pair.root(0).join("0"), folder.join(format!("n{name}"))).expect("link");
+        }
+    };
+    let run = |names: u64| {
+        let run = pair.run(0);
+        assert_eq!(run["outcome"], "OUTCOME_PASS", "{run}");
+        let first = fs::metadata(pair.latest().join("0")).expect("stat");
+        let others = fs::metadata(pair.latest().join("d1/n1")).expect("stat");
+        assert_eq!(first.ino(), others.ino());
+        crate::pair::rsync_finds_no_difference(&pair.root(0), &pair.latest());
+        assert!(first.nlink() >= names, "{} names", first.nlink());
+    };
+    // More than half of what fits: each generation has a file of its own, the trees that are laid out ahead as well.
+    add(1..30_000);
+    run(30_000);
+    wait_for_next_tree(&pair);
+    // It is shared, and its new names do not fit beside those of two generations.
+    add(30_000..40_000);
+    run(40_000);
+    wait_for_next_tree(&pair);
+    run(40_000);
+    fs::write(pair.root(0).join("more"), "more").expect("write");
+    run(40_000);
+    let inode = |number: &str| fs::metadata(pair.generation(number).join("0")).expect("stat").ino();
+    assert_ne!(inode("000002"), inode("000003"));
+}
+
 /// A device is copied where an operator says so, and `trusted.` as well. What belongs to the live host or its file system is left
 /// out and named, and kept where the target's is of the same kind.
 #[test]
@@ -263,14 +306,54 @@ fn devices_need_a_word_and_what_is_the_hosts_own_is_left_out() {
         pair.logs()
     );
 
+    let id = run["id"].as_str().expect("an id");
+    for arguments in [&["explain"][..], &["explain", "repo"], &["verdict", "show", id]] {
+        let shown = pair.source(arguments);
+        assert!(shown.stdout.contains("Not copied, 2:"), "{arguments:?}: {shown:?}");
+        assert!(shown.stdout.contains("btrfs.compression (for example of file)"), "{arguments:?}: {shown:?}");
+    }
+    for arguments in [&["explain"][..], &["verdict", "show", "000000001"]] {
+        let shown = pair.target(arguments);
+        assert!(shown.stdout.contains("Not copied, 2:"), "{arguments:?}: {shown:?}");
+    }
+    for done in [
+        pair.source(&["--json", "verdict", "show", id]),
+        pair.target(&["--json", "verdict", "show", "000000001"]),
+    ] {
+        let shown = crate::pair::json(&done.stdout);
+        assert_eq!(shown["notCopied"][0]["what"], "btrfs.compression", "{shown}");
+        assert!(shown["claims"]["backup"].is_string() && shown["coverage"].is_object(), "{shown}");
+    }
+    // What is the host's own is no part that somebody could have looked at.
+    assert_eq!(run["claims"]["notCovered"].as_str().unwrap_or("0"), "0", "{run}");
+
     // The target takes them no longer: what is in the last generation is no reason to take them again.
     pair.restart_with("target", crate::pair::EVERYTHING, "");
     let run = pair.run(4);
     assert_eq!(run["reason"], "target-cannot-hold", "{run}");
     let (_, text) = plan(&pair);
+    let doctor = pair.source(&["doctor"]);
+    let said = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (who, text) in [("plan", &text), ("doctor", &said(&doctor.stdout)), ("run", &said(&run.to_string()))]
+    {
+        let text = text.replace('\\', "");
+        for part in [
+            "file has the attribute trusted.note",
+            "attributes = [\"trusted.note\"] of its [[repository]]",
+            "ignore_attributes = [\"trusted.note\"]",
+        ] {
+            assert!(text.contains(part), "{who}: {part:?} is missing in {text}");
+        }
+    }
+    assert_eq!(doctor.code, 1, "{doctor:?}");
     rustix::fs::lremovexattr(live.join("file"), "trusted.note").expect("xattr");
     let run = pair.run(4);
-    assert!(run["message"].as_str().is_some_and(|text| text.contains("null is a device")), "{run}{text}");
+    let message = run["message"].as_str().expect("text");
+    assert!(message.contains("null is a device"), "{run}{text}");
+    assert!(
+        message.contains("special_files = [\"fifo\", \"socket\", \"device\"] of its [[repository]]"),
+        "{run}"
+    );
     fs::remove_file(live.join("null")).expect("remove");
     assert_eq!(pair.run(0)["outcome"], "OUTCOME_PASS");
 }

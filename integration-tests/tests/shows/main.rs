@@ -25,6 +25,7 @@ mod metrics;
 mod nasty;
 mod newer;
 mod notify;
+mod odd_metadata;
 mod outcomes;
 #[allow(dead_code)]
 mod pair;
