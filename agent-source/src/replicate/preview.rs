@@ -54,6 +54,8 @@ pub struct Look {
     pub made: BTreeMap<TreePath, u64>,
     /// What is left out of the entries, and what the target takes.
     pub filter: Arc<Filter>,
+    /// The basis was filtered by another filter than this.
+    pub filtered_otherwise: bool,
     /// The mark makes files of its own, too, and says which when it is made.
     pub makes_own: bool,
 }
@@ -107,7 +109,10 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<Preview, Replica
             (Some((_, Some(seen))), Some(stat)) => same_roots && seen.still_holds(stat),
             _ => false,
         };
-        if !holds {
+        // What the basis has may be what the target takes no longer.
+        let is_as_filtered = !look.filtered_otherwise
+            && old.as_ref().is_none_or(|(entry, _)| look.filter.is_as_filtered(entry));
+        if !holds || !is_as_filtered {
             preflight::look(&look.filter, &found)?;
         }
         let is_file = !is_further && describe(&found).kind() == EntryKind::File;

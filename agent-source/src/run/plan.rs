@@ -205,6 +205,7 @@ fn walk(
             full_read,
             rereading,
             filter: Arc::clone(filter),
+            filtered_otherwise: basis_known && context.state.filtered().by != filter.fingerprint(),
             made: made.iter().cloned().collect(),
             makes_own: repository.profile.mark.kind == MarkKind::Postgresql,
         };

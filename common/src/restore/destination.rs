@@ -37,6 +37,8 @@ pub struct Destination {
     pub(super) scratch: Folder,
     /// The folder was not there before.
     is_new: bool,
+    /// The folder as it was before anything was made in it.
+    before: rustix::fs::Stat,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,11 +125,12 @@ impl Destination {
         };
         let is_new = is_new && left_behind.is_none();
         let root = Folder::open(&path).at("open", &path)?;
+        let before = root.stat_self().at("look at", &path)?;
         let scratch = match left_behind {
             Some(scratch) => scratch,
             None => begin(&root, &plan).at("begin in", &path.join(SCRATCH))?,
         };
-        Ok(Self { path, root, scratch, is_new })
+        Ok(Self { path, root, scratch, is_new, before })
     }
 
     /// The folder in which files are put together.
@@ -140,12 +143,11 @@ impl Destination {
     /// # Errors
     /// When what was made cannot be removed.
     pub fn abandon(self) -> Result<(), RestoreError> {
-        let before = self.root.stat_self().at("look at", &self.path)?;
         self.root.remove_all(SCRATCH.as_bytes()).at("remove", &self.scratch_path())?;
         if self.is_new {
             return Ok(fs::remove_dir(&self.path).at("remove", &self.path)?);
         }
-        Ok(self.root.set_own_times(&before).at("set the times of", &self.path)?)
+        Ok(self.root.set_own_times(&self.before).at("set the times of", &self.path)?)
     }
 
     /// The folder.
