@@ -116,6 +116,7 @@ pub(crate) fn make_room_for_names(
     entry: &Entry,
     further: u64,
 ) -> io::Result<()> {
+    #[allow(clippy::useless_conversion, reason = "it is shorter on other processors")]
     let names = u64::from(folder.stat(name)?.st_nlink);
     if names.saturating_add(further) <= most_names(folder)? {
         return Ok(());

@@ -266,7 +266,8 @@ fn a_restore_without_root_is_as_exact_as_rsync_and_says_what_it_lacks() {
     pair.run(0);
     pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
     let party = Party { name: "bob".to_owned(), hosts: Vec::new() };
-    issue(&pair.path("pki"), Role::Restore, &party, Duration::from_secs(3600), jiff::Timestamp::now())
+    let hour = Duration::from_secs(3600);
+    issue(&pair.path("pki"), pair.authority(), Role::Restore, &party, hour, jiff::Timestamp::now())
         .expect("issue");
 
     // What the user needs, in a folder of his own.
