@@ -139,6 +139,11 @@ impl Cluster {
         run(command.arg("-h").arg(&self.socket).args(["-c", query])).trim().to_owned()
     }
 
+    /// Runs statements from another thread.
+    pub(crate) fn client(&self) -> Client {
+        Client { socket: self.socket.clone() }
+    }
+
     /// The file of a relation, below the data directory.
     pub(crate) fn file_of(&self, relation: &str) -> PathBuf {
         self.data.join(self.query(&format!("SELECT pg_relation_filepath('{relation}')")))
@@ -149,6 +154,25 @@ impl Cluster {
         command.args(["-U", "postgres", "-h"]).arg(&self.socket).args(arguments).arg("postgres");
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
+    }
+}
+
+/// Runs statements in the database `postgres` of a cluster.
+pub(crate) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    fn psql(&self) -> Command {
+        let mut command = postgres("psql");
+        command.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-h"]);
+        command.arg(&self.socket).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// True if each statement of the file was carried out.
+    pub(crate) fn run_file(&self, file: &Path) -> bool {
+        self.psql().arg("-f").arg(file).status().expect("starts").success()
     }
 }
 
