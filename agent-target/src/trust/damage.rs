@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd as _},
+        fd::{AsFd, AsRawFd as _, BorrowedFd},
         unix::fs::{FileExt as _, MetadataExt as _},
     },
 };
@@ -58,7 +58,7 @@ pub(super) fn damage(
     page_bytes: u32,
     dice: &mut Dice,
 ) -> io::Result<Option<String>> {
-    let file = File::from(open_beneath(&folder, path, OFlags::RDWR | OFlags::NONBLOCK)?);
+    let file = open_to_damage(folder.as_fd(), path)?;
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
@@ -71,6 +71,23 @@ pub(super) fn damage(
         DamageKind::PostgresqlVisibility => postgresql_visibility(&file),
         DamageKind::SqliteFullText => sqlite_full_text(&file, dice).map_err(io::Error::other),
         DamageKind::SqliteWalFrame => sqlite_wal_frame(folder, path, &file, dice),
+    }
+}
+
+/// Opens a file of the workspace for writing, also where its mode forbids that to an agent that is not root (git's objects, Subversion's
+/// revisions). Its mode stays as it is.
+fn open_to_damage(folder: BorrowedFd<'_>, path: &TreePath) -> io::Result<File> {
+    let open = |access: OFlags| open_beneath(folder, path, access | OFlags::NONBLOCK);
+    match open(OFlags::RDWR) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let held = open(OFlags::RDONLY)?;
+            let mode = Mode::from_raw_mode(rustix::fs::fstat(&held)?.st_mode & 0o7777);
+            rustix::fs::fchmod(&held, mode | Mode::WUSR)?;
+            let opened = open(OFlags::RDWR);
+            rustix::fs::fchmod(&held, mode)?;
+            Ok(File::from(opened?))
+        }
+        opened => Ok(File::from(opened?)),
     }
 }
 

@@ -6,6 +6,7 @@ mod accurev;
 mod file_systems;
 mod generic;
 mod git;
+mod honest;
 mod hostile_copies;
 #[path = "../shows/link.rs"]
 #[allow(dead_code, reason = "the other suite uses the rest of it")]
