@@ -303,12 +303,12 @@ struct RepositorySection {
     /// How long ago a sealed generation may have been read last. Default: it is when an operator asks for it.
     scrub_every: Option<Span>,
     /// What all its generations may hold together with what is being received: content, manifests, attributes, 512 bytes for each file and 4096
-    /// for each folder, and verdicts, for example `"500GiB"`. Default: as much as the disk does.
+    /// for each folder, verdicts, the chunk index and the tree that is laid out ahead, for example `"500GiB"`. Default: as much as the disk does.
     quota: Option<Size>,
     /// Files and folders that its generations, what is being received and its ledger may hold together. Default: half of those that the file
     /// system can hold (100 million where it sets no number). Whatever it is, a run leaves one in twenty free.
     quota_entries: Option<u64>,
-    /// What a run leaves free on the store's file system. Default: nothing.
+    /// What a run leaves free on the store's file system. Default: a twentieth of it, and 1 GiB at most; `"0B"` leaves nothing free.
     reserve: Option<Size>,
     /// What copies of large files that change often may take, made between the runs so that the next run only writes what is
     /// new in them. Never more than a quarter of what is free. `"0B"` makes none. Default: 16 GiB.

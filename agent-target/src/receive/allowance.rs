@@ -56,6 +56,8 @@ pub fn quota_entries(configured: Option<u64>, store: &Path) -> u64 {
 pub struct Spare {
     bytes: AtomicU64,
     entries: AtomicU64,
+    /// What has arrived is found by it, so that a run which met a full disk can go on later.
+    finds_arrived: bool,
     give_up: Box<dyn Fn() -> Result<(), ReceiveError> + Send + Sync>,
 }
 
@@ -65,7 +67,18 @@ impl Spare {
         (bytes, entries): (u64, u64),
         give_up: impl Fn() -> Result<(), ReceiveError> + Send + Sync + 'static,
     ) -> Self {
-        Self { bytes: AtomicU64::new(bytes), entries: AtomicU64::new(entries), give_up: Box::new(give_up) }
+        Self {
+            bytes: AtomicU64::new(bytes),
+            entries: AtomicU64::new(entries),
+            finds_arrived: false,
+            give_up: Box::new(give_up),
+        }
+    }
+
+    /// It is given up for the quota, and not for a full disk: what has arrived is found by it.
+    pub fn that_finds_what_arrived(mut self) -> Self {
+        self.finds_arrived = true;
+        self
     }
 
     /// True if there was something to give up.
@@ -188,7 +201,7 @@ impl Allowance {
         self.is_room_for_entries(before, count).or_else(|_| {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             let is_room = self.is_room_for_entries(before, count);
-            if is_room.is_err() && self.forget_earlier()? {
+            if is_room.is_err() && self.forget_earlier(false)? {
                 self.is_room_for_entries(before, count)
             } else {
                 is_room
@@ -236,7 +249,9 @@ impl Allowance {
             // Others may find the same; one of them makes room.
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             let is_room = self.is_room(before, bytes);
-            if is_room.is_err() && self.forget_earlier()? { self.is_room(before, bytes) } else { is_room }
+            let Err(error) = &is_room else { return is_room };
+            let of_quota = matches!(error, ReceiveError::Quota { .. });
+            if self.forget_earlier(of_quota)? { self.is_room(before, bytes) } else { is_room }
         })
     }
 
@@ -259,7 +274,7 @@ impl Allowance {
     /// When it cannot be removed.
     pub fn make_room(&self, before: u64) -> Result<bool, ReceiveError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.made_room() > before || self.forget_earlier()?)
+        Ok(self.made_room() > before || self.forget_earlier(false)?)
     }
 
     fn is_within_quota(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
@@ -294,9 +309,10 @@ impl Allowance {
         Ok(())
     }
 
-    fn forget_earlier(&self) -> Result<bool, ReceiveError> {
+    /// Gives up what makes runs faster, and removes what earlier sessions left. True if there was any of it.
+    fn forget_earlier(&self, for_quota: bool) -> Result<bool, ReceiveError> {
         let mut forgotten = self.copies.forget()?;
-        for spare in &self.spare {
+        for spare in self.spare.iter().filter(|spare| for_quota || !spare.finds_arrived) {
             forgotten |= spare.forget()?;
         }
         if self.earlier.load(Ordering::Relaxed) == 0 {

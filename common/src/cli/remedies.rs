@@ -311,6 +311,10 @@ const REMEDIES: &[(&str, &str)] = &[
         "root-changed",
         "Another folder is at a root's path. Check the mounts; if it is right, run once with --allow-new-root.",
     ),
+    (
+        "special-file",
+        "No check sees devices, FIFOs and sockets. Exclude them on the live side if the engine does not need them; otherwise nothing is to be done.",
+    ),
 ];
 
 /// What to do about a reason. A reason of an operator's own profile gets what its outcome calls for.

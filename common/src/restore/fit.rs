@@ -133,25 +133,26 @@ impl Fit {
     }
 
     /// Without root a file belongs to whoever restores it, and to a group only that he is a member of. A program that would run as its
-    /// owner must not run as this user instead, and attributes of the system are not set. True when any of this changes the entry.
+    /// owner must not run as this user instead, and attributes of the system are not set. True when the entry lacks more than its owner and
+    /// group, which `rsync -a` does not count as a fault either.
     fn limit_to_user(&mut self, entry: &mut Entry, path: &[u8]) -> bool {
         let Some(user) = self.user.clone() else { return false };
         let mut is_changed = false;
         if entry.uid != user.uid {
             entry.uid = user.uid;
-            is_changed = true;
-            self.note("owner", NEEDS_ROOT, path);
+            self.note("owner", "only root can give files away", path);
             if entry.mode & 0o4000 != 0 {
                 entry.mode &= !0o4000;
+                is_changed = true;
                 self.note("set-user-id", NEEDS_ROOT, path);
             }
         }
         if !user.groups.contains(&entry.gid) {
             entry.gid = user.gid;
-            is_changed = true;
             self.note("group", "only root, or a member of the group, can restore it", path);
             if entry.mode & 0o2000 != 0 {
                 entry.mode &= !0o2000;
+                is_changed = true;
                 self.note("set-group-id", NEEDS_ROOT, path);
             }
         }
@@ -271,6 +272,8 @@ mod tests {
         );
         assert!(left_out.iter().all(|it| it.example == "d/f"), "{left_out:?}");
         assert_eq!(fit.beyond_user(), 1);
+        let plain = fit.fit(entry(0, 0, 0o644, &["user.a"]));
+        assert_eq!((plain.uid, plain.gid, fit.beyond_user()), (1000, 1000, 1), "its owner alone is no fault");
     }
 
     #[test]

@@ -152,7 +152,7 @@ fn a_disk_that_fills_in_the_middle_of_a_file_loses_nothing() {
     pair.configure(
         "target",
         "source = \"source\"",
-        "source = \"source\"\nlimits = { disk_reserve = \"1MiB\" }",
+        "source = \"source\"\nreserve = \"0B\"\nlimits = { disk_reserve = \"1MiB\" }",
     );
     pair.start("target");
     fs::write(pair.root(0).join("first"), crate::noise(1, 5_000_000)).expect("write");

@@ -467,23 +467,6 @@ fn a_checker_that_passes_anything_moves_nothing() {
     assert!(proven.contains("<- verified"), "{proven}");
 }
 
-/// A restore without a verified generation says which one there is, and what it is.
-#[test]
-fn a_restore_before_the_first_control_says_what_there_is() {
-    let pair = summed().unproved();
-    let to = pair.path("back").to_str().expect("text").to_owned();
-    pair.run(0);
-    let refused = pair.target(&["restore", "--to", &to]);
-    assert_eq!(refused.code, 4, "{refused:?}");
-    for part in
-        ["generation 1 is the newest that passed its check", "HINT: `assay-target control`", "--generation 1"]
-    {
-        assert!(refused.stderr.contains(part), "{part:?} is missing in: {}", refused.stderr);
-    }
-    pair.prove();
-    assert_eq!(pair.target(&["restore", "--to", &to]).code, 0);
-}
-
 /// Every reason that the code can give has a remedy of its own.
 #[test]
 fn every_reason_has_a_remedy() {

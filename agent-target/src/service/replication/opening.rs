@@ -190,6 +190,7 @@ fn spare(repository: &Repository) -> Vec<Spare> {
     let hints = Spare::new((index, 0), move || {
         tracing::info!("the quota has no room beside the chunk index: it is made anew");
         Ok(places.lock().unwrap_or_else(PoisonError::into_inner).start_over()?)
-    });
+    })
+    .that_finds_what_arrived();
     vec![laid_out, hints]
 }
