@@ -2,7 +2,7 @@
 //!
 //! [`admit`] decides, under the lock and without a wait. Whoever is admitted gets a [`Lease`] and does the file work under the
 //! lease, outside of the lock: handlers, `status` and metrics never wait for a disk. A lease ends in one of two ways: by the step
-//! that the work was for ([`Lease::received`], [`Lease::sealed`], [`Lease::done`]), or by being dropped, on an error and on a panic
+//! that the work was for ([`Lease::receive`], [`Lease::sealed`], [`Lease::done`]), or by being dropped, on an error and on a panic
 //! alike. Then it puts back what was before, so that nothing but a lease that lives keeps the next run waiting.
 //!
 //! Background work has leases as well. An admission preempts it: it cancels the lease's token. Nobody waits for the end of a
