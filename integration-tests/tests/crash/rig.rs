@@ -126,7 +126,7 @@ impl Rig {
             pair.configure(
                 "target",
                 "source = \"source\"",
-                "source = \"source\"\nlimits = { disk_reserve = \"1KiB\" }",
+                "source = \"source\"\nreserve = \"0B\"\nlimits = { disk_reserve = \"1KiB\" }",
             );
             if state_on_disk {
                 pair.configure("source", "state = \"state\"", "state = \"disk/state\"");
