@@ -87,17 +87,20 @@ impl Seen {
 
     /// True for the same file of the same size and times.
     pub fn looks_like(&self, stat: &Stat) -> bool {
-        self.device == stat.st_dev
-            && self.inode == stat.st_ino
+        self.device == stat.st_dev && self.looks_like_on_any_device(stat)
+    }
+
+    /// The same, whatever number its device has now: a file system that was mounted again may have another one.
+    pub fn looks_like_on_any_device(&self, stat: &Stat) -> bool {
+        self.inode == stat.st_ino
             && self.size == stat.st_size as u64
             && self.mtime == (stat.st_mtime, stat.st_mtime_nsec as u32)
             && self.ctime == (stat.st_ctime, stat.st_ctime_nsec as u32)
     }
 
-    /// The same for two looks at it.
+    /// The same for two looks at it. That the root is on the same file system is known by other means.
     pub fn is_same_as(&self, other: &Self) -> bool {
-        (self.device, self.inode, self.size, self.mtime, self.ctime)
-            == (other.device, other.inode, other.size, other.mtime, other.ctime)
+        (self.inode, self.size, self.mtime, self.ctime) == (other.inode, other.size, other.mtime, other.ctime)
     }
 
     /// Length in bytes.

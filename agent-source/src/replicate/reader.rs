@@ -369,7 +369,7 @@ impl Reader {
                 self.shared.held_files.keep(&file, &before);
                 let has_other_content = |expected: &&Expected| {
                     let entry = put.entry.as_ref();
-                    expected.seen.looks_like(&before)
+                    expected.seen.looks_like_on_any_device(&before)
                         && entry.is_some_and(|entry| entry.digest != expected.digest)
                 };
                 if held_still && unchanged && job.expected.as_ref().is_some_and(|it| has_other_content(&it)) {
