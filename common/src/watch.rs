@@ -215,6 +215,8 @@ pub struct Standing {
     /// The newest PASS, whether it counts as a proof or not: its run, and when it ended. After it silence grows old.
     passed: Option<(String, Timestamp)>,
     silence_told: bool,
+    /// The newest PASS, if OVERDUE was told after it: its silence is the same event.
+    overdue_after: Option<String>,
     /// Somebody was alerted, and the PASS that came since does not count as a proof.
     owes_recovery: bool,
     /// The newest proof was there by then, whatever its date says.
@@ -466,8 +468,10 @@ impl Watch {
             let silent = standing.silent_after(max_age, now);
             let silence_told = std::mem::replace(&mut standing.silence_told, silent.is_some());
             let last = standing.last.clone();
-            match silent.filter(|_| !silence_told) {
+            let is_news = |run: &String| !silence_told && standing.overdue_after.as_ref() != Some(run);
+            match silent.filter(is_news) {
                 _ if standing.overdue_told && !told => {
+                    standing.overdue_after = standing.passed.as_ref().map(|(run, _)| run.clone());
                     Some(self.notice(Event::Overdue, last.as_ref(), &standing, now))
                 }
                 Some(run) => {
@@ -683,5 +687,16 @@ mod tests {
             assert_eq!(told(first), (true, false));
             assert_eq!(told(first + 2), (true, true));
         }
+    }
+
+    /// Nobody is told twice of one silence: by the proof that is overdue and by the PASS that is none.
+    #[test]
+    fn a_silence_that_was_told_as_overdue_is_not_told_again() {
+        let watch = Watch::new("source", "app", Some(HOUR), None, None, at(0));
+        watch.ended(end(Outcome::Pass, 0, 1), None);
+        watch.look_at_age(at(2));
+        let standing = watch.standing();
+        assert!(standing.overdue_told);
+        assert_eq!(standing.overdue_after, standing.passed.as_ref().map(|(run, _)| run.clone()));
     }
 }
