@@ -474,7 +474,7 @@ impl RepositoryState {
         let known = known.get_or_insert_with(|| {
             self.read_optional("schedule.json")
                 .unwrap_or_else(|error| {
-                    tracing::warn!(%error, "the schedule's state is begun anew");
+                    tracing::warn!(%error, "the schedule's state is reset");
                     None
                 })
                 .unwrap_or_default()

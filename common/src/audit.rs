@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | an entry edited, replaced, moved, removed from the middle | the chain ([`Ledger::verify`]) |
 //! | the newest entries removed | a head that was noted before, or the source's own copies |
-//! | the whole ledger made anew with the stolen key | the same |
+//! | the whole ledger rebuilt with the stolen key | the same |
 //! | a run that never happened | the slots of the schedule |
 //! | a clock that was set back | times of signing that run backwards |
 //! | another tree put in a generation's place | the root digest of the generation that is there |
@@ -74,7 +74,7 @@ pub enum Finding {
     Chain(#[from] LedgerFault),
     /// The head that was noted is not in the ledger.
     #[error(
-        "the ledger does not go through the head {head}: its newest verdicts are gone, or it was made anew"
+        "the ledger does not go through the head {head}: its newest verdicts are gone, or it was rebuilt"
     )]
     Head {
         /// As it was noted.

@@ -2,7 +2,7 @@
 //!
 //! - Waiting is measured by a clock that nobody sets and that goes on while the host sleeps. The wall clock says when a slot is,
 //!   and nothing else.
-//! - A wall clock that jumps is noticed ([`Monitor`]), told, and survived: whoever waits for a time plans anew.
+//! - A wall clock that jumps is noticed ([`Monitor`]), told, and survived: whoever waits for a time plans again.
 //! - A time that lies in the future was written by a clock that was ahead. It counts as of the moment at which it was first seen
 //!   ([`bounded`]), so that it can neither hold a job back nor keep a proof fresh.
 

@@ -83,15 +83,7 @@ pub fn close_below(folder: &Path, depth: usize, skip: &[&str]) -> Result<(), Pat
     if depth == 0 {
         return Ok(());
     }
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.at("list", folder)?,
-    };
-    for entry in entries {
-        let entry = entry.at("list", folder)?;
-        if skip.iter().any(|skipped| *skipped == entry.file_name()) {
-            continue;
-        }
+    for entry in list(folder, skip)? {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => close_below(&entry.path(), depth - 1, skip)?,
             Ok(kind) if kind.is_file() => close(&entry.path())?,
@@ -101,21 +93,24 @@ pub fn close_below(folder: &Path, depth: usize, skip: &[&str]) -> Result<(), Pat
     Ok(())
 }
 
+/// What is in a folder but for the names in `skip`; nothing if the folder is not there.
+fn list(folder: &Path, skip: &[&str]) -> Result<Vec<fs::DirEntry>, PathError> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.at("list", folder)?,
+    };
+    let entries: Vec<_> = entries.collect::<io::Result<_>>().at("list", folder)?;
+    let is_skipped = |entry: &fs::DirEntry| skip.iter().any(|skipped| *skipped == entry.file_name());
+    Ok(entries.into_iter().filter(|entry| !is_skipped(entry)).collect())
+}
+
 /// Refuses a folder that has a FIFO, a socket or a device where a file of ours belongs, in itself or in its folders down to `depth` levels:
 /// whoever opens a FIFO waits for ever. What `skip` names is not looked at.
 ///
 /// # Errors
 /// Names the path.
 pub fn refuse_special_files(folder: &Path, depth: usize, skip: &[&str]) -> Result<(), PathError> {
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.at("list", folder)?,
-    };
-    for entry in entries {
-        let entry = entry.at("list", folder)?;
-        if skip.iter().any(|skipped| *skipped == entry.file_name()) {
-            continue;
-        }
+    for entry in list(folder, skip)? {
         let (path, kind) = (entry.path(), entry.file_type().at("examine", folder)?);
         if kind.is_dir() && depth > 0 {
             refuse_special_files(&path, depth - 1, skip)?;

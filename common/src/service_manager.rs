@@ -1,7 +1,7 @@
 //! What systemd is told, when it started us: that we serve, what we do, that we are alive, and that we end.
 //!
 //! Without `NOTIFY_SOCKET` nothing is said and nothing fails. The watchdog is fed for as long as every loop that must go on has shown
-//! that it does ([`beat`]): the schedules first of all. When one of them hangs the feeding ends, and systemd starts the agent anew.
+//! that it does ([`beat`]): the schedules first of all. When one of them hangs the feeding ends, and systemd restarts the agent.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ pub fn ready(status: &str) -> Service {
                     None => say(&[NotifyState::Watchdog]),
                     Some(name) => tracing::error!(
                         name,
-                        "a loop of the agent hangs: the watchdog is not fed, and systemd starts the agent anew"
+                        "a loop of the agent hangs: the watchdog is not fed, and systemd restarts the agent"
                     ),
                 }
             }

@@ -51,7 +51,7 @@ fn text_of<'a>(panic: &'a PanicHookInfo<'_>) -> &'a str {
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("it gave no reason")
 }
 
-/// Starts a task that is to run for as long as the process. When it panics it is made anew and started again.
+/// Starts a task that is to run for as long as the process. When it panics it is started again.
 pub fn spawn<F, T>(name: &'static str, make: F)
 where
     F: Fn() -> T + Send + 'static,
@@ -77,7 +77,7 @@ where
     });
 }
 
-/// [`spawn`] for a task that cannot be made anew: it goes on with what it has. What it holds must make sense after a panic.
+/// [`spawn`] for a task whose state outlives a panic: the next start goes on with it. The state must make sense after a panic at any place.
 pub fn spawn_with<S, F>(name: &'static str, state: S, run: F)
 where
     S: Send + 'static,
@@ -89,21 +89,6 @@ where
         let (state, run) = (std::sync::Arc::clone(&state), run.clone());
         async move { run(&mut *state.lock().await).await }
     });
-}
-
-/// Does something when it is dropped, also by a panic: what a thread has taken is given back however it ends.
-#[must_use = "it is done at once when this is not kept"]
-pub struct OnDrop<F: FnMut()>(F);
-
-/// Does `work` when the returned value is dropped.
-pub fn on_drop<F: FnMut()>(work: F) -> OnDrop<F> {
-    OnDrop(work)
-}
-
-impl<F: FnMut()> Drop for OnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }
 
 fn give_up(name: &str, panics: u32) -> ! {

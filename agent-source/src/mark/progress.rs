@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_or_went_back_is_told() {
+    fn lost_references_and_falling_numbers_are_reported() {
         let folder = tempfile::tempdir().expect("temp");
         let put = |name: &str, text: &str| {
             let path = folder.path().join(name);

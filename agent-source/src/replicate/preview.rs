@@ -60,7 +60,7 @@ pub struct Look {
     pub makes_own: bool,
 }
 
-/// What was found out.
+/// The work of a run, and how it was found.
 #[derive(Debug)]
 pub struct Preview {
     /// What a run would do.

@@ -160,7 +160,7 @@ fn acknowledge(
     let repository = named(config, repository)?;
     for (name, text) in [("--by", &by), ("--why", &why)] {
         if text.trim().is_empty() || text.len() > MAX_ACKNOWLEDGED_BYTES {
-            let fault = format!("{name}: a text of 1 to {MAX_ACKNOWLEDGED_BYTES} bytes was expected");
+            let fault = format!("{name}: must be a text of 1 to {MAX_ACKNOWLEDGED_BYTES} bytes");
             return Err(CommandError::usage(fault));
         }
     }

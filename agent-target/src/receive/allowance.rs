@@ -385,7 +385,7 @@ mod tests {
 
     /// The chunk index and the tree laid out ahead are within both quotas, and are given up before a run is refused.
     #[test]
-    fn what_only_makes_runs_faster_counts_and_goes_first() {
+    fn data_that_only_makes_runs_faster_counts_and_goes_first() {
         let (_folder, staging) = staging(0);
         let left = staging.0.staged().1;
         let gone = Arc::new(AtomicU64::new(0));

@@ -138,7 +138,7 @@ impl ChunkIndex {
             redb::Builder::new().set_cache_size(CACHE_BYTES).create(path)
         };
         let database = open().or_else(|error| {
-            tracing::warn!(path = %path.display(), %error, "the chunk index is unusable and is made anew");
+            tracing::warn!(path = %path.display(), %error, "the chunk index is unusable and is rebuilt");
             drop(std::fs::remove_file(path));
             open()
         });

@@ -28,7 +28,7 @@ const MAX_FILES: usize = 1000;
 /// Bytes that it is asked to read at most: an hour of an ordinary disk.
 const MAX_BYTES: u64 = 256 << 30;
 
-/// What was found out.
+/// Where the fault came in, and a generation that the gathering found to be rotten.
 pub(super) struct Gathered {
     /// Where the fault came in.
     pub attribution: Attribution,

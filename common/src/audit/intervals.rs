@@ -196,7 +196,7 @@ pub(super) fn strays(folder: &Path, known: &[EntryId]) -> Result<Vec<Finding>, P
         let id = name.to_str().and_then(|name| EntryId::parse(name.strip_suffix(".json")?));
         let what = match id {
             Some(id) if known.binary_search(&id).is_ok() => continue,
-            Some(_) => "the ledger has no such verdict: its newest entries are gone, or it was made anew",
+            Some(_) => "the ledger has no such verdict: its newest entries are gone, or it was rebuilt",
             None if name.as_encoded_bytes().starts_with(crate::durable::TEMPORARY_PREFIX.as_bytes()) => {
                 continue;
             }

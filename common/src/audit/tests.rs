@@ -146,7 +146,7 @@ fn every_edit_of_every_file_is_found() {
     assert_eq!(count, EDITS.len() as u64 * ENTRIES);
 }
 
-/// What the chain cannot show: its end, and all of it made anew. A noted head shows both, and so do the source's copies.
+/// What the chain cannot show: its end, and all of it rebuilt. A noted head shows both, and so do the source's copies.
 #[test]
 fn a_ledger_without_its_end_and_one_made_anew_are_found() {
     for gone in 1..=ENTRIES {

@@ -148,7 +148,7 @@ mod tests {
 
     /// What the source has left out is in its own statement, and is shown with the coverage.
     #[test]
-    fn what_the_source_left_out_is_listed() {
+    fn attributes_that_the_source_left_out_are_listed() {
         let source = SigningKey::generate();
         let mut verdict = Example::default().verdict(&source, 1, HexDigest::ZERO);
         let mut statement = Example::default().statement();

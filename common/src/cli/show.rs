@@ -537,7 +537,7 @@ mod tests {
 
     /// A file that changed while it was read is sent again: that is no more than there is.
     #[test]
-    fn what_was_sent_more_than_once_is_no_part_of_a_whole() {
+    fn bytes_sent_more_than_once_are_no_part_of_a_whole() {
         let counts = Counts { bytes_sent: 17_900_000, total_bytes: 11_300_000, ..Default::default() };
         let text = sent(&counts);
         assert!(

@@ -282,7 +282,7 @@ impl Page {
         }
     }
 
-    /// What was read when, and what changed without a trace.
+    /// When the files were read last, and which of them changed without a trace.
     fn readings(&mut self, repositories: &[RepositoryFacts]) {
         let reread = self.gauge(
             "last_run_reread_bytes",

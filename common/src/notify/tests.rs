@@ -279,7 +279,7 @@ async fn a_mail_server_that_fails_is_tried_again() {
 
 /// A disk that is full when a notice comes takes it later; one file that cannot be read takes no other away, nor the place of one.
 #[tokio::test]
-async fn what_a_full_disk_did_not_take_is_brought_there_later() {
+async fn notices_that_a_full_disk_did_not_take_are_stored_later() {
     let folder = tempfile::tempdir().expect("a folder");
     let place = folder.path().join("command");
     let mailbox = Mailbox::start(way_of("exit 1"), Some(folder.path()));

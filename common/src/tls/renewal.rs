@@ -155,7 +155,7 @@ impl Renewal {
             }
             Ok((config, loaded)) => {
                 note_end(&loaded);
-                tracing::info!(%identity, expires = %loaded.expires(), "the certificate was read anew");
+                tracing::info!(%identity, expires = %loaded.expires(), "the certificate was reloaded");
                 warn_of_unusable(&loaded);
                 trouble::clear(Kind::RenewalRefused, "");
                 self.current = loaded;

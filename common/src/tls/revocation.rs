@@ -269,7 +269,7 @@ pub fn watch(config: PathBuf) {
                                 tracing::warn!(
                                     serials,
                                     keys,
-                                    "the list of revoked certificates was read anew"
+                                    "the list of revoked certificates was reloaded"
                                 );
                                 install(revoked);
                             }

@@ -96,7 +96,7 @@ pub fn keep_acknowledgement(folder: &Path, envelope: &Envelope) -> Result<std::p
 /// # Errors
 /// When the text is no such thing.
 pub fn parse_verdicts(text: &str) -> Result<std::ops::RangeInclusive<u64>, &'static str> {
-    const FORM: &str = "a verdict's number was expected, or two with '-' between, for example 5-8";
+    const FORM: &str = "must be a verdict's number, or two with '-' between, for example 5-8";
     let number = |text: &str| {
         let number = text.trim().parse::<u64>().ok().filter(|number| *number > 0);
         number.or_else(|| Some(EntryId::parse(text)?.sequence())).ok_or(FORM)

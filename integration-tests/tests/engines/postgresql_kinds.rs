@@ -573,7 +573,7 @@ fn data_socket(cluster: &Cluster) -> PathBuf {
 
 /// What keeps the check from looking is INCONCLUSIVE or listed, and its line comes first in the verdict.
 #[test]
-fn what_is_missing_on_the_target_is_named() {
+fn extensions_that_the_target_lacks_are_named() {
     let prepare = |cluster: &mut Cluster| {
         cluster.query(
             "CREATE EXTENSION citext; CREATE TABLE folded (t citext); INSERT INTO folded SELECT 'T' || n FROM generate_series(1, 100) n;

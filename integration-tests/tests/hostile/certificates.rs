@@ -60,7 +60,7 @@ fn a_renewed_certificate_is_taken_and_a_broken_one_refused() {
         // The authority's own end comes first: it was made for a day. What was read is told by the log.
         renew(&pair, agent, role, agent);
         hang_up(&pair, agent);
-        pair.eventually("it is taken", || logged(&pair, agent, "the certificate was read anew") == 1);
+        pair.eventually("it is taken", || logged(&pair, agent, "the certificate was reloaded") == 1);
         let served = served_by(&pair, agent);
         assert_eq!(served, fingerprint(&pair, &format!("pki/{agent}.crt")), "{agent}");
 
@@ -79,7 +79,7 @@ fn a_renewed_certificate_is_taken_and_a_broken_one_refused() {
         renew(&pair, agent, role, agent);
         fs::write(pair.path("spare.crt"), good).expect("write");
         hang_up(&pair, agent);
-        pair.eventually("it is taken", || logged(&pair, agent, "the certificate was read anew") == 2);
+        pair.eventually("it is taken", || logged(&pair, agent, "the certificate was reloaded") == 2);
         assert_ne!(served_by(&pair, agent), served, "{agent}: the new one is served");
     }
     // Both work together with what they have now.
@@ -224,7 +224,7 @@ fn a_revoked_certificate_is_refused_while_the_agents_run() {
     // The server too: a source does not call a target whose certificate it has revoked.
     revoke("source", &of("target").serial);
     pair.eventually("the target is not called", || {
-        logged(&pair, "source", "list of revoked certificates was read anew") >= 3
+        logged(&pair, "source", "list of revoked certificates was reloaded") >= 3
     });
     let refused = pair.run(4);
     assert_eq!(refused["reason"], "target-unreachable", "{refused}");
@@ -243,7 +243,7 @@ fn a_source_that_is_revoked_in_the_middle_of_a_stream_is_cut_off() {
     fs::write(ground.live().join("further"), "more").expect("write");
     let source = Certificate::read(&ground.pair.path("pki/source.crt")).expect("read");
     let happens = move || {
-        let read = || fs::read_to_string(&log).expect("log").matches("certificates was read anew").count();
+        let read = || fs::read_to_string(&log).expect("log").matches("certificates was reloaded").count();
         let before = read();
         fs::write(&list, &source.fingerprints.serial).expect("write");
         eventually("the list is read", || read() > before);

@@ -351,7 +351,7 @@ impl Pair {
         });
     }
 
-    /// Starts an agent anew as an ordinary user, whose are its keys, configuration and store or state from now on.
+    /// Restarts an agent as an ordinary user, who owns its keys, configuration and store or state from now on.
     pub(crate) fn restart_as(&self, role: &str, (user, group): (u32, u32)) {
         self.kill(role);
         for folder in [".", "pki"] {

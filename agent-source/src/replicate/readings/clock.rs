@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_older_version_wrote_has_no_steady_moment() {
+    fn a_standing_of_an_older_version_has_no_steady_moment() {
         let standing: Standing = serde_json::from_str(r#"{"time":5,"credit":1.5}"#).expect("valid");
         assert_eq!(standing, Standing { time: 5, credit: 1.5, steady: None });
         assert_eq!(serde_json::to_string(&standing).expect("text"), r#"{"time":5,"credit":1.5}"#);

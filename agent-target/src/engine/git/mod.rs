@@ -432,7 +432,7 @@ impl Repository<'_> {
         if !view.caches.is_empty() {
             let caches = view.caches.join(", ");
             // Nothing that was promised: the objects that they are made from were checked.
-            report.note(&part(&format!("caches were not looked at ({caches}): git makes them anew")));
+            report.note(&part(&format!("caches were not looked at ({caches}): git rebuilds them")));
         }
         if view.is_partial {
             report.not_covered(&part("promised objects"), "a remote has them, and the copy does not");

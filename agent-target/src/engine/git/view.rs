@@ -3,7 +3,7 @@
 //! git obeys what stands in the directory that it is given: `fsck.*` settings with a list of objects to skip, programs,
 //! included files, caches. This directory has a configuration of ours, into which only the format of the copy is carried over.
 //! Objects, references, reflogs and indexes are links to the copy's. Caches (commit-graph, multi-pack index, bitmaps, reverse
-//! indexes) are left out: git makes them anew, and one that is stale or broken says nothing about the objects.
+//! indexes) are left out: git rebuilds them, and one that is stale or broken says nothing about the objects.
 
 use std::{
     fs::{self, OpenOptions},

@@ -188,7 +188,7 @@ fn spare(repository: &Repository) -> Vec<Spare> {
     let laid_out = Spare::new((ahead.bytes, ahead.count), move || Ok(tree::give_up(&store)?));
     let places = Arc::clone(&repository.index);
     let hints = Spare::new((index, 0), move || {
-        tracing::info!("the quota has no room beside the chunk index: it is made anew");
+        tracing::info!("the quota has no room beside the chunk index: it is rebuilt");
         Ok(places.lock().unwrap_or_else(PoisonError::into_inner).start_over()?)
     })
     .that_finds_what_arrived();
