@@ -52,7 +52,7 @@ pub fn learn(repository: &Repository) -> (Watch, Vec<Ended>) {
     let config = &repository.config;
     let watch = Watch::new(ROLE, &config.name, config.max_age, last, proven, since);
     // A generation that was checked again tells of its run once more: the newest generation counts.
-    let verdicts = repository.verdicts().take(VERDICTS_LOOKED_AT);
+    let verdicts = repository.verdicts().skip(untold.len()).take(VERDICTS_LOOKED_AT);
     let found = verdicts.filter_map(|(id, verdict)| Ended::of_verdict(&id, &verdict).found_traceless());
     watch.learn_traceless(found.max_by_key(|found| found.generation));
     (watch, untold)

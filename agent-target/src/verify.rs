@@ -80,7 +80,7 @@ pub fn start(
         let teller = Teller {
             step: &|step| lease.tell(|state| step.clone_into(&mut state.step)),
             read_again: &|wanted| lease.tell(|state| state.read_again = Some(wanted.into())),
-            cancel: CancellationToken::new(),
+            cancel: repository.ending.child_token(),
         };
         let done = check_and_record(&repository, &id, &record, asked_by, &teller);
         if let Err(error) = &done {

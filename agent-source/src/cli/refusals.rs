@@ -2,7 +2,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use assay_common::{cli::doctor::Report, confined::Folder, fidelity::Filter, limits::MAX_ANSWER_BYTES};
+use assay_common::{
+    cli::doctor::Report,
+    confined::Folder,
+    fidelity::{Filter, remedies},
+    limits::MAX_ANSWER_BYTES,
+};
 use assay_proto::v1::{GetOutlookRequest, Outlook, replication_service_client::ReplicationServiceClient};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
@@ -43,16 +48,11 @@ pub(super) async fn look(report: &mut Report, repository: &Repository, channel: 
             let list: Vec<_> = named.iter().map(ToString::to_string).collect();
             let more =
                 if all > named.len() as u64 { format!("{all} entries, among them ") } else { String::new() };
-            let mut remedies: Vec<_> = named.iter().map(|refused| refused.remedy.clone()).collect();
-            remedies.dedup();
-            report.bad(
-                &what,
-                format!("it would refuse {more}{}", list.join("; ")),
-                format!("{}; docs/CONFIGURATION.md", remedies.join("; or ")),
-            );
+            report.bad(&what, format!("it would refuse {more}{}", list.join("; ")), remedies(&named));
         }
-        (_, Ok(true)) => report.ok(&what, "everything that is in the roots"),
-        (_, Ok(false)) => report.ok(
+        (_, Ok(None)) => {}
+        (_, Ok(Some(true))) => report.ok(&what, "everything that is in the roots"),
+        (_, Ok(Some(false))) => report.ok(
             &what,
             format!(
                 "everything that was found in {} s; assay-source plan looks at the whole tree",
@@ -73,14 +73,14 @@ async fn ask(repository: &Repository, channel: Channel) -> Result<Outlook, Statu
     asked.map_err(|_| Status::deadline_exceeded("it does not answer"))?.map(tonic::Response::into_inner)
 }
 
-/// Walks the roots. False when the time was up before the end.
-async fn walk(repository: &Repository, filter: Arc<Filter>) -> Result<bool, ReplicateError> {
+/// Walks the roots. False if the time was up before the end, `None` if a root cannot be opened.
+async fn walk(repository: &Repository, filter: Arc<Filter>) -> Result<Option<bool>, ReplicateError> {
     let (header, rules, ground) =
         (repository.header.clone(), Arc::new(repository.rules()), repository.ground());
     // A root that cannot be opened has a finding of its own.
     let folders: Option<Vec<_>> =
         header.roots.iter().map(|root| Folder::open(Path::new(&root.live_path)).ok().map(Arc::new)).collect();
-    let Some(folders) = folders else { return Ok(true) };
+    let Some(folders) = folders else { return Ok(None) };
     let stop = CancellationToken::new();
     let stopped = stop.clone();
     let walk = tokio::task::spawn_blocking(move || {
@@ -93,8 +93,8 @@ async fn walk(repository: &Repository, filter: Arc<Filter>) -> Result<bool, Repl
     let walked = walk.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     timer.abort();
     match walked {
-        Ok(()) => Ok(true),
-        Err(ReplicateError::Cancelled) => Ok(false),
+        Ok(()) => Ok(Some(true)),
+        Err(ReplicateError::Cancelled) => Ok(Some(false)),
         Err(error) => Err(error),
     }
 }

@@ -175,7 +175,7 @@ fn is_newest(offered: GenerationNumber, known: Option<GenerationNumber>) -> Resu
             "the target offers generation {offered} as the newest verified one, and this host has the target's signed PASS of generation {known}"
         ))
         .hint(format!(
-            "ask the target's operator what became of generation {known} (rot, or a later FAIL); --generation {offered} restores this one all the same"
+            "ask the target's operator what became of generation {known} (rot, a later FAIL, or a checker that no negative control has proven yet); --generation {offered} restores this one all the same"
         ))),
         _ => Ok(()),
     }

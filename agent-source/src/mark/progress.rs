@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// References that an id lists.
 const LISTED: usize = 10;
+/// Bytes that the listed references may take: a target refuses a mark whose id is longer than 4096 bytes.
+const LISTED_BYTES: usize = 2048;
 /// References that are remembered. Of a repository with more nothing is said.
 const MAX_REFERENCES: usize = 200_000;
 
@@ -70,9 +72,19 @@ impl Progress {
         }
         if let (Some(now), Some(then)) = (&self.references, &last.references) {
             let gone: Vec<_> = then.iter().filter(|(name, _)| !now.contains_key(*name)).collect();
-            parts.extend(gone.iter().take(LISTED).map(|(name, object)| format!("gone {name} {object}")));
-            if gone.len() > LISTED {
-                parts.push(format!("{} more gone", gone.len() - LISTED));
+            let mut room = LISTED_BYTES;
+            let texts = gone.iter().take(LISTED).map(|(name, object)| format!("gone {name} {object}"));
+            let texts: Vec<_> = texts
+                .take_while(|text| {
+                    let fits = text.len() <= room;
+                    room = room.saturating_sub(text.len());
+                    fits
+                })
+                .collect();
+            let listed = texts.len();
+            parts.extend(texts);
+            if gone.len() > listed {
+                parts.push(format!("{} more gone", gone.len() - listed));
             }
         }
         (!parts.is_empty()).then(|| parts.join("; "))

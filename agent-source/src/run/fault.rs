@@ -5,7 +5,7 @@ use std::{io, path::Path, time::Duration};
 use assay_common::{
     config::HISTORY_DIFFERS,
     error::{Hint as _, PathError},
-    fidelity::{CANNOT_HOLD, Refused},
+    fidelity::{CANNOT_HOLD, Refused, remedies},
     rpc_status::{TOO_MANY_FAILED_RUNS, fault_from_status},
     tls::ConnectError,
     verdict::Outcome,
@@ -84,13 +84,7 @@ impl Fault {
         if all > named.len() as u64 {
             text = format!("{all} entries cannot be copied as they are, among them: {text}");
         }
-        let mut remedies: Vec<&str> = Vec::new();
-        for refused in named {
-            if !remedies.contains(&refused.remedy.as_str()) {
-                remedies.push(&refused.remedy);
-            }
-        }
-        Self::not_run(CANNOT_HOLD, text).hint(format!("{}; docs/CONFIGURATION.md", remedies.join("; or ")))
+        Self::not_run(CANNOT_HOLD, text).hint(remedies(named))
     }
 
     pub(super) fn mass_drop(gone: u64, of: u64, limit: u8, moved: u64) -> Self {

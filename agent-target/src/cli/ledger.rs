@@ -93,7 +93,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, CommandError> {
     let (place, audit) = match command {
         LedgerCommand::Acknowledge { repository, verdicts, by, why } => {
-            return acknowledge(&load()?, &repository, &verdicts, (by, why), json);
+            return acknowledge(&load()?, &repository, &verdicts, by, why, json);
         }
         LedgerCommand::Verify { place, audit } => (place, Some(audit)),
         LedgerCommand::Head { place } => (place, None),
@@ -154,7 +154,8 @@ fn acknowledge(
     config: &Config,
     repository: &str,
     verdicts: &[std::ops::RangeInclusive<u64>],
-    (by, why): (String, String),
+    by: String,
+    why: String,
     json: bool,
 ) -> Result<ExitCode, CommandError> {
     let repository = named(config, repository)?;
@@ -176,7 +177,7 @@ fn acknowledge(
     let found = audit(&ledger, &key.verifying_key(), Some(&source_key), &expected).map_err(unreadable)?;
     let wrong: BTreeSet<u64> = found.findings.iter().flat_map(Finding::wrong_clock).collect();
     let mut named = Vec::new();
-    for sequence in verdicts.iter().cloned().flatten() {
+    for sequence in verdicts.iter().cloned().flatten().collect::<BTreeSet<u64>>() {
         let id = EntryId(sequence).to_string();
         let bytes = ledger.get(&id).map_err(|error| {
             CommandError::usage(format!("--verdict {sequence}: {error}"))

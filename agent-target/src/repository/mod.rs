@@ -21,6 +21,7 @@ use assay_common::{
     watch::{Ended, Watch},
 };
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     ahead::copies::Copies,
@@ -79,6 +80,8 @@ pub struct Repository {
     pub config: config::Repository,
     /// Who has it now.
     pub occupancy: Occupancy,
+    /// Cancelled when the agent ends: a check that is under way then records nothing.
+    pub ending: CancellationToken,
     /// Its store.
     pub store: Arc<Store>,
     /// Its chunk index.
@@ -175,6 +178,7 @@ impl Repository {
         let mut repository = Self {
             config,
             occupancy: Occupancy::default(),
+            ending: CancellationToken::new(),
             store: Arc::new(store),
             index: Arc::new(Mutex::new(index)),
             source_key,
@@ -212,6 +216,8 @@ impl Repository {
 
     /// Takes away the workspaces of checks that are under way, with all that runs and is mounted there: the agent ends.
     pub fn end_checks(&self) {
+        self.ending.cancel();
+        self.occupancy.preempt_background();
         let folder = self.store.path().join("workspaces");
         if let Err(error) = crate::workspace::sweep(&folder) {
             tracing::warn!(%error, "a workspace is left behind; the next start removes it");

@@ -60,7 +60,7 @@ pub(super) fn give_group_its_own_file(root: &Folder, folder: &Folder, name: &[u8
         let times = folder.stat_self()?;
         let mut is_changed = false;
         for name in folder.names()? {
-            if name == copy || !is_shared(&folder.stat(&name)?) {
+            if !is_shared(&folder.stat(&name)?) {
                 continue;
             }
             // A link cannot take the place of a name in one step, and the tree is not sealed yet.
@@ -77,9 +77,10 @@ pub(super) fn give_group_its_own_file(root: &Folder, folder: &Folder, name: &[u8
         }
         if is_changed { folder.set_own_times(&times) } else { Ok(()) }
     });
-    root.remove_file(&copy)?;
-    root.set_own_times(&root_times)?;
-    replaced
+    let removed = root.remove_file(&copy);
+    replaced?;
+    removed?;
+    root.set_own_times(&root_times)
 }
 
 /// The entry of a file that is in the tree already, as far as its metadata goes.

@@ -65,7 +65,7 @@ pub struct RestoreArgs {
     /// Give a file whose time the destination cannot hold the nearest time that it can
     #[arg(long)]
     pub clamp_times: bool,
-    /// Restore as far as this user may, who is not root: owners and attributes that only root can restore are no fault then
+    /// Without root: accept that set-user-id bits, system attributes and devices are missing. Owner and group alone are never a fault
     #[arg(long)]
     pub as_this_user: bool,
     /// Take a generation that no check has passed, or one for which the source's signature is not there or not checked
@@ -336,10 +336,10 @@ impl RestoreArgs {
         if lacking > 0 && !self.as_this_user {
             let kinds: Vec<_> = left_out.iter().map(|left_out| left_out.what.as_str()).collect();
             let kinds = kinds.join(", ");
-            eprintln!(
+            super::print_error(&format!(
                 "WARNING: this user is not root: {lacking} entries will lack something that they have in the generation ({kinds}). \
-                 --as-this-user says that this is wanted"
-            );
+                 --as-this-user says that this is wanted\n"
+            ));
         }
         let (wants_out, wants_in) = channel(WANTS_AHEAD);
         let (parts_out, parts_in) = channel(PARTS_AHEAD);

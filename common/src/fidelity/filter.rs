@@ -242,6 +242,17 @@ fn shown(path: &[u8]) -> String {
     if path.is_empty() { ".".to_owned() } else { display_short(path) }
 }
 
+/// What an operator may do about these entries, each remedy once.
+pub fn remedies(refused: &[Refused]) -> String {
+    let mut remedies: Vec<&str> = Vec::new();
+    for one in refused {
+        if !remedies.contains(&one.remedy.as_str()) {
+            remedies.push(&one.remedy);
+        }
+    }
+    format!("{}; docs/CONFIGURATION.md", remedies.join("; or "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ mod limits;
 mod probe;
 mod rules;
 
-pub use filter::{Filter, LeftOut, Refused};
+pub use filter::{Filter, LeftOut, Refused, remedies};
 pub use limits::{FsLimits, Place};
 pub use probe::most_names;
 pub use rules::{CopyRules, SpecialFile, is_pattern, matches_pattern};

@@ -156,7 +156,7 @@ impl Notice {
     pub fn of_traceless(about: &About, ended: &Ended, last_pass: Option<LastPass>) -> Self {
         let mut notice = Self::new(Event::ChangedWithoutTrace, about, Some(ended), last_pass, ended.finished);
         notice.message = ended.traceless.text();
-        notice.summary = notice.in_a_line();
+        notice.summary = safe(&notice.in_a_line());
         notice
     }
 

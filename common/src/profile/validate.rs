@@ -143,7 +143,9 @@ impl Faults<'_> {
             self.template(folder, Place::MarkBegin, false, way!["mark", "working_directory"]);
         }
         self.exits(&mark.pass_exit, &["mark", "pass_exit"].map(Step::from));
-        for (key, paths) in [("traces", &mark.traces), ("must_exist", &mark.must_exist)] {
+        for (key, paths) in
+            [("traces", &mark.traces), ("must_exist", &mark.must_exist), ("never_back", &mark.never_back)]
+        {
             for path in paths {
                 let valid = TreePath::parse(path.as_bytes()).is_ok_and(|path| !path.is_root());
                 self.expect(valid, way!["mark", key], "must be paths of files, relative to the first root");

@@ -37,6 +37,8 @@ pub struct Destination {
     pub(super) scratch: Folder,
     /// The folder was not there before.
     is_new: bool,
+    /// An earlier attempt at the same restore had begun here.
+    is_taken_up: bool,
     /// The folder as it was before anything was made in it.
     before: rustix::fs::Stat,
 }
@@ -123,14 +125,14 @@ impl Destination {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
             made => made.at("create", &path).map(|()| true)?,
         };
-        let is_new = is_new && left_behind.is_none();
+        let is_taken_up = left_behind.is_some();
         let root = Folder::open(&path).at("open", &path)?;
         let before = root.stat_self().at("look at", &path)?;
         let scratch = match left_behind {
             Some(scratch) => scratch,
             None => begin(&root, &plan).at("begin in", &path.join(SCRATCH))?,
         };
-        Ok(Self { path, root, scratch, is_new, before })
+        Ok(Self { path, root, scratch, is_new, is_taken_up, before })
     }
 
     /// The folder in which files are put together.
@@ -138,11 +140,14 @@ impl Destination {
         self.path.join(SCRATCH)
     }
 
-    /// Leaves the destination as it was found, before anything was restored.
+    /// Removes what opening has made. A restore that was interrupted stays, to be taken up again.
     ///
     /// # Errors
     /// When what was made cannot be removed.
     pub fn abandon(self) -> Result<(), RestoreError> {
+        if self.is_taken_up {
+            return Ok(());
+        }
         self.root.remove_all(SCRATCH.as_bytes()).at("remove", &self.scratch_path())?;
         if self.is_new {
             return Ok(fs::remove_dir(&self.path).at("remove", &self.path)?);

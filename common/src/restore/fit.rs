@@ -65,7 +65,7 @@ pub(super) struct Fit {
     limits: Option<FsLimits>,
     user: Option<User>,
     left_out: BTreeMap<String, LeftOut>,
-    /// Entries that are not what they were because of this user, devices not counted.
+    /// Entries that lack more than their owner and group because this user is not root, devices not counted.
     beyond_user: u64,
 }
 
@@ -180,7 +180,8 @@ impl Fit {
         checked: &Checked,
         paths: &[TreePath],
     ) -> Result<(), RestoreError> {
-        let Some(limits) = self.limits.clone() else { return Ok(()) };
+        // Where the probe gives no limits, the entries are still held against what this user may restore.
+        let limits = self.limits.clone();
         let (mut named, mut all) = (Vec::new(), 0u64);
         let mut misfit = |path: &[u8], what: String| {
             all += 1;
@@ -200,6 +201,7 @@ impl Fit {
             let is_device = matches!(entry.kind(), EntryKind::CharDevice | EntryKind::BlockDevice);
             // It is not restored, and listed in the end.
             let is_skipped = is_device && self.user.is_some();
+            let Some(limits) = &limits else { continue };
             if let Some(what) = limits.fault_at(Place::Destination, &entry).filter(|_| !is_skipped) {
                 misfit(&entry.path, what);
             }

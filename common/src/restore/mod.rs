@@ -78,7 +78,7 @@ pub struct Report {
     pub files_right: u64,
     /// Files that were put together anew.
     pub files_made: u64,
-    /// Entries that lack something which only root can restore: an owner, a set-user-id bit, an attribute of the system.
+    /// Entries that lack more than their owner and group, which only root can restore: a set-user-id bit, an attribute of the system.
     pub beyond_user: u64,
     /// What the restored entries lack, one of each kind with an example.
     pub left_out: Vec<LeftOut>,

@@ -44,7 +44,7 @@ impl Kind {
     }
 
     /// The pages at which a walk begins. They need the first page of the file.
-    fn roots(self, first: &[u8]) -> Vec<u32> {
+    fn roots(self, first: &[u8], end: u64) -> Vec<u32> {
         match self {
             Self::Gist => vec![0],
             // Rows with a value, rows without one.
@@ -53,7 +53,7 @@ impl Kind {
                 let pending = long(first, LINE_POINTERS);
                 [1, pending].into_iter().filter(|it| *it != NONE).collect()
             }
-            Self::Hash => buckets(first),
+            Self::Hash => buckets(first, end),
         }
     }
 
@@ -105,8 +105,12 @@ pub(super) fn walk(
     let mut pages = segments.pages();
     pages.read(0, &mut page)?;
     let mut seen = vec![false; usize::try_from(end).unwrap_or(usize::MAX)];
-    let mut queue: VecDeque<(u32, Option<u32>)> =
-        kind.roots(&page).into_iter().map(|root| (root, None)).collect();
+    let roots = kind.roots(&page, end);
+    // Only a hash index whose first page is none of its kind has no roots.
+    if roots.is_empty() {
+        lost.push(Lost { block: 0, from: None, fault: LostFault::OtherKind });
+    }
+    let mut queue: VecDeque<(u32, Option<u32>)> = roots.into_iter().map(|root| (root, None)).collect();
     while let Some((block, from)) = queue.pop_front() {
         let Some(seen) = seen.get_mut(block as usize) else {
             lost.push(Lost { block, from, fault: LostFault::BeyondEnd });
@@ -141,15 +145,15 @@ fn entries(page: &[u8]) -> impl Iterator<Item = usize> {
 }
 
 /// The first page of each bucket (`BUCKET_TO_BLKNO`).
-fn buckets(first: &[u8]) -> Vec<u32> {
+fn buckets(first: &[u8], end: u64) -> Vec<u32> {
     const MAGIC: u32 = 0x0644_0640;
     const SPARES: usize = 76;
     if long(first, 24) != MAGIC || long(first, 28) != 4 {
         return Vec::new();
     }
     let last = long(first, 48);
-    // A file of the largest size holds fewer.
-    let last = last.min(1 << 30);
+    // The number is read from a page that may be damaged. Bucket N is at block N + 1 or later, so one beyond the end is enough to be reported.
+    let last = last.min(u32::try_from(end).unwrap_or(u32::MAX - 1));
     (0..=last)
         .map(|bucket| {
             let before = match bucket {
@@ -370,8 +374,8 @@ mod tests {
         for (at, number) in [(24, 0x0644_0640_u32), (28, 4), (48, 2), (76 + 4, 1)] {
             first[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }
-        assert_eq!(buckets(&first), [1, 2, 4]);
-        assert!(buckets(&[0; PAGE_BYTES]).is_empty());
+        assert_eq!(buckets(&first, 5), [1, 2, 4]);
+        assert!(buckets(&[0; PAGE_BYTES], 1).is_empty());
     }
 
     /// As ginCompressPostingList writes (1,1), (1,2), (1,130) and (70000,3).
