@@ -124,7 +124,12 @@ pub(super) fn compare(
                 if same_roots
                     && !plan.full_read
                     && !plan.rotten.contains(found.path.as_bytes())
-                    && old.as_ref().is_some_and(|(old, _)| Some(old) == put.0.entry.as_ref())
+                    && old.as_ref().is_some_and(|(old, seen)| {
+                        // A file that was not at rest when it was read last is remembered as it is now, else it would never be.
+                        let is_remembered =
+                            seen.as_ref().is_some_and(Seen::is_trusted) || !put.1.is_trusted();
+                        Some(old) == put.0.entry.as_ref() && (old.kind() != EntryKind::File || is_remembered)
+                    })
                 {
                     let is_file = put.0.entry.as_ref().is_some_and(|entry| entry.kind() == EntryKind::File);
                     let entry = result.basis_entries.saturating_sub(1);

@@ -168,7 +168,16 @@ impl Repository {
         }
         let ledger =
             Ledger::open(&store.path().join("ledger"))?.with_reserve(store.path().join("ledger.reserve"));
-        let index = ChunkIndex::open_or_create(&store.path().join("index.redb"))?;
+        let place = store.path().join("index.redb");
+        let index = match ChunkIndex::open_or_create(&place) {
+            // The agent must start on a full disk, or nobody could prune: what an unfinished run left goes first.
+            Err(error) if error.is_full() => {
+                tracing::warn!(%error, "the content that an unfinished run left is removed");
+                store.forget_staged()?;
+                ChunkIndex::open_or_create(&place)?
+            }
+            opened => opened?,
+        };
         let source_key = VerifyingKey::load(&config.source_key)?;
         let rot = Rot::load(&store.path().join("scrub.json"));
         let pins = Pins::load(&store.path().join("pins.json"));

@@ -99,7 +99,17 @@ pub struct IndexError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 impl IndexError {
+    /// True if there was no room on the disk.
+    pub fn is_full(&self) -> bool {
+        self.source.downcast_ref::<std::io::Error>().is_some_and(is_full)
+    }
+
     pub(crate) fn new(path: &str, error: redb::Error) -> Self {
         let source = match error {
             // What the file system said, for whoever asks whether the disk is full.
@@ -137,7 +147,12 @@ impl ChunkIndex {
             closed::options().append(true).create(true).open(path)?;
             redb::Builder::new().set_cache_size(CACHE_BYTES).create(path)
         };
-        let database = open().or_else(|error| {
+        let database = open().or_else(|error: redb::DatabaseError| {
+            // A full disk says nothing about the index.
+            if matches!(&error, redb::DatabaseError::Storage(redb::StorageError::Io(error)) if is_full(error))
+            {
+                return Err(error);
+            }
             tracing::warn!(path = %path.display(), %error, "the chunk index is unusable and is rebuilt");
             drop(std::fs::remove_file(path));
             open()

@@ -81,6 +81,9 @@ fn a_full_disk_is_told_in_the_ledger_and_the_next_run_has_room() {
         assert_eq!(refused["reason"], "target-full", "{refused}");
         assert!(refused["message"].to_string().contains(said), "{refused}");
         pair.assert_ledger(&[Pass, NotRun]);
+        // A target that is killed on a full disk starts again.
+        pair.kill("target");
+        pair.start("target");
         let was_given_up = !store.join("repo/ledger.reserve").exists();
         // Where nothing is kept free, the write that met the end may have left a block, or not.
         assert!(reserve.contains("0B") || !was_given_up, "with room kept free the ledger has its own");
