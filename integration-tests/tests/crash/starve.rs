@@ -12,6 +12,7 @@ use std::{
     net::TcpStream,
     path::PathBuf,
     process::Command,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -111,7 +112,8 @@ impl Small {
 
     /// Takes all room that is left.
     fn fill(&self) {
-        let mut file = fs::File::create(self.0.join("filler")).expect("create");
+        let mut file =
+            fs::File::options().create(true).append(true).open(self.0.join("filler")).expect("create");
         let mut step = vec![0; 1 << 20];
         while !step.is_empty() {
             // Ever smaller: a write that does not fit is made in part, or not at all.
@@ -123,13 +125,11 @@ impl Small {
 
     /// Takes all inodes that are left.
     fn fill_inodes(&self) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let folder = self.0.join("fillers");
-        fs::create_dir(&folder).expect("mkdir");
-        for number in 0.. {
-            if fs::File::create(folder.join(format!("{number}"))).is_err() {
-                break;
-            }
-        }
+        // When it is there already, or when no inode is left for it, what is left is too little for it as well.
+        drop(fs::create_dir(&folder));
+        while fs::File::create(folder.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string())).is_ok() {}
     }
 
     fn empty(&self) {
@@ -157,6 +157,8 @@ struct Starving {
     round: u64,
     report: String,
     faults: u64,
+    /// The fault that is under way.
+    suffers: Option<Fault>,
     /// Verdicts that need no notice, or have one.
     heard: RefCell<BTreeSet<String>>,
 }
@@ -211,6 +213,7 @@ impl Starving {
             round: 0,
             report: String::new(),
             faults: 0,
+            suffers: None,
             heard: RefCell::default(),
         };
         own.start_target();
@@ -282,6 +285,12 @@ impl Starving {
     fn wait(&mut self, what: &str, mut ready: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !ready(self) {
+            // What the agent gives back is taken by others at once, as on a disk that somebody else fills.
+            match self.suffers {
+                Some(Fault::FullDisk) => self.disk.fill(),
+                Some(Fault::NoInodes) => self.disk.fill_inodes(),
+                _ => {}
+            }
             for role in ["target", "source"] {
                 if !self.pair.is_alive(role) {
                     let _ = writeln!(self.report, "  {role} has ended and is started again");
@@ -392,6 +401,7 @@ impl Starving {
         let before = ["source", "target"].map(|role| self.notices(role).len());
         self.edit();
         self.begin(fault);
+        self.suffers = Some(fault);
         if let Some(kind) = fault.trouble(role) {
             let line = format!("assay_trouble{{kind=\"{kind}\"}}");
             self.wait(&format!("{fault:?}: {role} tells of {kind} in its metrics"), |own| {
@@ -435,6 +445,7 @@ impl Starving {
         while Instant::now() < until {
             std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
         }
+        self.suffers = None;
         self.end(fault);
         self.goes_on();
         self.all_was_told(fault);

@@ -84,9 +84,11 @@ impl Subversion {
         live
     }
 
-    /// Holds the lock that everything which writes to the repository waits for.
+    /// Holds the lock that everything which writes to the repository waits for. Which kind of lock that is depends on how APR was
+    /// built, and neither kind is seen by the other.
     fn lock_commits(&self) -> fs::File {
         let lock = fs::File::options().write(true).open(self.file("db/write-lock")).expect("open");
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock");
         rustix::fs::fcntl_lock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("lock");
         lock
     }
@@ -110,7 +112,8 @@ impl Subversion {
     }
 
     fn start_with(prepare: impl FnOnce(&Path)) -> Self {
-        let pair = Pair::engine("subversion", "");
+        // Packing makes one file of many.
+        let pair = Pair::engine("subversion", "max_drop_percent = 100\n");
         let repository = pair.root(0);
         run(Command::new("svnadmin").arg("create").arg(&repository));
         prepare(&repository);

@@ -77,13 +77,17 @@ fn damage_of_the_live_data_is_attributed_to_it() {
     pair.assert_ledger(&[Outcome::Pass, Outcome::Fail, Outcome::Fail]);
 }
 
-/// A server that goes on writing does not hide it: what was read is the beginning of what is there.
+/// A server that goes on writing does not hide it: what was read is the beginning of what is there. A run in which the file changed on
+/// every try while it was read blames the read, which may be true, too: on a busy machine that happens, and another run follows.
 #[test]
 fn damage_of_a_live_accurev_is_attributed_to_it() {
     let (pair, _server) = accurev();
     pair.run(0);
     standin(&["damage", pair.root(0).to_str().expect("utf-8"), "flip-record"]);
-    let run = pair.run(1);
+    let mut runs = (0..20).map(|_| pair.run(1));
+    let run = runs
+        .find(|run| run["attribution"]["fault"] != "torn-read")
+        .expect("a run that read the file in one piece");
     assert_eq!(run["attribution"]["fault"], "live", "{run}");
     assert!(run["attribution"]["files"].to_string().contains("element.ndb"), "{run}");
 }
