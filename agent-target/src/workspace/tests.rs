@@ -151,6 +151,25 @@ fn what_a_killed_agent_left_is_swept_and_nothing_else() {
     assert_eq!(sweep(&temp.path().join("none")).expect("nothing to do"), 0);
 }
 
+/// A check that ends takes its workspace away while the agent, told to stop, takes all of them away.
+#[test]
+fn a_workspace_that_two_remove_at_a_time_is_gone_and_no_error() {
+    let temp = temp();
+    let options = options(temp.path(), Preference::Auto);
+    let directory = temp.path().join("workspaces");
+    for _ in 0..20 {
+        let workspace = Workspace::create(&options).expect("workspace");
+        let (removed, swept) = std::thread::scope(|scope| {
+            let removed = scope.spawn(|| workspace.remove());
+            let swept = scope.spawn(|| sweep(&directory));
+            (removed.join().expect("no panic"), swept.join().expect("no panic"))
+        });
+        removed.expect("removed");
+        swept.expect("swept");
+        assert_eq!(fs::read_dir(&directory).expect("list").count(), 0);
+    }
+}
+
 #[test]
 fn a_workspace_that_is_dropped_leaves_nothing() {
     let temp = temp();
