@@ -22,7 +22,7 @@ use std::{
         fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown},
     },
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use assay_common::{
@@ -38,12 +38,13 @@ use rusqlite::{
 };
 use rustix::fs::OFlags;
 
-/// How long SQLite waits for another process' lock, which is only held for moments.
-const BUSY: Duration = Duration::from_secs(5);
+/// How long SQLite waits for another process' lock at a time. Its pauses between two looks become longer while it waits, so a writer that
+/// holds the lock most of the time is met in many short waits rather than in a long one.
+const BUSY: Duration = Duration::from_millis(50);
+/// How long a mark waits for a moment without a writer's exclusive lock (rollback-journal mode only).
+const LOCK_WAIT: Duration = Duration::from_secs(60);
 /// Tries to copy a database and its journal while nobody writes to them, and to read a log twice with the same result.
 const RAW_TRIES: u32 = 10;
-/// Tries to get a moment without a writer's exclusive lock (rollback-journal mode only).
-const TRIES: u32 = 60;
 
 /// Why a database could not be copied.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +59,7 @@ pub enum SqliteError {
         source: rusqlite::Error,
     },
     /// Writers held it locked all the time.
-    #[error("{path}: it stayed locked by a writer; put it into WAL mode, in which readers do not wait")]
+    #[error("{path}: writers held it locked for {} seconds", LOCK_WAIT.as_secs())]
     Locked {
         /// The database, relative to the root.
         path: String,
@@ -80,6 +81,27 @@ pub enum SqliteError {
     /// A file operation.
     #[error(transparent)]
     Io(#[from] PathError),
+}
+
+impl SqliteError {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::Locked { .. } => {
+                "put the database into WAL mode (PRAGMA journal_mode = wal), in which readers wait for no writer; nothing was copied"
+            }
+            Self::Empty { .. } => {
+                "restore the database, or exclude the file when it is none; nothing was copied"
+            }
+            Self::Journal { .. } => {
+                "open the database with its application, which rolls the journal back, and run again; nothing was copied"
+            }
+            Self::Io(_) => "mend what the error names and run again; nothing was copied",
+            Self::Sqlite { .. } => {
+                "look at the live database with PRAGMA integrity_check; nothing was copied"
+            }
+        }
+    }
 }
 
 /// The databases to copy.
@@ -212,7 +234,8 @@ fn copy_database(database: &Database) -> Result<String, SqliteError> {
     let pages = if copy_unused(live, copy)? {
         back_up_in_place(copy).map_err(sqlite)?
     } else {
-        match back_up(live, copy) {
+        let began = Instant::now();
+        match back_up(live, copy, || began.elapsed() < LOCK_WAIT) {
             Err(error) if needs_rollback(&error) => {
                 roll_back_copy(live, copy, &path)?;
                 back_up_in_place(copy).map_err(sqlite)?
@@ -227,11 +250,12 @@ fn copy_database(database: &Database) -> Result<String, SqliteError> {
     Ok(format!("{pages} pages"))
 }
 
-fn back_up(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
+/// Copies a database by SQLite's online backup and says how many pages it has; `None` when writers kept it locked until `goes_on`, which is
+/// asked after each wait in vain, said no.
+fn back_up(live: &Path, copy: &Path, mut goes_on: impl FnMut() -> bool) -> rusqlite::Result<Option<i32>> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let from = Connection::open_with_flags(live, flags)?;
-    from.busy_timeout(BUSY)?;
     // The last connection of a database would otherwise move its WAL into it.
     from.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let mut to = Connection::open(copy)?;
@@ -239,13 +263,17 @@ fn back_up(live: &Path, copy: &Path) -> rusqlite::Result<Option<i32>> {
     to.pragma_update(None, "synchronous", "off")?;
     to.pragma_update(None, "journal_mode", "off")?;
     let backup = Backup::new(&from, &mut to)?;
-    for _ in 0..TRIES {
+    loop {
+        // Each time anew: a connection that has waited in vain once does not wait again until it runs a statement, and a backup runs none.
+        from.busy_timeout(BUSY)?;
         // Busy or locked otherwise: a writer in rollback-journal mode is in the middle of its commit.
         if backup.step(-1)? == StepResult::Done {
             return Ok(Some(backup.progress().pagecount));
         }
+        if !goes_on() {
+            return Ok(None);
+        }
     }
-    Ok(None)
 }
 
 /// True for what SQLite says to a reader who finds a journal whose writer is gone.
@@ -496,6 +524,27 @@ mod tests {
         let copies = tempfile::tempdir().expect("temp");
         let id = mark(folder.path(), copies.path(), &["named.db"]).expect("snapshot");
         assert!(id.contains("inner/own.db: ") && !id.contains("linked"), "{id}");
+    }
+
+    /// A writer that has the lock for longer than SQLite waits is waited for again, and one that keeps it ends the mark.
+    #[test]
+    fn a_locked_database_is_waited_for_more_than_once() {
+        let folder = tempfile::tempdir().expect("temp");
+        let live = folder.path().join("app.db");
+        let writer = Connection::open(&live).expect("open");
+        writer.execute_batch("create table t(a); insert into t values (1); begin exclusive").expect("fill");
+        let copy = folder.path().join("copy.db");
+        let mut waits = 0;
+        let pages = back_up(&live, &copy, || {
+            waits += 1;
+            if waits == 3 {
+                writer.execute_batch("rollback").expect("rollback");
+            }
+            true
+        });
+        assert_eq!((pages.expect("copied"), waits, rows(&copy)), (Some(2), 3, 1));
+        writer.execute_batch("begin exclusive").expect("lock");
+        assert_eq!(back_up(&live, &folder.path().join("other.db"), || false).expect("no error"), None);
     }
 
     /// The copy is one committed state, whatever another connection is in the middle of.

@@ -182,8 +182,7 @@ impl From<MarkError> for Fault {
             MarkError::Postgresql(error) => {
                 Self::not_run("mark-failed", error.to_string()).hint(error.hint())
             }
-            MarkError::Sqlite(_) => Self::not_run("mark-failed", error.to_string())
-                .hint("look at the live database with PRAGMA integrity_check; nothing was copied"),
+            MarkError::Sqlite(error) => Self::not_run("mark-failed", error.to_string()).hint(error.hint()),
             error => Self::not_run("mark-failed", error.to_string())
                 .hint("run the profile's mark command by hand as the agent's user; nothing was copied"),
         }
