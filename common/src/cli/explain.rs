@@ -210,8 +210,9 @@ fn looked_at(verdict: &Verdict, text: &mut String) {
     for line in lines {
         let _ = writeln!(text, "  {line}");
     }
-    for clause in verdict.claims().because {
-        let _ = writeln!(text, "  It claims no more, because: {}.", safe(&clause));
+    // The parts that were not covered stand above, each with its reason.
+    for clause in verdict.claims().because.iter().filter(|clause| !clause.starts_with("not covered: ")) {
+        let _ = writeln!(text, "  It claims no more, because: {}.", safe(clause));
     }
 }
 

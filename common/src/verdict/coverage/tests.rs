@@ -266,11 +266,16 @@ fn what_did_not_pass_claims_nothing() {
 
 #[test]
 fn long_names_are_shortened_in_a_sentence() {
-    let long = "x".repeat(100) + "/end";
-    let clause =
-        not_covered_clause((7, &[NotCovered { part: long, reason: String::new(), message: String::new() }]));
-    let clause = clause.expect("some");
-    assert!(clause.len() < 120 && clause.ends_with("/end and 6 more"), "{clause}");
+    let clause = |part: String| {
+        let part = NotCovered { part, reason: String::new(), message: String::new() };
+        not_covered_clause((7, &[part])).expect("some")
+    };
+    let path = clause("x".repeat(100) + "/end");
+    assert!(path.len() < 120 && path.ends_with("/end and 6 more"), "{path}");
+    let examples = format!("12 brin indexes of database \"shop\" ({}, ...)", "an_index, ".repeat(9));
+    assert_eq!(clause(examples), "not covered: 12 brin indexes of database \"shop\" and 6 more");
+    let words = clause(format!("the index {}", "of a table ".repeat(9)));
+    assert!(words.starts_with("not covered: the index of") && words.ends_with("... and 6 more"), "{words}");
     assert_eq!(not_covered_clause((2, &[])).expect("some"), "not covered: 2 parts");
 }
 
