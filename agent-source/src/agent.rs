@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 
 use crate::{
     observe,
-    run::{Attempt, Context, Options, Progress, new_run, plan},
+    run::{Attempt, Context, Due, Options, Progress, new_run, plan},
     state::{ScheduleState, StateError},
 };
 
@@ -223,8 +223,9 @@ impl Repository {
         self.context.state.save_run(&id, &run);
         let span = telemetry::of_run(&id);
         let options = Options { full_read: options.full_read || self.full_read_is_due(), ..options };
+        let context = Arc::clone(&self.context);
         let attempt =
-            Attempt::new(Arc::clone(&self.context), id, options, current.progress.clone(), current.cancel);
+            Attempt::new(context, id, options, current.progress.clone(), current.cancel, self.due(trigger));
         let progress = current.progress;
         let repository = Arc::clone(self);
         tokio::spawn(async move {
@@ -243,6 +244,16 @@ impl Repository {
             }
         });
         Ok(run)
+    }
+
+    /// Which place a run that is triggered now has among those that wait, and for how long it may.
+    fn due(&self, trigger: Trigger) -> Due {
+        let proof = self.watch.standing().last_pass;
+        let proven = proof.and_then(|pass| pass.mark.or(Some(pass.finished)));
+        let now = jiff::Timestamp::now();
+        let schedule = self.context.repository.schedule.as_ref().filter(|_| trigger == Trigger::Schedule);
+        let slot_end = schedule.and_then(|schedule| schedule.next_slot(now));
+        Due::new(trigger == Trigger::Schedule, proven, slot_end.map(|end| now.duration_until(end)))
     }
 
     /// What a run would do now. When this is dropped, its walk ends.

@@ -19,11 +19,13 @@ use crate::{
     agent::Agent,
     config::Config,
     observe,
+    replicate::Memory,
     run::Context,
     schedule,
     service::Source,
     state::{self, RepositoryState},
     target::Target,
+    turns::{RUNS_UNDER_WAY, Turns},
 };
 
 /// How long runs may take to end when the agent is told to stop: a mark's end command, and a word to the target.
@@ -47,7 +49,13 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         Some(section) => Some(MetricsServer::bind(section).await?),
         None => None,
     };
-    let target = Target { url: config.target.url.clone(), files: config.tls.clone() };
+    let mut target = Target::new(&config.target.url, &config.tls);
+    target.wait = config.target.wait();
+    let memory = Memory::new(
+        config.agent.memory_bytes(),
+        config.agent.runs_at_a_time().min(config.repositories.len()),
+    );
+    let turns = Turns::new(memory.runs(), RUNS_UNDER_WAY);
     let mut contexts = Vec::new();
     for repository in config.repositories {
         let state = RepositoryState::open(&config.agent.state, &repository.name)?;
@@ -59,7 +67,8 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
             signing_key: SigningKey::load(&config.signing_key)?,
             target_key: VerifyingKey::load(&config.target.signing_key)?,
             threads: config.agent.threads(),
-            memory_bytes: config.agent.memory_bytes(),
+            memory: memory.clone(),
+            turns: Arc::clone(&turns),
             transfer: config.target.transfer(config.agent.threads()),
         });
     }

@@ -25,13 +25,18 @@ use assay_common::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::replicate::{
-    scan::Ground,
-    transfer::{Compression, TransferOptions},
+use crate::{
+    replicate::{
+        scan::Ground,
+        transfer::{Compression, TransferOptions},
+    },
+    target::DEFAULT_WAIT,
 };
 
-/// Content that a run holds in memory when the file does not say, in bytes: enough for 1 GB/s at 64 ms of round trip.
+/// Content that all runs hold in memory when the file does not say, in bytes: enough for 1 GB/s at 64 ms of round trip.
 const DEFAULT_MEMORY_MIB: u32 = 64;
+/// Repositories that copy at a time when the file does not say: enough to fill the pauses of each.
+const DEFAULT_RUNS_AT_A_TIME: usize = 4;
 /// Niceness of the agent when the file does not say: the live server goes first. The kernel derives the priority of reads
 /// and writes from it as well.
 const DEFAULT_NICE: i32 = 10;
@@ -165,7 +170,10 @@ pub struct AgentSection {
     pub log: LogFormat,
     /// Files read side by side, and threads that cut and compress. Default: 2, or 1 on a machine with one core.
     pub threads: Option<usize>,
-    /// Content held in memory between reading and the target's acknowledgement, in MiB, 8 to 4096. Default: 64.
+    /// Repositories that copy at a time, 1 to 64; further runs wait for their turn, the one with the oldest proof first. Fewer where `memory_mib` has
+    /// less than 6 MiB for each. Default: 4.
+    runs_at_a_time: Option<usize>,
+    /// Content that all runs together hold in memory between reading and the target's acknowledgement, in MiB, 8 to 4096. Default: 64.
     pub memory_mib: Option<u32>,
     /// Niceness, 0 to 19: the live server goes first. Default: 10.
     nice: Option<i32>,
@@ -181,6 +189,11 @@ impl AgentSection {
     /// Niceness, 0 to 19.
     pub fn nice(&self) -> i32 {
         self.nice.unwrap_or(DEFAULT_NICE)
+    }
+
+    /// Repositories that copy at a time.
+    pub fn runs_at_a_time(&self) -> usize {
+        self.runs_at_a_time.unwrap_or(DEFAULT_RUNS_AT_A_TIME)
     }
 
     /// Content held in memory, in bytes.
@@ -232,9 +245,17 @@ pub struct TargetSection {
     retry: Option<Span>,
     /// How long the target may owe an answer, more than no time and at most a year. Default: 6h.
     patience: Option<Span>,
+    /// How long a run waits for a target that is busy, at most a year; one that the schedule started never waits beyond its next slot. `"0s"`: it
+    /// does not wait. Default: 1h.
+    wait: Option<Span>,
 }
 
 impl TargetSection {
+    /// How long a run waits for a target that is busy.
+    pub fn wait(&self) -> Duration {
+        self.wait.map_or(DEFAULT_WAIT, |wait| wait.0)
+    }
+
     /// How content is sent, with `threads` compressing.
     pub fn transfer(&self, threads: usize) -> TransferOptions {
         TransferOptions {
@@ -388,6 +409,12 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     }
     if file.target.patience.is_some_and(|patience| !config::is_limit(patience.0)) {
         faults.push(format!("target.patience: {}", config::LIMIT_RULE));
+    }
+    if file.target.wait.is_some_and(|wait| !wait.0.is_zero() && !config::is_limit(wait.0)) {
+        faults.push("target.wait: must be at most a year".to_owned());
+    }
+    if file.agent.runs_at_a_time.is_some_and(|runs| !(1..=64).contains(&runs)) {
+        faults.push("agent.runs_at_a_time: must be 1 to 64".to_owned());
     }
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] is needed".to_owned());

@@ -16,3 +16,4 @@ pub mod schedule;
 pub mod service;
 pub mod state;
 pub mod target;
+pub mod turns;

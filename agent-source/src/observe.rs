@@ -9,7 +9,7 @@ use assay_common::{
     cli::show,
     clock,
     id::RunId,
-    metrics::{Facts, MetricsServer, Page, RepositoryFacts},
+    metrics::{Facts, MetricsServer, Page, RepositoryFacts, RunQueueFacts},
     notify::{Notifier, tell_troubles},
     service_manager, supervise,
     tls::renewal,
@@ -154,6 +154,12 @@ fn facts(agent: &Agent, fixed: Fixed) -> Facts {
         started: Some(fixed.started),
         certificate_expiry: renewal::expires(),
         repositories: agent.repositories().map(|repository| repository_facts(repository)).collect(),
+        checks: None,
+        runs: agent.repositories().next().map(|repository| {
+            let (copying, at_a_time, waiting) = repository.context.turns.counts();
+            let (copying, at_a_time, waiting) = (copying as u64, at_a_time as u64, waiting as u64);
+            RunQueueFacts { copying, at_a_time, waiting }
+        }),
     }
 }
 

@@ -50,10 +50,13 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         None => None,
     };
     let mut repositories = Vec::new();
+    let checks = Arc::new(config.agent.check_queue());
     for repository in config.repositories {
         let name = repository.name.clone();
         let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key));
-        let opened = Arc::new(opened.with_context(|| format!("repository {name}"))?);
+        let mut opened = opened.with_context(|| format!("repository {name}"))?;
+        opened.checks = Arc::clone(&checks);
+        let opened = Arc::new(opened);
         let repository = Arc::clone(&opened);
         std::thread::Builder::new().name("ahead".to_owned()).spawn(move || {
             ahead::lay_out_tree(&repository);

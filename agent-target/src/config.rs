@@ -23,7 +23,12 @@ use assay_common::{
 };
 use serde::Deserialize;
 
-use crate::{check::sandbox, keep::retention::Retention, userns::Account};
+use crate::{
+    check::{IoClass, Priority, sandbox},
+    check_queue::{CheckQueue, DEFAULT_WAIT, default_at_a_time},
+    keep::retention::Retention,
+    userns::Account,
+};
 
 mod account;
 
@@ -61,6 +66,8 @@ pub struct PeerLimits {
     pub idle: Duration,
     /// Runs of a repository that may end without a PASS within an hour.
     pub failed_runs_per_hour: u32,
+    /// Runs of all repositories that are received at a time.
+    pub runs_at_a_time: usize,
 }
 
 impl Default for PeerLimits {
@@ -69,6 +76,7 @@ impl Default for PeerLimits {
             first_message: Duration::from_secs(30),
             idle: Duration::from_secs(6 * 3600),
             failed_runs_per_hour: 60,
+            runs_at_a_time: 16,
         }
     }
 }
@@ -76,7 +84,7 @@ impl Default for PeerLimits {
 /// What copies of large files may take when nothing is said.
 const COPY_AHEAD: Size = Size(16 * 1024 * 1024 * 1024);
 
-/// `[limits]`: how long a source may be silent, and how often it may fail.
+/// `[limits]`: how long a source may be silent, how often it may fail, and how much is received at a time.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PeerLimitsSection {
@@ -87,6 +95,9 @@ struct PeerLimitsSection {
     /// Runs of a repository that may end without a PASS within an hour, more than none; further ones are not opened until that hour is over.
     /// Default: 60.
     failed_runs_per_hour: Option<u32>,
+    /// Runs of all repositories that are received at a time, 1 to 256; one source has half of them at most, and whoever comes when there are
+    /// enough is told to come back and waits. Default: 16.
+    runs_at_a_time: Option<usize>,
 }
 
 /// A repository, bound to its profile.
@@ -145,6 +156,8 @@ pub struct Repository {
     pub copy_ahead: Size,
     /// What is taken from the source, of attributes and special files.
     pub copy_rules: CopyRules,
+    /// How the processes of its check stand beside others of this host.
+    pub check_priority: Priority,
 }
 
 /// How a workspace is made.
@@ -208,11 +221,42 @@ pub struct AgentSection {
     pub check_user: Option<UserName>,
     /// Their group. Default: the user's own, of a number the same number.
     pub check_group: Option<UserName>,
+    /// Checks that run at a time, of all repositories, at least 1; further ones wait, and the repository with the oldest PASS is next. Default:
+    /// half of the cores, at least 1.
+    checks_at_a_time: Option<usize>,
+    /// How long a check waits for its turn, more than no time and at most a year; then its verdict is INCONCLUSIVE check-not-started. Default: 6h.
+    check_wait: Option<Span>,
+    /// Niceness of checks, 0 to 19: what else this host does goes first. Default: the agent's own.
+    check_nice: Option<u8>,
+    /// How reads and writes of checks stand beside those of others: `"idle"`, only when nobody else has any, or `"best-effort"`, last of the usual
+    /// class. Default: the agent's own.
+    check_io: Option<IoClass>,
     /// Names in the certificates of those operators who may operate this target. Default: every operator of the CA.
     pub operators: Option<Vec<String>>,
     /// Form of the log, a line or a JSON object for each event. Default: plain.
     #[serde(default)]
     pub log: LogFormat,
+}
+
+impl AgentSection {
+    /// The queue of all checks.
+    pub fn check_queue(&self) -> CheckQueue {
+        let at_a_time = self.checks_at_a_time.unwrap_or_else(default_at_a_time);
+        CheckQueue::new(at_a_time, self.check_wait.map_or(DEFAULT_WAIT, |wait| wait.0))
+    }
+
+    fn faults(&self) -> impl Iterator<Item = String> {
+        let no_check = self.checks_at_a_time == Some(0);
+        let no_limit = self.check_wait.is_some_and(|wait| !config::is_limit(wait.0));
+        let not_nice = self.check_nice.is_some_and(|nice| nice > 19);
+        [
+            no_check.then(|| "agent.checks_at_a_time: must be at least 1".to_owned()),
+            no_limit.then(|| format!("agent.check_wait: {}", config::LIMIT_RULE)),
+            not_nice.then(|| "agent.check_nice: must be 0 to 19".to_owned()),
+        ]
+        .into_iter()
+        .flatten()
+    }
 }
 
 /// A user or a group of this host, by name or number.
@@ -439,9 +483,11 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         let wrong = section.limits.faults();
         faults.extend(wrong.map(|(key, message)| format!("repository[{index}].limits.{key}: {message}")));
     }
+    faults.extend(file.agent.faults());
     if file.repositories.is_empty() {
         faults.push("repository: at least one [[repository]] is needed".to_owned());
     }
+    let check_priority = Priority { nice: file.agent.check_nice, io: file.agent.check_io };
     let limits = PeerLimits {
         first_message: file.limits.first_message.map_or(PeerLimits::default().first_message, |span| span.0),
         idle: file.limits.idle.map_or(PeerLimits::default().idle, |span| span.0),
@@ -449,7 +495,11 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             .limits
             .failed_runs_per_hour
             .unwrap_or(PeerLimits::default().failed_runs_per_hour),
+        runs_at_a_time: file.limits.runs_at_a_time.unwrap_or(PeerLimits::default().runs_at_a_time),
     };
+    if !(1..=256).contains(&limits.runs_at_a_time) {
+        faults.push("limits.runs_at_a_time: must be 1 to 256".to_owned());
+    }
     if limits.failed_runs_per_hour == 0 {
         faults
             .push("limits.failed_runs_per_hour: must be greater than zero: 0 is not 'unlimited'".to_owned());
@@ -547,6 +597,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             }
         }
         repositories.push(Repository {
+            check_priority,
             copy_rules: CopyRules {
                 attributes: section.attributes.unwrap_or_else(|| profile.copy.attributes.clone()),
                 special_files: section.special_files.unwrap_or_else(|| profile.copy.special_files.clone()),

@@ -9,6 +9,7 @@ pub mod ahead;
 pub mod app;
 mod buffers;
 pub mod check;
+pub mod check_queue;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -6,7 +6,8 @@ use assay_common::{
     cli::show,
     clock,
     metrics::{
-        ControlFacts, Facts, MetricsServer, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts,
+        CheckQueueFacts, ControlFacts, Facts, MetricsServer, Page, RepositoryFacts, RestoreFacts, ScrubFacts,
+        StoreFacts,
     },
     notify::{Notifier, tell_troubles},
     service_manager, supervise,
@@ -18,7 +19,7 @@ use assay_common::{
 };
 use jiff::Timestamp;
 
-use crate::{repository::Repository, restore::last_complete, service::Repositories};
+use crate::{check_queue::CheckQueue, repository::Repository, restore::last_complete, service::Repositories};
 
 /// Who speaks in notices.
 const ROLE: &str = "target";
@@ -156,6 +157,18 @@ fn facts(repositories: &Repositories, fixed: &Fixed) -> Facts {
         started: Some(fixed.started),
         certificate_expiry: renewal::expires(),
         repositories: repositories.iter().map(|repository| repository_facts(repository)).collect(),
+        checks: repositories.iter().next().map(|repository| check_queue(&repository.checks)),
+        runs: None,
+    }
+}
+
+fn check_queue(queue: &CheckQueue) -> CheckQueueFacts {
+    let waiting = queue.waiting();
+    CheckQueueFacts {
+        running: queue.running() as u64,
+        at_a_time: queue.at_a_time() as u64,
+        waiting: waiting.len() as u64,
+        oldest_since: waiting.iter().map(|waiting| waiting.since).min(),
     }
 }
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ahead,
     check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
+    check_queue::{NotStarted, Wanted},
     config::{IsolationPolicy, WorkspacePreference},
     keep::prune,
     repository::{
@@ -33,6 +34,8 @@ use crate::{
     workspace::{Oddities, Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
 };
 
+/// Why a check has no verdict that nobody wanted any more before it started.
+const NOT_WANTED: &str = "the check was given up while it waited for its turn";
 /// The checker says two things of the same bytes.
 const CONTRADICTION: &str = "checker-contradiction";
 /// Findings of one step that go into a verdict; more of the same would not tell more.
@@ -53,6 +56,8 @@ pub(crate) struct Teller<'a> {
     pub(crate) read_again: &'a dyn Fn(Vec<ReadAgain>),
     /// Ends the check.
     pub(crate) cancel: CancellationToken,
+    /// Which place it has among those that wait.
+    pub(crate) wanted: Wanted,
 }
 
 impl Teller<'_> {
@@ -81,12 +86,20 @@ pub fn start(
             step: &|step| lease.tell(|state| step.clone_into(&mut state.step)),
             read_again: &|wanted| lease.tell(|state| state.read_again = Some(wanted.into())),
             cancel: repository.ending.child_token(),
+            wanted: Wanted::Now,
         };
         let done = check_and_record(&repository, &id, &record, asked_by, &teller);
-        if let Err(error) = &done {
-            tracing::error!(error, "the check has no verdict");
+        match done {
+            Err(why) if why == NOT_WANTED => {
+                tracing::info!("the check was given up before it started");
+                return lease.give_back(why);
+            }
+            Err(error) => {
+                tracing::error!(error, "the check has no verdict");
+                lease.done(Err(error));
+            }
+            done => lease.done(done),
         }
-        lease.done(done);
         ahead::lay_out_tree(&repository);
         prune::after_verdict(&repository);
         schedule::after_verdict(&repository);
@@ -132,6 +145,18 @@ pub(crate) fn check_unless_cancelled(
     asked_by: AskedBy,
     teller: &Teller<'_>,
 ) -> Result<Option<(String, String)>, String> {
+    let asked = jiff::Timestamp::now();
+    let _slot = match repository.check_slot(teller.wanted, &teller.cancel, teller.step) {
+        Ok(slot) => slot,
+        Err(NotStarted::WaitedTooLong { wait, at_a_time }) if teller.wanted == Wanted::Now => {
+            let judged = not_started(wait, at_a_time);
+            let times = (asked, jiff::Timestamp::now());
+            return keep(repository, id, record, &judged, asked_by, times).map(Some);
+        }
+        Err(NotStarted::Cancelled) if teller.wanted == Wanted::Now => return Err(NOT_WANTED.to_owned()),
+        // What is due by the clock comes again.
+        Err(_) => return Ok(None),
+    };
     let check_started = jiff::Timestamp::now();
     tracing::info!(generation = record.generation, "the check starts");
     let checked = check_after(repository, record, &teller.cancel, teller.step, |_| Ok(()));
@@ -174,6 +199,23 @@ pub(crate) fn check_unless_cancelled(
         keep_rotten(repository, &record, report, attribution, times);
     }
     Ok(Some(recorded))
+}
+
+/// A check that found no slot has looked at nothing.
+fn not_started(wait: std::time::Duration, at_a_time: usize) -> Judged {
+    let message = format!(
+        "the check waited for {} behind the checks of other repositories and was not started; {at_a_time} run at a time\nHINT: run \
+         assay-target verify when there is time, let more checks run at a time (agent.checks_at_a_time), spread the schedules, or let a check \
+         wait longer (agent.check_wait)",
+        humantime::format_duration(wait)
+    );
+    Judged {
+        outcome: Outcome::Inconclusive,
+        reason: "check-not-started".to_owned(),
+        message,
+        report: None,
+        attribution: None,
+    }
 }
 
 /// A generation that had passed is known to be bad now: that is a verdict of its own.
@@ -378,6 +420,7 @@ pub(crate) fn check_after(
         account: config.account,
         live_paths: config.live_paths.clone(),
         limits: config.limits,
+        priority: config.check_priority,
         hidden: config.hidden.clone(),
         cancel: cancel.clone(),
         ..Default::default()

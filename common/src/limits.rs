@@ -32,7 +32,8 @@ pub const CONNECTIONS: usize = 256;
 pub const CONNECTIONS_PER_PEER: usize = 32;
 /// Unfinished TLS handshakes at a time; further connections wait.
 pub const HANDSHAKES: usize = 64;
-/// Unfinished TLS handshakes at a time from one address; further connections are closed.
+/// Unfinished TLS handshakes at a time from one address; further connections wait a moment, four times as many, and those beyond are
+/// closed.
 pub const HANDSHAKES_PER_ADDRESS: usize = 16;
 /// From the acceptance of a connection to its first HTTP/2 frame.
 pub const FIRST_FRAME: Duration = Duration::from_secs(10);

@@ -23,6 +23,8 @@ pub const RUN_ID_KEY: &str = "run_id";
 const MAX_MESSAGE_BYTES: usize = 2048;
 /// Bound of a hint and of one metadata value, for the same reason.
 const MAX_VALUE_BYTES: usize = 1024;
+/// The reason of a fault that ends by itself: with a [`RpcFault::retry_after`], the caller may wait for that.
+pub const BUSY: &str = "busy";
 /// More than our agents ever attach.
 const MAX_METADATA_ENTRIES: usize = 4;
 

@@ -238,8 +238,8 @@ fn mark(report: &mut Report, repository: &Repository, mark: &Mark) {
 
 /// As the agent itself: a service that answers, and a clock that agrees.
 async fn reach_target(report: &mut Report, url: &str, files: &TlsFiles) -> Option<Channel> {
-    let target = Target { url: url.to_owned(), files: files.clone() };
-    let channel = match tokio::time::timeout(PATIENCE, target.connect()).await {
+    let target = Target::new(url, files);
+    let channel = match tokio::time::timeout(PATIENCE, target.connect_alone()).await {
         Err(_) => {
             report.bad("target", format!("{url} does not answer"), "check the firewalls between");
             return None;
@@ -248,7 +248,7 @@ async fn reach_target(report: &mut Report, url: &str, files: &TlsFiles) -> Optio
             report.bad("target", error.to_string(), error.hint().unwrap_or_default());
             return None;
         }
-        Ok(Ok((channel, _))) => channel,
+        Ok(Ok(channel)) => channel,
     };
     match tokio::time::timeout(PATIENCE, assay_common::cli::ask_health(channel.clone())).await {
         Ok(Ok(answer)) => {

@@ -35,7 +35,7 @@ pub(super) async fn follow(
 
 enum View {
     Json,
-    Lines { phase: Phase, step: String },
+    Lines { phase: Phase, step: String, waiting: String },
     Bar { bar: ProgressBar, phase: Phase, pace: Pace },
 }
 
@@ -45,7 +45,7 @@ impl View {
             return Self::Json;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Lines { phase: Phase::Unspecified, step: String::new() };
+            return Self::Lines { phase: Phase::Unspecified, step: String::new(), waiting: String::new() };
         }
         let bar = ProgressBar::new_spinner();
         bar.set_style(spinner());
@@ -56,10 +56,16 @@ impl View {
     fn show(&mut self, run: &Run) {
         match self {
             Self::Json => print_json(&to_json("Run", run)),
-            Self::Lines { phase, step } => {
+            Self::Lines { phase, step, waiting } => {
                 if *phase != run.phase() && run.phase() != Phase::Done {
                     *phase = run.phase();
                     print(&format!("{}{}\n", show::phase(*phase), detail(run)));
+                }
+                if *waiting != run.waiting {
+                    run.waiting.clone_into(waiting);
+                    if !waiting.is_empty() {
+                        print(&format!("waiting {}\n", safe(waiting)));
+                    }
                 }
                 if *step != run.check_step && !run.check_step.is_empty() {
                     run.check_step.clone_into(step);
@@ -83,6 +89,7 @@ impl View {
                     bar.set_style(spinner());
                 }
                 bar.set_message(match run.phase() {
+                    _ if !run.waiting.is_empty() => format!("waiting {}", safe(&run.waiting)),
                     Phase::Replicating => progress(run, pace, Instant::now()),
                     Phase::Checking => safe(&run.check_step),
                     _ => detail(run).trim_start_matches(": ").to_owned(),

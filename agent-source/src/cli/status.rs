@@ -79,6 +79,9 @@ fn under_way(run: &Run) -> String {
         let sent = show::bytes(counts.wire_bytes_out);
         text.push_str(&format!(", {} read, {sent} sent", show::bytes(counts.bytes_read)));
     }
+    if !run.waiting.is_empty() {
+        text.push_str(&format!(", waiting {}", safe(&run.waiting)));
+    }
     if !run.check_step.is_empty() {
         text.push_str(&format!(", step {}", safe(&run.check_step)));
     }

@@ -1,6 +1,6 @@
 //! What is on its way between reading and the target: batches of pieces, and the budget of bytes that they may hold.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use assay_proto::v1::FilePart;
 use bytes::Bytes;
@@ -40,10 +40,53 @@ pub struct Batch {
 /// What a piece that was let go is counted for: that it is remembered where it was costs memory too.
 const LET_GO_BYTES: usize = 256;
 
+type Spare = Mutex<Vec<Vec<u8>>>;
+
+/// The memory for content that all runs of an agent share.
+///
+/// Each run that copies has as much for itself as it needs to make progress, so that none waits for another; the rest is for whoever needs it.
+#[derive(Clone)]
+pub struct Memory {
+    runs: usize,
+    own_bytes: usize,
+    common: Arc<Semaphore>,
+    blocks: Arc<Mutex<Weak<Spare>>>,
+}
+
+impl Memory {
+    /// `bytes` for up to `runs` at a time, or for as many as they are enough for.
+    pub fn new(bytes: usize, runs: usize) -> Self {
+        let runs = runs.min(bytes / MIN_BUDGET_BYTES).max(1);
+        let own_bytes = if runs == 1 { bytes } else { MIN_BUDGET_BYTES };
+        let common = bytes.saturating_sub(runs * own_bytes) / BUDGET_UNIT;
+        Self { runs, own_bytes, common: Arc::new(Semaphore::new(common)), blocks: Arc::default() }
+    }
+
+    /// How many runs may copy at a time.
+    pub fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// The budget of one run.
+    pub fn budget(&self) -> Budget {
+        Budget { common: Some(Arc::clone(&self.common)), ..Budget::new(self.own_bytes) }
+    }
+
+    /// The blocks of those that read now; they go when nobody reads.
+    pub fn blocks(&self) -> Blocks {
+        let mut known = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = known.upgrade().unwrap_or_default();
+        *known = Arc::downgrade(&blocks);
+        Blocks(blocks)
+    }
+}
+
 /// Bytes that may be held between reading and the target's acknowledgement.
 #[derive(Clone)]
 pub struct Budget {
-    semaphore: Arc<Semaphore>,
+    own: Arc<Semaphore>,
+    /// What the runs of an agent have together.
+    common: Option<Arc<Semaphore>>,
     units: usize,
 }
 
@@ -51,7 +94,7 @@ impl Budget {
     /// A budget of `bytes`, or of as much as is needed to make progress at all.
     pub fn new(bytes: usize) -> Self {
         let units = bytes.max(MIN_BUDGET_BYTES) / BUDGET_UNIT;
-        Self { semaphore: Arc::new(Semaphore::new(units)), units }
+        Self { own: Arc::new(Semaphore::new(units)), common: None, units }
     }
 
     fn units(&self, bytes: usize) -> u32 {
@@ -59,12 +102,25 @@ impl Budget {
     }
 
     fn try_claim(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.semaphore).try_acquire_many_owned(self.units(bytes)).ok()
+        let units = self.units(bytes);
+        let mut both = [Some(&self.own), self.common.as_ref()].into_iter().flatten();
+        both.find_map(|semaphore| Arc::clone(semaphore).try_acquire_many_owned(units).ok())
     }
 
     fn claim(&self, bytes: usize, runtime: &Handle) -> Result<OwnedSemaphorePermit, Closed> {
-        let claim = Arc::clone(&self.semaphore).acquire_many_owned(self.units(bytes));
-        runtime.block_on(claim).map_err(|_| Closed)
+        let units = self.units(bytes);
+        let own = Arc::clone(&self.own).acquire_many_owned(units);
+        let Some(common) = self.common.clone() else {
+            return runtime.block_on(own).map_err(|_| Closed);
+        };
+        // What is its own comes back when its batches are stored; what is common may be held by others for long.
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                own = own => own.map_err(|_| Closed),
+                Ok(common) = common.acquire_many_owned(units) => Ok(common),
+            }
+        })
     }
 
     /// What is left of a claim when all but `bytes` and the places of so many pieces was let go; the rest is free for others.
@@ -75,7 +131,7 @@ impl Budget {
 
     /// Wakes readers that wait, to stop them.
     pub fn close(&self) {
-        self.semaphore.close();
+        self.own.close();
     }
 }
 
@@ -85,7 +141,7 @@ pub struct Closed;
 
 /// Blocks of memory that are read into again and again: fresh memory is slow to come by, and clearing it is work.
 #[derive(Clone, Default)]
-pub struct Blocks(Arc<Mutex<Vec<Vec<u8>>>>);
+pub struct Blocks(Arc<Spare>);
 
 impl Blocks {
     /// A block of at least `bytes`, whatever was in it.
@@ -228,5 +284,72 @@ impl Batcher {
         };
         self.counters.chunks_offered.add(batch.chunks.len() as u64);
         self.batches.blocking_send(batch).map_err(|_| Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    /// Takes what it can get at once.
+    fn take_all(budget: &Budget) -> Vec<OwnedSemaphorePermit> {
+        std::iter::from_fn(|| budget.try_claim(MIB)).collect()
+    }
+
+    #[test]
+    fn runs_share_one_memory_and_none_keeps_another_from_going_on() {
+        let memory = Memory::new(64 * MIB, 4);
+        let (first, second) = (memory.budget(), memory.budget());
+        let held = take_all(&first);
+        // All but what the three others have for themselves.
+        assert_eq!(held.len(), 64 - 3 * 6);
+        assert_eq!(take_all(&second).len(), 6);
+        drop(held);
+        assert_eq!(take_all(&second).len(), 64 - 3 * 6);
+    }
+
+    #[test]
+    fn one_repository_has_all_the_memory_and_little_memory_is_for_few_runs() {
+        let alone = Memory::new(64 * MIB, 1);
+        assert_eq!((alone.runs(), take_all(&alone.budget()).len()), (1, 64));
+        assert_eq!(Memory::new(8 * MIB, 4).runs(), 1);
+        assert_eq!(Memory::new(13 * MIB, 4).runs(), 2);
+        assert_eq!((Memory::new(0, 4).runs(), take_all(&Memory::new(0, 4).budget()).len()), (1, 6));
+    }
+
+    /// Nothing is free in either: the claim is met by what comes back first, and ends when the transfer does.
+    #[test]
+    fn a_claim_waits_for_whichever_is_free_first() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let memory = Memory::new(20 * MIB, 2);
+        let (first, second) = (memory.budget(), memory.budget());
+        let (mut theirs, mut ours) = (take_all(&first), take_all(&second));
+        assert_eq!((theirs.len(), ours.len()), (14, 6));
+        std::thread::scope(|scope| {
+            let claiming = scope.spawn(|| second.claim(MIB, runtime.handle()));
+            // The last ones are of what is common.
+            theirs.truncate(6);
+            let common = claiming.join().expect("no panic").expect("some of what is common");
+            theirs.extend(take_all(&first));
+            let claiming = scope.spawn(|| second.claim(MIB, runtime.handle()));
+            ours.pop();
+            let own = claiming.join().expect("no panic").expect("its own");
+            let claiming = scope.spawn(|| second.claim(MIB, runtime.handle()));
+            second.close();
+            assert!(claiming.join().expect("no panic").is_err());
+            drop((common, own));
+        });
+    }
+
+    #[test]
+    fn blocks_are_shared_by_those_that_read_and_go_with_the_last() {
+        let memory = Memory::new(64 * MIB, 4);
+        let (one, other) = (memory.blocks(), memory.blocks());
+        drop(one.share(one.take(10), 10));
+        assert_eq!(other.0.lock().expect("no panic").len(), 1);
+        drop((one, other));
+        assert!(memory.blocks().0.lock().expect("no panic").is_empty());
     }
 }

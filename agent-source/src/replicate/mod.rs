@@ -43,14 +43,15 @@ use assay_common::{
     manifest::Header,
     path::TreePath,
     profile::FileRules,
+    tls::MeteredChannel,
 };
 use assay_proto::v1::{Counts, TransferStart, replication_service_client::ReplicationServiceClient};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use basis::{BasisFolder, BasisReader};
-use batch::{Batch, Batcher, Blocks, Budget};
+pub use batch::Memory;
+use batch::{Batch, Batcher};
 use block_memory::BlockMemory;
 use compare::{Compared, LateJob};
 use links::Links;
@@ -240,8 +241,8 @@ pub struct Plan {
     pub work: PathBuf,
     /// Files that are read side by side.
     pub threads: usize,
-    /// Content that may be held in memory, in bytes.
-    pub budget_bytes: usize,
+    /// What content may be held in, with the agent's other runs.
+    pub memory: Memory,
     /// How content is sent.
     pub transfer: TransferOptions,
 }
@@ -278,7 +279,7 @@ pub struct Replicated {
 /// # Errors
 /// The first thing that went wrong; everything else is stopped then.
 pub async fn replicate(
-    client: ReplicationServiceClient<Channel>,
+    client: ReplicationServiceClient<MeteredChannel>,
     start: TransferStart,
     plan: Plan,
     counters: Arc<Counters>,
@@ -286,7 +287,7 @@ pub async fn replicate(
 ) -> Result<Replicated, ReplicateError> {
     // One token for this replication: whichever part fails first stops the others.
     let stop = cancel.child_token();
-    let budget = Budget::new(plan.budget_bytes);
+    let budget = plan.memory.budget();
     let (batches, queue) = mpsc::channel::<Batch>(BATCH_QUEUE);
     let options = plan.transfer.clone();
     // Of what the base has nothing is sent, and the rest is little.
@@ -332,7 +333,7 @@ pub async fn replicate(
 fn run_threads(
     plan: &Plan,
     batches: &mpsc::Sender<Batch>,
-    budget: &Budget,
+    budget: &batch::Budget,
     runtime: &Handle,
     counters: &Arc<Counters>,
     stop: &CancellationToken,
@@ -340,7 +341,7 @@ fn run_threads(
     let before = plan.basis.as_ref().map(BasisFolder::blocks);
     let memory = BlockMemory::new(before.as_deref(), &plan.work.join(STEPS_BLOCKS));
     let (blocks, contents, at_work, threads) =
-        (Blocks::default(), Arc::default(), Arc::default(), plan.threads);
+        (plan.memory.blocks(), Arc::default(), Arc::default(), plan.threads);
     let fingerprints = plan.fingerprints;
     let shared = reader::Shared {
         blocks,

@@ -19,6 +19,7 @@ use assay_common::{
     limits::MAX_OUTSTANDING_BYTES,
     path::TreePath,
     rpc_status::fault_from_status,
+    tls::MeteredChannel,
 };
 use assay_proto::v1::{
     Offer, TransferRequest, TransferResponse, TransferStart,
@@ -30,7 +31,7 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::{Counters, batch::Batch, chunk::Changed};
 pub use compress::Method;
@@ -141,7 +142,7 @@ pub fn is_cut(status: &Status) -> bool {
 /// # Errors
 /// When the connection breaks for longer than the options allow, or the target refuses something.
 pub async fn transfer(
-    client: ReplicationServiceClient<Channel>,
+    client: ReplicationServiceClient<MeteredChannel>,
     start: TransferStart,
     batches: mpsc::Receiver<Batch>,
     (options, usual): (&TransferOptions, Method),
@@ -216,7 +217,7 @@ impl Sending {
     /// before the target has said that it heard the start, and the end before it has said that all is stored.
     async fn stream(
         &mut self,
-        mut client: ReplicationServiceClient<Channel>,
+        mut client: ReplicationServiceClient<MeteredChannel>,
         start: TransferStart,
     ) -> Result<(), TransferError> {
         let (requests, queue) = mpsc::channel(QUEUE);

@@ -1,13 +1,13 @@
 //! Why a run ended without a verdict, in the words that operators, scripts and the ledger get.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use assay_common::{
     config::HISTORY_DIFFERS,
     error::{Hint as _, PathError},
     fidelity::{CANNOT_HOLD, Refused, remedies},
-    rpc_status::{TOO_MANY_FAILED_RUNS, fault_from_status},
-    tls::ConnectError,
+    rpc_status::{BUSY, TOO_MANY_FAILED_RUNS, fault_from_status},
+    tls::{ConnectError, connect_error_of},
     verdict::Outcome,
 };
 use tonic::{Code, Status};
@@ -113,6 +113,7 @@ impl Fault {
                 .hint("check that the target agent runs; what has arrived there is kept and not sent again");
         }
         let reason = match status.code() {
+            _ if fault.reason == BUSY && reason == "target-refused" => "target-busy",
             Code::Unavailable if reason != "not-sealed" => "target-unreachable",
             Code::PermissionDenied | Code::Unauthenticated => "target-refused",
             Code::DeadlineExceeded if fault.reason.is_empty() => "target-stalled",
@@ -130,6 +131,10 @@ impl Fault {
     }
 
     pub(super) fn opening(status: Status) -> Self {
+        // The connection that others had made was gone, and no other could be made.
+        if let Some(error) = connect_error_of(&status) {
+            return Self::from(error);
+        }
         let fault = Self::remote("target-refused", "the target does not open the run", &status);
         Self { was_not_opened: true, ..fault }
     }
@@ -148,8 +153,14 @@ pub(super) fn silent(patience: Duration) -> Status {
     TransferError::Stalled { patience }.into_status()
 }
 
-impl From<ConnectError> for Fault {
-    fn from(error: ConnectError) -> Self {
+impl From<Arc<ConnectError>> for Fault {
+    fn from(error: Arc<ConnectError>) -> Self {
+        Self::from(&*error)
+    }
+}
+
+impl From<&ConnectError> for Fault {
+    fn from(error: &ConnectError) -> Self {
         let mut fault = Self::not_run("target-unreachable", error.to_string());
         fault.hint = error.hint();
         Self { was_not_opened: true, ..fault }

@@ -11,6 +11,7 @@ mod replication;
 mod reread;
 mod roots;
 mod seal;
+mod waiting;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ use assay_common::{
     path::display_short,
     rpc_status::fault_from_status,
     signing::{SigningKey, VerifyingKey},
-    tls::WireCounter,
+    tls::{Meter, MeteredChannel},
     verdict::{
         self, HexDigest, MAX_LISTED, Outcome, VerifiedVerdict, coverage::meaning, timestamp_to_proto,
         verify_verdict,
@@ -33,18 +34,20 @@ use assay_proto::v1::{
     replication_service_client::ReplicationServiceClient,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
 use crate::{
     config::Repository,
     mark::{Mark, Marker},
-    replicate::{Counters, transfer::TransferOptions},
+    replicate::{Counters, Memory, transfer::TransferOptions},
     state::RepositoryState,
     target::Target,
+    turns::{Turn, Turns},
 };
 
 pub use fault::Fault;
 pub use progress::Progress;
+pub use waiting::Due;
 
 /// Version of the replication protocol that this agent speaks.
 pub const PROTOCOL: u32 = 3;
@@ -78,8 +81,10 @@ pub struct Context {
     pub target_key: VerifyingKey,
     /// Files read side by side.
     pub threads: usize,
-    /// Content held in memory, in bytes.
-    pub memory_bytes: usize,
+    /// What content is held in, of all runs of the agent.
+    pub memory: Memory,
+    /// Which of them is next.
+    pub turns: Arc<Turns>,
     /// How content is sent.
     pub transfer: TransferOptions,
 }
@@ -119,9 +124,10 @@ pub struct Attempt {
     target_statements: u32,
     filter: Arc<Filter>,
     filtered_otherwise: bool,
+    due: Due,
 }
 
-type Client = ReplicationServiceClient<Channel>;
+type Client = ReplicationServiceClient<MeteredChannel>;
 /// What the target says of the check that follows a seal.
 type Check = Streaming<SealRunResponse>;
 
@@ -133,6 +139,7 @@ impl Attempt {
         options: Options,
         progress: Progress,
         cancel: CancellationToken,
+        due: Due,
     ) -> Self {
         Self {
             context,
@@ -146,27 +153,16 @@ impl Attempt {
             filtered_otherwise: false,
             nonce: HexDigest::random(),
             target_statements: 0,
+            due,
         }
     }
 
     /// Runs to the end, whatever it is: the outcome is in the progress, and on disk, when this returns.
     pub async fn run(mut self) {
         tracing::info!(repository = %self.context.repository.name, "the run starts");
-        let ended = match self.context.target.connect().await {
-            Err(error) => Err(Fault::from(error)),
-            Ok((channel, wire)) => {
-                let client = ReplicationServiceClient::new(channel)
-                    .max_decoding_message_size(MAX_ANSWER_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES);
-                let ended = self.go(client.clone(), &wire).await;
-                self.count_wire(&wire);
-                if let Err(fault) = &ended {
-                    self.abandon(client, fault).await;
-                }
-                ended
-            }
-        };
+        let ended = self.in_turn().await;
         self.progress.update(|run| {
+            run.waiting.clear();
             run.overrides = self.overrides.clone();
             run.warnings = self.counters.warnings();
             let changed = self.counters.changed_without_trace();
@@ -203,8 +199,29 @@ impl Attempt {
         }
     }
 
+    /// Waits for its turn and the target, and goes.
+    async fn in_turn(&mut self) -> Result<verdict::Verdict, Fault> {
+        let mut turn = self.wait_for_turn().await?;
+        let channel = self.connect().await?;
+        let wire = channel.meter();
+        let client = ReplicationServiceClient::new(channel)
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let ended = self.go(client.clone(), &wire, &mut turn).await;
+        self.count_wire(&wire);
+        if let Err(fault) = &ended {
+            self.abandon(client, fault).await;
+        }
+        ended
+    }
+
     /// The story of a run.
-    async fn go(&mut self, mut client: Client, wire: &WireCounter) -> Result<verdict::Verdict, Fault> {
+    async fn go(
+        &mut self,
+        mut client: Client,
+        wire: &Meter,
+        turn: &mut Turn,
+    ) -> Result<verdict::Verdict, Fault> {
         let context = Arc::clone(&self.context);
         // The target's lock comes first: a mark that nobody copies would be made for nothing.
         self.progress.phase(Phase::Opening);
@@ -264,6 +281,8 @@ impl Attempt {
         self.count_wire(wire);
         tracing::info!(generation = opened.generation, %root, "the generation is sealed");
 
+        // A check takes nothing of this host: the next run may copy.
+        turn.end_copying();
         self.progress.phase(Phase::Checking);
         self.verdict(&mut client, check, root, opened.generation, &roots).await
     }
@@ -288,7 +307,7 @@ impl Attempt {
         Ok(roots)
     }
 
-    fn count(&self, wire: &WireCounter) {
+    fn count(&self, wire: &Meter) {
         let (counts, current) = (self.counters.counts(), self.counters.current());
         self.progress.update(|run| {
             run.counts =
@@ -297,7 +316,7 @@ impl Attempt {
         });
     }
 
-    fn count_wire(&self, wire: &WireCounter) {
+    fn count_wire(&self, wire: &Meter) {
         self.progress.update(|run| {
             let counts = run.counts.get_or_insert_default();
             (counts.wire_bytes_out, counts.wire_bytes_in) = (wire.bytes_out(), wire.bytes_in());

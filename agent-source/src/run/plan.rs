@@ -153,7 +153,7 @@ fn is_mass_drop(work: &PlannedWork, limit: u8) -> bool {
 
 async fn outlook(context: &Context) -> Result<Outlook, Fault> {
     let asked = async {
-        let (channel, _) = context.target.connect().await?;
+        let channel = context.target.connect().await?;
         let mut client = ReplicationServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
         let request = GetOutlookRequest { repository: context.repository.name.clone(), protocol: PROTOCOL };
         Ok(client.get_outlook(request).await.map_err(Fault::opening)?.into_inner())

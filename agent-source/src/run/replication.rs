@@ -3,8 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use assay_common::{
-    digest::RootDigest, error::IoContext as _, limits::MAX_MANIFEST_BYTES, tls::WireCounter,
-    verdict::STATEMENTS,
+    digest::RootDigest, error::IoContext as _, limits::MAX_MANIFEST_BYTES, tls::Meter, verdict::STATEMENTS,
 };
 use assay_proto::v1::{FetchManifestRequest, OpenRunRequest, OpenRunResponse, TransferStart};
 
@@ -68,7 +67,7 @@ impl Attempt {
         marker: &Marker,
         roots: &roots::OpenRoots,
         basis_known: bool,
-        wire: &WireCounter,
+        wire: &Meter,
     ) -> Result<Replicated, Fault> {
         let mut rotten: HashSet<Vec<u8>> = opened.rotten.iter().cloned().collect();
         // A full run takes nobody's word.
@@ -122,12 +121,21 @@ impl Attempt {
             ..Default::default()
         };
         self.context.state.history().show(&mut request);
-        let opened = tokio::select! {
-            opened = client.open_run(request) => opened,
-            () = tokio::time::sleep(patience) => Err(fault::silent(patience)),
-            () = self.cancel.cancelled() => return Err(Fault::cancelled()),
-        };
-        Ok(opened.map_err(Fault::opening)?.into_inner())
+        loop {
+            let opened = tokio::select! {
+                opened = client.open_run(request.clone()) => opened,
+                () = tokio::time::sleep(patience) => Err(fault::silent(patience)),
+                () = self.cancel.cancelled() => return Err(Fault::cancelled()),
+            };
+            match opened {
+                Ok(opened) => {
+                    self.waits(String::new());
+                    return Ok(opened.into_inner());
+                }
+                Err(status) if self.waits_for_target(&status).await? => {}
+                Err(status) => return Err(Fault::opening(status)),
+            }
+        }
     }
 
     async fn replicate(
@@ -137,7 +145,7 @@ impl Attempt {
         marker: &Marker,
         roots: &roots::OpenRoots,
         basis_known: bool,
-        wire: &WireCounter,
+        wire: &Meter,
     ) -> Result<Replicated, ReplicateError> {
         let context = &self.context;
         let mark = match marker.files() {
@@ -165,7 +173,7 @@ impl Attempt {
             fingerprints,
             work: context.state.work(),
             threads: context.threads,
-            budget_bytes: context.memory_bytes,
+            memory: context.memory.clone(),
             transfer: context.transfer.clone(),
         };
         let start =

@@ -7,7 +7,7 @@ use std::{fs::File, io, sync::Arc, time::Duration};
 
 use assay_common::{
     confined::Folder, limits::MAX_READ_AGAIN, manifest::Header, path::TreePath, profile::FileRules,
-    sqlite::is_database, uncached,
+    sqlite::is_database, tls::MeteredChannel, uncached,
 };
 use assay_proto::v1::{
     ReadAgain, ReportReadingsRequest, SecondReading, replication_service_client::ReplicationServiceClient,
@@ -16,7 +16,6 @@ use assay_proto::v1::{
 use rustix::fs::{FileType, Stat};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 /// How often the target hears that there is still somebody reading.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
@@ -32,7 +31,7 @@ pub(super) struct Places {
 
 /// Reads what the target asks for and tells it. A target that does not want to know any more is no fault of the run.
 pub(super) async fn answer(
-    mut client: ReplicationServiceClient<Channel>,
+    mut client: ReplicationServiceClient<MeteredChannel>,
     about: ReportReadingsRequest,
     wanted: Vec<ReadAgain>,
     places: Places,

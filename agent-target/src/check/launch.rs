@@ -221,8 +221,10 @@ impl Launcher {
             user,
             timeout,
         };
+        let priority = session.context.priority.command();
         let Some(program) = &self.sandbox else {
             launch.working_directory = Some(folder);
+            launch.argv = [priority, launch.argv].concat();
             return Ok(launch);
         };
         let host_name = rustix::system::uname().nodename().to_str().unwrap_or("localhost").to_owned();
@@ -265,7 +267,8 @@ impl Launcher {
                 Judgement::inconclusive("live-path-unusable", message)
             })?;
         }
-        let mut whole = vec![program.clone().into_os_string(), "--json-status-fd".into(), "3".into()];
+        let mut whole = priority;
+        whole.extend([program.clone().into_os_string(), "--json-status-fd".into(), "3".into()]);
         if let Some(filter) = &self.filter {
             let file = scratch.with_extension("filter");
             fs::write(&file, filter)

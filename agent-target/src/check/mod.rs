@@ -45,6 +45,7 @@ mod limits;
 pub(crate) mod obstacles;
 mod output;
 mod passage;
+mod priority;
 mod process;
 mod report;
 pub(crate) mod sandbox;
@@ -67,6 +68,7 @@ use assay_common::{
 };
 
 pub use output::{Captured, MAX_LINE_BYTES};
+pub use priority::{IoClass, Priority};
 pub use report::{
     AppliedPatch, CheckContext, CheckReport, Isolation, NotCovered, Outcome, OverlayRecord, PartsChecked,
     Progress, StepEnd, StepReport,

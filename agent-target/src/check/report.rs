@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use assay_common::profile::{Depth, Limits, RunAs, TargetNames, Value};
 use tokio_util::sync::CancellationToken;
 
-use super::Captured;
+use super::{Captured, Priority};
 use crate::{
     patch::PatchRecord,
     userns::Account,
@@ -67,6 +67,8 @@ pub struct CheckContext {
     pub hidden: Vec<PathBuf>,
     /// Bubblewrap: a name or an absolute path.
     pub sandbox_program: PathBuf,
+    /// How the steps' processes stand beside others of this host.
+    pub priority: Priority,
     /// Ends the check.
     pub cancel: CancellationToken,
 }
@@ -87,6 +89,7 @@ impl Default for CheckContext {
             control_groups: true,
             visible: Vec::new(),
             hidden: Vec::new(),
+            priority: Priority::default(),
             sandbox_program: "bwrap".into(),
             cancel: CancellationToken::new(),
         }

@@ -19,6 +19,15 @@ pub(super) fn text(status: &GetTargetStatusResponse) -> String {
     for repository in &status.repositories {
         one(&mut text, repository, status.now.as_ref(), now);
     }
+    if let Some(checks) = status.checks.as_ref().filter(|checks| checks.waiting > 0) {
+        let since = show::ago(checks.oldest_since.as_ref(), now);
+        let (running, waiting, at_a_time) = (checks.running, checks.waiting, checks.at_a_time);
+        lines(
+            &mut text,
+            "checks",
+            &format!("{running} running, {waiting} waiting, the first since {since}; {at_a_time} at a time"),
+        );
+    }
     // After the answer to the one question.
     for trouble in &status.troubles {
         lines(&mut text, "TROUBLE", trouble);
@@ -90,6 +99,10 @@ fn one(
             "  now",
             &format!("{} (run {})", safe(&repository.doing), safe(&repository.current_run_id)),
         );
+    }
+    if let Some(wait) = &repository.check_wait {
+        let since = show::ago(wait.since.as_ref(), now);
+        row(text, "  waits", &format!("for a check slot since {since}, {} before it", wait.before));
     }
     row(text, "  checker", &safe(&examine::trust(repository.negative_control.as_ref(), asked)));
     if let Some(scrub) = &repository.scrub {

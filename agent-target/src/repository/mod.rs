@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ahead::copies::Copies,
+    check_queue::{CheckQueue, CheckSlot, NotStarted, Wanted},
     config,
     failed_runs::FailedRuns,
     keep::{
@@ -110,11 +111,35 @@ pub struct Repository {
     pub manifest_streams: Arc<Semaphore>,
     /// Runs that failed lately.
     pub failed_runs: FailedRuns,
+    /// Where its checks wait beside those of the agent's other repositories.
+    pub checks: Arc<CheckQueue>,
     /// What the store's file system holds, with the device that it was found out on.
     limits: Mutex<Option<(u64, FsLimits)>>,
 }
 
 impl Repository {
+    /// Waits until a check of this repository may start. `step` hears how many are before it.
+    ///
+    /// # Errors
+    /// When it was cancelled, or has waited for too long.
+    pub fn check_slot(
+        &self,
+        wanted: Wanted,
+        cancel: &CancellationToken,
+        step: &dyn Fn(&str),
+    ) -> Result<CheckSlot, NotStarted> {
+        let proven = self.watch.standing().last_pass.and_then(|pass| pass.mark.or(Some(pass.finished)));
+        let waited = std::cell::Cell::new(false);
+        let slot = self.checks.wait((&self.config.name, wanted), proven, cancel, &|before| {
+            waited.set(true);
+            step(&format!("waiting for a check slot, {before} before it"));
+        });
+        if waited.get() {
+            step("");
+        }
+        slot
+    }
+
     /// What the file system of the store holds; `None` when there is too little room to try it out, or nothing can be made there.
     pub fn store_limits(&self) -> Option<FsLimits> {
         use std::os::unix::fs::MetadataExt as _;
@@ -203,6 +228,7 @@ impl Repository {
             verdicts: Verdicts::new(ledger, signing_key),
             manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
             failed_runs: FailedRuns::default(),
+            checks: Arc::default(),
             limits: Mutex::new(None),
         };
         repository.learn_verdicts();

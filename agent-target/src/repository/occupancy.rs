@@ -458,6 +458,26 @@ impl Occupancy {
         Some(Now { run: activity.run()?.clone(), doing })
     }
 
+    /// True while the generation of a run is being checked, or waits for that.
+    pub fn is_checking(&self, run: &RunId) -> bool {
+        self.table().held.activity() == Activity::Checking(run.clone())
+    }
+
+    /// Waits until the check of a run has ended, which somebody has told to end. On a thread that may wait.
+    pub fn check_has_ended(&self, run: &RunId) {
+        let checking = Activity::Checking(run.clone());
+        let mut table = self.table();
+        while table.held.activity() == checking {
+            table = self.0.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// True while a run is being opened, content comes in, or it is sealed.
+    pub fn is_receiving(&self) -> bool {
+        let activity = self.table().held.activity();
+        matches!(activity, Activity::Opening(_) | Activity::Receiving(_) | Activity::Sealing(_))
+    }
+
     /// True if this run may have been sealed without its source having heard of it.
     pub fn may_be_sealed(&self, run: &RunId) -> bool {
         let table = self.table();

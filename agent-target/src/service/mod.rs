@@ -6,9 +6,12 @@ mod outlook;
 pub mod replication;
 pub mod restore;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use assay_common::{config::no_such_repository, rpc_status::RpcFault};
+use assay_common::{
+    config::no_such_repository,
+    rpc_status::{BUSY, RpcFault},
+};
 use tonic::Code;
 
 use crate::repository::{
@@ -51,9 +54,12 @@ pub(crate) fn invalid(message: impl Into<String>) -> RpcFault {
     RpcFault::invalid(message)
 }
 
+/// When a source may come back whose repository has other work: it takes seconds, or hours.
+const COME_BACK: Duration = Duration::from_secs(5);
+
 /// The fault of a request that may not begin now.
 pub(crate) fn busy(refusal: Refusal) -> RpcFault {
-    let fault = |text| RpcFault::new(Code::Aborted, "busy", text);
+    let fault = |text| RpcFault::new(Code::Aborted, BUSY, text);
     match refusal {
         Refusal::Busy { run, why } => {
             let hint = match why {
@@ -62,7 +68,12 @@ pub(crate) fn busy(refusal: Refusal) -> RpcFault {
                 }
                 _ => "wait for it to end; assay-target status shows it",
             };
-            fault(format!("run {run} {}", why.text())).with_run_id(run.as_str()).with_hint(hint)
+            let fault = fault(format!("run {run} {}", why.text())).with_run_id(run.as_str()).with_hint(hint);
+            match why {
+                // That ends by itself.
+                Busy::UnderWay | Busy::SealedOrChecked => fault.with_retry_after(COME_BACK),
+                Busy::WaitsForSource | Busy::SealedAlready | Busy::NotReadyToSeal => fault,
+            }
         }
         Refusal::NoSuchRun | Refusal::NotNow => {
             fault("a run, a check or another scrub is under way".to_owned())

@@ -12,17 +12,17 @@ use assay_common::{
     watch::Ended,
 };
 use assay_proto::v1::{
-    self, BisectProgress, BisectRequest, CheckProgress, ControlProgress, Generation, GetGenerationRequest,
-    GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest, ListGenerationsRequest,
-    ListGenerationsResponse, ListVerdictsRequest, ListVerdictsResponse, RunControlRequest,
-    TargetRepositoryStatus, VerifyGenerationRequest, target_service_server::TargetService,
+    self, BisectProgress, BisectRequest, CheckProgress, CheckQueueStatus, CheckWait, ControlProgress,
+    Generation, GetGenerationRequest, GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest,
+    ListGenerationsRequest, ListGenerationsResponse, ListVerdictsRequest, ListVerdictsResponse,
+    RunControlRequest, TargetRepositoryStatus, VerifyGenerationRequest, target_service_server::TargetService,
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status};
 
 use super::{Repositories, busy, internal, invalid, keeping};
 use crate::{
+    check_queue::{CheckQueue, Wanted},
     repository::Repository,
     store::{Record, TREE},
     trust::{bisect, control},
@@ -186,7 +186,14 @@ impl TargetService for Operator {
         tracing::info!(repository = name, generation = number.0, "an operator asks for a negative control");
         work(&repository, number, move |repository, sender| {
             let step = |step: &str| sender.send(ControlProgress { step: step.to_owned(), control: None });
-            let done = control::run(repository, control::new_seed(), &CancellationToken::new(), &step)?;
+            let cancel = repository.ending.child_token();
+            let slot = repository.check_slot(Wanted::Now, &cancel, &|text| {
+                if !text.is_empty() {
+                    step(text);
+                }
+            });
+            let _slot = slot.map_err(|not_started| not_started.to_string())?;
+            let done = control::run(repository, control::new_seed(), &cancel, &step)?;
             let done = done.as_ref().map(Into::into);
             sender.send(ControlProgress { step: String::new(), control: done });
             Ok(())
@@ -306,6 +313,7 @@ impl TargetService for Operator {
                 repositories: repositories.iter().map(|repository| status(repository)).collect(),
                 certificate_expires: renewal::expires().map(timestamp_to_proto),
                 troubles: trouble::lines(),
+                checks: repositories.iter().next().map(|repository| checks(&repository.checks)),
             })
         })
         .await
@@ -348,6 +356,29 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         last_verdict: standing.last.as_ref().and_then(|last| newest_verdict(last, latest.as_ref())),
         latest,
         changed_without_trace: standing.traceless.as_ref().map(Into::into),
+        check_wait: check_wait(repository),
+    }
+}
+
+/// The check of a repository that waits for a slot.
+fn check_wait(repository: &Repository) -> Option<CheckWait> {
+    let waiting = repository.checks.waiting();
+    let own = waiting.into_iter().find(|waiting| waiting.repository == repository.config.name)?;
+    Some(CheckWait {
+        before: u32::try_from(own.before).unwrap_or(u32::MAX),
+        since: Some(timestamp_to_proto(own.since)),
+    })
+}
+
+/// How the queue of all checks stands.
+fn checks(queue: &CheckQueue) -> CheckQueueStatus {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let waiting = queue.waiting();
+    CheckQueueStatus {
+        running: number(queue.running()),
+        at_a_time: number(queue.at_a_time()),
+        waiting: number(waiting.len()),
+        oldest_since: waiting.iter().map(|waiting| waiting.since).min().map(timestamp_to_proto),
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::difference::differences;
 use crate::{
+    check_queue::Wanted,
     repository::Repository,
     verify::{self, AskedBy, Teller},
 };
@@ -83,6 +84,7 @@ fn check(
         step: &|step| on_step(generation, step),
         read_again: &|_| {},
         cancel: CancellationToken::new(),
+        wanted: Wanted::Now,
     };
     let (verdict_id, envelope) =
         verify::check_and_record(repository, &id, &record, AskedBy::Operator, &teller)?;

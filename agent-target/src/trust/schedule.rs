@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control;
 use crate::{
+    check_queue::Wanted,
     keep::{prune, scrub},
     repository::Repository,
     verify::{self, AskedBy, Teller},
@@ -92,8 +93,13 @@ fn run_control(repository: &Repository) {
     let Some(lease) = repository.occupancy.begin_control() else {
         return;
     };
-    let done = control::run(repository, control::new_seed(), lease.token(), &|_| {});
-    drop(lease);
+    // One that waited for too long has lost its turn, too.
+    let slot = repository.check_slot(Wanted::ByTheClock, lease.token(), &|_| {});
+    let done = match &slot {
+        Ok(_) => control::run(repository, control::new_seed(), lease.token(), &|_| {}),
+        Err(_) => Ok(None),
+    };
+    drop((slot, lease));
     match done {
         Ok(Some(_)) => repository.occupancy.control_had_its_turn(),
         Ok(None) => repository.occupancy.control_lost_its_turn(),
@@ -201,7 +207,8 @@ fn verify_again(
     let id: RunId =
         record.run_id.parse().map_err(|_| format!("the record of generation {generation} is damaged"))?;
     let _of_run = assay_common::telemetry::of_run(&id).entered();
-    let teller = Teller { step: &|_| {}, read_again: &|_| {}, cancel: cancel.clone() };
+    let (step, read_again) = (&|_: &str| {}, &|_| {});
+    let teller = Teller { step, read_again, cancel: cancel.clone(), wanted: Wanted::ByTheClock };
     let Some((_, envelope)) =
         verify::check_unless_cancelled(repository, &id, &record, AskedBy::Operator, &teller)?
     else {

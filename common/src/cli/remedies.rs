@@ -254,7 +254,11 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     (
         "target-busy",
-        "Another run or check is under way on the target. Wait for it; assay-target status shows it.",
+        "The target was busy with other runs or checks for as long as the run could wait (target.wait, or the next slot). assay-target status shows with which.",
+    ),
+    (
+        "check-not-started",
+        "The checks of other repositories came first for as long as agent.check_wait on the target allows. Check it when there is time (assay-target verify), let more run at a time (agent.checks_at_a_time), or spread the schedules.",
     ),
     (
         "quota-exceeded",

@@ -6,5 +6,8 @@
 mod page;
 mod serve;
 
-pub use page::{ControlFacts, Facts, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts};
+pub use page::{
+    CheckQueueFacts, ControlFacts, Facts, Page, RepositoryFacts, RestoreFacts, RunQueueFacts, ScrubFacts,
+    StoreFacts,
+};
 pub use serve::{MetricsError, MetricsSection, MetricsServer};

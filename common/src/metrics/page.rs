@@ -109,6 +109,34 @@ pub struct Facts {
     pub certificate_expiry: Option<Timestamp>,
     /// Its repositories.
     pub repositories: Vec<RepositoryFacts>,
+    /// The queue of checks; `None` of an agent that makes none.
+    pub checks: Option<CheckQueueFacts>,
+    /// The queue of runs; `None` of an agent that starts none.
+    pub runs: Option<RunQueueFacts>,
+}
+
+/// The checks of all repositories.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CheckQueueFacts {
+    /// Run now.
+    pub running: u64,
+    /// May run at a time.
+    pub at_a_time: u64,
+    /// Wait for one of those to end.
+    pub waiting: u64,
+    /// Since when the one waits that has waited longest.
+    pub oldest_since: Option<Timestamp>,
+}
+
+/// The runs of all repositories.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunQueueFacts {
+    /// Copy now.
+    pub copying: u64,
+    /// May copy at a time.
+    pub at_a_time: u64,
+    /// Wait for their turn.
+    pub waiting: u64,
 }
 
 /// The page that is being made.
@@ -141,6 +169,7 @@ impl Page {
     pub fn of(facts: &Facts, notifier: &Notifier, tracer: &Tracer, now: Timestamp) -> String {
         let mut page = Self { registry: Registry::with_prefix("assay"), now };
         page.agent(facts);
+        page.queues(facts);
         page.proof(&facts.repositories);
         page.runs(&facts.repositories);
         page.readings(&facts.repositories);
@@ -186,6 +215,37 @@ impl Page {
             let gauge = Gauge::<f64, AtomicU64>::default();
             gauge.set(time.map_or(f64::NAN, seconds));
             self.registry.register(name, help, gauge);
+        }
+    }
+
+    fn number(&mut self, name: &str, help: &str, value: f64) {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        self.registry.register(name, help, gauge);
+    }
+
+    /// Who waits for whom.
+    fn queues(&mut self, facts: &Facts) {
+        if let Some(checks) = facts.checks {
+            let oldest =
+                checks.oldest_since.map_or(0.0, |since| (seconds(self.now) - seconds(since)).max(0.0));
+            self.number("checks_running", "Checks that run now", checks.running as f64);
+            self.number("checks_at_a_time", "Checks that may run at a time", checks.at_a_time as f64);
+            self.number(
+                "checks_waiting",
+                "Checks that wait for one of those that run to end",
+                checks.waiting as f64,
+            );
+            self.number(
+                "checks_oldest_wait_seconds",
+                "How long the check has waited that waits longest; 0 when none waits",
+                oldest,
+            );
+        }
+        if let Some(runs) = facts.runs {
+            self.number("runs_copying", "Runs that copy now", runs.copying as f64);
+            self.number("runs_at_a_time", "Runs that may copy at a time", runs.at_a_time as f64);
+            self.number("runs_waiting", "Runs that wait for their turn", runs.waiting as f64);
         }
     }
 

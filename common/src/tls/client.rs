@@ -370,16 +370,12 @@ pub async fn connect(
 /// What to tell about a failed call to `peer`: what the other agent said, or, when a connection was the
 /// problem, what [`ConnectError`] says about it.
 pub fn explain_rpc_error(status: &Status, peer: &str) -> RpcFault {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<ConnectError>() {
-            let fault = RpcFault::new(Code::Unavailable, "not-connected", error.to_string());
-            return match error.hint() {
-                Some(hint) => fault.with_hint(hint),
-                None => fault,
-            };
-        }
-        cause = error.source();
+    if let Some(error) = connect_error_of(status) {
+        let fault = RpcFault::new(Code::Unavailable, "not-connected", error.to_string());
+        return match error.hint() {
+            Some(hint) => fault.with_hint(hint),
+            None => fault,
+        };
     }
     let fault = fault_from_status(status);
     if fault.reason.is_empty() && fault.code == Code::Unavailable {
@@ -389,6 +385,18 @@ pub fn explain_rpc_error(status: &Status, peer: &str) -> RpcFault {
         );
     }
     fault
+}
+
+/// Why a call failed that found no connection: the channel had to make a new one, and could not.
+pub fn connect_error_of(status: &Status) -> Option<&ConnectError> {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<ConnectError>() {
+            return Some(error);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// What a connection is to `tonic`.

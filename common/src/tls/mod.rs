@@ -14,6 +14,7 @@
 
 mod chain;
 mod client;
+mod connections;
 mod credentials;
 pub mod renewal;
 pub mod revocation;
@@ -21,7 +22,8 @@ mod server;
 mod standing;
 
 pub use self::{
-    client::{ConnectError, ConnectOptions, WireCounter, connect, explain_rpc_error},
+    client::{ConnectError, ConnectOptions, WireCounter, connect, connect_error_of, explain_rpc_error},
+    connections::{Connections, Meter, MeteredChannel},
     credentials::{Credentials, TlsError, TlsFiles, client_config, server_config},
     server::{
         IncomingLimits, PeerInfo, TlsConnection, incoming, incoming_renewed, require_role, server_builder,

@@ -155,6 +155,19 @@ fn current() -> Option<Arc<Revoked>> {
     CURRENT.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
+/// Of the list, so that a change shows.
+pub(super) fn digest() -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    if let Some(revoked) = current() {
+        for (kind, entries) in [(b's', &revoked.serials), (b'k', &revoked.keys)] {
+            for entry in entries {
+                hasher.update(&[kind]).update(entry.as_bytes()).update(b"\n");
+            }
+        }
+    }
+    *hasher.finalize().as_bytes()
+}
+
 /// True for a certificate that is revoked.
 pub fn is_revoked(of: &Fingerprints) -> bool {
     current().is_some_and(|revoked| revoked.holds(of))

@@ -1,7 +1,8 @@
 //! The serving side: connections for `tonic`, each with the identity of its client.
 //!
 //! A connection has one deadline from its acceptance to its first HTTP/2 frame, and is counted: unfinished
-//! ones by address, finished ones by identity. A failed handshake is logged and ends nothing but itself. When
+//! ones by address, finished ones by identity. Many sources behind one address may come at once: those for whose
+//! handshake there is no room wait a moment, a bounded number of them. A failed handshake is logged and ends nothing but itself. When
 //! the stream is dropped, the listener is closed and unfinished handshakes are given up.
 
 use std::{
@@ -19,7 +20,7 @@ use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{Instant, Sleep, timeout_at},
 };
@@ -43,6 +44,8 @@ use crate::{
 
 /// Length of HTTP/2's connection preface: with it, the client has said its first word.
 const PREFACE_BYTES: usize = 24;
+/// Connections that wait for each handshake that may go on.
+const WAITING_FOR_EACH: usize = 4;
 /// Pause after a failed accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,7 +56,8 @@ pub struct IncomingLimits {
     pub deadline: Duration,
     /// Unfinished handshakes at a time; further connections wait.
     pub handshakes: usize,
-    /// Unfinished handshakes at a time from one address; further connections are closed.
+    /// Unfinished handshakes at a time from one address; four times as many further connections wait for half of the
+    /// deadline at most, and those beyond are closed.
     pub handshakes_per_address: usize,
     /// Connections at a time; further ones are closed.
     pub connections: usize,
@@ -160,7 +164,10 @@ pub fn incoming_renewed(
     let gate = Gate {
         configs,
         connections: Arc::new(Semaphore::new(limits.connections)),
+        handshakes: Arc::new(Semaphore::new(limits.handshakes)),
         addresses: Arc::default(),
+        waiting: Arc::default(),
+        waiting_in_all: Arc::new(Semaphore::new(limits.handshakes.saturating_mul(WAITING_FOR_EACH))),
         peers: Arc::default(),
         limits,
         sender,
@@ -173,7 +180,11 @@ pub fn incoming_renewed(
 struct Gate {
     configs: watch::Receiver<Arc<ServerConfig>>,
     connections: Arc<Semaphore>,
+    handshakes: Arc<Semaphore>,
     addresses: Arc<SlotTable<IpAddr>>,
+    /// Connections that wait for a place in [`Self::addresses`].
+    waiting: Arc<SlotTable<IpAddr>>,
+    waiting_in_all: Arc<Semaphore>,
     peers: Arc<SlotTable<PeerIdentity>>,
     limits: IncomingLimits,
     sender: mpsc::Sender<io::Result<TlsConnection>>,
@@ -181,15 +192,16 @@ struct Gate {
 
 impl Gate {
     async fn run(self, listener: TcpListener) {
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes));
         // Dropped, and its tasks with it, when the stream is.
         let mut tasks = JoinSet::new();
         let mut is_deaf = false;
         loop {
             while tasks.try_join_next().is_some() {}
             let next = async {
-                let permit =
-                    Arc::clone(&handshakes).acquire_owned().await.expect("this semaphore is never closed");
+                let permit = Arc::clone(&self.handshakes)
+                    .acquire_owned()
+                    .await
+                    .expect("this semaphore is never closed");
                 (permit, listener.accept().await)
             };
             let (permit, accepted) = tokio::select! {
@@ -201,16 +213,35 @@ impl Gate {
                     if std::mem::take(&mut is_deaf) {
                         trouble::clear(Kind::CannotAccept, "");
                     }
-                    let deadline = Instant::now() + self.limits.deadline;
-                    let Some(slot) = self.addresses.claim(address.ip(), self.limits.handshakes_per_address)
-                    else {
+                    let accepted = Instant::now();
+                    let deadline = accepted + self.limits.deadline;
+                    let gate = self.clone();
+                    if let Some(slot) = self.addresses.claim(address.ip(), self.limits.handshakes_per_address)
+                    {
+                        tasks.spawn(async move {
+                            gate.admit(stream, address, deadline).await;
+                            drop((permit, slot));
+                        });
+                        continue;
+                    }
+                    drop(permit);
+                    let Some(place) = self.waiting_place(address.ip()) else {
                         tracing::warn!(%address, "connection refused: too many unfinished handshakes");
                         continue;
                     };
-                    let gate = self.clone();
                     tasks.spawn(async move {
-                        gate.admit(stream, address, deadline).await;
-                        drop((permit, slot));
+                        let until = accepted + gate.limits.deadline / 2;
+                        let turn = timeout_at(until, gate.handshake_turn(address.ip())).await;
+                        drop(place);
+                        match turn {
+                            Ok(turn) => {
+                                gate.admit(stream, address, deadline).await;
+                                drop(turn);
+                            }
+                            Err(_) => {
+                                tracing::warn!(%address, "connection refused: too many unfinished handshakes");
+                            }
+                        }
                     });
                 }
                 Err(error) => {
@@ -226,6 +257,26 @@ impl Gate {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// A place among those that wait for a handshake; `None` when there are too many.
+    fn waiting_place(&self, address: IpAddr) -> Option<(Slot<IpAddr>, OwnedSemaphorePermit)> {
+        let in_all = Arc::clone(&self.waiting_in_all).try_acquire_owned().ok()?;
+        let limit = self.limits.handshakes_per_address.saturating_mul(WAITING_FOR_EACH);
+        Some((self.waiting.claim(address, limit)?, in_all))
+    }
+
+    /// Waits until one more handshake from this address may begin.
+    async fn handshake_turn(&self, address: IpAddr) -> (Slot<IpAddr>, OwnedSemaphorePermit) {
+        loop {
+            let mut freed = std::pin::pin!(self.addresses.freed.notified());
+            freed.as_mut().enable();
+            if let Some(slot) = self.addresses.claim(address, self.limits.handshakes_per_address) {
+                let permit = Arc::clone(&self.handshakes).acquire_owned().await;
+                return (slot, permit.expect("this semaphore is never closed"));
+            }
+            freed.await;
         }
     }
 
@@ -303,17 +354,21 @@ impl From<io::Error> for Refusal {
 }
 
 /// Counts what each key holds.
-struct SlotTable<K: Eq + Hash>(Mutex<HashMap<K, usize>>);
+struct SlotTable<K: Eq + Hash> {
+    held: Mutex<HashMap<K, usize>>,
+    /// Wakes whoever waits for one to be given back.
+    freed: Notify,
+}
 
 impl<K: Eq + Hash> Default for SlotTable<K> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self { held: Mutex::default(), freed: Notify::new() }
     }
 }
 
 impl<K: Eq + Hash + Clone> SlotTable<K> {
     fn claim(self: &Arc<Self>, key: K, limit: usize) -> Option<Slot<K>> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.get(&key).copied().unwrap_or(0);
         if count >= limit {
             return None;
@@ -330,13 +385,15 @@ struct Slot<K: Eq + Hash> {
 
 impl<K: Eq + Hash> Drop for Slot<K> {
     fn drop(&mut self) {
-        let mut held = self.table.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.table.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = held.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
                 held.remove(&self.key);
             }
         }
+        drop(held);
+        self.table.freed.notify_waiters();
     }
 }
 

@@ -438,6 +438,75 @@ async fn unfinished_handshakes_from_one_address_are_bounded() {
     drop(stalled);
 }
 
+/// Sources behind one address that come at once: there is one handshake at a time, and each gets its own.
+#[tokio::test]
+async fn many_clients_behind_one_address_all_get_in() {
+    let pki = pki();
+    let config = server_config(&files(pki.path(), "target"), Role::Target).expect("config");
+    let limits = IncomingLimits { handshakes_per_address: 2, ..Default::default() };
+    let server = TestServer::start_with(config, limits).await;
+    let own = files(pki.path(), "source");
+    let connected = futures::future::join_all((0..8).map(|_| server.connect(&own))).await;
+    for client in connected {
+        check(&mut client.expect("it waits for its turn").0).await.expect("call");
+    }
+}
+
+/// Whoever waits for a handshake is counted as well.
+#[tokio::test]
+async fn connections_that_wait_for_a_handshake_are_bounded() {
+    let pki = pki();
+    let config = server_config(&files(pki.path(), "target"), Role::Target).expect("config");
+    let limits = IncomingLimits {
+        handshakes_per_address: 1,
+        deadline: Duration::from_secs(600),
+        ..Default::default()
+    };
+    let server = TestServer::start_with(config, limits).await;
+    let stall = || tokio::net::TcpStream::connect(("127.0.0.1", server.port));
+    let mut stalled = Vec::new();
+    // One handshake that goes on, and four that wait for it.
+    for _ in 0..5 {
+        stalled.push(stall().await.expect("connect"));
+    }
+    let mut further = stall().await.expect("connect");
+    assert_eq!(further.read(&mut [0]).await.expect("closed at once"), 0);
+    // When they go, others come.
+    drop(stalled);
+}
+
+/// Those who ask at the same time get one connection, and each counts its own.
+#[tokio::test]
+async fn one_connection_is_shared_until_its_last_user_goes_or_a_file_changes() {
+    let pki = pki();
+    let config = server_config(&files(pki.path(), "target"), Role::Target).expect("config");
+    let limits = IncomingLimits { connections_per_peer: 1, ..Default::default() };
+    let server = TestServer::start_with(config, limits).await;
+    let own = files(pki.path(), "operator");
+    let options = ConnectOptions::default();
+    let connections = Connections::new(&server.url(), Role::Target, &own, &Role::ALL, &options);
+    let shares = futures::future::join_all((0..20).map(|_| connections.get())).await;
+    let shares: Vec<_> = shares.into_iter().map(|share| share.expect("one connection is allowed")).collect();
+    for share in &shares {
+        let mut client = HealthClient::new(share.clone());
+        client.check(tonic_health::pb::HealthCheckRequest::default()).await.expect("call");
+        assert!(share.meter().bytes_in() > 0 && share.meter().bytes_out() > 0);
+    }
+    // A file that is touched is no other certificate, and one that has changed wants a new connection.
+    let key = fs::read(&own.key).expect("read");
+    assert!(connections.get().await.is_ok());
+    fs::write(&own.key, [key.as_slice(), b"\n"].concat()).expect("write");
+    let refused = connections.get().await.expect_err("a second one");
+    assert!(matches!(&*refused, ConnectError::Closed { .. }), "{refused}");
+    drop(shares);
+    let mut connected = connections.get().await;
+    // The server hears of the end of the first one when it does.
+    while matches!(connected.as_ref().map_err(|error| &**error), Err(ConnectError::Closed { .. })) {
+        connected = connections.get().await;
+    }
+    connected.expect("a new one");
+}
+
 #[tokio::test]
 async fn connections_of_one_identity_are_bounded() {
     let pki = pki();

@@ -20,6 +20,7 @@ mod ledger;
 #[allow(dead_code)]
 mod link;
 mod logs;
+mod many;
 mod marks;
 mod metrics;
 mod nasty;

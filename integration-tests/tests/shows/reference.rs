@@ -57,7 +57,7 @@ const SECTIONS: [(&str, &[Section]); 3] = [
 ];
 
 /// What a type of the code is in TOML; types that are not here are enums, whose words are listed.
-const TYPES: [(&str, &str); 22] = [
+const TYPES: [(&str, &str); 23] = [
     ("RevokedSetting", "list of texts, or path"),
     ("UserName", "text or number"),
     ("String", "text"),
@@ -76,6 +76,7 @@ const TYPES: [(&str, &str); 22] = [
     ("Compression", "text or number"),
     ("Event", "text"),
     ("SpecialFile", "text"),
+    ("IoClass", "`\"idle\"`, `\"best-effort\"`"),
     ("RootSection", "section"),
     ("ScheduleSection", "section"),
     ("HostSection", "section"),

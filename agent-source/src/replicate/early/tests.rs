@@ -82,7 +82,7 @@ impl Tree {
             fingerprints: true,
             work: self.folder.path().to_owned(),
             threads: 1,
-            budget_bytes: 0,
+            memory: crate::replicate::Memory::new(0, 1),
             transfer: TransferOptions {
                 patience: std::time::Duration::from_secs(60),
                 compression: Compression::Auto,

@@ -171,6 +171,13 @@ impl Lease<Checking> {
         }
     }
 
+    /// The check has not started and is not wanted any more: the generation waits for one, as before, and whoever follows is told why.
+    pub fn give_back(mut self, why: String) {
+        if let Some(states) = self.phase.states.take() {
+            states.send_modify(|state| state.done = Some(Err(why)));
+        }
+    }
+
     /// The check has ended: the repository is free, and whoever follows is told.
     pub fn done(mut self, done: Result<(String, String), String>) {
         self.occupancy.change(|table| {

@@ -1,6 +1,7 @@
 //! `assay.v1.ReplicationService`: what a source asks of the target.
 
 mod acknowledging;
+mod copying;
 mod ending;
 mod opening;
 mod sealing;
@@ -34,6 +35,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use self::{
+    copying::CopySlots,
     ending::{abandon, check_answers, check_states},
     opening::{check_history, open},
     sealing::{seal_and_settle, sealed_already, sealed_response},
@@ -59,12 +61,13 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Replication {
     repositories: Arc<Repositories>,
     limits: PeerLimits,
+    copying: Arc<CopySlots>,
 }
 
 impl Replication {
     /// For these repositories.
     pub fn new(repositories: Arc<Repositories>, limits: PeerLimits) -> Self {
-        Self { repositories, limits }
+        Self { repositories, limits, copying: Arc::new(CopySlots::new(limits.runs_at_a_time)) }
     }
 
     /// The repository, if it is this source's.
@@ -156,13 +159,19 @@ impl ReplicationService for Replication {
         };
         let span = telemetry::of_run(&id);
         let failed_runs_per_hour = self.limits.failed_runs_per_hour;
+        let name = repository.config.name.clone();
+        let is_receiving = |name: &str| {
+            self.repositories.get(name).is_ok_and(|repository| repository.occupancy.is_receiving())
+        };
+        self.copying.take(&name, &repository.config.source, is_receiving)?;
         let response = blocking(move || {
             span.in_scope(|| {
                 check_history(&repository, &request)?;
                 open(&repository, id, nonce, failed_runs_per_hour)
             })
         })
-        .await?;
+        .await
+        .inspect_err(|_| self.copying.free(&name))?;
         Ok(Response::new(response))
     }
 
@@ -277,12 +286,14 @@ impl ReplicationService for Replication {
             None => Ok(repository.occupancy.seal(&id).map_err(refused_for(&id))?),
         };
         let (responses, queue) = mpsc::channel(QUEUE);
+        let copying = Arc::clone(&self.copying);
         // A task: a generation that is whole is checked, even when its source is gone by then.
         tokio::spawn(async move {
             let sealed = match sealing {
                 Ok(lease) => seal_and_settle(&repository, &id, lease, start, messages, idle).await,
                 Err(record) => Ok(record),
             };
+            copying.free(&repository.config.name);
             let ended = async {
                 let record = sealed?;
                 responses.send(Ok(sealed_response(&record))).await.ok();
@@ -330,12 +341,19 @@ impl ReplicationService for Replication {
         let request = request.into_inner();
         let id = run_id(&request.run_id)?;
         let span = telemetry::of_run(&id);
+        let copying = Arc::clone(&self.copying);
         let noted = blocking(move || {
             span.in_scope(|| {
+                // A check that has not started is not wanted any more; one that runs goes on.
+                if repository.occupancy.is_checking(&id) && repository.checks.give_up(&repository.config.name)
+                {
+                    repository.occupancy.check_has_ended(&id);
+                }
                 let given_up = repository.occupancy.abandon(&id).map_err(refused_for(&id))?;
                 if let Some(reception) = &given_up {
                     reception.receiver.stop();
                 }
+                copying.free(&repository.config.name);
                 abandon(&repository, id, request, given_up.map(|reception| reception.opened))
             })
         })
