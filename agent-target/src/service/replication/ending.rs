@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use assay_common::{
+    dsse::Envelope,
     id::RunId,
     limits::{MAX_REASON_BYTES, MAX_REASON_MESSAGE_BYTES},
     rpc_status::RpcFault,
@@ -77,6 +78,19 @@ fn start_check(repository: &Arc<Repository>, id: RunId) -> Result<watch::Receive
     Ok(states)
 }
 
+/// When a run was opened that has sealed a generation since, and the number that its source chose.
+fn sealed_when_given_up(
+    repository: &Repository,
+    id: &RunId,
+) -> (Option<jiff::Timestamp>, Option<verdict::HexDigest>) {
+    let Some(record) = repository.generation_of_run(id) else { return (None, None) };
+    let statement = serde_json::to_vec(&record.source_statement).ok().and_then(|json| {
+        let envelope = Envelope::parse(&json).ok()?;
+        verdict::verify_source_statement(&envelope, &repository.source_key).ok()
+    });
+    (record.opened, statement.and_then(|statement| statement.nonce))
+}
+
 pub(super) fn abandon(
     repository: &Repository,
     id: RunId,
@@ -91,6 +105,10 @@ pub(super) fn abandon(
         return Err(invalid("reason: must have up to 64 small letters and '-'; message: up to 4096 bytes"));
     }
     let mark = checked_mark(request.mark.as_ref())?;
+    let (opened, nonce) = match opened {
+        Some(opened) => (Some(opened.time), opened.nonce),
+        None => sealed_when_given_up(repository, &id),
+    };
     tracing::warn!(reason, message = request.message, "the source gave the run up");
     let recorded = repository.record_verdict(|sequence, previous| Verdict {
         repository: repository.config.name.clone(),
@@ -112,11 +130,11 @@ pub(super) fn abandon(
         attribution: None,
         negative_control: repository.control(),
         overrides: Vec::new(),
-        times: verdict::Times { opened: opened.map(|opened| opened.time), ..times_now() },
+        times: verdict::Times { opened, ..times_now() },
         versions: verify::versions(None),
         source_statement: None,
         coverage: None,
-        nonce: opened.and_then(|opened| opened.nonce),
+        nonce,
     });
     recorded.map_err(|error| internal("recording the verdict", &error))
 }
