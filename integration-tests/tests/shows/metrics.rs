@@ -12,7 +12,10 @@ use std::{
 };
 
 use assay_common::{
-    metrics::{ControlFacts, Facts, Page, RepositoryFacts, RestoreFacts, ScrubFacts, StoreFacts},
+    metrics::{
+        CheckQueueFacts, ControlFacts, Facts, Page, RepositoryFacts, RestoreFacts, RunQueueFacts, ScrubFacts,
+        StoreFacts,
+    },
     notify::Notifier,
     traceless::Traceless,
     traces::Tracer,
@@ -178,7 +181,8 @@ fn whole_page() -> String {
         scrub: Some(ScrubFacts { time: now, damaged_files: 0 }),
         restore: Some(RestoreFacts { time: now, seconds: 1.0 }),
     };
-    let facts = Facts { repositories: vec![facts], ..Facts::default() };
+    let (checks, runs) = (Some(CheckQueueFacts::default()), Some(RunQueueFacts::default()));
+    let facts = Facts { repositories: vec![facts], checks, runs, ..Facts::default() };
     Page::of(&facts, &Notifier::default(), &Tracer::default(), now)
 }
 
