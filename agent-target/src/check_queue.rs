@@ -240,7 +240,7 @@ impl Drop for CheckSlot {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::mpsc::{Receiver, sync_channel};
 
     use super::*;
 
@@ -258,12 +258,14 @@ mod tests {
         (repository, wanted): (&'static str, Wanted),
         proven: Option<Timestamp>,
     ) -> Receiver<Result<CheckSlot, NotStarted>> {
-        let (ended, end) = channel();
-        let (waits, waiting) = channel();
+        let (ended, end) = sync_channel(1);
+        let (waits, waiting) = sync_channel(64);
         let queue = Arc::clone(queue);
         std::thread::spawn(move || {
             let cancel = CancellationToken::new();
-            let told = |before| drop(waits.send(before));
+            let told = |before| {
+                waits.send(before).ok();
+            };
             ended.send(queue.wait((repository, wanted), proven, &cancel, &told)).ok();
         });
         waiting.recv().expect("it waits");

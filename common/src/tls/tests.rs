@@ -501,7 +501,9 @@ async fn one_connection_is_shared_until_its_last_user_goes_or_a_file_changes() {
     drop(shares);
     let mut connected = connections.get().await;
     // The server hears of the end of the first one when it does.
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
     while matches!(connected.as_ref().map_err(|error| &**error), Err(ConnectError::Closed { .. })) {
+        assert!(tokio::time::Instant::now() < until, "the first connection is still there");
         connected = connections.get().await;
     }
     connected.expect("a new one");
