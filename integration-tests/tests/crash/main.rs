@@ -15,6 +15,7 @@ mod leaks;
 #[allow(dead_code, reason = "the other suites use the rest of it")]
 mod link;
 mod network;
+mod oom;
 #[path = "../shows/pair.rs"]
 #[allow(dead_code, reason = "the other suites use the rest of it")]
 mod pair;

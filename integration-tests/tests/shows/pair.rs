@@ -82,6 +82,8 @@ pub(crate) struct Pair {
     ports: (u16, u16),
     agents: Mutex<HashMap<String, Child>>,
     environments: Mutex<HashMap<String, Vec<(String, String)>>>,
+    /// Commands that start the agents.
+    prefixes: Mutex<HashMap<String, Vec<String>>>,
     /// Users and groups of agents that are not root.
     users: Mutex<HashMap<String, (u32, u32)>>,
     link: Arc<Link>,
@@ -310,6 +312,7 @@ impl Pair {
             ports: (source_port, target_port),
             agents: Mutex::default(),
             environments: Mutex::default(),
+            prefixes: Mutex::default(),
             users: Mutex::default(),
             link,
             proves: AtomicBool::new(false),
@@ -381,6 +384,12 @@ impl Pair {
         self.environments.lock().expect("no panic").insert(role.to_owned(), variables);
     }
 
+    /// The command that starts an agent from its next start on. It must become the agent, not stay its parent.
+    pub(crate) fn set_prefix(&self, role: &str, prefix: &[&str]) {
+        let prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
+        self.prefixes.lock().expect("no panic").insert(role.to_owned(), prefix);
+    }
+
     /// Starts an agent that may end at any time, and waits until it takes connections. False when it has ended.
     pub(crate) fn start_doomed(&self, role: &str) -> bool {
         self.spawn(&format!("assay-{role}"), role);
@@ -435,6 +444,12 @@ impl Pair {
             .expect("the command starts")
     }
 
+    /// How an agent that has ended has ended.
+    pub(crate) fn reap(&self, role: &str) -> std::process::ExitStatus {
+        let mut agent = self.agents.lock().expect("no panic").remove(role).expect("it was started");
+        agent.wait().expect("wait")
+    }
+
     /// The process of an agent that runs.
     pub(crate) fn process(&self, role: &str) -> u32 {
         self.agents.lock().expect("no panic").get(role).expect("it runs").id()
@@ -470,9 +485,15 @@ impl Pair {
     fn spawn(&self, name: &str, role: &str) {
         let log = fs::File::create(self.path(&format!("{role}.log"))).expect("log");
         let user = self.users.lock().expect("no panic").get(role).copied();
-        let mut command = match user {
-            None => Command::new(program(name)),
-            Some((user, group)) => {
+        let prefix = self.prefixes.lock().expect("no panic").get(role).cloned();
+        let mut command = match (user, prefix.as_deref()) {
+            (None, None | Some([])) => Command::new(program(name)),
+            (_, Some([first, rest @ ..])) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program(name));
+                command
+            }
+            (Some((user, group)), _) => {
                 let mut command = Command::new("setpriv");
                 command.args([format!("--reuid={user}"), format!("--regid={group}")]);
                 command.args(["--clear-groups", "--"]).arg(program(name));
