@@ -7,11 +7,16 @@
 //! An address can also take the connection and then say nothing: a program that hangs, a proxy whose backend is gone. Where a handshake
 //! follows ([`establish`]), the next address is tried when it takes too long, and the first whose handshake succeeds wins.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
+    time::Duration,
+};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::{
     net::TcpStream,
+    sync::{Semaphore, oneshot},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -21,6 +26,10 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 const HANDSHAKE_DELAY: Duration = Duration::from_secs(2);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 32;
+
+/// Lookups that are under way at a time. A name service that does not answer holds each of them for half a minute and more.
+const MAX_LOOKUPS: usize = 16;
+static LOOKUPS: Semaphore = Semaphore::const_new(MAX_LOOKUPS);
 
 /// Why no address could be reached.
 #[derive(Debug, thiserror::Error)]
@@ -50,14 +59,35 @@ fn others(tried: usize) -> String {
     if tried > 1 { format!(" (the last of {tried} addresses)") } else { String::new() }
 }
 
+/// `HOST:PORT` as it stands in a URL: an IPv6 address in brackets.
+pub fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// The addresses of `host`, in the order in which they are tried: the name service's order, with the two families in turn.
+///
+/// The caller limits the time. A lookup that hangs goes on in a thread of its own: neither other work nor the end of the process waits for
+/// it.
 ///
 /// # Errors
 /// When there is none.
 pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
     let fault = |source| DialError::Resolve { host: host.to_owned(), source };
-    let found = tokio::net::lookup_host((host, port)).await.map_err(fault)?;
-    let addresses = in_turn(found.collect());
+    let permit = LOOKUPS.acquire().await.map_err(|error| fault(io::Error::other(error)))?;
+    let (answer, found) = oneshot::channel();
+    let name = host.to_owned();
+    let lookup = move || {
+        let found = (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+        drop(permit);
+        // Nobody waits for it any more when its time was up.
+        answer.send(found).ok();
+    };
+    std::thread::Builder::new().name("lookup".to_owned()).spawn(lookup).map_err(fault)?;
+    let found = found.await.map_err(|error| fault(io::Error::other(error)))?;
+    let addresses = in_turn(found.map_err(fault)?);
     if addresses.is_empty() {
         return Err(fault(io::Error::new(io::ErrorKind::NotFound, "it has no address")));
     }
@@ -222,6 +252,18 @@ mod tests {
 
     fn address(text: &str) -> SocketAddr {
         text.parse().expect("an address")
+    }
+
+    #[test]
+    fn an_ipv6_address_stands_in_brackets_before_a_port() {
+        for (host, expected) in [
+            ("::1", "[::1]:1"),
+            ("fe80::1", "[fe80::1]:1"),
+            ("127.0.0.1", "127.0.0.1:1"),
+            ("a.example", "a.example:1"),
+        ] {
+            assert_eq!(authority(host, 1), expected);
+        }
     }
 
     #[test]

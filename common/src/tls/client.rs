@@ -98,13 +98,23 @@ pub enum ConnectError {
         /// Why not.
         source: io::Error,
     },
+    /// The name service says nothing.
+    #[error("the name service has not said within {timeout:?} which address {host} has")]
+    ResolveTimeout {
+        /// The name.
+        host: String,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
     /// Nobody answers there.
-    #[error("cannot reach {peer} ({address}): {source}")]
+    #[error("cannot reach {peer} ({address}{}): {source}", others(*tried))]
     Unreachable {
         /// Host and port.
         peer: String,
         /// The last address that was tried.
         address: SocketAddr,
+        /// The number of addresses that were tried.
+        tried: usize,
         /// Why not.
         source: io::Error,
     },
@@ -257,6 +267,17 @@ fn is_refusal(alert: AlertDescription) -> bool {
     )
 }
 
+fn others(tried: usize) -> String {
+    if tried > 1 { format!(", the last of {tried} addresses") } else { String::new() }
+}
+
+/// What an operator can look at when a name has no address.
+fn name_service(host: &str) -> String {
+    format!(
+        "this host's name servers (/etc/resolv.conf); until they answer, /etc/hosts can say the address of {host}"
+    )
+}
+
 impl Hint for ConnectError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -264,8 +285,9 @@ impl Hint for ConnectError {
             Self::Url { .. } => "for example https://backup.example.org:7443".to_owned(),
             Self::ServerName { .. } => "set the name that stands in the server's certificate".to_owned(),
             Self::Resolve { host, .. } => {
-                format!("check the spelling of {host}, and this host's name service")
+                format!("check the spelling of {host}, and {}", name_service(host))
             }
+            Self::ResolveTimeout { host, .. } => format!("check {}", name_service(host)),
             Self::Unreachable { .. } => {
                 "check that the agent runs there, its port, and the firewalls".to_owned()
             }
@@ -463,7 +485,7 @@ impl Dialer {
         };
         let addresses = timeout_at(deadline, dial::resolve(&self.host, self.port))
             .await
-            .map_err(|_| late("address from the name service")(()))?
+            .map_err(|_| ConnectError::ResolveTimeout { host: self.host.clone(), timeout: self.timeout })?
             .map_err(|error| self.not_reached(error))?;
         // How far the best of them came.
         let reached = AtomicU8::new(0);
@@ -503,8 +525,8 @@ impl Dialer {
     fn not_reached(&self, error: DialError) -> ConnectError {
         match error {
             DialError::Resolve { source, .. } => ConnectError::Resolve { host: self.host.clone(), source },
-            DialError::Unreachable { address, source, .. } => {
-                ConnectError::Unreachable { peer: self.peer.clone(), address, source }
+            DialError::Unreachable { address, source, tried } => {
+                ConnectError::Unreachable { peer: self.peer.clone(), address, tried, source }
             }
         }
     }
