@@ -19,6 +19,7 @@ mod ledger;
 // Other suites take the rest of it.
 #[allow(dead_code)]
 mod link;
+mod log_readers;
 mod logs;
 mod many;
 mod marks;
