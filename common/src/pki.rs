@@ -573,9 +573,14 @@ fn check_party(role: Role, party: &Party) -> Result<(), PkiError> {
     party.hosts.iter().try_for_each(|host| alternative_name(host).map(drop))
 }
 
+/// A host as a certificate has it: an IPv6 address stands in brackets in a URL only.
+pub fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 fn alternative_name(host: &str) -> Result<SanType, PkiError> {
     let fault = || PkiError::Host { host: crate::path::display_bytes(host.as_bytes()) };
-    if let Ok(address) = host.parse::<IpAddr>() {
+    if let Ok(address) = without_brackets(host).parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }
     rustls_pki_types::DnsName::try_from(host).map_err(|_| fault())?;

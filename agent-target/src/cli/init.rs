@@ -16,6 +16,7 @@ use assay_common::{
         join::{Acceptance, Invitation},
         print, refuse_below, write_new,
     },
+    dial,
     durable::write_durable,
     error::Hint as _,
     id::is_plain_name,
@@ -135,8 +136,8 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
 
 /// Operators on the host itself call it by these.
 fn with_local(hosts: &[String]) -> Vec<String> {
-    let mut all = hosts.to_vec();
-    for local in ["localhost", "127.0.0.1"] {
+    let mut all: Vec<_> = hosts.iter().map(|host| pki::without_brackets(host).to_owned()).collect();
+    for local in ["localhost", "127.0.0.1", "::1"] {
         if !all.iter().any(|host| host == local) {
             all.push(local.to_owned());
         }
@@ -206,8 +207,7 @@ pub(super) fn invite(arguments: &InviteArgs, config: &Path) -> Result<ExitCode, 
             let host = hosts.first().ok_or_else(|| {
                 CommandError::usage("the target's certificate has no host").hint("name it with --url")
             })?;
-            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-            format!("https://{host}:{}", started.agent.listen.port())
+            format!("https://{}", dial::authority(host, started.agent.listen.port()))
         }
     };
     let ca = match &arguments.ca_folder {

@@ -7,7 +7,7 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 
 use super::DeliveryError;
-use crate::signing::read_private;
+use crate::{dial, signing::read_private};
 
 /// Where, and as whom. The files are read for each message, so that renewed ones are taken up.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Peer {
 
     /// Host and port, for messages: the path may hold a secret.
     pub fn label(&self) -> String {
-        format!("{}:{}", self.host, self.port)
+        dial::authority(&self.host, self.port)
     }
 
     /// What to show it as `Authorization`, when it wants to see anything.

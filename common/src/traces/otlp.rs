@@ -46,8 +46,7 @@ impl Otlp {
     async fn connect(&self) -> Result<Channel, DeliveryError> {
         let peer = &self.0.peer;
         let scheme = if peer.is_tls { "https" } else { "http" };
-        let host = if peer.host.contains(':') { format!("[{}]", peer.host) } else { peer.host.clone() };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{host}:{}", peer.port))
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", peer.label()))
             .map_err(|error| self.lasting(&error))?;
         if peer.is_tls {
             let tls = ClientTlsConfig::new().domain_name(&peer.host).trust_anchors(peer.roots()?.roots);

@@ -14,6 +14,7 @@ mod file_systems;
 mod histories;
 mod identities;
 mod init;
+mod ipv6;
 mod keep;
 mod ledger;
 // Other suites take the rest of it.
