@@ -13,6 +13,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use rustix::fs::Stat;
+
 /// One file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {
@@ -23,23 +25,41 @@ pub struct FileSystem {
     pub kind: String,
     /// False: a program that has a file mapped changes it without a new time, for as long as it likes (tmpfs).
     pub leaves_trace: bool,
+    /// Each inode has a time of change that no program can set. vfat and exFAT have none, and what a FUSE server has nobody knows: the
+    /// kernel shows the time of the last write in its place, which any program sets back.
+    pub has_change_times: bool,
     /// The kernel makes its files up when they are read: there is nothing to copy (procfs, sysfs).
     pub is_pseudo: bool,
 }
 
 /// `f_type` of statfs(2), how `mount` names it, and whether the kernel makes its files up.
-const KINDS: [(u64, &str, bool); 29] = [
+const KINDS: [(u64, &str, bool); 44] = [
     (0xef53, "ext4", false),
     (0x5846_5342, "xfs", false),
     (0x9123_683e, "btrfs", false),
     (0xf2f5_2010, "f2fs", false),
     (0x2fc1_2fc1, "zfs", false),
-    (0x4d44, "vfat", false),
+    (VFAT, "vfat", false),
+    (EXFAT, "exfat", false),
+    (0x7366_746e, "ntfs3", false),
     (0x794c_7630, "overlay", false),
     (0x6969, "nfs", false),
     (0xff53_4d42, "cifs", false),
     (0xfe53_4d42, "smb3", false),
-    (0x6573_5546, "fuse", false),
+    (FUSE, "fuse", false),
+    (0xca45_1a4e, "bcachefs", false),
+    (0x00c3_6400, "ceph", false),
+    (0x0bd0_0bd0, "lustre", false),
+    (0x0116_1970, "gfs2", false),
+    (0x7461_636f, "ocfs2", false),
+    (0x0102_1997, "9p", false),
+    (0x5346_414f, "afs", false),
+    (0x5265_4973, "reiserfs", false),
+    (0x3153_464a, "jfs", false),
+    (0x3434, "nilfs2", false),
+    (0x7371_7368, "squashfs", false),
+    (0xe0f5_e1e2, "erofs", false),
+    (0x9660, "iso9660", false),
     (TMPFS, "tmpfs", false),
     (RAMFS, "ramfs", false),
     (HUGETLBFS, "hugetlbfs", false),
@@ -63,6 +83,11 @@ const TMPFS: u64 = 0x0102_1994;
 const RAMFS: u64 = 0x8584_58f6;
 const HUGETLBFS: u64 = 0x9584_58f6;
 const XFS: u64 = 0x5846_5342;
+const VFAT: u64 = 0x4d44;
+const EXFAT: u64 = 0x2011_bab0;
+const FUSE: u64 = 0x6573_5546;
+/// What is mounted by FUSE and passes on the times of change that a file system behind it has.
+const PASSED_ON: [&str; 5] = ["virtiofs", "fuse.glusterfs", "fuse.mergerfs", "fuse.ceph-fuse", "fuse.bindfs"];
 
 impl FileSystem {
     /// The one that `held` is on; `device` is what its `stat` says.
@@ -87,6 +112,11 @@ impl FileSystem {
         Ok(Self {
             id,
             kind,
+            has_change_times: match number {
+                VFAT | EXFAT => false,
+                FUSE => mount_type(device).is_some_and(|kind| PASSED_ON.contains(&kind.as_str())),
+                _ => known.is_some(),
+            },
             leaves_trace: !matches!(number, TMPFS | RAMFS | HUGETLBFS),
             is_pseudo: known.is_some_and(|(.., is_pseudo)| *is_pseudo),
         })
@@ -186,13 +216,27 @@ fn unescaped(word: &[u8]) -> Vec<u8> {
     path
 }
 
-/// What is mounted there, as the mount was asked for: a server's share, for example.
-fn source(device: u64) -> Option<String> {
+/// What the kernel says of the mount of a device: its type, its source and its options.
+fn mounted(device: u64) -> Option<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounted_in(&table, device).map(str::to_owned)
+}
+
+fn mounted_in(table: &str, device: u64) -> Option<&str> {
     let number = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
     let line = table.lines().find(|line| line.split(' ').nth(2) == Some(&number))?;
-    let (_, right) = line.split_once(" - ")?;
-    let source = right.split(' ').nth(1)?;
+    line.split_once(" - ").map(|(_, right)| right)
+}
+
+/// The type of what is mounted there, as `mount -t` has it.
+fn mount_type(device: u64) -> Option<String> {
+    mounted(device)?.split(' ').next().map(str::to_owned)
+}
+
+/// What is mounted there, as the mount was asked for: a server's share, for example.
+fn source(device: u64) -> Option<String> {
+    let mounted = mounted(device)?;
+    let source = mounted.split(' ').nth(1)?;
     // `none` and the kind's own name say nothing.
     source.contains(['/', ':']).then(|| source.to_owned())
 }
@@ -226,6 +270,14 @@ impl FileSystems {
         self.of(held, device).is_ok_and(|found| found.leaves_trace)
     }
 
+    /// True when whatever is done to the entry shows in its `stat`. Where nobody knows whether there are times of change, one that differs
+    /// from the time of the last write is one.
+    pub fn shows_each_change(&self, stat: &Stat) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_own = (stat.st_ctime, stat.st_ctime_nsec) != (stat.st_mtime, stat.st_mtime_nsec);
+        has_own || known.get(&stat.st_dev).is_none_or(|known| known.has_change_times)
+    }
+
     /// What the file system with this device number is called for good. One that no folder has been seen on goes by its number.
     pub fn id(&self, device: u64) -> String {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,6 +295,27 @@ mod tests {
         FileSystem::of(&folder, device).expect("statfs")
     }
 
+    /// On vfat a program writes to a file and sets its time back, and nothing tells.
+    #[test]
+    fn a_time_of_change_that_is_the_time_of_writing_is_none_where_there_may_be_none() {
+        let temp = tempfile::tempdir().expect("temp");
+        let file = fs::File::create(temp.path().join("file")).expect("create");
+        let mut stat = rustix::fs::fstat(&file).expect("stat");
+        let systems = FileSystems::default();
+        let own = systems.of(&file, stat.st_dev).expect("statfs");
+        let put = |has_change_times| {
+            let own = FileSystem { has_change_times, ..own.clone() };
+            systems.0.lock().expect("no panic").insert(stat.st_dev, own);
+        };
+        (stat.st_ctime, stat.st_ctime_nsec) = (stat.st_mtime, stat.st_mtime_nsec);
+        put(true);
+        assert!(systems.shows_each_change(&stat));
+        put(false);
+        assert!(!systems.shows_each_change(&stat));
+        stat.st_ctime += 2;
+        assert!(systems.shows_each_change(&stat), "it has a time of its own");
+    }
+
     #[test]
     fn pseudo_file_systems_differ_from_those_with_files() {
         let proc = of("/proc");
@@ -254,6 +327,15 @@ mod tests {
         if fs::metadata("/dev/shm").is_ok() {
             assert!(!of("/dev/shm").leaves_trace || of("/dev/shm").kind != "tmpfs");
         }
+    }
+
+    #[test]
+    fn the_type_of_a_mount_is_found_by_its_device() {
+        let table = "22 1 254:0 / / rw - ext4 /dev/root rw\n40 22 0:51 / /mnt rw shared:1 - fuse.sshfs host:/srv rw\n";
+        let of = |major, minor| mounted_in(table, rustix::fs::makedev(major, minor));
+        assert_eq!(of(254, 0), Some("ext4 /dev/root rw"));
+        assert_eq!(of(0, 51), Some("fuse.sshfs host:/srv rw"));
+        assert_eq!(of(0, 5), None);
     }
 
     #[test]

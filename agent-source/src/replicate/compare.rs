@@ -101,6 +101,7 @@ pub(super) fn compare(
             return Err(ReplicateError::Cancelled);
         }
         counters.scanned.add(1);
+        plan.filter.tell_apart(found.path.as_bytes())?;
         while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
             let old = basis.take().map_err(SpoolError::from)?;
             result.basis_entries += 1;
@@ -163,7 +164,10 @@ pub(super) fn compare(
             }
             _ => None,
         };
+        let shows_each_change =
+            found.stat.as_ref().is_some_and(|stat| plan.ground.file_systems.shows_each_change(stat));
         let holds = expected.is_some()
+            && shows_each_change
             && !plan.full_read
             && !plan.rotten.contains(found.path.as_bytes())
             && match &old {

@@ -28,10 +28,18 @@ pub fn preflight(
         if stop.is_cancelled() {
             return Err(ReplicateError::Cancelled);
         }
+        tell_apart(filter, &found);
         look(filter, &found)?;
     }
     filter.forget_names();
     Ok(())
+}
+
+/// Remembers an entry whose name is another one's on the target's file system.
+pub(super) fn tell_apart(filter: &Filter, found: &Found) {
+    if let Err(refused) = filter.tell_apart(found.path.as_bytes()) {
+        filter.remember(refused);
+    }
 }
 
 /// Looks at everything of `found` but its content; what is refused is remembered.

@@ -94,6 +94,7 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<Preview, Replica
             return Err(ReplicateError::Cancelled);
         }
         tally.work.entries += 1;
+        preflight::tell_apart(&look.filter, &found);
         while basis.peek().is_some_and(|(old, _)| compare_paths(&old.path, found.path.as_bytes()).is_lt()) {
             gone(&mut basis, look, &scan, &mut tally)?;
         }
@@ -106,7 +107,9 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<Preview, Replica
         };
         let is_further = found.stat.as_ref().and_then(id_of_several).is_some_and(|id| !firsts.insert(id));
         let holds = match (&old, &found.stat) {
-            (Some((_, Some(seen))), Some(stat)) => same_roots && seen.still_holds(stat),
+            (Some((_, Some(seen))), Some(stat)) => {
+                same_roots && seen.still_holds(stat) && look.ground.file_systems.shows_each_change(stat)
+            }
             _ => false,
         };
         // What the basis has may be what the target takes no longer.

@@ -27,7 +27,7 @@ use std::{
 
 use assay_common::{
     closed,
-    confined::Folder,
+    confined::{CannotHold, Folder},
     digest::{ContentDigest, RootDigest},
     error::{IoContext as _, PathError},
     fault::{self, Point},
@@ -452,6 +452,13 @@ pub(crate) fn parse_header(text: &str) -> Result<Header, SealError> {
 
 /// An error with the entry that it is about.
 fn named(path: &TreePath, source: std::io::Error) -> SealError {
+    // The manifest has each name once, and the tree is new.
+    let source = match source.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            CannotHold("two names in one folder that differ in case only".to_owned()).into()
+        }
+        _ => source,
+    };
     SealError::Entry { path: path.to_string(), source }
 }
 

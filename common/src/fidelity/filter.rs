@@ -1,13 +1,13 @@
 //! What a source leaves out of the entries of a tree, and which entry the target would not take.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{CopyRules, FsLimits, matches_pattern};
+use super::{CopyRules, FoldedName, FsLimits, folded_name, matches_pattern};
 use crate::{
     confined::is_host_label,
     limits::MAX_FILE_BYTES,
@@ -80,6 +80,8 @@ pub struct Filter {
     left_out: Mutex<BTreeMap<String, LeftOut>>,
     /// Names of the files that have more of them than the target's file system holds.
     names: Mutex<HashMap<(u64, u64), u64>>,
+    /// Paths that were seen, where the target's file system takes names that differ in case only for one.
+    folded: Mutex<HashSet<FoldedName>>,
     /// What was refused: the first of it, and how much there is.
     refused: Mutex<(Vec<Refused>, u64)>,
 }
@@ -188,8 +190,29 @@ impl Filter {
         Err(Refused { path: display_short(path), what, remedy })
     }
 
+    /// Looks whether `path` is another entry's on the target's file system. Each path of a walk comes here once.
+    ///
+    /// # Errors
+    /// When it differs in case only from one that came before, and such names are one name there.
+    pub fn tell_apart(&self, path: &[u8]) -> Result<(), Refused> {
+        let Some(limits) = self.limits.as_ref().filter(|limits| limits.folds_names) else {
+            return Ok(());
+        };
+        let is_new = self.folded.lock().unwrap_or_else(PoisonError::into_inner).insert(folded_name(path));
+        if is_new {
+            return Ok(());
+        }
+        let what = format!(
+            "has a name that differs from another one in case only, and the target's {} takes both for one name",
+            limits.file_system
+        );
+        let remedy = "rename or exclude one of the two, or keep the store on a file system that tells upper from lower case".to_owned();
+        Err(Refused { path: shown(path), what, remedy })
+    }
+
     /// Forgets the names that were counted: the walk begins again.
     pub fn forget_names(&self) {
+        self.folded.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.names.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -300,6 +323,25 @@ mod tests {
         some.size = 1 << 62;
         let refused = filter.apply(&mut some).expect_err("too long");
         assert!(refused.to_string().starts_with("d/f is 4611686018427387904 bytes long"), "{refused}");
+    }
+
+    /// A store on ext4 with casefold holds one of them: the run must say so before it has copied everything.
+    #[test]
+    fn names_that_differ_in_case_only_are_refused_where_they_are_one() {
+        let folds = FsLimits { folds_names: true, ..crate::fidelity::limits::tests::ext4_small() };
+        let filter = Filter { limits: Some(folds.clone()), ..Default::default() };
+        for _ in 0..2 {
+            for path in ["", "Makefile", "d", "d/makefile"] {
+                filter.tell_apart(path.as_bytes()).expect("another name");
+            }
+            let refused = filter.tell_apart(b"makefile").expect_err("one of two");
+            assert_eq!(refused.path, "makefile");
+            assert!(refused.what.contains("in case only") && refused.remedy.contains("rename"), "{refused}");
+            filter.forget_names();
+        }
+        let exact = Filter { limits: Some(FsLimits { folds_names: false, ..folds }), ..Default::default() };
+        exact.tell_apart(b"a").expect("a name");
+        exact.tell_apart(b"A").expect("another one");
     }
 
     /// A target on btrfs says that it takes them.

@@ -265,7 +265,8 @@ impl FsLimits {
         let acls = if self.acls { "ACLs" } else { "no ACLs" };
         let names =
             if self.names == u64::MAX { String::new() } else { format!(", {} names of a file", self.names) };
-        format!("{}: {times}, {step}, {attributes}, {acls}{names}", self.file_system)
+        let folds = if self.folds_names { ", names that differ in case only are one" } else { "" };
+        format!("{}: {times}, {step}, {attributes}, {acls}{names}{folds}", self.file_system)
     }
 
     /// What of it is less than a usual tree has, with what that means; empty for a file system that servers are kept on.
@@ -345,10 +346,10 @@ impl From<&proto::StoreLimits> for FsLimits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn ext4_small() -> FsLimits {
+    pub(in crate::fidelity) fn ext4_small() -> FsLimits {
         FsLimits {
             file_system: "ext4".to_owned(),
             attribute_bytes: 4040,

@@ -8,11 +8,13 @@
 //! - [`Filter`]: what a source leaves out of an entry, and the first thing of it that the target does not take or hold.
 
 mod filter;
+mod fold;
 mod limits;
 mod probe;
 mod rules;
 
 pub use filter::{Filter, LeftOut, Refused, remedies};
+pub use fold::{FoldedName, folded_name};
 pub use limits::{FsLimits, Place};
 pub use probe::most_names;
 pub use rules::{CopyRules, SpecialFile, is_pattern, matches_pattern};

@@ -9,7 +9,7 @@ use std::{
 use super::{Checked, Destination, Options, RestoreError, Selection};
 use crate::{
     error::IoContext as _,
-    fidelity::{FsLimits, LeftOut, Place, matches_pattern},
+    fidelity::{FsLimits, LeftOut, Place, folded_name, matches_pattern},
     manifest::{Entry, EntryKind},
     path::{TreePath, display_bytes, display_short},
 };
@@ -218,12 +218,10 @@ impl Fit {
                     );
                 }
             }
-            if limits.folds_names {
-                let lower = String::from_utf8_lossy(&entry.path).to_lowercase();
-                if !folded.insert(*blake3::hash(lower.as_bytes()).as_bytes()) {
-                    let what = "differs from another name in case only, and such names are one name at the destination";
-                    misfit(&entry.path, what.to_owned());
-                }
+            if limits.folds_names && !folded.insert(folded_name(&entry.path)) {
+                let what =
+                    "differs from another name in case only, and such names are one name at the destination";
+                misfit(&entry.path, what.to_owned());
             }
         }
         if named.is_empty() {

@@ -17,11 +17,32 @@ pub(crate) enum Kind {
     Xfs,
     Btrfs,
     Tmpfs,
+    /// By FUSE: no owners, no modes, no links, times of two seconds at best and none of change, and names in any case are one.
+    ExFat,
 }
 
 /// A mounted file system. It is unmounted when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf, Option<LoopDevice>);
+
+/// A device that the test itself has to give back.
+#[derive(Debug)]
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn of(image: &str) -> Self {
+        let done = Command::new("losetup").args(["--find", "--show", image]).output();
+        let done = done.expect("losetup comes with mount");
+        assert!(done.status.success(), "losetup {image}: {}", String::from_utf8_lossy(&done.stderr));
+        Self(String::from_utf8_lossy(&done.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        drop(Command::new("losetup").args(["-d", &self.0]).output());
+    }
+}
 
 fn run(program: &str, arguments: &[&str]) {
     let done = Command::new(program).args(arguments).output();
@@ -36,7 +57,7 @@ impl Mounted {
         let place = at.to_str().expect("a plain path");
         if kind == Kind::Tmpfs {
             run("mount", &["-t", "tmpfs", "-o", "size=300m", "assay-test", place]);
-            return Self(at.to_owned());
+            return Self(at.to_owned(), None);
         }
         let image = at.with_extension("img");
         let file = std::fs::File::create(&image).expect("create");
@@ -47,11 +68,17 @@ impl Mounted {
             Kind::Ext4Small => ("mkfs.ext4", &["-q", "-F", "-I", "128"]),
             Kind::Xfs => ("mkfs.xfs", &["-q", "-f"]),
             Kind::Btrfs => ("mkfs.btrfs", &["-q", "-f"]),
+            Kind::ExFat => ("mkfs.exfat", &[]),
             Kind::Tmpfs => unreachable!("it has no image"),
         };
         run(program, &[options, &[image]].concat());
+        if kind == Kind::ExFat {
+            let device = LoopDevice::of(image);
+            run("mount.exfat-fuse", &[&device.0, place]);
+            return Self(at.to_owned(), Some(device));
+        }
         run("mount", &["-o", "loop", image, place]);
-        Self(at.to_owned())
+        Self(at.to_owned(), None)
     }
 }
 

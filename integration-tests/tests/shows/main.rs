@@ -8,6 +8,7 @@ mod copies;
 mod doctor;
 mod engines;
 mod exact;
+mod exfat;
 // Other suites take the rest of it.
 #[allow(dead_code)]
 mod file_systems;
