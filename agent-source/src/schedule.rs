@@ -242,6 +242,62 @@ mod tests {
         assert_eq!(resume_from(Some(moment), time("2026-11-22T09:59:59.99Z")), moment);
     }
 
+    /// Cron's fields are UTC. Where a zone goes over to summer time and back nothing is left out, and nothing comes twice.
+    #[test]
+    fn the_nights_of_summer_time_have_one_slot_each() {
+        for text in ["30 2 * * *", "30 1 * * *", "0 0 * * *"] {
+            let nightly = cron(text);
+            // Europe's and North America's nights of 2026 and 2027.
+            for (from, to, nights) in [
+                ("2026-10-20T12:00:00Z", "2026-11-05T12:00:00Z", 16),
+                ("2027-03-10T12:00:00Z", "2027-04-01T12:00:00Z", 22),
+            ] {
+                let (count, newest) = passed(&nightly, time(from), time(to));
+                assert_eq!(count, nights, "{text}: {from}");
+                let mut slot = next_slot(&nightly, time(from)).expect("a slot");
+                while let Some(next) = next_slot(&nightly, slot).filter(|next| *next <= time(to)) {
+                    assert_eq!(slot.duration_until(next), SignedDuration::from_hours(24), "{text}: {slot}");
+                    slot = next;
+                }
+                assert_eq!(newest, Some(slot));
+            }
+        }
+    }
+
+    #[test]
+    fn leap_days_and_ends_of_months_have_their_slots() {
+        for (text, from, expected) in [
+            ("0 0 29 2 *", "2026-11-30T00:00:00Z", "2028-02-29T00:00:00Z"),
+            ("0 0 29 2 *", "2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"),
+            // 2100 has none.
+            ("0 0 29 2 *", "2096-03-01T00:00:00Z", "2104-02-29T00:00:00Z"),
+            ("59 23 31 12 *", "2026-12-31T23:59:00Z", "2027-12-31T23:59:00Z"),
+            ("0 0 31 * *", "2027-01-31T00:00:00Z", "2027-03-31T00:00:00Z"),
+            ("0 12 L 2 *", "2027-03-01T00:00:00Z", "2028-02-29T12:00:00Z"),
+        ] {
+            assert_eq!(next_slot(&cron(text), time(from)), Some(time(expected)), "{text} after {from}");
+        }
+        // Off for a decade: three leap days, of which one run stands in for all.
+        let leap = cron("0 0 29 2 *");
+        let (from, now) = (time("2026-11-30T00:00:00Z"), time("2037-01-01T00:00:00Z"));
+        assert_eq!(passed(&leap, from, now), (3, Some(time("2036-02-29T00:00:00Z"))));
+    }
+
+    /// The host slept from one slot over the night. The slots that passed are counted once, the newest is served, and it is the wall clock
+    /// at the end of the sleep that says which comes next.
+    #[test]
+    fn a_host_that_slept_serves_the_newest_slot_and_goes_on() {
+        let hourly = cron("5 * * * *");
+        let (asleep, awake) = (time("2026-11-22T22:10:00Z"), time("2026-11-23T07:40:00Z"));
+        let last = resume_from(Some(time("2026-11-22T22:05:00Z")), awake);
+        let (count, newest) = passed(&hourly, last, awake);
+        assert_eq!((count, newest), (9, Some(time("2026-11-23T07:05:00Z"))));
+        assert_eq!(missed(count, time("2026-11-23T07:05:00Z"), Duration::ZERO, awake), 9);
+        assert_eq!(next_slot(&hourly, newest.expect("one")), Some(time("2026-11-23T08:05:00Z")));
+        // It slept between two slots: nothing is missed.
+        assert_eq!(passed(&hourly, last, asleep), (0, None));
+    }
+
     /// A missed slot is noticed: all that passed are counted, and the newest is told apart.
     #[test]
     fn slots_that_passed_are_counted() {
