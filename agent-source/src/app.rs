@@ -73,7 +73,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         });
     }
     let agent = Arc::new(Agent::new(config.agent.name.clone(), contexts)?);
-    let notifier = Notifier::start(config.notify, Some(&config.agent.state.join(NOTICES)));
+    let notifier = Notifier::start_in(config.notify, &config.agent.state.join(NOTICES), &config.agent.name);
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "source", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);

@@ -70,7 +70,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         repositories.push(opened);
     }
     let repositories = Arc::new(Repositories::new(repositories));
-    let notifier = Notifier::start(config.notify, Some(&config.agent.store.join(NOTICES)));
+    let notifier = Notifier::start_in(config.notify, &config.agent.store.join(NOTICES), &config.agent.name);
     let agent_name = config.agent.name.clone();
     let speaker = Speaker { role: "target", agent: agent_name, version: env!("CARGO_PKG_VERSION") };
     let tracer = Tracer::start(config.traces, speaker);

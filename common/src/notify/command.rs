@@ -125,6 +125,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_command_that_ends_by_a_signal_is_tried_again() {
+        for (signal, name) in [("KILL", "SIGKILL"), ("TERM", "SIGTERM"), ("SEGV", "SIGSEGV")] {
+            let error = tell(&shell(&format!("kill -{signal} $$")), "{}").await.expect_err("it failed");
+            assert!(error.transient && error.message.contains(name), "{error}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_command_that_neither_reads_nor_is_short_of_words_is_heard() {
         let talks = shell("head -c 300000 /dev/zero | tr '\\0' x >&2; exit 1");
         let error = tell(&talks, &"x".repeat(300_000)).await.expect_err("it failed");

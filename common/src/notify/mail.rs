@@ -1,18 +1,20 @@
 //! Mail, by SMTP to the host's own server or another.
 
 use std::{
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::SystemTime,
 };
 
 use http::Uri;
 use lettre::{
-    AsyncSmtpTransport, Message, Tokio1Executor,
+    Address, AsyncSmtpTransport, Message, Tokio1Executor,
+    address::Envelope,
     message::{
         Mailbox,
         header::{ContentType, HeaderName, HeaderValue, MIME_VERSION_1_0},
@@ -61,7 +63,12 @@ pub(super) struct Mail {
     from: Mailbox,
     to: Vec<Mailbox>,
     login: Option<(String, PathBuf)>,
+    /// Who has a notice that others do not have yet, by its id.
+    reached: Mutex<HashMap<String, HashSet<Address>>>,
 }
+
+/// Notices that are remembered as having reached some of their recipients.
+const MAX_REACHED: usize = 1000;
 
 impl std::fmt::Debug for Mail {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -110,6 +117,7 @@ impl Mail {
             from: mailbox("from", from)?,
             to,
             login,
+            reached: Mutex::default(),
         })
     }
 
@@ -134,7 +142,26 @@ impl Mail {
         Ok(message)
     }
 
-    /// Sends the notice, by `deadline`.
+    fn has_reached(&self, notice: &Notice, to: &Address) -> bool {
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        reached.get(&notice.id).is_some_and(|reached| reached.contains(to))
+    }
+
+    fn remember(&self, notice: &Notice, to: &Address) {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if reached.len() >= MAX_REACHED {
+            // Somebody may get a mail twice: it has the same Message-ID then.
+            reached.clear();
+        }
+        reached.entry(notice.id.clone()).or_default().insert(to.clone());
+    }
+
+    fn forget(&self, notice: &Notice) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).remove(&notice.id);
+    }
+
+    /// Sends the notice, by `deadline`: to each recipient for itself, so that one whom the server refuses takes it from nobody else. A
+    /// further try goes to those who have not had it.
     pub(super) async fn tell(&self, notice: &Notice, deadline: Instant) -> Result<(), DeliveryError> {
         let lasting = |error: &dyn std::fmt::Display| DeliveryError::lasting(error.to_string());
         let message = self.message(notice).map_err(|error| lasting(&error))?;
@@ -146,8 +173,43 @@ impl Mail {
             }
             None => None,
         };
-        let connection = self.connect(deadline).await?;
-        self.send(connection, &message, credentials).await.map_err(|error| refused(&error))
+        let (formatted, mut connection) = (message.formatted(), None);
+        let (mut refusals, mut may_help): (Vec<String>, bool) = (Vec::new(), false);
+        for to in self.to.iter().map(|to| &to.email).filter(|to| !self.has_reached(notice, to)) {
+            let mut open = match connection.take() {
+                Some(open) => open,
+                None => self.open(deadline, credentials.as_ref()).await?,
+            };
+            let envelope = Envelope::new(Some(self.from.email.clone()), vec![to.clone()]);
+            let envelope = envelope.map_err(|error| lasting(&error))?;
+            match open.send(&envelope, &formatted).await {
+                Ok(_) => {
+                    self.remember(notice, to);
+                    connection = Some(open);
+                }
+                // The library has closed the connection.
+                Err(error) => {
+                    let error = refused(&error);
+                    may_help |= error.transient;
+                    refusals.push(format!("{to}: {error}"));
+                }
+            }
+        }
+        if let Some(mut connection) = connection {
+            // The server has the mail; a goodbye that fails changes nothing.
+            connection.quit().await.ok();
+        }
+        if refusals.is_empty() {
+            self.forget(notice);
+            return Ok(());
+        }
+        let partly = refusals.len() < self.to.len();
+        let others = if partly { "; the other recipients have it" } else { "" };
+        if !may_help {
+            self.forget(notice);
+        }
+        let message = format!("{}: {}{others}", self.host, refusals.join("; "));
+        Err(DeliveryError { message, transient: may_help, partly })
     }
 
     /// A connection to the first address that greets.
@@ -193,12 +255,21 @@ impl Mail {
         Ok((TlsConnector::from(Arc::new(config)), name))
     }
 
-    async fn send(
+    /// A connection that takes mail.
+    async fn open(
+        &self,
+        deadline: Instant,
+        credentials: Option<&Credentials>,
+    ) -> Result<AsyncSmtpConnection, DeliveryError> {
+        let connection = self.connect(deadline).await?;
+        self.introduce(connection, credentials).await.map_err(|error| refused(&error))
+    }
+
+    async fn introduce(
         &self,
         mut connection: AsyncSmtpConnection,
-        message: &Message,
-        credentials: Option<Credentials>,
-    ) -> Result<(), lettre::transport::smtp::Error> {
+        credentials: Option<&Credentials>,
+    ) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
         let starts_tls = match self.encryption {
             Encryption::Required => true,
             Encryption::Offered => connection.can_starttls(),
@@ -208,12 +279,9 @@ impl Mail {
             connection.starttls(TlsParameters::new(self.host.clone())?, &self.hello).await?;
         }
         if let Some(credentials) = credentials {
-            connection.auth(DEFAULT_MECHANISMS, &credentials).await?;
+            connection.auth(DEFAULT_MECHANISMS, credentials).await?;
         }
-        connection.send(message.envelope(), &message.formatted()).await?;
-        // The server has the mail; a goodbye that fails changes nothing.
-        connection.quit().await.ok();
-        Ok(())
+        Ok(connection)
     }
 }
 

@@ -307,6 +307,11 @@ impl Inner {
                     self.counts.sent.fetch_add(1, Ordering::Relaxed);
                     self.settle(number, &notice.id, true);
                 }
+                Err(error) if error.partly && !error.transient => {
+                    self.counts.failed.fetch_add(1, Ordering::Relaxed);
+                    tracing::error!(way, run_id, %error, "a notice has not reached everyone");
+                    self.settle(number, &notice.id, true);
+                }
                 Err(error) => {
                     self.counts.failed.fetch_add(1, Ordering::Relaxed);
                     if self.rounds(number) >= MIN_ROUNDS

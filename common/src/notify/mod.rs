@@ -4,6 +4,7 @@ mod command;
 mod config;
 mod mail;
 mod mailbox;
+mod queues;
 mod webhook;
 
 use std::{fmt, path::Path, sync::Arc, time::Duration};
@@ -255,12 +256,25 @@ impl crate::outbox::Message for Notice {
 #[derive(Debug, Clone, Default)]
 pub struct Notifier {
     outlets: Arc<Vec<Mailbox>>,
+    /// Held until the last clone is gone.
+    _queues: Option<Arc<queues::Queues>>,
 }
 
 impl Notifier {
-    /// Starts a task for each way, and takes up what waits in `folder`. Needs a runtime.
-    pub fn start(ways: Vec<Way>, folder: Option<&Path>) -> Self {
-        Self { outlets: Arc::new(ways.into_iter().map(|way| Mailbox::start(way, folder)).collect()) }
+    /// Starts a task for each way. What waits is kept in memory only. Needs a runtime.
+    pub fn start(ways: Vec<Way>) -> Self {
+        Self::with(ways, queues::Queues::none())
+    }
+
+    /// The same for `agent`, whose queues are in the folder `place`, and takes up what waits there.
+    pub fn start_in(ways: Vec<Way>, place: &Path, agent: &str) -> Self {
+        Self::with(ways, queues::Queues::of(place, agent))
+    }
+
+    fn with(ways: Vec<Way>, queues: queues::Queues) -> Self {
+        let folder = queues.folder.as_deref();
+        let outlets = ways.into_iter().map(|way| Mailbox::start(way, folder)).collect();
+        Self { outlets: Arc::new(outlets), _queues: Some(Arc::new(queues)) }
     }
 
     /// Tells all who want to hear of it. Returns when the notice is in their queues.

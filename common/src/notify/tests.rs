@@ -68,7 +68,7 @@ async fn a_full_queue_drops_and_counts_and_never_waits() {
     let text = "[[notify]]\nkind = 'command'\nargv = ['/bin/sleep', '100']\n[[notify]]\nname = 'other'\nkind = 'command'\nargv = ['/bin/true']";
     let path = Path::new("/etc/assay/source.toml");
     let file: File = config::parse(path, text).expect("the right shape");
-    let notifier = Notifier::start(Way::all(path, &file.notify, &[], &mut Vec::new()), None);
+    let notifier = Notifier::start(Way::all(path, &file.notify, &[], &mut Vec::new()));
     // Nothing is taken out of the queues meanwhile: the test holds the only thread.
     for _ in 0..MAX_WAITING + 10 {
         notifier.tell(Notice::test("source", "a"));
@@ -231,7 +231,7 @@ async fn each_answer_of_a_webhook_has_its_meaning() {
         (
             "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n".to_owned(),
             false,
-            Some((false, "302")),
+            Some((false, "302 Found: redirects are not followed")),
         ),
         ("HTTP/1.1 404 Not Found\r\n\r\n".to_owned(), false, Some((false, "404"))),
         ("220 mail.example ESMTP\r\n".to_owned(), false, Some((true, ""))),
@@ -275,6 +275,136 @@ async fn a_mail_server_that_fails_is_tried_again() {
         let error = way.send(&Notice::test("source", "a")).await.expect_err(answer);
         assert_eq!(error.transient, transient, "{answer:?}: {error:?}");
     }
+}
+
+/// A mail server that answers each recipient as it is told: it hands out what it has taken, recipient by recipient.
+async fn mail_server(
+    answers: impl Fn(&str) -> &'static str + Send + 'static,
+) -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufStream};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let (heard, taken) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = BufStream::new(stream);
+            let (mut line, mut to, mut is_data) = (String::new(), String::new(), false);
+            drop(stream.write_all(b"220 mail.example\r\n").await);
+            drop(stream.flush().await);
+            while stream.read_line(&mut line).await.is_ok_and(|bytes| bytes > 0) {
+                let text = std::mem::take(&mut line);
+                let text = text.trim_end();
+                let answer = match text.split(' ').next().unwrap_or_default() {
+                    "." if is_data => {
+                        is_data = false;
+                        drop(heard.try_send(std::mem::take(&mut to)));
+                        "250 taken"
+                    }
+                    _ if is_data => continue,
+                    "RCPT" => {
+                        let name = text.split(['<', '>']).nth(1).unwrap_or_default();
+                        let answer = answers(name);
+                        if answer.starts_with('2') {
+                            to.push_str(name);
+                        }
+                        answer
+                    }
+                    "DATA" => {
+                        is_data = true;
+                        "354 go on"
+                    }
+                    "QUIT" => break,
+                    _ => "250 good",
+                };
+                drop(stream.write_all(format!("{answer}\r\n").as_bytes()).await);
+                drop(stream.flush().await);
+            }
+        }
+    });
+    (address, taken)
+}
+
+fn mail_to(address: std::net::SocketAddr, to: &[&str]) -> Way {
+    let path = Path::new("/etc/assay/source.toml");
+    let text = format!(
+        "[[notify]]\nkind = 'mail'\nsmtp = 'smtp://{address}'\nfrom = 'a@example.org'\nto = {to:?}\n"
+    );
+    let file: File = config::parse(path, &text).expect("the right shape");
+    Way::all(path, &file.notify, &[], &mut Vec::new()).pop().expect("a way")
+}
+
+/// Somebody has left the company: the others are told all the same, each once, and the refusal is told too.
+#[tokio::test]
+async fn a_recipient_whom_the_server_refuses_takes_the_mail_from_nobody_else() {
+    let (address, mut taken) = mail_server(|to| match to {
+        "gone@example.org" => "550 no such user",
+        _ => "250 good",
+    })
+    .await;
+    let way = mail_to(address, &["one@example.org", "gone@example.org", "two@example.org"]);
+    let error = way.send(&notice_of("r1", Event::Fail)).await.expect_err("one is refused");
+    assert!(error.partly && !error.transient, "{error:?}");
+    assert!(error.message.contains("gone@example.org") && error.message.contains("no such user"), "{error}");
+    assert_eq!(
+        [taken.try_recv().ok(), taken.try_recv().ok()],
+        ["one@example.org", "two@example.org"].map(|to| Some(to.to_owned()))
+    );
+    // It is not tried for a week: those who could be told have been.
+    let folder = tempfile::tempdir().expect("a folder");
+    let mailbox = Mailbox::start(way, Some(folder.path()));
+    mailbox.post(&notice_of("r2", Event::Fail));
+    until(|| mailbox.waiting() == 0).await;
+    assert_eq!(mailbox.counts().failed.load(Ordering::SeqCst), 1);
+    let nobody = mail_to(address, &["gone@example.org"]);
+    let error = nobody.send(&notice_of("r3", Event::Fail)).await.expect_err("all are refused");
+    assert!(!error.partly && !error.transient, "{error:?}");
+}
+
+/// Greylisting: who is put off gets it with the next try, and nobody gets it twice.
+#[tokio::test]
+async fn a_recipient_who_is_put_off_is_tried_again_alone() {
+    let count = std::sync::atomic::AtomicU64::new(0);
+    let (address, mut taken) = mail_server(move |to| match to {
+        "later@example.org" if count.fetch_add(1, Ordering::SeqCst) == 0 => "450 try again later",
+        _ => "250 good",
+    })
+    .await;
+    let way = mail_to(address, &["later@example.org", "one@example.org"]);
+    let notice = notice_of("r1", Event::Fail);
+    let error = way.send(&notice).await.expect_err("one is put off");
+    assert!(error.partly && error.transient && error.message.contains("later@example.org"), "{error:?}");
+    way.send(&notice).await.expect("now");
+    let mut all = Vec::new();
+    while let Ok(to) = taken.try_recv() {
+        all.push(to);
+    }
+    assert_eq!(all, ["one@example.org", "later@example.org"]);
+}
+
+/// A receiver that fails once is tried again, and the notice arrives once.
+#[tokio::test]
+async fn a_webhook_that_fails_and_then_takes_it_is_told_once() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let server = tokio::spawn(async move {
+        for status in ["500 Internal Server Error", "200 OK"] {
+            let (mut stream, _) = listener.accept().await.expect("a caller");
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                assert!(stream.read_buf(&mut request).await.expect("read") > 0, "the request ends early");
+            }
+            let text = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            stream.write_all(text.as_bytes()).await.expect("answered");
+        }
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let mailbox = Mailbox::start(webhook_to(address, "30s"), Some(folder.path()));
+    mailbox.post(&notice_of("r1", Event::Fail));
+    until(|| mailbox.waiting() == 0).await;
+    let counts = mailbox.counts();
+    assert_eq!((counts.sent.load(Ordering::SeqCst), counts.failed.load(Ordering::SeqCst)), (1, 0));
+    server.await.expect("it has answered twice");
 }
 
 /// A disk that is full when a notice comes takes it later; one file that cannot be read takes no other away, nor the place of one.

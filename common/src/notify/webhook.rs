@@ -81,7 +81,10 @@ impl Webhook {
         if status.is_success() {
             return Ok(());
         }
-        let text = format!("{}: {status}", self.0.label());
+        let mut text = format!("{}: {status}", self.0.label());
+        if status.is_redirection() {
+            text.push_str(": redirects are not followed, url must be where it leads");
+        }
         // What it does not like, it will not like the next time.
         let is_lasting = (status.is_client_error() || status.is_redirection())
             && ![http::StatusCode::REQUEST_TIMEOUT, http::StatusCode::TOO_MANY_REQUESTS].contains(&status);

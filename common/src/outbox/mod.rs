@@ -31,17 +31,19 @@ pub struct DeliveryError {
     pub message: String,
     /// True when trying again may help.
     pub transient: bool,
+    /// True when some of those who were to hear it have.
+    pub partly: bool,
 }
 
 impl DeliveryError {
     /// It may arrive when it is tried again.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: true }
+        Self { message: message.into(), transient: true, partly: false }
     }
 
     /// It never will.
     pub fn lasting(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: false }
+        Self { message: message.into(), transient: false, partly: false }
     }
 }
 
