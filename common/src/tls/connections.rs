@@ -6,7 +6,6 @@
 //! may have been renewed.
 
 use std::{
-    fs,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -27,7 +26,7 @@ use tonic::{Status, body::Body, transport::Channel};
 use super::{
     client::{ConnectError, ConnectOptions, WireCounter, connect},
     credentials::TlsFiles,
-    revocation,
+    renewal, revocation,
 };
 use crate::pki::Role;
 
@@ -130,11 +129,7 @@ impl Connections {
 
     /// A file that cannot be read is told when it is used.
     fn made_with(&self) -> MadeWith {
-        let mut hasher = blake3::Hasher::new();
-        for file in [&self.files.ca, &self.files.cert, &self.files.key] {
-            let content = fs::read(file).unwrap_or_default();
-            hasher.update(&(content.len() as u64).to_le_bytes()).update(&content);
-        }
+        let mut hasher = renewal::content_of(&self.files);
         hasher.update(&revocation::digest());
         hasher.finalize()
     }

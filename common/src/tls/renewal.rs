@@ -18,7 +18,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::credentials::{Credentials, TlsError};
+use super::credentials::{Credentials, TlsError, TlsFiles};
 use crate::{
     error::Hint as _,
     supervise,
@@ -180,6 +180,16 @@ fn refuse(why: &str) {
 /// [`WARN_DAYS`] before its end, for tests and texts.
 pub fn warned_from(expires: Timestamp) -> Timestamp {
     expires.checked_sub((24 * WARN_DAYS).hours()).unwrap_or(Timestamp::MIN)
+}
+
+/// A hash of what stands in the files now. One that cannot be read is told when it is used.
+pub(super) fn content_of(files: &TlsFiles) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    for file in [&files.ca, &files.cert, &files.key] {
+        let content = std::fs::read(file).unwrap_or_default();
+        hasher.update(&(content.len() as u64).to_le_bytes()).update(&content);
+    }
+    hasher
 }
 
 #[cfg(test)]
