@@ -148,7 +148,8 @@ fn repositories_that_are_due_at_one_minute_all_pass() {
         memory[1] / 1024
     );
     assert!(memory.iter().all(|kib| *kib <= MEMORY_KIB), "KiB: {memory:?}");
-    assert!(most_connections <= 1, "{most_connections} connections of one source");
+    // One that its last run has left may still be closing beside the next.
+    assert!(most_connections <= 2, "{most_connections} connections of one source");
 }
 
 /// The gate that checks of a test wait at: each reads a line of it.
