@@ -86,8 +86,10 @@ impl Agent {
             return Ok(self.repositories.values().next().expect("there is one"));
         }
         self.repositories.get(name).ok_or_else(|| {
+            // It must be named: to look for it again would not help.
+            let code = if name.is_empty() { Code::InvalidArgument } else { Code::NotFound };
             let known = self.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
-            RpcFault::new(Code::NotFound, "no-such-repository", no_such_repository(name, "on this source"))
+            RpcFault::new(code, "no-such-repository", no_such_repository(name, "on this source"))
                 .with_hint(format!("this agent's repositories are: {known}"))
         })
     }

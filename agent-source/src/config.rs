@@ -388,8 +388,15 @@ pub enum LoadError {
 /// # Errors
 /// All that is wrong, with file and key.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
-    let text = config::read(path)?;
-    let file: File = config::parse(path, &text)?;
+    parse(path, &config::read(path)?)
+}
+
+/// As [`load`], of text that is to become the file `path`.
+///
+/// # Errors
+/// All that is wrong, with file and key.
+pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
+    let file: File = config::parse(path, text)?;
     let resolve = |file: &Path| config::resolve(path, file);
     let mut faults = Vec::new();
     if !is_plain_name(&file.agent.name) {
@@ -459,7 +466,7 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     let target = TargetSection { signing_key: resolve(&file.target.signing_key), ..file.target };
     let signing_key = resolve(&agent.signing_key);
     let metrics = file.metrics;
-    let never = schedules_without_slots(path, &text, &file.repositories);
+    let never = schedules_without_slots(path, text, &file.repositories);
     let path = path.to_owned();
     Ok(Config {
         path,

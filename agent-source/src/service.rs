@@ -68,7 +68,7 @@ impl SourceService for Source {
             accept_history: request.accept_history,
         };
         let run = repository.start(Trigger::Operator, options)?;
-        tracing::info!(run_id = run.id, operator = peer.name, ?options, "triggered");
+        tracing::info!(run_id = run.id, operator = peer.name, overrides = %options, "triggered");
         Ok(Response::new(StartRunResponse { run: Some(run) }))
     }
 

@@ -53,6 +53,11 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let checks = Arc::new(config.agent.check_queue());
     for repository in config.repositories {
         let name = repository.name.clone();
+        // It is received all the same: a copy that cannot be checked yet is better than none.
+        if let Err(faults) = repository.profile.bind_for_checks(&repository.vars, None) {
+            let faults = faults.join("; ");
+            tracing::error!(repository = %name, %faults, "no check of this repository can run: see assay-target config check");
+        }
         let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key));
         let mut opened = opened.with_context(|| format!("repository {name}"))?;
         opened.checks = Arc::clone(&checks);
@@ -69,6 +74,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         });
         repositories.push(opened);
     }
+    repositories.iter().for_each(|repository: &Arc<Repository>| repository.know_neighbours(&repositories));
     let repositories = Arc::new(Repositories::new(repositories));
     let notifier = Notifier::start_in(config.notify, &config.agent.store.join(NOTICES), &config.agent.name);
     let agent_name = config.agent.name.clone();

@@ -233,6 +233,10 @@ pub struct AgentSection {
     check_io: Option<IoClass>,
     /// Names in the certificates of those operators who may operate this target. Default: every operator of the CA.
     pub operators: Option<Vec<String>>,
+    /// `quota` of each repository that sets none of its own. Default: none, as much as the disk does.
+    pub quota: Option<Size>,
+    /// `reserve` of each repository that sets none of its own. Default: as there.
+    pub reserve: Option<Size>,
     /// Form of the log, a line or a JSON object for each event. Default: plain.
     #[serde(default)]
     pub log: LogFormat,
@@ -543,7 +547,8 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
                 faults.push(format!("repository.{key}: must be greater than zero"));
             }
         }
-        if section.quota.is_some_and(|quota| quota.0 == 0) {
+        let quota = section.quota.or(file.agent.quota);
+        if quota.is_some_and(|quota| quota.0 == 0) {
             faults.push(
                 "repository.quota: must be greater than zero; without it the disk is the limit".to_owned(),
             );
@@ -630,9 +635,9 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             max_age: section.max_age.map(|span| span.0),
             scrub_every: section.scrub_every.map(|span| span.0),
             retention,
-            quota: section.quota,
+            quota,
             quota_entries: section.quota_entries,
-            reserve: section.reserve,
+            reserve: section.reserve.or(file.agent.reserve),
             copy_ahead: section.copy_ahead.unwrap_or(COPY_AHEAD),
         });
     }

@@ -6,7 +6,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
-    profile::Depth as ProfileDepth,
+    profile::{Depth as ProfileDepth, Profile},
     telemetry,
     verdict::{
         Attribution, Coverage, Depth, FaultOrigin, HexDigest, Mark, NotCovered, Outcome, OverlayFile,
@@ -83,7 +83,12 @@ pub fn start(
     let body = move || {
         let _of_run = telemetry::of_run(&id).entered();
         let teller = Teller {
-            step: &|step| lease.tell(|state| step.clone_into(&mut state.step)),
+            step: &|step| {
+                lease.tell(|state| {
+                    step.clone_into(&mut state.step);
+                    state.step_of = step_of(&repository.config.profile, step);
+                });
+            },
             read_again: &|wanted| lease.tell(|state| state.read_again = Some(wanted.into())),
             cancel: repository.ending.child_token(),
             wanted: Wanted::Now,
@@ -379,7 +384,8 @@ pub(crate) fn check_after(
         })
         .collect();
     let names: Vec<_> = roots.iter().map(|root| root.name.as_str()).collect();
-    let vars = config.profile.bind(&config.vars, &names).map_err(|faults| faults.join("; "))?;
+    let vars =
+        config.profile.bind_for_checks(&config.vars, Some(&names)).map_err(|faults| faults.join("; "))?;
     let manifest = generation.join(MANIFEST);
     let oddities = Oddities::read(&manifest).unwrap_or_else(|error| {
         tracing::warn!(manifest = %manifest.display(), %error, "the manifest cannot be read before a check");
@@ -444,6 +450,17 @@ pub(crate) fn outcome(outcome: check::Outcome) -> Outcome {
         check::Outcome::Fail => Outcome::Fail,
         check::Outcome::Inconclusive => Outcome::Inconclusive,
     }
+}
+
+/// Which of the profile's steps is called `step`, from 1, and how many there are. A step that runs for each member of a list has the
+/// member behind its name.
+fn step_of(profile: &Profile, step: &str) -> Option<(u32, u32)> {
+    let is_it = |name: &str| {
+        step.strip_prefix(name)
+            .is_some_and(|rest| !rest.starts_with(|it: char| it.is_alphanumeric() || it == '-'))
+    };
+    let at = profile.checks.iter().position(|check| is_it(&check.name))?;
+    Some((u32::try_from(at + 1).ok()?, u32::try_from(profile.checks.len()).ok()?))
 }
 
 fn depth(depth: ProfileDepth) -> Depth {

@@ -14,9 +14,33 @@ use rustix::io::Errno;
 
 use crate::path::display_bytes;
 
+/// A text without the numbers of the operating system's errors, which the text beside them says: "(os error 28)".
+pub fn without_codes(text: &str) -> String {
+    const BEGIN: &str = " (os error ";
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(BEGIN) {
+        let after = &rest[at + BEGIN.len()..];
+        let digits =
+            after.len() - after.trim_start_matches(|it: char| it.is_ascii_digit() || it == '-').len();
+        match after[digits..].strip_prefix(')').filter(|_| digits > 0) {
+            Some(end) => {
+                plain.push_str(&rest[..at]);
+                rest = end;
+            }
+            None => {
+                plain.push_str(&rest[..at + BEGIN.len()]);
+                rest = after;
+            }
+        }
+    }
+    plain.push_str(rest);
+    plain
+}
+
 /// A file operation failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}", ShowPath(path))]
+#[error("cannot {action} {}: {}", ShowPath(path), without_codes(&source.to_string()))]
 pub struct PathError {
     /// The file or folder.
     pub path: PathBuf,
@@ -117,6 +141,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn numbers_of_errors_are_left_out_and_nothing_else_is() {
+        let text = "a: No space left on device (os error 28): b (os error -1), c (os error x) d (os error ";
+        assert_eq!(without_codes(text), "a: No space left on device: b, c (os error x) d (os error ");
+        assert_eq!(without_codes("plain"), "plain");
+    }
+
+    #[test]
     fn each_way_in_which_a_disk_refuses_has_its_remedy() {
         for (errno, remedy) in [
             (Errno::NOSPC, "free some space"),
@@ -139,7 +170,7 @@ mod tests {
             .expect_err("absent");
         assert_eq!(
             report(&error),
-            "cannot read /nonexistent/a\\nb: No such file or directory (os error 2)\n\
+            "cannot read /nonexistent/a\\nb: No such file or directory\n\
              HINT: check that /nonexistent/a\\nb and the folders above it exist"
         );
     }

@@ -8,7 +8,10 @@ use std::{borrow::Cow, collections::HashMap, fmt, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{error::Hint, path::display_bytes};
+use crate::{
+    error::{Hint, without_codes},
+    path::display_bytes,
+};
 
 /// Domain of every `ErrorInfo` of ours.
 pub const DOMAIN: &str = "assay.dev";
@@ -51,7 +54,7 @@ impl RpcFault {
         Self {
             code,
             reason: reason.into(),
-            message: message.into(),
+            message: without_codes(&message.into()),
             hint: None,
             metadata: HashMap::new(),
             retry_after: None,

@@ -130,7 +130,7 @@ struct BestEffort<W> {
 
 /// A line of the log as it is written: whatever a terminal would obey, and whatever would begin a further line, is escaped.
 fn safe_line(line: &[u8], format: LogFormat, colours: bool) -> Vec<u8> {
-    let text = String::from_utf8_lossy(line);
+    let text = crate::error::without_codes(&String::from_utf8_lossy(line));
     let (text, end) = text.strip_suffix('\n').map_or((&*text, ""), |text| (text, "\n"));
     let safe = match format {
         LogFormat::Json => screen::harmless_json(text).into_owned(),

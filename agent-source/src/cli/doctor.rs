@@ -66,7 +66,13 @@ pub(super) async fn examine(config: &Config, path: &Path) -> Report {
     if config.notify.is_empty() {
         report.warn("notices", "nobody is told of a failed run", "add [[notify]]: docs/MONITORING.md");
     } else {
-        report.ok("notices", format!("{} ways; assay-source notify test tries them", config.notify.len()));
+        report.ok(
+            "notices",
+            format!(
+                "{}; assay-source notify test tries them",
+                assay_common::cli::screen::counted(config.notify.len() as u64, "way", "ways")
+            ),
+        );
     }
     match config.metrics {
         None => report.warn("metrics", "off", "add [metrics]: docs/MONITORING.md"),

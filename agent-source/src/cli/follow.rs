@@ -1,4 +1,4 @@
-//! `run --follow`: a progress bar on a terminal, plain lines elsewhere, JSON where that is asked for.
+//! `run --follow`: a progress bar on a terminal, plain lines elsewhere, JSON where that is asked for. Who stops watching stops no run.
 
 use std::{
     io::IsTerminal as _,
@@ -6,23 +6,43 @@ use std::{
 };
 
 use assay_common::{
-    cli::{print, print_json, screen::safe, show},
-    json::to_json,
+    cli::{print, print_error, print_json, screen::safe, show},
+    json::to_output,
 };
 use assay_proto::v1::{Phase, Run, source_service_client::SourceServiceClient};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Status, transport::Channel};
+
+/// How watching a run ended.
+pub(super) enum Followed {
+    /// With the run's end.
+    Ended(Box<Run>),
+    /// With Ctrl-C: the run goes on.
+    Left,
+}
 
 /// Shows a run as it goes on, and returns it when it has ended.
 pub(super) async fn follow(
     client: &mut SourceServiceClient<Channel>,
     run_id: String,
     json: bool,
-) -> Result<Run, Status> {
+) -> Result<Followed, Status> {
+    // From now on: a run whose beginning has been seen can be left.
+    let interrupts = signal(SignalKind::interrupt());
+    let mut interrupts = interrupts.map_err(|error| Status::internal(error.to_string()))?;
     let mut states = client.watch_run(super::watch(run_id)).await?.into_inner();
     let mut view = View::new(json);
-    let mut last = None;
-    while let Some(run) = states.message().await? {
+    let mut last: Option<Run> = None;
+    loop {
+        let run = tokio::select! {
+            run = states.message() => run?,
+            _ = interrupts.recv() => {
+                view.leave(last.as_ref());
+                return Ok(Followed::Left);
+            }
+        };
+        let Some(run) = run else { break };
         view.show(&run);
         last = Some(run);
     }
@@ -30,13 +50,13 @@ pub(super) async fn follow(
         .filter(|run| run.phase() == Phase::Done)
         .ok_or_else(|| Status::unavailable("the agent ended before the run did"))?;
     view.end(&run);
-    Ok(run)
+    Ok(Followed::Ended(Box::new(run)))
 }
 
 enum View {
     Json,
     Lines { phase: Phase, step: String, waiting: String },
-    Bar { bar: ProgressBar, phase: Phase, pace: Pace },
+    Bar(Box<Bar>),
 }
 
 impl View {
@@ -50,12 +70,18 @@ impl View {
         let bar = ProgressBar::new_spinner();
         bar.set_style(spinner());
         bar.enable_steady_tick(Duration::from_millis(120));
-        Self::Bar { bar, phase: Phase::Unspecified, pace: Pace::default() }
+        Self::Bar(Box::new(Bar {
+            bar,
+            phase: Phase::Unspecified,
+            step: String::new(),
+            step_began: Instant::now(),
+            pace: Pace::default(),
+        }))
     }
 
     fn show(&mut self, run: &Run) {
         match self {
-            Self::Json => print_json(&to_json("Run", run)),
+            Self::Json => print_json(&to_output("Run", run)),
             Self::Lines { phase, step, waiting } => {
                 if *phase != run.phase() && run.phase() != Phase::Done {
                     *phase = run.phase();
@@ -72,29 +98,7 @@ impl View {
                     print(&format!("checking: {}\n", safe(step)));
                 }
             }
-            Self::Bar { bar, phase, pace } => {
-                if *phase != run.phase() {
-                    *phase = run.phase();
-                    bar.set_prefix(show::phase(*phase));
-                    // Times are of the phase: what is left of a copy is not told by how long the mark took.
-                    bar.reset();
-                }
-                // How far the walk has come is known when there is a base to compare with.
-                let counts = run.counts.unwrap_or_default();
-                if run.phase() == Phase::Replicating && run.base_entries > 0 {
-                    bar.set_length(run.base_entries.max(counts.entries_scanned));
-                    bar.set_position(counts.entries_scanned);
-                    bar.set_style(measured());
-                } else {
-                    bar.set_style(spinner());
-                }
-                bar.set_message(match run.phase() {
-                    _ if !run.waiting.is_empty() => format!("waiting {}", safe(&run.waiting)),
-                    Phase::Replicating => progress(run, pace, Instant::now()),
-                    Phase::Checking => safe(&run.check_step),
-                    _ => detail(run).trim_start_matches(": ").to_owned(),
-                });
-            }
+            Self::Bar(bar) => bar.show(run, Instant::now()),
         }
     }
 
@@ -102,12 +106,117 @@ impl View {
         match self {
             Self::Json => {}
             Self::Lines { .. } => print(&show::run(run)),
-            Self::Bar { bar, .. } => {
-                bar.finish_and_clear();
+            Self::Bar(bar) => {
+                bar.bar.finish_and_clear();
                 print(&show::run(run));
             }
         }
     }
+
+    /// Nobody watches any more.
+    fn leave(self, run: Option<&Run>) {
+        if let Self::Bar(bar) = self {
+            bar.bar.finish_and_clear();
+        }
+        print_error(&left(run.map(|run| run.id.as_str())));
+    }
+}
+
+/// What somebody reads who has stopped watching.
+fn left(run_id: Option<&str>) -> String {
+    match run_id {
+        None => "the run goes on: watch it with assay-source watch\n".to_owned(),
+        Some(id) => format!(
+            "\nrun {id} goes on\n  watch it:   assay-source watch {id}\n  cancel it:  assay-source cancel {id}\n"
+        ),
+    }
+}
+
+/// A bar below the phases that have ended.
+struct Bar {
+    bar: ProgressBar,
+    phase: Phase,
+    step: String,
+    step_began: Instant,
+    pace: Pace,
+}
+
+impl Bar {
+    fn show(&mut self, run: &Run, now: Instant) {
+        let step = step_name(run);
+        if self.step != step {
+            if !self.step.is_empty() {
+                self.keep(&format!("  {}", self.step), now.duration_since(self.step_began), "");
+            }
+            (self.step, self.step_began) = (step, now);
+        }
+        if self.phase != run.phase() {
+            if let Some(ended) = run.phase_times.iter().rfind(|ended| ended.phase() == self.phase) {
+                let took = Duration::from_millis(ended.milliseconds);
+                self.keep(show::phase(self.phase), took, &came_of(self.phase, run));
+            }
+            self.phase = run.phase();
+            self.bar.set_prefix(show::phase(self.phase));
+            // Times are of the phase: what is left of a copy is not told by how long the mark took.
+            self.bar.reset();
+        }
+        let is_measured = run.phase() == Phase::Replicating && run.bytes_to_read > 0;
+        if is_measured {
+            self.bar.set_length(run.bytes_to_read);
+            self.bar.set_position(shown_bytes(run));
+            self.bar.set_style(measured());
+        } else {
+            self.bar.set_style(spinner());
+        }
+        self.bar.set_message(match run.phase() {
+            _ if !run.waiting.is_empty() => format!("waiting {}", safe(&run.waiting)),
+            Phase::Replicating => progress(run, &mut self.pace, now),
+            Phase::Checking => self.step.clone(),
+            _ => detail(run).trim_start_matches(": ").to_owned(),
+        });
+    }
+
+    /// A line that stays on the screen.
+    fn keep(&self, what: &str, took: Duration, came_of: &str) {
+        self.bar.println(kept_line(what, took, came_of));
+    }
+}
+
+fn kept_line(what: &str, took: Duration, came_of: &str) -> String {
+    let took = match took.as_secs() {
+        0..=59 => format!("{:.1} s", took.as_secs_f64()),
+        seconds => show::age(seconds),
+    };
+    format!("  {what:<22} {took:>8}  {came_of}").trim_end().to_owned()
+}
+
+/// What came of a phase that has ended.
+fn came_of(phase: Phase, run: &Run) -> String {
+    let counts = run.counts.unwrap_or_default();
+    match phase {
+        Phase::Marking => match run.mark.as_ref().map(|mark| mark.id.as_str()) {
+            None | Some("" | "none") => String::new(),
+            Some(mark) => safe(mark),
+        },
+        Phase::Replicating => {
+            format!("{} read, {} sent", show::bytes(counts.bytes_read), show::bytes(counts.wire_bytes_out))
+        }
+        Phase::Sealing if run.generation > 0 => format!("generation {}", run.generation),
+        _ => String::new(),
+    }
+}
+
+/// The step of the check that runs, and which of how many it is.
+fn step_name(run: &Run) -> String {
+    match (run.check_step_number, run.check_steps) {
+        (0, _) | (_, 0..=1) => safe(&run.check_step),
+        (number, steps) => format!("{} ({number} of {steps})", safe(&run.check_step)),
+    }
+}
+
+/// Bytes of the bar: not all of them before the phase has ended, because what has been read is still being sent.
+fn shown_bytes(run: &Run) -> u64 {
+    run.bytes_done.min(run.bytes_to_read - run.bytes_to_read / 100)
 }
 
 /// How fast something grows, over the last seconds: a rate since the start says little of now.
@@ -138,7 +247,9 @@ fn spinner() -> ProgressStyle {
 
 /// Done of total in one line of 80 columns; rates and the time that is left below it.
 fn measured() -> ProgressStyle {
-    style("{spinner} {prefix:<11} {elapsed:>4} [{bar:16}] {percent:>3}% of {human_len} entries\n  {wide_msg}")
+    style(
+        "{spinner} {prefix:<11} {elapsed:>4} [{bar:16}] {percent:>3}% of {decimal_total_bytes}\n  {wide_msg}",
+    )
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -148,33 +259,33 @@ fn style(template: &str) -> ProgressStyle {
 /// How fast a copy gets on.
 #[derive(Debug, Default)]
 struct Pace {
-    entries: Rate,
+    done: Rate,
     read: Rate,
     sent: Rate,
 }
 
-impl Pace {
-    /// Seconds until all entries are looked at and what was read of them is sent, at the pace of the last seconds; `None` while that
-    /// is not known. The walk runs ahead of the sending, so the slower of the two counts. What the target turns out to have already
-    /// makes it less.
-    fn left(run: &Run, entries: u64, sent: u64) -> Option<u64> {
-        let counts = run.counts.unwrap_or_default();
-        let walk = run.base_entries.saturating_sub(counts.entries_scanned);
-        let walk = if walk == 0 { 0 } else { walk.checked_div(entries)? };
-        // What is packed and has not gone out: nothing waits when nothing goes. Where it is compressed, it is less.
-        let waiting = counts.bytes_sent.saturating_sub(counts.wire_bytes_out);
-        Some(walk.max(waiting.checked_div(sent).unwrap_or(0)))
-    }
+/// Seconds until everything has been read, at the pace of the last seconds; `None` while that is not known. Reading waits for sending.
+fn seconds_left(run: &Run, per_second: u64) -> Option<u64> {
+    let rest = run.bytes_to_read.checked_sub(run.bytes_done).filter(|_| run.bytes_to_read > 0)?;
+    rest.checked_div(per_second)
 }
 
 fn progress(run: &Run, pace: &mut Pace, now: Instant) -> String {
     let counts = run.counts.unwrap_or_default();
-    let entries = pace.entries.of(counts.entries_scanned, now);
+    let done = pace.done.of(run.bytes_done, now);
     let (read, sent) = (pace.read.of(counts.bytes_read, now), pace.sent.of(counts.wire_bytes_out, now));
-    let left = Pace::left(run, entries, sent).filter(|_| run.base_entries > 0);
-    let left = left.map_or_else(String::new, |left| format!("about {} left; ", show::age(left)));
+    let before = match (run.bytes_to_read, seconds_left(run, done)) {
+        // The walk has not come to its end.
+        (0, _) if run.base_entries > 0 => {
+            let entries = run.base_entries.max(counts.entries_scanned);
+            format!("{} of {entries} entries looked at; ", counts.entries_scanned)
+        }
+        (0, _) => format!("{} entries looked at; ", counts.entries_scanned),
+        (_, None) => String::new(),
+        (_, Some(left)) => format!("about {} left; ", show::age(left)),
+    };
     format!(
-        "{left}{} read at {}/s, {} sent at {}/s  {}",
+        "{before}{} read at {}/s, {} sent at {}/s  {}",
         show::bytes(counts.bytes_read),
         show::bytes(read),
         show::bytes(counts.wire_bytes_out),
@@ -235,22 +346,45 @@ mod tests {
         assert_eq!(rate.of(0, at(32)), 0);
     }
 
+    /// 40 of 3042 files have changed, and they are large: entries say nothing of what is left.
     #[test]
-    fn what_is_slower_says_how_long_it_takes() {
-        let counts = |entries_scanned, bytes_sent, wire_bytes_out| Run {
-            base_entries: 1000,
-            counts: Some(assay_proto::v1::Counts {
-                entries_scanned,
-                bytes_sent,
-                wire_bytes_out,
-                ..Default::default()
-            }),
+    fn progress_counts_bytes_and_not_entries() {
+        let counts = assay_proto::v1::Counts { entries_scanned: 3042, bytes_read: 500, ..Default::default() };
+        let run = Run {
+            phase: Phase::Replicating.into(),
+            base_entries: 3042,
+            bytes_to_read: 2000,
+            bytes_done: 500,
+            counts: Some(counts),
             ..Default::default()
         };
-        assert_eq!(Pace::left(&counts(500, 100, 100), 50, 0), Some(10));
-        assert_eq!(Pace::left(&counts(1000, 900, 300), 50, 20), Some(30));
-        assert_eq!(Pace::left(&counts(500, 900, 300), 50, 20), Some(30));
-        // The walk stands still, or has only begun.
-        assert_eq!(Pace::left(&counts(500, 0, 0), 0, 0), None);
+        assert_eq!((shown_bytes(&run), seconds_left(&run, 100)), (500, Some(15)));
+        assert_eq!(seconds_left(&run, 0), None, "it stands still");
+        let all = Run { bytes_done: 2000, ..run.clone() };
+        assert_eq!(shown_bytes(&all), 1980, "what has been read is still being sent");
+        let unknown = Run { bytes_to_read: 0, bytes_done: 0, ..run };
+        assert_eq!(seconds_left(&unknown, 100), None);
+        let text = progress(&unknown, &mut Pace::default(), Instant::now());
+        assert!(text.starts_with("3042 of 3042 entries looked at; 500 B read"), "{text}");
+    }
+
+    #[test]
+    fn phases_and_steps_that_have_ended_stay_and_who_leaves_is_told_how_to_come_back() {
+        let run = Run {
+            check_step: "integrity".to_owned(),
+            check_step_number: 1,
+            check_steps: 2,
+            generation: 7,
+            ..Default::default()
+        };
+        assert_eq!(step_name(&run), "integrity (1 of 2)");
+        assert_eq!(step_name(&Run { check_steps: 1, ..run.clone() }), "integrity");
+        let line = kept_line("sealing", Duration::from_millis(1230), &came_of(Phase::Sealing, &run));
+        assert_eq!(line, "  sealing                   1.2 s  generation 7");
+        let text = left(Some("20261130T000000Z-000001"));
+        assert!(
+            text.contains("goes on") && text.contains("watch 2026") && text.contains("cancel 2026"),
+            "{text}"
+        );
     }
 }

@@ -17,10 +17,11 @@ use std::{
 
 use assay_common::{
     cli::{
-        CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_json, screen, show,
+        Colour, CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_as_json,
+        print_json, screen, show, without_connection,
     },
     id::RunId,
-    json::to_json,
+    json::to_output,
     memory,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
@@ -32,8 +33,9 @@ use assay_proto::v1::{
     CancelRunRequest, GetStatusRequest, ListRunsRequest, PlanRunRequest, StartRunRequest, WatchRunRequest,
     source_service_client::SourceServiceClient,
 };
-use clap::Parser as _;
 use tonic::{Status, transport::Channel};
+
+use follow::Followed;
 
 use crate::{
     app,
@@ -59,6 +61,9 @@ struct Cli {
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
+    /// When output has colours; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    color: Colour,
     #[command(flatten)]
     connection: Connection,
     #[command(subcommand)]
@@ -76,7 +81,7 @@ enum Command {
     /// Start a run
     Run {
         /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         repository: String,
         /// Stay until it has ended; the exit code is that of its outcome
         #[arg(long)]
@@ -99,7 +104,7 @@ enum Command {
     /// Exit codes: 0 it would come to its check, 4 something would stop it before.
     Plan {
         /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         repository: String,
         /// As if every file were read again
         #[arg(long)]
@@ -108,15 +113,18 @@ enum Command {
     /// Follow a run to its end; the exit code is that of its outcome
     Watch {
         /// Id of the run; the one under way, else the newest, when it is left out
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         run_id: String,
     },
     /// Show when each repository was last proven good, and what is being done
-    Status,
+    Status {
+        /// Only this repository
+        repository: Option<String>,
+    },
     /// List the runs, newest first
     Runs {
         /// Repository; all when it is left out
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         repository: String,
         /// At most this many
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -130,7 +138,7 @@ enum Command {
     /// Say in plain words how a run ended, by the verdict that this host has kept if there is one, and what to do next
     Explain {
         /// Id of the run, or name of a repository for its newest run; the newest of all when it is left out
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         run_id: String,
     },
     Restore(restore::Restore),
@@ -177,9 +185,39 @@ enum ConfigCommand {
     Check,
 }
 
+/// Commands that ask no agent.
+const OFFLINE: &[&str] = &[
+    "serve",
+    "verdict",
+    "config",
+    "pki",
+    "init",
+    "add",
+    "doctor",
+    "notify",
+    "completions",
+    "man",
+    "explain",
+];
+
+/// The definition of the command line.
+fn definition() -> clap::Command {
+    without_connection(<Cli as clap::CommandFactory>::command(), OFFLINE)
+}
+
+/// The same for manual pages, without the commands that only print help.
+fn definition_of_pages() -> clap::Command {
+    without_connection(<Cli as clap::CommandFactory>::command().disable_help_subcommand(true), OFFLINE)
+}
+
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = assay_common::cli::parse(definition());
+    // What these print is no answer: a script for a shell, pages, and the lines that a checker says.
+    let is_answer =
+        !matches!(&cli.command, Command::Serve { .. } | Command::Ops(ops::OpsCommand::Completions { .. }));
+    print_as_json(cli.json && is_answer);
+    cli.color.install();
     end(run(cli))
 }
 
@@ -240,11 +278,11 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {
             let text = explained(&load(&cli.config)?, &run_id)?;
-            screen::print_folded(&text);
+            print(&text);
             Ok(ExitCode::SUCCESS)
         }
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
-        Command::Config(ConfigCommand::Check) => config_check(&cli.config),
+        Command::Config(ConfigCommand::Check) => config_check(&cli.config, cli.json),
         command => {
             let configured =
                 if cli.connection.is_whole() { None } else { Some(endpoint(&load(&cli.config)?)) };
@@ -264,7 +302,7 @@ fn config_init(file: &Path) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
+fn config_check(path: &Path, json: bool) -> Result<ExitCode, CommandError> {
     let config = load(path)?;
     let mut faults = config.never.clone();
     faults.extend(Credentials::load(&config.tls, &[Role::Source]).err().map(|error| error.to_string()));
@@ -279,7 +317,12 @@ fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
         return Err(CommandError::usage(faults.join("\nerror: ")));
     }
     let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
-    print(&format!("{}: good; repositories: {}\n", path.display(), names.join(", ")));
+    if json {
+        let config = path.display().to_string();
+        print_json(&serde_json::json!({ "config": config, "good": true, "repositories": names }));
+    } else {
+        print(&format!("{}: good; repositories: {}\n", path.display(), names.join(", ")));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -393,7 +436,7 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
             let verdict =
                 unverified_verdict(&bytes).map_err(|error| CommandError::not_run(error.to_string()))?;
             if envelope {
-                print(&String::from_utf8_lossy(&bytes));
+                assay_common::cli::print_raw(&String::from_utf8_lossy(&bytes));
             } else if json {
                 print_json(&show::verdict_json(&verdict));
             } else {
@@ -423,11 +466,11 @@ async fn ask(
             let run =
                 started.run.ok_or_else(|| CommandError::not_run(format!("{url}: no run was started")))?;
             if follow {
-                let run = follow::follow(&mut client, run.id, json).await.map_err(failed)?;
-                return Ok(outcome_code(Outcome::try_from(run.outcome()).ok()));
+                let followed = follow::follow(&mut client, run.id, json).await.map_err(failed)?;
+                return Ok(followed_code(&followed));
             }
             if json {
-                print_json(&to_json("Run", &run));
+                print_json(&to_output("Run", &run));
             } else {
                 print(&format!("run {} has started; follow it with: assay-source watch {0}\n", run.id));
             }
@@ -437,15 +480,21 @@ async fn ask(
             plan::plan(&mut client, PlanRunRequest { repository, full_read }, &url, json).await
         }
         Command::Watch { run_id } => {
-            let run = follow::follow(&mut client, run_id, json).await.map_err(failed)?;
-            Ok(outcome_code(Outcome::try_from(run.outcome()).ok()))
+            let followed = follow::follow(&mut client, run_id, json).await.map_err(failed)?;
+            Ok(followed_code(&followed))
         }
-        Command::Status => {
+        Command::Status { repository } => {
             let call = client.get_status(GetStatusRequest {});
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("status"))?;
-            let status = answer.map_err(failed)?.into_inner();
+            let mut status = answer.map_err(failed)?.into_inner();
+            if let Some(wanted) = &repository {
+                let known =
+                    assay_common::cli::all::names(status.repositories.iter().map(|it| &*it.repository));
+                status.repositories.retain(|it| it.repository == *wanted);
+                assay_common::cli::all::refuse_unknown(wanted, "on this source", &known)?;
+            }
             if json {
-                print_json(&to_json("GetStatusResponse", &status));
+                print_json(&to_output("GetStatusResponse", &status));
             } else {
                 print(&status::text(&status));
             }
@@ -456,7 +505,7 @@ async fn ask(
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("runs"))?;
             let list = answer.map_err(failed)?.into_inner().runs;
             if json {
-                list.iter().for_each(|run| print_json(&to_json("Run", run)));
+                list.iter().for_each(|run| print_json(&to_output("Run", run)));
             } else {
                 print(&show::runs(&list));
             }
@@ -465,13 +514,23 @@ async fn ask(
         Command::Cancel { run_id } => {
             let run = client.cancel_run(CancelRunRequest { run_id }).await.map_err(failed)?.into_inner();
             if json {
-                print_json(&to_json("Run", &run));
+                print_json(&to_output("Run", &run));
             } else {
                 print(&format!("run {} was told to stop\n", run.id));
             }
             Ok(ExitCode::SUCCESS)
         }
         _ => unreachable!("commands that need no agent were done before"),
+    }
+}
+
+/// What a shell says of a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+fn followed_code(followed: &Followed) -> ExitCode {
+    match followed {
+        Followed::Ended(run) => outcome_code(Outcome::try_from(run.outcome()).ok()),
+        Followed::Left => ExitCode::from(INTERRUPTED),
     }
 }
 

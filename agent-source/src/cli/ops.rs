@@ -5,19 +5,19 @@ use std::{
     process::ExitCode,
 };
 
+use super::{definition, definition_of_pages, doctor, endpoint, init, load, runtime};
 use assay_common::{
     cli::{CommandError, Connection, NotifyCommand, health, pages},
     pki::Role,
 };
-use clap::CommandFactory as _;
-
-use super::{Cli, doctor, endpoint, init, load, runtime};
 
 /// Commands around the service.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum OpsCommand {
     /// Set this host up as a source, with what assay-target invite wrote; nothing is overwritten
     Init(init::InitArgs),
+    /// Add a further repository to a source that is set up, and print the line for assay-target add
+    Add(init::AddArgs),
     /// Look for everything that would keep a run from passing, beforehand; nothing is changed
     ///
     /// Exit codes: 0 all is as it should be, 3 there are warnings, 1 a run would not pass.
@@ -49,6 +49,7 @@ pub(super) fn run(
 ) -> Result<ExitCode, CommandError> {
     match command {
         OpsCommand::Init(arguments) => init::init(&arguments, config),
+        OpsCommand::Add(arguments) => init::add(&arguments, config),
         OpsCommand::Health => {
             let configured = if connection.is_whole() { None } else { Some(endpoint(&load(config)?)) };
             runtime()?.block_on(health(connection, Role::Source, configured, json))
@@ -64,7 +65,7 @@ pub(super) fn run(
                 json,
             ))
         }
-        OpsCommand::Completions { shell } => Ok(pages::completions(Cli::command(), shell)),
-        OpsCommand::Man { out } => pages::man(Cli::command(), &out),
+        OpsCommand::Completions { shell } => Ok(pages::completions(definition(), shell)),
+        OpsCommand::Man { out } => pages::man(definition_of_pages(), &out),
     }
 }

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use assay_common::{
     cli::{
         CommandError, print, print_json,
-        screen::{lines, row, safe},
+        screen::{counted, lines, row, safe},
         show,
     },
     fidelity::FsLimits,
-    json::to_json,
+    json::to_output,
 };
 use assay_proto::v1::{
     Outlook, PlanRunRequest, PlannedRereading, PlannedWork, RunPlan,
@@ -27,7 +27,7 @@ pub(super) async fn plan(
     let answer = client.plan_run(request).await;
     let plan = answer.map_err(|status| CommandError::from_status(&status, url))?.into_inner();
     if json {
-        print_json(&to_json("RunPlan", &plan));
+        print_json(&to_output("RunPlan", &plan));
     } else {
         print(&text(&plan));
     }
@@ -71,7 +71,8 @@ fn text(plan: &RunPlan) -> String {
 }
 
 fn work(text: &mut String, plan: &RunPlan, work: &PlannedWork) {
-    let files = |count: u64, bytes: u64| format!("{count} files, {}", show::bytes(bytes));
+    let files =
+        |count: u64, bytes: u64| format!("{}, {}", counted(count, "file", "files"), show::bytes(bytes));
     let base = plan.target.as_ref().map_or(0, |target| target.base_generation);
     let why = match (plan.full_read, plan.basis_known, base) {
         (true, _, _) => ": every file is read".to_owned(),
@@ -93,14 +94,24 @@ fn work(text: &mut String, plan: &RunPlan, work: &PlannedWork) {
         row(text, "", &format!("{:>9}  {}", show::bytes(file.size), safe(&file.path)));
     }
     let (kept, entries) = (work.kept_entries, work.entries);
-    row(text, "kept", &format!("{kept} of {entries} entries, {} in all", show::bytes(work.total_bytes)));
+    row(
+        text,
+        "kept",
+        &format!(
+            "{kept} of {}, {} in all",
+            counted(entries, "entry", "entries"),
+            show::bytes(work.total_bytes)
+        ),
+    );
     let share = 100.0 * work.dropped_entries as f64 / work.base_entries.max(1) as f64;
     row(
         text,
         "dropped",
         &format!(
-            "{} of {} entries, {share:.1} %; more than {} % would stop the run",
-            work.dropped_entries, work.base_entries, plan.drop_stop_percent
+            "{} of {}, {share:.1} %; more than {} % would stop the run",
+            work.dropped_entries,
+            counted(work.base_entries, "entry", "entries"),
+            plan.drop_stop_percent
         ),
     );
 }
@@ -116,7 +127,11 @@ fn rereading(text: &mut String, again: &PlannedRereading) {
         row(text, "", &format!("the oldest reading is of {}", show::time(Some(oldest))));
     }
     if again.files_of_unknown_age > 0 {
-        row(text, "", &format!("{} files: it is not known when", again.files_of_unknown_age));
+        row(
+            text,
+            "",
+            &format!("{}: it is not known when", counted(again.files_of_unknown_age, "file", "files")),
+        );
     }
     if let Some(by) = &again.all_read_by {
         row(text, "", &format!("all of it by {}", show::time(Some(by))));
@@ -152,8 +167,14 @@ fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
     };
     row(text, "control", &format!("{made}; {due}"));
     let free = show::bytes(target.free_bytes);
-    let note = if work.is_some_and(|work| work.send_bytes > target.free_bytes) { ": NOT ENOUGH" } else { "" };
-    row(text, "room", &format!("{free} free on the target{note}"));
+    let room = target.room_bytes.unwrap_or(target.free_bytes);
+    let note = if work.is_some_and(|work| work.send_bytes > room) { ": NOT ENOUGH" } else { "" };
+    let of_it = match target.room_bytes {
+        None => String::new(),
+        Some(_) if target.room_of_quota => format!("; the quota leaves {}", show::bytes(room)),
+        Some(_) => format!("; a run may write {}", show::bytes(room)),
+    };
+    row(text, "room", &format!("{free} free on the target{of_it}{note}"));
     if let Some(limits) = &target.store_holds {
         lines(text, "store", &FsLimits::from(limits).summary());
     }

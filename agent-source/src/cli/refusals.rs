@@ -93,7 +93,7 @@ async fn walk(repository: &Repository, filter: Arc<Filter>) -> Result<Option<boo
     let walked = walk.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     timer.abort();
     match walked {
-        Ok(()) => Ok(Some(true)),
+        Ok(_) => Ok(Some(true)),
         Err(ReplicateError::Cancelled) => Ok(Some(false)),
         Err(error) => Err(error),
     }

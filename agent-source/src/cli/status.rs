@@ -2,7 +2,7 @@
 
 use assay_common::{
     cli::{
-        screen::{lines, row, safe},
+        screen::{counted, lines, row, safe},
         show,
     },
     verdict::timestamp_from_proto,
@@ -67,7 +67,11 @@ fn one(text: &mut String, repository: &RepositoryStatus, now: Timestamp) {
         None => row(text, "  next run", "not scheduled (manual only)"),
     }
     if repository.missed_slots > 0 {
-        row(text, "  missed", &format!("{} slots passed without a run", repository.missed_slots));
+        row(
+            text,
+            "  missed",
+            &format!("{} passed without a run", counted(repository.missed_slots, "slot", "slots")),
+        );
     }
 }
 

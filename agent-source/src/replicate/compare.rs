@@ -78,6 +78,10 @@ pub(super) fn compare(
         }
         _ => Share::default(),
     };
+    if let Some(basis) = plan.basis.as_ref().filter(|_| plan.full_read && counters.tree_bytes.get() == 0) {
+        // About as much as there was.
+        counters.tree_bytes.add(Share::of(basis, &plan.rereading).map_err(SpoolError::from)?.total);
+    }
     if share.is_overdue {
         counters.warn(overdue(&share, &plan.rereading));
     }
@@ -207,6 +211,7 @@ pub(super) fn compare(
                 .map(|entry| BaseFile { position, entry });
             let mut job = Job::new(plan, &in_root, found.path.clone(), place, base);
             job.expected = expected.clone();
+            job.size = size_of(found);
             if let Some(file) = held {
                 job.hold(file);
             }
@@ -244,6 +249,7 @@ pub(super) fn compare(
                 let kept = Some(Box::new((position, first)));
                 give(Planned::File { outcome, replaces: true, kept })?;
                 let job = job(&found, old, held);
+                counters.to_read.add(job.size);
                 jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
                 continue;
             }
@@ -265,10 +271,12 @@ pub(super) fn compare(
                     give(Planned::Ready(Step::Drop))?;
                 }
                 give(Planned::Ready(Step::Late { job: late_jobs.len() as u64 }))?;
+                counters.to_read.add(job.size);
                 late_jobs.push((turn, LateJob::File(Box::new(job))));
             } else {
                 let (sender, outcome) = oneshot::channel();
                 give(Planned::File { outcome, replaces, kept: None })?;
+                counters.to_read.add(job.size);
                 jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
             }
             continue;
@@ -285,6 +293,7 @@ pub(super) fn compare(
                 let (sender, outcome) = oneshot::channel();
                 give(Planned::File { outcome, replaces, kept: None })?;
                 let job = job(&found, old, held);
+                counters.to_read.add(job.size);
                 jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
                 continue;
             }
@@ -314,6 +323,7 @@ pub(super) fn compare(
             "{files} files changed in the future by this host's clock ({path} is one of them): they are read in every run until then"
         ));
     }
+    counters.is_walked.store(true, std::sync::atomic::Ordering::Relaxed);
     let mut late: Vec<_> = (0..).zip(late_jobs).collect();
     late.sort_by_key(|(_, (turn, _))| *turn);
     result.late_jobs = late.into_iter().map(|(number, (_, job))| (number, job)).collect();
@@ -386,6 +396,12 @@ fn overdue(share: &Share, rereading: &Rereading) -> String {
 fn counts_as_gone(plan: &Plan, walk: &Merged<'_>, old: &Entry) -> bool {
     !plan.rules.has_held()
         || !TreePath::parse(&old.path).is_ok_and(|path| plan.rules.is_held(&walk.in_root(&path)))
+}
+
+/// The length of a regular file; 0 of everything else.
+pub(super) fn size_of(found: &Found) -> u64 {
+    let file = found.stat.as_ref().filter(|_| describe(found).kind() == EntryKind::File);
+    file.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
 }
 
 /// Device and inode of what may have several names.

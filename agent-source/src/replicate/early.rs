@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Plan, ReplicateError,
     basis::{Seen, file_clock},
+    compare::size_of,
     open::open_live,
     reader::{Job, Outcome, Reader},
     scan::{Found, Scan, ScanError, describe},
@@ -110,7 +111,9 @@ fn attempt(
         let taken = match (describe(&found).kind(), &found.place) {
             (EntryKind::File, Some((folder, name))) => {
                 let place = (Arc::clone(folder), name.clone());
-                let job = Job::new(plan, &in_root, found.path.clone(), place, None);
+                let mut job = Job::new(plan, &in_root, found.path.clone(), place, None);
+                job.size = size_of(&found);
+                reader.expect(job.size);
                 match reader.read(&job)? {
                     Outcome::Read(read) => Some(Taken::Read(read)),
                     Outcome::Same(_) | Outcome::Vanished => None,

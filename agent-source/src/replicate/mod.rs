@@ -32,7 +32,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
@@ -75,6 +75,11 @@ impl Counter {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
+    /// Begins anew.
+    fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// What it has come to.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -96,6 +101,13 @@ pub struct Counters {
     pub reconnects: Counter,
     pub files_reread: Counter,
     pub bytes_reread: Counter,
+    /// Content of the files that were found to be read, and how much of it has been read.
+    pub to_read: Counter,
+    pub done: Counter,
+    /// All content there is, of a run that reads everything; 0 where that is not known.
+    pub tree_bytes: Counter,
+    /// The walk has come to its end: nothing more is found to be read.
+    pub is_walked: AtomicBool,
     pub current: Mutex<String>,
     changed_without_trace: Mutex<BTreeSet<Vec<u8>>>,
     never_still: Mutex<BTreeSet<Vec<u8>>>,
@@ -120,6 +132,17 @@ impl Counters {
             files_changed_without_trace: self.changed_without_trace().len() as u64,
             ..Default::default()
         }
+    }
+
+    /// Bytes that the run reads in all, 0 while that is not known, and bytes of them that have been read.
+    pub fn work(&self) -> (u64, u64) {
+        let (found, done) = (self.to_read.get(), self.done.get());
+        let all = match (self.is_walked.load(Ordering::Relaxed), self.tree_bytes.get()) {
+            (true, _) => found,
+            (false, 0) => return (0, 0),
+            (false, tree) => tree.max(found),
+        };
+        (all, done.min(all))
     }
 
     /// A file has another content, and its size, times and inode are as they were.
@@ -285,6 +308,10 @@ pub async fn replicate(
     counters: Arc<Counters>,
     cancel: CancellationToken,
 ) -> Result<Replicated, ReplicateError> {
+    // After the target was restarted all of it is looked at again.
+    counters.to_read.reset();
+    counters.done.reset();
+    counters.is_walked.store(false, Ordering::Relaxed);
     // One token for this replication: whichever part fails first stops the others.
     let stop = cancel.child_token();
     let budget = plan.memory.budget();

@@ -1,6 +1,6 @@
 //! A walk before a first copy: what the target would not take ends the run before anything is read, sent or marked.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use assay_common::{confined::Folder, fidelity::Filter, manifest::Header, profile::FileRules};
 use tokio_util::sync::CancellationToken;
@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ReplicateError,
     as_it_is::{names, whole},
+    compare::{id_of_several, size_of},
     scan::{Found, Ground, Scan},
 };
 
-/// Walks the roots. What is refused is in the filter then.
+/// Walks the roots, and returns how much content they have, in bytes. What is refused is in the filter then.
 ///
 /// # Errors
 /// When a root cannot be walked, or `stop` says so.
@@ -21,7 +22,8 @@ pub fn preflight(
     rules: Arc<FileRules>,
     (filter, ground): (&Filter, &Ground),
     stop: &CancellationToken,
-) -> Result<(), ReplicateError> {
+) -> Result<u64, ReplicateError> {
+    let (mut bytes, mut several) = (0_u64, HashSet::new());
     filter.forget_names();
     let mut scan = Scan::new(header, roots, None, rules, ground);
     while let Some(found) = scan.next_entry()? {
@@ -30,9 +32,12 @@ pub fn preflight(
         }
         tell_apart(filter, &found);
         look(filter, &found)?;
+        if found.stat.as_ref().and_then(id_of_several).is_none_or(|id| several.insert(id)) {
+            bytes = bytes.saturating_add(size_of(&found));
+        }
     }
     filter.forget_names();
-    Ok(())
+    Ok(bytes)
 }
 
 /// Remembers an entry whose name is another one's on the target's file system.

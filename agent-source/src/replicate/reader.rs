@@ -77,6 +77,8 @@ pub struct Job {
     pub rotten: bool,
     /// What it should be: its size, times and inode are as they were.
     pub expected: Option<Expected>,
+    /// Its length when it was found, in bytes: what it counts for progress.
+    pub size: u64,
 }
 
 /// What a file should be that seems not to have changed.
@@ -126,6 +128,7 @@ impl Job {
             held: None,
             rotten,
             expected: None,
+            size: 0,
         }
     }
 
@@ -218,12 +221,14 @@ pub struct Reader {
     shared: Shared,
     counters: Arc<Counters>,
     cancel: CancellationToken,
+    /// What the file that is being read may still count for progress.
+    uncounted: u64,
 }
 
 impl Reader {
     /// A reader that puts what it reads into `batcher`.
     pub fn new(batcher: Batcher, shared: Shared, counters: Arc<Counters>, cancel: CancellationToken) -> Self {
-        Self { batcher, shared, counters, cancel }
+        Self { batcher, shared, counters, cancel, uncounted: 0 }
     }
 
     /// Reads one file.
@@ -232,13 +237,28 @@ impl Reader {
     /// When it is there and cannot be read, or when the run was stopped.
     pub fn read(&mut self, job: &Job) -> Result<Outcome, ReadError> {
         self.shared.at_work.fetch_add(1, Ordering::Relaxed);
+        self.uncounted = job.size;
         let outcome = match self.read_again(job) {
             Ok(None) => self.read_until_still(job),
             Ok(Some(same)) => Ok(same),
             Err(error) => Err(error),
         };
         self.shared.at_work.fetch_sub(1, Ordering::Relaxed);
+        // It may have become shorter, or have gone away.
+        self.passed(u64::MAX);
         outcome
+    }
+
+    /// So much more is to be read.
+    pub fn expect(&self, bytes: u64) {
+        self.counters.to_read.add(bytes);
+    }
+
+    /// So much more of the file has been read. A file that is read again counts once.
+    fn passed(&mut self, bytes: u64) {
+        let counted = bytes.min(self.uncounted);
+        self.uncounted -= counted;
+        self.counters.done.add(counted);
     }
 
     /// Reads a file that has its turn and compares its content with what it was. `None`: it is to be read in full, because it has
@@ -278,6 +298,7 @@ impl Reader {
             offset += got as u64;
             self.counters.bytes_read.add(got as u64);
             self.counters.bytes_reread.add(got as u64);
+            self.passed(got as u64);
             self.shared.pace.wait(got as u64, &self.cancel);
         }
         let is_same = hasher.finalize().as_bytes()[..] == *expected.digest && is_as_it_was();
@@ -482,6 +503,7 @@ impl Reader {
             let data_end = if sparse {
                 let data = seek(file, SeekFrom::Data(progress.offset))?.unwrap_or(length).min(length);
                 if data > progress.offset {
+                    self.passed(data - progress.offset);
                     progress.hole(data - progress.offset);
                     continue;
                 }
@@ -533,6 +555,7 @@ impl Reader {
             }
             position += got as u64;
             self.counters.bytes_read.add(got as u64);
+            self.passed(got as u64);
             let ended = got < want || position == end;
             let cut = *cut.get_or_insert_with(|| progress.cut(job, length, &block));
             let slices = progress.cut_up(cut, &block, ended);

@@ -4,6 +4,7 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 
 use assay_common::{
     config::HISTORY_DIFFERS,
+    error::without_codes,
     error::{Hint as _, PathError},
     fidelity::{CANNOT_HOLD, Refused, remedies},
     rpc_status::{BUSY, TOO_MANY_FAILED_RUNS, fault_from_status},
@@ -38,7 +39,8 @@ pub struct Fault {
 impl Fault {
     /// A run that ended before its check.
     pub fn not_run(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { outcome: Outcome::NotRun, reason, message: message.into(), hint: None, was_not_opened: false }
+        let message = without_codes(&message.into());
+        Self { outcome: Outcome::NotRun, reason, message, hint: None, was_not_opened: false }
     }
 
     /// With what the operator may try.

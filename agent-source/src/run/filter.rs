@@ -40,12 +40,14 @@ impl Attempt {
         let ground = repository.ground();
         let work = move || preflight(&header, &folders, rules, (&filter, &ground), &stop);
         let done = tokio::task::spawn_blocking(work).await;
-        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map_err(|error| {
-            match error {
-                ReplicateError::Cancelled => Fault::cancelled(),
-                error => error.into(),
-            }
-        })?;
+        let bytes =
+            done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())).map_err(|error| {
+                match error {
+                    ReplicateError::Cancelled => Fault::cancelled(),
+                    error => error.into(),
+                }
+            })?;
+        self.counters.tree_bytes.add(bytes);
         match self.filter.refused() {
             (_, 0) => Ok(()),
             (named, all) => Err(Fault::refused(&named, all)),

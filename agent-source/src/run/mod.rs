@@ -67,6 +67,21 @@ pub struct Options {
     pub accept_history: bool,
 }
 
+impl std::fmt::Display for Options {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { full_read, allow_mass_drop, allow_new_root, accept_history } = *self;
+        let all = [
+            (full_read, "full_read"),
+            (allow_mass_drop, "allow_mass_drop"),
+            (allow_new_root, "allow_new_root"),
+            (accept_history, "accept_history"),
+        ];
+        let named: Vec<_> = all.into_iter().filter_map(|(is_set, name)| is_set.then_some(name)).collect();
+        formatter.write_str(if named.is_empty() { "none" } else { "" })?;
+        formatter.write_str(&named.join(","))
+    }
+}
+
 /// What every run of a repository needs.
 pub struct Context {
     /// The repository.
@@ -185,6 +200,7 @@ impl Attempt {
             run.finished = Some(timestamp_to_proto(jiff::Timestamp::now()));
             run.current_path.clear();
             run.check_step.clear();
+            (run.check_step_number, run.check_steps) = (0, 0);
             run.set_phase(Phase::Done);
         });
         let run = self.progress.get();
@@ -309,7 +325,9 @@ impl Attempt {
 
     fn count(&self, wire: &Meter) {
         let (counts, current) = (self.counters.counts(), self.counters.current());
+        let (bytes_to_read, bytes_done) = self.counters.work();
         self.progress.update(|run| {
+            (run.bytes_to_read, run.bytes_done) = (bytes_to_read, bytes_done);
             run.counts =
                 Some(Counts { wire_bytes_out: wire.bytes_out(), wire_bytes_in: wire.bytes_in(), ..counts });
             run.current_path = current;

@@ -4,6 +4,7 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
 
 use assay_common::{
+    cli::show,
     digest::RootDigest,
     fidelity::Filter,
     path::{TreePath, display_bytes},
@@ -78,6 +79,11 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
     if let Some(work) = work.as_ref().filter(|work| is_mass_drop(work, limit)) {
         add(&Fault::mass_drop(work.dropped_entries, work.base_entries, limit, work.moved_files));
     }
+    if let (Some(work), Some(target)) = (&work, &target)
+        && let Some(fault) = lack_of_room(work.send_bytes, target)
+    {
+        add(&fault);
+    }
     let mark = &repository.profile.mark;
     let word = match mark.kind {
         MarkKind::Command => "command",
@@ -144,6 +150,27 @@ fn mounts(repository: &Repository) -> Vec<PlannedMount> {
         PlannedMount { path, kind: mount.kind, fate: fate.to_owned() }
     });
     planned.collect()
+}
+
+/// Why the target cannot take so much, if so. A target that does not say what a run may write says what is free.
+fn lack_of_room(send_bytes: u64, target: &Outlook) -> Option<Fault> {
+    let room = target.room_bytes.unwrap_or(target.free_bytes);
+    if send_bytes <= room {
+        return None;
+    }
+    let (send, room) = (show::bytes(send_bytes), show::bytes(room));
+    Some(if target.room_of_quota {
+        let text = format!("a run may send {send}, and the repository's quota on the target leaves {room}");
+        Fault::not_run("quota-exceeded", text)
+            .hint("raise repository.quota on the target, or let repository.retention remove generations there (assay-target prune)")
+    } else {
+        let text = format!(
+            "a run may send {send}, and the target's disk has room for {room} beside what it keeps free"
+        );
+        Fault::not_run("target-full", text).hint(
+            "make room on the target's store: assay-target discard, assay-target prune, or a larger disk",
+        )
+    })
 }
 
 /// As `Attempt::check_drops` has it.
@@ -266,4 +293,25 @@ fn databases(context: &Context) -> (Vec<(TreePath, u64)>, Option<Fault>) {
         }
     }
     (found, missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A plan that says NOT ENOUGH names what stops the run, so that its exit code says so too.
+    #[test]
+    fn a_target_without_room_stops_the_run() {
+        let target = |room_bytes, room_of_quota| Outlook {
+            free_bytes: 1000,
+            room_bytes,
+            room_of_quota,
+            ..Default::default()
+        };
+        assert!(lack_of_room(1000, &target(None, false)).is_none());
+        assert_eq!(lack_of_room(1001, &target(None, false)).expect("full").reason, "target-full");
+        assert_eq!(lack_of_room(901, &target(Some(900), false)).expect("reserve").reason, "target-full");
+        assert!(lack_of_room(1500, &target(Some(1500), false)).is_none(), "abandoned runs give way");
+        assert_eq!(lack_of_room(1, &target(Some(0), true)).expect("quota").reason, "quota-exceeded");
+    }
 }

@@ -286,7 +286,10 @@ impl Attempt {
                     let end =
                         (0..=MAX_STEP_BYTES.min(step.len())).rev().find(|end| step.is_char_boundary(*end));
                     step.truncate(end.unwrap_or(0));
-                    self.progress.update(|run| run.check_step = step);
+                    self.progress.update(|run| {
+                        run.check_step = step;
+                        (run.check_step_number, run.check_steps) = (answer.step_number, answer.steps);
+                    });
                     if !answer.read_again.is_empty() {
                         read_again(answer.read_again);
                     }

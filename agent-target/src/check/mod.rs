@@ -36,6 +36,7 @@
 //! Nothing on disk but in the workspace. Of each output stream the profile's `output_limit` is kept; all of
 //! it is searched and digested, so much output is no fault.
 
+pub(crate) mod beforehand;
 mod cgroup;
 mod coverage;
 mod etc;

@@ -235,6 +235,47 @@ pub(crate) fn reaches(path: &Path, hidden: &[PathBuf]) -> Option<String> {
     None
 }
 
+/// Symbolic links that are followed on the way to a file, as the kernel does.
+const MAX_LINKS: usize = 40;
+
+/// Where a step finds the file of this host at `path`, and the shown folder or file through which. `Err` is the place on the way to it
+/// that no step sees.
+pub(crate) fn locate(path: &Path, visible: &[PathBuf]) -> Result<(PathBuf, PathBuf), PathBuf> {
+    let fixed = BASES.iter().chain(&super::etc::SHOWN).map(Path::new);
+    let shown: Vec<&Path> = fixed.chain(visible.iter().map(PathBuf::as_path)).collect();
+    let mut path = normal(path);
+    for _ in 0..MAX_LINKS {
+        let through =
+            shown.iter().filter(|shown| path.starts_with(shown)).max_by_key(|it| it.as_os_str().len());
+        let Some(through) = through else {
+            return Err(path);
+        };
+        let ways: Vec<_> = path.ancestors().take_while(|part| part.starts_with(through)).collect();
+        let link = ways.into_iter().rev().find_map(|part| Some((part, fs::read_link(part).ok()?)));
+        let Some((link, target)) = link else {
+            return Ok((path.clone(), through.to_path_buf()));
+        };
+        let rest = path.strip_prefix(link).unwrap_or(Path::new(""));
+        path = normal(&link.parent().unwrap_or(link).join(target).join(rest));
+    }
+    Err(path)
+}
+
+/// `path` without `.` and `..`. What stands before a `..` is no symbolic link.
+fn normal(path: &Path) -> PathBuf {
+    let mut whole = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                whole.pop();
+            }
+            Component::CurDir => {}
+            part => whole.push(part),
+        }
+    }
+    whole
+}
+
 fn check_live_paths(roots: &[&LiveRoot], visible: &[PathBuf]) -> Result<(), PlanError> {
     let real = visible.iter().filter_map(|path| fs::canonicalize(path).ok());
     let shown: Vec<PathBuf> = visible.iter().cloned().chain(real).collect();

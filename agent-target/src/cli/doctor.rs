@@ -1,16 +1,19 @@
 //! `doctor` at the target.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use assay_common::{
     cli::doctor::{Report, find_program},
     error::Hint as _,
     fidelity::FsLimits,
     pki::Role,
+    profile::Value,
     signing::{SigningKey, VerifyingKey},
 };
 use jiff::Timestamp;
 
+use super::shares;
+use crate::check::beforehand::View;
 use crate::config::{Config, IsolationPolicy, Repository, WorkspacePreference};
 
 /// Looks at everything that the checks of this configuration need.
@@ -37,6 +40,9 @@ pub(super) fn examine(config: &Config, path: &Path) -> Report {
     }
     let store = config.agent.store.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     report.room("store", store);
+    if let Some((found, remedy)) = shares::fault(config) {
+        report.warn("quotas", found, remedy);
+    }
     file_system(&mut report, config, store);
     sandbox(&mut report, config, is_root);
     for repository in &config.repositories {
@@ -45,7 +51,13 @@ pub(super) fn examine(config: &Config, path: &Path) -> Report {
     if config.notify.is_empty() {
         report.warn("notices", "nobody is told of a failed check", "add [[notify]]: docs/MONITORING.md");
     } else {
-        report.ok("notices", format!("{} ways; assay-target notify test tries them", config.notify.len()));
+        report.ok(
+            "notices",
+            format!(
+                "{}; assay-target notify test tries them",
+                assay_common::cli::screen::counted(config.notify.len() as u64, "way", "ways")
+            ),
+        );
     }
     match config.metrics {
         None => report.warn("metrics", "off", "add [metrics]: docs/MONITORING.md"),
@@ -171,8 +183,12 @@ fn look_at(report: &mut Report, repository: &Repository) {
             report.warn(&name("host's names"), found, format!("set host = {{ {key} = … }}"));
         }
     }
-    for check in &repository.profile.checks {
-        program(report, &name(&format!("check {}", check.name)), repository, &check.argv);
+    match repository.profile.bind_for_checks(&repository.vars, None) {
+        Ok(vars) => programs(report, repository, &vars),
+        Err(faults) => {
+            let remedy = format!("set it in vars of the repository; profile {}", repository.profile.name);
+            faults.into_iter().for_each(|fault| report.bad(&name("vars"), fault, remedy.clone()));
+        }
     }
     if repository.control_every.is_none() {
         let found = "on request only: until one has passed no PASS counts";
@@ -191,42 +207,51 @@ fn look_at(report: &mut Report, repository: &Repository) {
     }
 }
 
-/// The program of a check step. One that is in the copy is the copy's own.
-fn program(report: &mut Report, what: &str, repository: &Repository, argv: &[String]) {
-    let texts = |name: &str| repository.vars.get(name).map(|value| value.texts().to_vec());
-    let first = match argv.first().map(String::as_str) {
-        Some("{helper}") => return postgresql(report, what, repository),
-        // A whole command of the operator's.
-        Some(text) if text.starts_with("{var.") && text.ends_with('}') => {
-            texts(&text[5..text.len() - 1]).and_then(|texts| texts.first().cloned()).unwrap_or_default()
-        }
-        Some(text) => text.to_owned(),
-        None => return,
+/// The programs of the check's steps, as a step would find them.
+fn programs(report: &mut Report, repository: &Repository, vars: &BTreeMap<String, Value>) {
+    let view = View {
+        visible: (repository.isolation != IsolationPolicy::None)
+            .then(|| repository.profile.sandbox.visible.clone()),
+        account: rustix::process::geteuid().is_root().then_some(repository.account),
+        live: repository.live_paths.iter().flat_map(|paths| paths.values().cloned()).collect(),
     };
-    if first.contains('{') {
-        report.ok(what, format!("{first} of the copy"));
-    } else {
-        report.program(what, Path::new(&first), "install it on this host");
+    for check in &repository.profile.checks {
+        let what = format!("{}: check {}", repository.name, check.name);
+        let found = view.look_for(check, vars);
+        let is_helper = check.argv.first().is_some_and(|first| first == "{helper}");
+        if is_helper && vars.contains_key("programs") {
+            postgresql(report, &what, &view, vars);
+        } else if is_helper && found.is_empty() {
+            report.ok(&what, "brought by assay-target");
+        }
+        for (program, lack) in found {
+            match lack {
+                None => report.ok(&what, program),
+                Some(lack) => report.bad(&what, lack.found, lack.remedy),
+            }
+        }
     }
 }
 
 /// The server's programs, of any version: which one is needed, the first copy tells.
-fn postgresql(report: &mut Report, what: &str, repository: &Repository) {
-    let default = repository.profile.vars.get("programs").and_then(|variable| variable.default.as_ref());
-    let value = repository.vars.get("programs").or(default);
-    let Some(pattern) = value.and_then(|value| value.texts().first()) else {
+fn postgresql(report: &mut Report, what: &str, view: &View, vars: &BTreeMap<String, Value>) {
+    let Some(pattern) = vars.get("programs").and_then(|value| value.texts().first()) else {
         return report.ok(what, "brought by assay-target");
     };
-    let found: Vec<_> = (9..=40)
-        .map(|version| pattern.replace("%v", &version.to_string()))
-        .filter(|folder| find_program(&Path::new(folder).join("pg_amcheck")).is_some())
-        .collect();
-    match found.as_slice() {
-        [] => report.bad(
+    let all: Vec<_> = (9..=40).map(|version| pattern.replace("%v", &version.to_string())).collect();
+    let is_there = |folder: &&String| find_program(&Path::new(folder).join("pg_amcheck")).is_some();
+    let mut found: Vec<_> = all.iter().filter(is_there).collect();
+    found.dedup();
+    let hidden = found.iter().find_map(|folder| view.find(&format!("{folder}/pg_amcheck")).1);
+    match (found.as_slice(), hidden) {
+        ([], _) => report.bad(
             what,
             format!("no pg_amcheck in {pattern}"),
             "install postgresql of the source's major version, or set vars.programs",
         ),
-        all => report.ok(what, all.join(", ")),
+        (_, Some(lack)) => report.bad(what, lack.found, lack.remedy),
+        (all, None) => {
+            report.ok(what, all.iter().map(|folder| folder.as_str()).collect::<Vec<_>>().join(", "));
+        }
     }
 }

@@ -16,6 +16,7 @@ use assay_common::{
         join::{Acceptance, Invitation},
         print, refuse_below, write_new,
     },
+    config::Size,
     dial,
     durable::write_durable,
     error::Hint as _,
@@ -26,6 +27,7 @@ use assay_common::{
 };
 use jiff::Timestamp;
 
+use super::shares;
 use crate::config;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -147,11 +149,17 @@ fn with_local(hosts: &[String]) -> Vec<String> {
 
 fn configuration(arguments: &InitArgs) -> String {
     let store = std::path::absolute(&arguments.store).unwrap_or_else(|_| arguments.store.clone());
+    let room = shares::of_file_system(&store).map_or_else(String::new, |(reserve, quota)| {
+        format!(
+            "# What a run leaves free on the store's file system, and what one repository may hold: so that none starves the others.\n\
+             reserve = \"{reserve}\"\nquota = \"{quota}\"\n"
+        )
+    });
     format!(
         "# assay-target: the agent beside the backups. Relative paths start at this file's folder.\n\n\
          [agent]\nname = {name}\nlisten = \"{listen}\"\nstore = {store}\nsigning_key = \"pki/target-signing.key\"\n\
          # Operators of sources have certificates of this CA, too: they do not operate this target.\n\
-         operators = [\"operator\"]\n\n\
+         operators = [\"operator\"]\n{room}\n\
          [tls]\nca = \"pki/ca.crt\"\ncert = \"pki/target.crt\"\nkey = \"pki/target.key\"\n\n\
          [operator]\ncert = \"pki/operator.crt\"\nkey = \"pki/operator.key\"\n\n\
          # [metrics]\n# listen = \"127.0.0.1:9465\"\n\n\
@@ -262,6 +270,9 @@ pub(super) struct AcceptArgs {
     /// Profile of the engine here, instead of the source's word: needed when it is a profile of your own
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
+    /// What the repository may hold; half of what no other repository may hold when it is left out
+    #[arg(long, value_name = "SIZE", value_parser = shares::size)]
+    quota: Option<Size>,
     /// Run on this host what the source's line names as a command of the check
     #[arg(long)]
     allow_commands: bool,
@@ -304,10 +315,18 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
         }
         Err(_) => false,
     };
-    let text = format!("{}\n\n{}", text.trim_end(), section(&acceptance, &key));
     // Looked at before it takes the old one's place.
-    config::parse(config, &text)
-        .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
+    let with = |quota: Option<Size>| -> Result<(String, config::Config), CommandError> {
+        let text = format!("{}\n\n{}", text.trim_end(), section(&acceptance, &key, quota));
+        let parsed = config::parse(config, &text)
+            .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
+        Ok((text, parsed))
+    };
+    let quota = match arguments.quota {
+        Some(quota) => Some(quota),
+        None => shares::of_next(&with(None)?.1),
+    };
+    let (text, _) = with(quota)?;
     if !is_pinned {
         write_new(&key_path, source_key)?;
     }
@@ -316,20 +335,28 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
     print(&format!(
         "added repository {} of {source} (profile {}) to {}\n\
          its signing key is {}: compare it with what assay-source init printed\n\
-         next: assay-target doctor; start assay-target, or restart it\n",
+         {}next: assay-target doctor; start assay-target, or restart it\n",
         acceptance.repository,
         acceptance.profile,
         config.display(),
-        fingerprint.unwrap_or_default()
+        fingerprint.unwrap_or_default(),
+        quota.map_or_else(String::new, |quota| format!(
+            "it may hold {quota} here (quota): change that when the repositories need other shares of the disk\n"
+        )),
     ));
     Ok(ExitCode::SUCCESS)
 }
 
-fn section(acceptance: &Acceptance, key: &str) -> String {
+fn section(acceptance: &Acceptance, key: &str, quota: Option<Size>) -> String {
+    let quota = quota.map_or_else(String::new, |quota| {
+        format!(
+            "# What it may hold of the store, so that it starves no other repository.\nquota = \"{quota}\"\n"
+        )
+    });
     format!(
         "[[repository]]\nname = {}\nsource = {}\nsource_key = {}\nprofile = {}\n{}\
          # A check that cannot be shut off from the network and the rest of this host is INCONCLUSIVE.\nisolation = \"require\"\n\
-         # A source that says nothing for so long is told of ([[notify]]); fits a schedule of one hour.\nmax_age = \"3h\"\n",
+         # A source that says nothing for so long is told of ([[notify]]); fits a schedule of one hour.\nmax_age = \"3h\"\n{quota}",
         join::quoted(&*acceptance.repository),
         join::quoted(&*acceptance.source),
         join::quoted(key),

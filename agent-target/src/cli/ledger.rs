@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs::File, io, path::PathBuf, process::ExitCode}
 
 use assay_common::{
     audit::{Expected, Finding, audit},
-    cli::{AuditArgs, Beside, CommandError, print, print_head, print_json},
+    cli::{AuditArgs, Beside, CommandError, all, print, print_head, print_json},
     config::no_such_repository,
     digest::MANIFEST_CONTEXT,
     error::Hint as _,
@@ -17,6 +17,7 @@ use assay_common::{
     },
 };
 
+use super::Which;
 use crate::{
     config::{Config, Repository},
     store::MANIFEST,
@@ -38,7 +39,7 @@ pub(super) enum LedgerCommand {
     /// not call these times wrong. It covers no broken chain, no signature and no missing verdict.
     Acknowledge {
         /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         repository: String,
         /// The verdicts whose times are not true: a number, or two with '-' between; may be given several times
         #[arg(long = "verdict", value_name = "N[-M]", required = true, value_parser = parse_verdicts)]
@@ -60,11 +61,10 @@ pub(super) enum LedgerCommand {
 /// Which ledger.
 #[derive(Debug, clap::Args)]
 pub(super) struct Place {
-    /// Repository; may be left out when there is one only
-    #[arg(default_value = "")]
-    repository: String,
+    #[command(flatten)]
+    which: Which,
     /// A copy of a ledger's folder, instead of the one in the store; then --key is needed
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "all")]
     folder: Option<PathBuf>,
     /// The target's public signing key; never taken from the ledger
     #[arg(long, value_name = "PUB", requires = "folder")]
@@ -111,7 +111,24 @@ pub(super) fn run(
         return audit.run(&ledger, &key, source_key.as_ref(), None, Beside::default(), json);
     }
     let config = load()?;
-    let repository = named(&config, &place.repository)?;
+    if !place.which.all {
+        return look(&config, named(&config, &place.which.repository)?, audit.as_ref(), json);
+    }
+    let mut each = all::Each::new(json);
+    for repository in &config.repositories {
+        each.begin(&repository.name);
+        each.end(look(&config, repository, audit.as_ref(), json));
+    }
+    Ok(each.code())
+}
+
+/// Looks at the ledger of one repository; without `audit` at its head alone.
+fn look(
+    config: &Config,
+    repository: &Repository,
+    audit: Option<&AuditArgs>,
+    json: bool,
+) -> Result<ExitCode, CommandError> {
     let store = config.agent.store.join(&repository.name);
     let ledger = open(&store.join("ledger"))?;
     let Some(audit) = audit else { return print_head(&ledger) };

@@ -7,6 +7,7 @@ mod keep;
 mod ledger;
 mod ops;
 mod restore;
+mod shares;
 mod status;
 
 use std::{
@@ -16,10 +17,10 @@ use std::{
 
 use assay_common::{
     cli::{
-        CommandError, Connection, PkiCommand, RestoreArgs, VerifyArgs, end, outcome_code, print, print_json,
-        screen, show,
+        Colour, CommandError, Connection, PkiCommand, RestoreArgs, VerifyArgs, all, end, outcome_code, print,
+        print_as_json, print_json, screen, show, without_connection,
     },
-    json::to_json,
+    json::to_output,
     memory,
     pki::Role,
     signing::{SigningKey, VerifyingKey},
@@ -31,7 +32,6 @@ use assay_proto::v1::{
     BisectRequest, GetTargetStatusRequest, GetVerdictRequest, ListGenerationsRequest, ListVerdictsRequest,
     RunControlRequest, VerifyGenerationRequest, target_service_client::TargetServiceClient,
 };
-use clap::Parser as _;
 use tonic::{Status, transport::Channel};
 
 use crate::{
@@ -58,6 +58,9 @@ struct Cli {
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
+    /// When output has colours; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    color: Colour,
     #[command(flatten)]
     connection: Connection,
     #[command(subcommand)]
@@ -69,43 +72,49 @@ enum Command {
     /// Run the service
     Serve,
     /// Show what is proven good, and what is being done
-    Status,
+    Status {
+        /// Only this repository
+        repository: Option<String>,
+    },
     /// List the sealed generations, newest first
     Generations {
-        /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
-        repository: String,
+        #[command(flatten)]
+        which: Which,
     },
     /// Run the engine's check on a sealed generation again
     Verify {
-        /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
-        repository: String,
+        #[command(flatten)]
+        which: Which,
         /// Number of the generation; the newest when it is left out
-        #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NUMBER")]
+        #[arg(
+            long,
+            default_value_t = 0,
+            hide_default_value = true,
+            value_name = "NUMBER",
+            conflicts_with = "all"
+        )]
         generation: u64,
     },
     /// Damage a verified generation in a workspace, on purpose: the check must find it
     ///
     /// Exit codes: 0 it did, 1 it passed damaged data, 3 it could not do its work.
     Control {
-        /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
-        repository: String,
+        #[command(flatten)]
+        which: Which,
     },
     /// Find the first bad generation between the last that passed and the first that failed, and list what changed in it
     Bisect {
         /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         repository: String,
     },
     /// Say in plain words what a verdict means, where the fault came in, and what to do next
     Explain {
-        /// As `verdict list` gives it; the newest when it is left out
-        #[arg(default_value = "")]
+        /// As `verdict list` gives it, or the name of a repository for its newest; the newest when it is left out
+        #[arg(default_value = "", hide_default_value = true)]
         id: String,
         /// Repository; may be left out when there is one only
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         repository: String,
     },
     /// Take a generation back out of the store on this host, whether the agent runs or not
@@ -133,12 +142,51 @@ enum Command {
     Ops(ops::OpsCommand),
 }
 
+/// Which repository.
+#[derive(Debug, Clone, Default, clap::Args)]
+struct Which {
+    /// Repository; may be left out when there is one only
+    #[arg(default_value = "", hide_default_value = true)]
+    repository: String,
+    /// All repositories, one after the other; the exit code is the worst
+    #[arg(long, conflicts_with = "repository")]
+    all: bool,
+}
+
+impl Which {
+    fn one(repository: &str) -> Self {
+        Self { repository: repository.to_owned(), all: false }
+    }
+}
+
+impl Command {
+    /// True if it is asked for all repositories.
+    fn is_of_all(&self) -> bool {
+        match self {
+            Self::Generations { which } | Self::Verify { which, .. } | Self::Control { which } => which.all,
+            Self::Keep(command) => command.is_of_all(),
+            _ => false,
+        }
+    }
+
+    /// The same for one repository.
+    fn of_one(&self, repository: &str) -> Self {
+        let which = Which::one(repository);
+        match self {
+            Self::Verify { generation, .. } => Self::Verify { which, generation: *generation },
+            Self::Control { .. } => Self::Control { which },
+            Self::Keep(command) => Self::Keep(command.of_one(repository)),
+            _ => Self::Generations { which },
+        }
+    }
+}
+
 #[derive(Debug, clap::Subcommand)]
 enum VerdictCommand {
     /// List the ledger, newest first
     List {
         /// Repository; may be left out when there is one only
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         repository: String,
         /// At most this many
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -147,10 +195,10 @@ enum VerdictCommand {
     /// Show one verdict
     Show {
         /// As the list gives it; the newest when it is left out
-        #[arg(default_value = "")]
+        #[arg(default_value = "", hide_default_value = true)]
         id: String,
         /// Repository; may be left out when there is one only
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         repository: String,
         /// Print the signed envelope as it is stored
         #[arg(long)]
@@ -184,9 +232,44 @@ enum ConfigCommand {
     Check,
 }
 
+/// Commands that ask no agent.
+const OFFLINE: &[&str] = &[
+    "serve",
+    "verdict verify",
+    "ledger",
+    "config",
+    "pki",
+    "init",
+    "invite",
+    "accept",
+    "doctor",
+    "notify",
+    "completions",
+    "man",
+    "restore",
+    "engine",
+];
+
+/// The definition of the command line.
+fn definition() -> clap::Command {
+    without_connection(<Cli as clap::CommandFactory>::command(), OFFLINE)
+}
+
+/// The same for manual pages, without the commands that only print help.
+fn definition_of_pages() -> clap::Command {
+    without_connection(<Cli as clap::CommandFactory>::command().disable_help_subcommand(true), OFFLINE)
+}
+
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = assay_common::cli::parse(definition());
+    // What these print is no answer: a script for a shell, pages, and the lines that a checker says.
+    let is_answer = !matches!(
+        &cli.command,
+        Command::Serve | Command::Ops(ops::OpsCommand::Completions { .. }) | Command::Engine(_)
+    );
+    print_as_json(cli.json && is_answer);
+    cli.color.install();
     end(run(cli))
 }
 
@@ -235,7 +318,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
-        Command::Config(ConfigCommand::Check) => config_check(&cli.config),
+        Command::Config(ConfigCommand::Check) => config_check(&cli.config, cli.json),
         command => {
             let configured =
                 if cli.connection.is_whole() { None } else { Some(endpoint(&load(&cli.config)?)) };
@@ -255,13 +338,17 @@ fn config_init(file: &Path) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
+fn config_check(path: &Path, json: bool) -> Result<ExitCode, CommandError> {
     let config = load(path)?;
     let mut faults = Vec::new();
     faults.extend(Credentials::load(&config.tls, &[Role::Target]).err().map(|error| error.to_string()));
     faults.extend(SigningKey::load(&config.agent.signing_key).err().map(|error| error.to_string()));
     for repository in &config.repositories {
         faults.extend(VerifyingKey::load(&repository.source_key).err().map(|error| error.to_string()));
+        if let Err(missing) = repository.profile.bind_for_checks(&repository.vars, None) {
+            faults
+                .extend(missing.into_iter().map(|fault| format!("repository {}: {fault}", repository.name)));
+        }
         for file in repository.overlays.values().filter(|file| !file.is_file()) {
             faults.push(format!("repository {}: overlay: {}: no such file", repository.name, file.display()));
         }
@@ -278,7 +365,12 @@ fn config_check(path: &Path) -> Result<ExitCode, CommandError> {
         return Err(CommandError::usage(faults.join("\nerror: ")));
     }
     let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
-    print(&format!("{}: good; repositories: {}\n", path.display(), names.join(", ")));
+    if json {
+        let config = path.display().to_string();
+        print_json(&serde_json::json!({ "config": config, "good": true, "repositories": names }));
+    } else {
+        print(&format!("{}: good; repositories: {}\n", path.display(), names.join(", ")));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -289,33 +381,59 @@ async fn ask(
     json: bool,
 ) -> Result<ExitCode, CommandError> {
     let (channel, url): (Channel, String) = connection.open(Role::Target, configured).await?;
-    let mut client = TargetServiceClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
-    let failed = |status: Status| CommandError::from_status(&status, &url);
+    let client = TargetServiceClient::new(channel).max_decoding_message_size(64 * 1024 * 1024);
+    if !command.is_of_all() {
+        return ask_one(command, client, &url, json).await;
+    }
+    let call = client.clone().get_target_status(GetTargetStatusRequest {}).await;
+    let status = call.map_err(|status| CommandError::from_status(&status, &url))?.into_inner();
+    let mut each = all::Each::new(json);
+    for repository in status.repositories {
+        each.begin(&repository.repository);
+        let one = command.of_one(&repository.repository);
+        each.end(ask_one(one, client.clone(), &url, json).await);
+    }
+    Ok(each.code())
+}
+
+async fn ask_one(
+    command: Command,
+    mut client: TargetServiceClient<Channel>,
+    url: &str,
+    json: bool,
+) -> Result<ExitCode, CommandError> {
+    let failed = |status: Status| CommandError::from_status(&status, url);
     let timed = |message: &str| CommandError::not_run(format!("{url} did not answer in time: {message}"));
     match command {
-        Command::Status => {
+        Command::Status { repository } => {
             let call = client.get_target_status(GetTargetStatusRequest {});
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("status"))?;
-            let status = answer.map_err(failed)?.into_inner();
+            let mut status = answer.map_err(failed)?.into_inner();
+            if let Some(wanted) = &repository {
+                let known =
+                    assay_common::cli::all::names(status.repositories.iter().map(|it| &*it.repository));
+                status.repositories.retain(|it| it.repository == *wanted);
+                assay_common::cli::all::refuse_unknown(wanted, "on this target", &known)?;
+            }
             if json {
-                print_json(&to_json("GetTargetStatusResponse", &status));
+                print_json(&to_output("GetTargetStatusResponse", &status));
             } else {
                 print(&status::text(&status));
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Generations { repository } => {
+        Command::Generations { which: Which { repository, .. } } => {
             let call = client.list_generations(ListGenerationsRequest { repository });
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("generations"))?;
             let list = answer.map_err(failed)?.into_inner().generations;
             if json {
-                list.iter().for_each(|generation| print_json(&to_json("Generation", generation)));
+                list.iter().for_each(|generation| print_json(&to_output("Generation", generation)));
             } else {
                 print(&show::generations(&list));
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Verify { repository, generation } => {
+        Command::Verify { which: Which { repository, .. }, generation } => {
             let request = VerifyGenerationRequest { repository, number: generation };
             let mut progress = client.verify_generation(request).await.map_err(failed)?.into_inner();
             while let Some(message) = progress.message().await.map_err(failed)? {
@@ -331,7 +449,7 @@ async fn ask(
             }
             Err(CommandError::not_run(format!("{url}: the check ended without a verdict")))
         }
-        Command::Control { repository } => {
+        Command::Control { which: Which { repository, .. } } => {
             let request = RunControlRequest { repository };
             let mut progress = client.run_control(request).await.map_err(failed)?.into_inner();
             while let Some(message) = progress.message().await.map_err(failed)? {
@@ -342,7 +460,7 @@ async fn ask(
                     continue;
                 };
                 if json {
-                    print_json(&to_json("NegativeControl", &control));
+                    print_json(&to_output("NegativeControl", &control));
                 } else {
                     print(&examine::control(&control));
                 }
@@ -359,7 +477,7 @@ async fn ask(
             while let Some(message) = progress.message().await.map_err(failed)? {
                 if let Some(ended) = message.ended {
                     if json {
-                        print_json(&to_json("Bisected", &ended));
+                        print_json(&to_output("Bisected", &ended));
                     } else {
                         print(&examine::bisected(&ended));
                     }
@@ -373,14 +491,18 @@ async fn ask(
             }
             Err(CommandError::not_run(format!("{url}: the bisection ended without a result")))
         }
-        Command::Keep(command) => keep::ask(command, client, &url, json).await,
+        Command::Keep(command) => keep::ask(command, client, url, json).await,
         Command::Explain { id, repository } => {
+            // Verdicts have numbers for names.
+            let is_name =
+                repository.is_empty() && !id.is_empty() && !id.bytes().all(|byte| byte.is_ascii_digit());
+            let (id, repository) = if is_name { (String::new(), id) } else { (id, repository) };
             let call = client.get_verdict(GetVerdictRequest { repository, id });
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("explain"))?;
             let envelope = answer.map_err(failed)?.into_inner().envelope;
             let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
                 .map_err(|error| CommandError::not_run(error.to_string()))?;
-            screen::print_folded(&assay_common::cli::explain(&verdict));
+            print(&assay_common::cli::explain(&verdict));
             Ok(ExitCode::SUCCESS)
         }
         Command::Verdict(VerdictCommand::List { repository, limit }) => {
@@ -388,7 +510,7 @@ async fn ask(
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("verdict list"))?;
             let list = answer.map_err(failed)?.into_inner().verdicts;
             if json {
-                list.iter().for_each(|verdict| print_json(&to_json("Verdict", verdict)));
+                list.iter().for_each(|verdict| print_json(&to_output("Verdict", verdict)));
             } else {
                 print(&show::verdicts(&list));
             }
@@ -406,9 +528,9 @@ async fn ask(
 
 fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) -> Result<(), CommandError> {
     if envelope {
-        print(&verdict.envelope);
+        assay_common::cli::print_raw(&verdict.envelope);
     } else if json {
-        let mut value = to_json("Verdict", verdict);
+        let mut value = to_output("Verdict", verdict);
         let read = assay_common::verdict::unverified_verdict(verdict.envelope.as_bytes());
         if let (Some(fields), Ok(read)) = (value.as_object_mut(), read) {
             // As they are signed, in the envelope.

@@ -5,13 +5,11 @@ use std::{
     process::ExitCode,
 };
 
+use super::{definition, definition_of_pages, doctor, endpoint, init, load, runtime};
 use assay_common::{
     cli::{CommandError, Connection, NotifyCommand, health, pages},
     pki::Role,
 };
-use clap::CommandFactory as _;
-
-use super::{Cli, doctor, endpoint, init, load, runtime};
 
 /// Commands around the service.
 #[derive(Debug, clap::Subcommand)]
@@ -20,7 +18,8 @@ pub(super) enum OpsCommand {
     Init(init::InitArgs),
     /// Write an invitation for a source
     Invite(init::InviteArgs),
-    /// Take a source's answer to its invitation: pins its key, adds its repository
+    /// Take the line of assay-source init or assay-source add: pins the source's key, adds its repository
+    #[command(visible_alias = "add")]
     Accept(init::AcceptArgs),
     /// Look for everything that would keep a run from passing, beforehand; nothing is changed
     ///
@@ -70,7 +69,7 @@ pub(super) fn run(
                 json,
             ))
         }
-        OpsCommand::Completions { shell } => Ok(pages::completions(Cli::command(), shell)),
-        OpsCommand::Man { out } => pages::man(Cli::command(), &out),
+        OpsCommand::Completions { shell } => Ok(pages::completions(definition(), shell)),
+        OpsCommand::Man { out } => pages::man(definition_of_pages(), &out),
     }
 }

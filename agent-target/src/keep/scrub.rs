@@ -286,9 +286,10 @@ impl Scrub<'_> {
     }
 
     fn tell(&self, path: String, generations: BTreeSet<GenerationNumber>, what: String, healed: bool) {
-        let numbers: Vec<_> = generations.iter().map(|number| number.0).collect();
+        let numbers: Vec<_> = generations.iter().map(ToString::to_string).collect();
+        let numbers = numbers.join(", ");
         let repository = &self.repository.config.name;
-        tracing::error!(repository, path, generations = ?numbers, what, healed, "bit rot");
+        tracing::error!(repository, path, generations = numbers, what, healed, "bit rot");
         (self.told)(Told::Rotten { path, generations, what, healed });
     }
 

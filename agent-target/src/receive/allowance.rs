@@ -121,6 +121,16 @@ pub struct Allowance {
     turn: Mutex<()>,
     entries: Entries,
     spare: Vec<Spare>,
+    elsewhere: Elsewhere,
+}
+
+/// How other repositories make room on the disk; true if there was anything to give up.
+struct Elsewhere(Box<dyn Fn() -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Elsewhere")
+    }
 }
 
 /// Files and folders.
@@ -170,7 +180,15 @@ impl Allowance {
             turn,
             entries,
             spare: Vec::new(),
+            elsewhere: Elsewhere(Box::new(|| false)),
         }
+    }
+
+    /// With a way in which other repositories make room on the disk, when nothing of this one is left to go.
+    #[must_use]
+    pub fn with_elsewhere(mut self, make_room: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.elsewhere = Elsewhere(Box::new(make_room));
+        self
     }
 
     /// With what is held only to make runs faster.
@@ -200,11 +218,15 @@ impl Allowance {
         let before = self.entries.made.fetch_add(count, Ordering::Relaxed);
         self.is_room_for_entries(before, count).or_else(|_| {
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_room = self.is_room_for_entries(before, count);
+            let mut is_room = self.is_room_for_entries(before, count);
             if is_room.is_err() && self.forget_earlier(false)? {
-                self.is_room_for_entries(before, count)
-            } else {
-                is_room
+                is_room = self.is_room_for_entries(before, count);
+            }
+            match is_room {
+                Err(ReceiveError::ReserveEntries { .. }) if self.forget_elsewhere() => {
+                    self.is_room_for_entries(before, count)
+                }
+                is_room => is_room,
             }
         })
     }
@@ -248,10 +270,16 @@ impl Allowance {
         self.is_room(before, bytes).or_else(|_| {
             // Others may find the same; one of them makes room.
             let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_room = self.is_room(before, bytes);
+            let mut is_room = self.is_room(before, bytes);
             let Err(error) = &is_room else { return is_room };
             let of_quota = matches!(error, ReceiveError::Quota { .. });
-            if self.forget_earlier(of_quota)? { self.is_room(before, bytes) } else { is_room }
+            if self.forget_earlier(of_quota)? {
+                is_room = self.is_room(before, bytes);
+            }
+            match is_room {
+                Err(ReceiveError::Reserve { .. }) if self.forget_elsewhere() => self.is_room(before, bytes),
+                is_room => is_room,
+            }
         })
     }
 
@@ -274,7 +302,14 @@ impl Allowance {
     /// When it cannot be removed.
     pub fn make_room(&self, before: u64) -> Result<bool, ReceiveError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.made_room() > before || self.forget_earlier(false)?)
+        Ok(self.made_room() > before || self.forget_earlier(false)? || self.forget_elsewhere())
+    }
+
+    /// Other repositories give up what their abandoned runs left. True if there was any of it.
+    fn forget_elsewhere(&self) -> bool {
+        let freed = (self.elsewhere.0)();
+        self.made_room.fetch_add(u64::from(freed), Ordering::Relaxed);
+        freed
     }
 
     fn is_within_quota(&self, before: u64, bytes: u64) -> Result<(), ReceiveError> {
@@ -412,6 +447,29 @@ mod tests {
         assert_eq!(gone.load(Ordering::Relaxed), 1);
         entries.claim_entries(50).expect("100 without it");
         assert_eq!(gone.load(Ordering::Relaxed), 2);
+    }
+
+    /// The disk is everybody's: what abandoned runs of other repositories left goes when nothing of this one is left. A quota is its own.
+    #[test]
+    fn other_repositories_make_room_on_the_disk_and_not_in_a_quota() {
+        let (_folder, staging) = staging(100_000);
+        let asked = Arc::new(AtomicU64::new(0));
+        let elsewhere = |answer: bool| {
+            let asked = Arc::clone(&asked);
+            move || {
+                asked.fetch_add(1, Ordering::Relaxed);
+                answer
+            }
+        };
+        let of_quota =
+            Allowance::new(Some(Size(1)), 1, Size(0), staging.clone()).with_elsewhere(elsewhere(true));
+        of_quota.claim(1).expect_err("a quota");
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
+        let of_disk = Allowance::new(None, 0, Size(u64::MAX), staging).with_elsewhere(elsewhere(false));
+        of_disk.claim(1).expect_err("no disk has so much");
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        let before = of_disk.made_room();
+        assert!(!of_disk.make_room(before).expect("nothing is left") && asked.load(Ordering::Relaxed) == 2);
     }
 
     #[test]

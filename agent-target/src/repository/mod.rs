@@ -1,15 +1,17 @@
 //! One repository on the target.
 //!
+//! - [`abandoned`]: what runs left that did not come to their end;
 //! - [`occupancy`]: who has it now, and what may begin beside that;
 //! - [`verdicts`]: what is known of its generations, and which one is called verified.
 
+pub mod abandoned;
 pub mod occupancy;
 pub mod verdicts;
 
 use std::{
     collections::HashSet,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
 };
 
 use assay_common::{
@@ -115,6 +117,8 @@ pub struct Repository {
     pub checks: Arc<CheckQueue>,
     /// What the store's file system holds, with the device that it was found out on.
     limits: Mutex<Option<(u64, FsLimits)>>,
+    /// The other repositories of this agent.
+    neighbours: OnceLock<Vec<Weak<Self>>>,
 }
 
 impl Repository {
@@ -230,6 +234,7 @@ impl Repository {
             failed_runs: FailedRuns::default(),
             checks: Arc::default(),
             limits: Mutex::new(None),
+            neighbours: OnceLock::new(),
         };
         repository.learn_verdicts();
         repository.settle()?;

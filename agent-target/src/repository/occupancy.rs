@@ -12,7 +12,10 @@
 mod admission;
 mod lease;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
@@ -39,6 +42,8 @@ const LOST_TURNS: u32 = 3;
 pub struct CheckState {
     /// The step that runs.
     pub step: String,
+    /// Which of the profile's steps it is, from 1, and how many there are.
+    pub step_of: Option<(u32, u32)>,
     /// Files that the run's source is to read again before FAIL is said.
     pub read_again: Option<Arc<[ReadAgain]>>,
     /// Set at the end: the verdict's id and envelope, or why there is none.
@@ -101,6 +106,8 @@ enum Held {
         run: RunId,
         reception: Reception,
         stream: Option<Stream>,
+        /// When the last stream ended, or the run was opened.
+        quiet_since: Instant,
     },
     Sealed {
         run: RunId,
@@ -372,6 +379,33 @@ impl Occupancy {
         let ticket = table.lease(Work::Prune(token.clone()));
         drop(table);
         Ok(self.lease_of(ticket, Pruning { token }))
+    }
+
+    /// Begins to remove what runs left that did not come to their end. A run that waits for its source ends, and is returned.
+    ///
+    /// # Errors
+    /// When something has the repository. Nobody waits here.
+    pub fn discard(&self) -> Result<(Lease<Pruning>, Option<Reception>), Refusal> {
+        let (mut table, _) = self.admit(Request::Discard)?;
+        let reception = table.held.reception().map(|(_, reception)| reception.clone());
+        if reception.is_some() {
+            table.held = Held::Free;
+        }
+        let token = CancellationToken::new();
+        let ticket = table.lease(Work::Prune(token.clone()));
+        drop(table);
+        Ok((self.lease_of(ticket, Pruning { token }), reception))
+    }
+
+    /// True if [`Self::discard`] would begin, and no run has waited for its source for less than `patience`.
+    pub fn may_discard(&self, patience: Duration) -> bool {
+        let table = self.table();
+        if let Held::Open { quiet_since, .. } = &table.held
+            && quiet_since.elapsed() < patience
+        {
+            return false;
+        }
+        admit(&table.held.activity(), table.background(), Request::Discard) == Admission::Begin
     }
 
     /// A source gives its run up: what the run has written to, unless it is sealed.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use assay_common::{id::GenerationNumber, rpc_status::RpcFault, verdict::timestamp_to_proto};
 use assay_proto::v1::{
-    Generation, PinGenerationRequest, PruneDecision, PruneGenerationsResponse, Rotten,
-    ScrubGenerationsRequest, ScrubProgress, ScrubStatus, UnpinGenerationRequest,
+    DiscardAbandonedResponse, Generation, PinGenerationRequest, PruneDecision, PruneGenerationsResponse,
+    Rotten, ScrubGenerationsRequest, ScrubProgress, ScrubStatus, UnpinGenerationRequest,
 };
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -18,7 +18,7 @@ use crate::{
         prune::{self, PruneError},
         scrub::{self, Told, Wanted},
     },
-    repository::{Repository, occupancy::Refusal},
+    repository::{Repository, abandoned::DiscardError, occupancy::Refusal},
 };
 
 /// Prunes, or says what a pruning would do.
@@ -72,6 +72,19 @@ fn prune_fault(error: PruneError) -> RpcFault {
         PruneError::Pins(_) => RpcFault::new(Code::FailedPrecondition, "pins-unknown", error.to_string())
             .with_hint("put pins.json in the repository's store right, or move it away, and restart the agent"),
         PruneError::Store(error) => internal("pruning", error),
+    }
+}
+
+/// Removes what runs left that did not come to their end.
+pub(super) fn discard(repository: &Repository) -> Result<DiscardAbandonedResponse, RpcFault> {
+    match repository.discard_abandoned() {
+        Ok(discarded) => Ok(DiscardAbandonedResponse {
+            repository: repository.config.name.clone(),
+            bytes: discarded.bytes,
+            entries: discarded.entries,
+        }),
+        Err(DiscardError::Busy(refusal)) => Err(busy(refusal)),
+        Err(DiscardError::Store(error)) => Err(internal("discarding", &error)),
     }
 }
 

@@ -42,8 +42,10 @@ impl Repositories {
             return Ok(self.by_name.values().next().expect("there is one"));
         }
         self.by_name.get(name).ok_or_else(|| {
+            // It must be named: to look for it again would not help.
+            let code = if name.is_empty() { Code::InvalidArgument } else { Code::NotFound };
             let known = self.by_name.keys().cloned().collect::<Vec<_>>().join(", ");
-            RpcFault::new(Code::NotFound, "no-such-repository", no_such_repository(name, "on this target"))
+            RpcFault::new(code, "no-such-repository", no_such_repository(name, "on this target"))
                 .with_hint(format!("its repositories are: {known}"))
         })
     }

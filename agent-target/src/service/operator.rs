@@ -272,6 +272,14 @@ impl TargetService for Operator {
         blocking(move || keeping::prune(&repository, dry_run)).await
     }
 
+    async fn discard_abandoned(
+        &self,
+        request: Request<v1::DiscardAbandonedRequest>,
+    ) -> Result<Response<v1::DiscardAbandonedResponse>, Status> {
+        let repository = self.repository(&request, &request.get_ref().repository)?;
+        blocking(move || keeping::discard(&repository)).await
+    }
+
     async fn pin_generation(
         &self,
         request: Request<v1::PinGenerationRequest>,

@@ -4,7 +4,7 @@ use assay_common::{digest::RootDigest, rpc_status::RpcFault, verdict::timestamp_
 use assay_proto::v1::{Outlook, PlannedStep};
 
 use super::internal;
-use crate::{config::IsolationPolicy, repository::Repository};
+use crate::{config::IsolationPolicy, receive, repository::Repository};
 
 /// The outlook of this repository.
 pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
@@ -25,6 +25,7 @@ pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
         let last = control.as_ref().map(|control| control.time);
         last.and_then(|last| last.checked_add(every).ok()).unwrap_or_else(jiff::Timestamp::now)
     });
+    let (room, of_quota) = room(repository);
     Ok(Outlook {
         busy_run_id: busy.unwrap_or_default(),
         base_generation: base.map_or(0, |base| base.0),
@@ -45,5 +46,20 @@ pub(super) fn outlook(repository: &Repository) -> Result<Outlook, RpcFault> {
         control_due: control_due.map(timestamp_to_proto),
         store_holds: repository.store_limits().as_ref().map(Into::into),
         copy_rules: Some((&repository.copy_rules()).into()),
+        room_bytes: Some(room),
+        room_of_quota: of_quota,
     })
+}
+
+/// Bytes that a run may write, and whether the quota sets that.
+fn room(repository: &Repository) -> (u64, bool) {
+    let store = &repository.store;
+    let reserve = receive::reserve(repository.config.reserve, store.path());
+    let goes_first = store.staged().bytes.saturating_add(repository.abandoned_elsewhere());
+    let of_disk = store.free_bytes().saturating_add(goes_first).saturating_sub(reserve.0);
+    let held = store.held().and(repository.ledger_held()).bytes();
+    match repository.config.quota.map(|quota| quota.0.saturating_sub(held)) {
+        Some(of_quota) if of_quota < of_disk => (of_quota, true),
+        _ => (of_disk, false),
+    }
 }

@@ -55,7 +55,7 @@ use assay_common::{
 
 pub use piece_list::{add_to_piece_list, piece_list_digest};
 pub use record::{FolderCost, MarkRecord, Record};
-pub use staging::{MANIFEST, MANIFEST_B3, PLAN, POSITIONS, RECORD, Staging, TREE};
+pub use staging::{MANIFEST, MANIFEST_B3, PLAN, POSITIONS, RECORD, Staged, Staging, TREE};
 use usage::Usage;
 pub(crate) use usage::{FILE_BYTES, FOLDER_BYTES};
 pub use usage::{Held, file_system_bytes, free_bytes, inodes};
@@ -333,6 +333,18 @@ impl Store {
             fs::remove_dir_all(&stale).at("remove", &stale)?;
         }
         Staging::open(&staging.join(number.folder()), number)
+    }
+
+    /// What [`Self::forget_staged`] would remove.
+    pub fn staged(&self) -> Staged {
+        let staging = self.path.join("staging");
+        let mut held = Staged::default();
+        for number in numbers(&staging).unwrap_or_default() {
+            let (bytes, entries) = staging::content_held(&staging.join(number.folder()));
+            held.bytes = held.bytes.saturating_add(bytes);
+            held.entries = held.entries.saturating_add(entries);
+        }
+        held
     }
 
     /// Removes the content that unfinished runs left.

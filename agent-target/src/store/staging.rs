@@ -193,19 +193,8 @@ impl Staging {
 
     /// Bytes on disk that earlier sessions left, and files and folders.
     pub fn staged(&self) -> (u64, u64) {
-        fn below(path: &Path, sum: &mut (u64, u64)) {
-            use std::os::unix::fs::MetadataExt as _;
-            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-                sum.1 += 1;
-                match entry.metadata() {
-                    Ok(metadata) if metadata.is_dir() => below(&entry.path(), sum),
-                    Ok(metadata) => sum.0 += metadata.blocks() * 512,
-                    Err(_) => {}
-                }
-            }
-        }
         let mut sum = (0, 0);
-        below(&self.path, &mut sum);
+        add_below(&self.path, &mut sum);
         sum
     }
 
@@ -226,6 +215,38 @@ impl Staging {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).clear();
         remove_sessions(&self.path, |_| true)
     }
+}
+
+/// Adds the bytes on disk below a folder, and its files and folders.
+fn add_below(path: &Path, sum: &mut (u64, u64)) {
+    use std::os::unix::fs::MetadataExt as _;
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        sum.1 += 1;
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => add_below(&entry.path(), sum),
+            Ok(metadata) => sum.0 += metadata.blocks() * 512,
+            Err(_) => {}
+        }
+    }
+}
+
+/// What runs left that did not come to their end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Staged {
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Files and folders.
+    pub entries: u64,
+}
+
+/// Bytes on disk of the content of all sessions of the staging area at `path`, and its files and folders.
+pub(super) fn content_held(path: &Path) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for session in sessions(path).unwrap_or_default() {
+        sum.1 += 1;
+        add_below(&path.join(format!("content-{session}")), &mut sum);
+    }
+    sum
 }
 
 /// What a seal makes beside the content.

@@ -133,7 +133,12 @@ fn once(repository: &Repository, now: Timestamp) {
         prune::after_verdict(repository);
     }
     if let Err(error) = done {
-        tracing::error!(repository = repository.config.name, ?due, error, "what was due was not done");
+        let due = match due {
+            Due::Control => "a negative control".to_owned(),
+            Due::Verify(generation) => format!("a check of generation {generation}"),
+            Due::Scrub(_) => "a scrub".to_owned(),
+        };
+        tracing::error!(repository = repository.config.name, due, error, "what was due was not done");
     }
 }
 

@@ -84,7 +84,7 @@ impl Report {
                 print_json(&serde_json::to_value(finding).unwrap_or_default());
             }
         } else {
-            super::screen::print_folded(&self.text());
+            super::print(&self.text());
         }
         ExitCode::from(match self.worst() {
             Level::Ok => 0,

@@ -25,6 +25,7 @@ pub fn explain(verdict: &Verdict) -> String {
     looked_at(verdict, &mut text);
     checker(verdict, &mut text);
     next(verdict, &mut text);
+    commands(verdict, &mut text);
     fold(&text)
 }
 
@@ -39,6 +40,11 @@ fn fold(text: &str) -> String {
     for line in text.lines().map(safe) {
         let rest = line.trim_start();
         let indent = " ".repeat(line.len() - rest.len());
+        if rest.starts_with("assay-") {
+            // A command is there to be copied.
+            let _ = writeln!(folded, "{line}");
+            continue;
+        }
         let is_item = |it: &str| {
             it == "-" || it.strip_suffix('.').is_some_and(|it| it.bytes().all(|it| it.is_ascii_digit()))
         };
@@ -91,6 +97,10 @@ pub fn explain_run(run: &Run) -> String {
             let _ = writeln!(text, "    {}", safe(line));
         }
         let _ = writeln!(text, "\nWhat to do next\n  1. {}", remedy(outcome, &run.reason));
+        let _ = write!(
+            text,
+            "\nCommands to paste\n    assay-source plan {repository}\n    assay-source run {repository} --follow\n"
+        );
     }
     fold(&text)
 }
@@ -278,6 +288,34 @@ fn next(verdict: &Verdict, text: &mut String) {
     }
 }
 
+/// Commands to paste, with the names and numbers of this verdict. What is in capitals is for the operator to fill in.
+fn commands(verdict: &Verdict, text: &mut String) {
+    let repository = safe(&verdict.repository);
+    let restore =
+        |generation: u64| format!("assay-target restore {repository} --generation {generation} --to DIR");
+    let mut commands = Vec::new();
+    match (verdict.outcome, verdict.generation) {
+        (Outcome::Pass, Some(generation)) => commands.push(restore(generation.0)),
+        (Outcome::Fail, _) => {
+            commands.push(format!("assay-target bisect {repository}"));
+            let last = verdict.attribution.as_ref().and_then(|it| it.last_pass);
+            commands.extend(last.map(|last| restore(last.0)));
+        }
+        (Outcome::Inconclusive, Some(generation)) => {
+            commands.push("assay-target doctor".to_owned());
+            commands.push(format!("assay-target verify {repository} --generation {generation}"));
+        }
+        _ => {
+            commands.push(format!("assay-source plan {repository}"));
+            commands.push(format!("assay-source run {repository} --follow"));
+        }
+    }
+    text.push_str("\nCommands to paste\n");
+    for command in commands {
+        let _ = writeln!(text, "    {command}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,6 +372,8 @@ mod tests {
             "NOT TRUSTED",
             "2. Treat the live repository as damaged",
             "3. The checker passed damaged data",
+            "Commands to paste assay-target bisect acc",
+            "--generation 40 --to DIR",
         ] {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }

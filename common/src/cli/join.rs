@@ -196,7 +196,7 @@ impl Acceptance {
     /// When it is not one, or was cut.
     pub fn from_line(line: &str) -> Result<Self, CommandError> {
         let refused = |why: &str| {
-            CommandError::usage(format!("this is not what assay-source init printed: {why}"))
+            CommandError::usage(format!("this is not the line that assay-source init or add printed: {why}"))
                 .hint("copy the whole line; a terminal may have broken it")
         };
         // What a terminal or a mail may have put in.

@@ -126,8 +126,9 @@ impl AuditArgs {
             done.findings.iter().for_each(|finding| text.push_str(&format!("WRONG: {finding}\n")));
             let word = if done.findings.is_empty() { "sound" } else { "NOT SOUND" };
             text.push_str(&format!(
-                "{word}: {} verdicts, {} compared with generations that are there; head {head}\n",
-                done.verdicts, done.compared
+                "{word}: {}, {} compared with generations that are there; head {head}\n",
+                super::screen::counted(done.verdicts as u64, "verdict", "verdicts"),
+                done.compared
             ));
             if done.findings.iter().any(|finding| !finding.wrong_clock().is_empty()) {
                 text.push_str(

@@ -1,6 +1,7 @@
 //! What both command lines share: exit codes, errors with their `HINT:` line, `pki`, `verdict verify`, and how things
 //! read for a person.
 
+pub mod all;
 pub mod coverage;
 pub mod doctor;
 mod explain;
@@ -8,7 +9,9 @@ mod health;
 pub mod join;
 mod ledger;
 mod notify;
+mod output;
 pub mod pages;
+mod paint;
 mod pki;
 pub mod remedies;
 mod restore;
@@ -27,7 +30,7 @@ use std::{
 use tonic::{Code, Status, transport::Channel};
 
 use crate::{
-    error::{Hint, PathError},
+    error::{Hint, PathError, without_codes},
     pki::PkiError,
     rpc_status::RpcFault,
     signing::KeyError,
@@ -39,6 +42,8 @@ pub use explain::{explain, explain_run};
 pub use health::{HealthAnswer, ask_health, health};
 pub use ledger::{AuditArgs, Beside, print_head};
 pub use notify::NotifyCommand;
+pub use output::{print_as_json, schema as output_schema};
+pub use paint::Colour;
 pub use pki::{PkiCommand, refuse_below};
 pub use restore::{Ended, Offered, RestoreArgs, Vouched};
 pub use verify::VerifyArgs;
@@ -132,14 +137,56 @@ pub fn end(result: Result<ExitCode, CommandError>) -> ExitCode {
             code
         }
         Err(error) => {
-            let mut text = format!("error: {}\n", error.message);
-            if let Some(hint) = error.hint {
-                let _ = writeln!(text, "HINT: {hint}");
-            }
-            print_error(&text);
+            show_error(&error);
             ExitCode::from(error.exit)
         }
     }
+}
+
+/// Prints an error to standard error, and to standard output as well when that is JSON.
+fn show_error(error: &CommandError) {
+    let (message, hint) = (without_codes(&error.message), error.hint.as_deref());
+    if output::is_json() {
+        print_json(&output::error(&message, hint, error.exit));
+    }
+    let mut text = format!("error: {message}\n");
+    if let Some(hint) = hint {
+        let _ = writeln!(text, "HINT: {hint}");
+    }
+    print_error(&text);
+}
+
+/// The definition of a command line in which commands that ask no agent do not show how one is reached. `offline` are their names, with
+/// a space between those of a command of a group; the commands below them are meant as well.
+pub fn without_connection(mut command: clap::Command, offline: &[&str]) -> clap::Command {
+    fn hide(command: clap::Command) -> clap::Command {
+        let names: Vec<_> = command.get_subcommands().map(|it| it.get_name().to_owned()).collect();
+        let command = command.mut_args(|argument| match argument.get_help_heading() {
+            Some(CONNECTION) => argument.hide(true),
+            _ => argument,
+        });
+        names.into_iter().fold(command, |command, name| command.mut_subcommand(name, hide))
+    }
+    command.build();
+    offline.iter().fold(command, |command, name| match name.split_once(' ') {
+        None => command.mut_subcommand(*name, hide),
+        Some((group, name)) => command.mut_subcommand(group, |group| group.mut_subcommand(name, hide)),
+    })
+}
+
+/// Parses the command line. A mistake in it ends the process, with an object where JSON was asked for.
+pub fn parse<C: clap::Parser>(command: clap::Command) -> C {
+    let parsed = command.try_get_matches().and_then(|matches| C::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        let is_json =
+            std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+        if is_json && error.use_stderr() {
+            let text = error.to_string();
+            let message = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+            print_json(&output::error(message, None, EXIT_USAGE));
+        }
+        error.exit()
+    })
 }
 
 /// The exit code of an outcome.
@@ -148,20 +195,23 @@ pub fn outcome_code(outcome: Option<Outcome>) -> ExitCode {
     ExitCode::from(outcome.map_or(EXIT_NOT_RUN, Outcome::exit_code))
 }
 
+/// The heading of the options below.
+const CONNECTION: &str = "Connection (instead of the configuration)";
+
 /// How a command line reaches its agent: what the configuration says, or what stands on the line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
     /// Address of the agent, https://HOST:PORT, instead of the one in the configuration
-    #[arg(long, global = true, value_name = "URL", env = "ASSAY_SERVER")]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "URL", env = "ASSAY_SERVER")]
     pub server: Option<String>,
     /// Certificate authority (PEM), instead of the configuration's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Operator's certificate (PEM), instead of the configuration's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "FILE")]
     pub cert: Option<PathBuf>,
     /// Operator's private key (PEM), instead of the configuration's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long = "cert-key", alias = "key", global = true, help_heading = CONNECTION, value_name = "FILE")]
     pub key: Option<PathBuf>,
 }
 
@@ -198,7 +248,7 @@ impl Connection {
             (None, true) => (self.server.clone().unwrap_or_default(), None),
             (None, false) => {
                 return Err(CommandError::usage(
-                    "without a configuration, --server, --ca, --cert and --key are needed",
+                    "without a configuration, --server, --ca, --cert and --cert-key are needed",
                 ));
             }
         };
@@ -244,6 +294,7 @@ pub fn write_new(file: &std::path::Path, text: &str) -> Result<(), CommandError>
 
 /// Prints a value as JSON on one line.
 pub fn print_json(value: &serde_json::Value) {
+    let value = output::in_contract(value.clone());
     write_out(&format!("{}\n", screen::harmless_json(&value.to_string())));
 }
 
@@ -253,13 +304,30 @@ static OUTPUT_FAULT: Mutex<Option<io::Error>> = Mutex::new(None);
 /// Prints text. When it cannot be written the process ends with an error ([`end`]): an output that is not whole must not pass for the
 /// truth. A reader that has gone away is told by the exit code alone.
 ///
-/// Text of checkers, peers and file names is among it: whatever a terminal would obey is escaped here, for every command.
+/// Text of checkers, peers and file names is among it: whatever a terminal would obey is escaped here, for every command. With `--json` a
+/// text is an object, too.
 pub fn print(text: &str) {
+    if output::is_json() {
+        return print_json(&output::message(text));
+    }
+    let text = screen::harmless(text);
+    let text = match paint::width() {
+        Some(width) => screen::folded(&text, width).into(),
+        None => text,
+    };
+    if paint::is_coloured() { write_out(&paint::painted(&text)) } else { write_out(&text) }
+}
+
+/// Prints what a program reads or a person copies: as it is, no line folded.
+pub fn print_raw(text: &str) {
+    if output::is_json() {
+        return print_json(&output::message(text));
+    }
     write_out(&screen::harmless(text));
 }
 
 /// Prints an error, in the same way.
-fn print_error(text: &str) {
+pub fn print_error(text: &str) {
     // A closed standard error leaves the exit code to speak.
     drop(io::stderr().write_all(screen::harmless(text).as_bytes()));
 }

@@ -11,7 +11,7 @@ pub fn completions(mut command: clap::Command, shell: Shell) -> ExitCode {
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
-    print(&String::from_utf8_lossy(&script));
+    super::print_raw(&String::from_utf8_lossy(&script));
     ExitCode::SUCCESS
 }
 

@@ -42,7 +42,7 @@ const DOUBT_HINT: &str = "do not restore from this target before you know why. -
 #[derive(Debug, clap::Args)]
 pub struct RestoreArgs {
     /// Repository; may be left out when there is one only
-    #[arg(default_value = "")]
+    #[arg(default_value = "", hide_default_value = true)]
     pub repository: String,
     /// Folder that the tree goes into; made when it is not there
     #[arg(long, value_name = "FOLDER")]

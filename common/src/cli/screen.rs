@@ -1,10 +1,6 @@
 //! What fits a terminal that nobody has widened: rows of two columns, and text from elsewhere without what a terminal would obey.
 
-use std::{
-    borrow::Cow,
-    fmt::Write as _,
-    io::{self, IsTerminal as _},
-};
+use std::{borrow::Cow, fmt::Write as _};
 
 use crate::path::{display_bytes, is_harmful};
 
@@ -53,6 +49,11 @@ pub fn harmless_json(text: &str) -> Cow<'_, str> {
     Cow::Owned(harmless)
 }
 
+/// A count with its word: `1 file`, `2 files`.
+pub fn counted(count: u64, one: &str, several: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { several })
+}
+
 /// Adds a row: a name, and a value that is wrapped at its spaces. A word that is wider than the column is left whole: paths are there
 /// to be copied.
 pub fn row(text: &mut String, name: &str, value: &str) {
@@ -80,26 +81,23 @@ pub fn lines(text: &mut String, name: &str, value: &str) {
     }
 }
 
-/// Prints text whose long lines are folded at words on a terminal; elsewhere, for programs, as it is.
-pub fn print_folded(text: &str) {
-    if io::stdout().is_terminal() {
-        super::print(&folded(text));
-    } else {
-        super::print(text);
-    }
-}
-
-/// Lines of at most [`COLUMNS`], what is left of one two columns further in. A word that does not fit stays whole.
-fn folded(text: &str) -> String {
+/// Lines of at most `columns`, what is left of one two columns further in. A word that does not fit stays whole,
+/// and so does a command.
+pub(super) fn folded(text: &str, columns: usize) -> String {
     let mut folded = String::new();
     for line in text.lines() {
         let inner = line.trim_start_matches(' ');
+        if inner.starts_with("assay-source ") || inner.starts_with("assay-target ") {
+            // A command is there to be copied.
+            let _ = writeln!(folded, "{line}");
+            continue;
+        }
         let indent = line.len() - inner.len();
         let mut column = indent;
         folded.push_str(&line[..indent]);
         for (index, word) in inner.split(' ').enumerate() {
             let width = word.chars().count();
-            if index > 0 && column + 1 + width > COLUMNS && width > 0 {
+            if index > 0 && column + 1 + width > columns && width > 0 {
                 let _ = write!(folded, "\n{:1$}{word}", "", indent + 2);
                 column = indent + 2 + width;
                 continue;
@@ -154,9 +152,15 @@ mod tests {
     }
 
     #[test]
+    fn one_is_one() {
+        let words = [0, 1, 2].map(|count| counted(count, "entry", "entries"));
+        assert_eq!(words, ["0 entries", "1 entry", "2 entries"]);
+    }
+
+    #[test]
     fn long_lines_are_folded_at_words() {
         let long = format!("  {}end", "word ".repeat(20));
-        let folded = folded(&format!("short  line\n{long}\n"));
+        let folded = folded(&format!("short  line\n{long}\n"), COLUMNS);
         let lines: Vec<_> = folded.lines().collect();
         assert_eq!(lines[0], "short  line");
         assert!(lines.iter().all(|line| line.chars().count() <= COLUMNS), "{folded}");
@@ -165,6 +169,6 @@ mod tests {
             "{folded}"
         );
         let path = format!("  {}", "/folder".repeat(20));
-        assert_eq!(super::folded(&path), format!("{path}\n"));
+        assert_eq!(super::folded(&path, COLUMNS), format!("{path}\n"));
     }
 }

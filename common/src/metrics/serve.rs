@@ -74,7 +74,8 @@ impl MetricsServer {
     /// Serves what `page` makes, for ever. It is called on a thread that may wait.
     pub async fn serve(self: Arc<Self>, page: Arc<impl Fn() -> String + Send + Sync + 'static>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
-        tracing::info!(address = ?self.listener.local_addr().ok(), "serving metrics");
+        let address = self.listener.local_addr().map_or_else(|error| error.to_string(), |it| it.to_string());
+        tracing::info!(address, "serving metrics");
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;

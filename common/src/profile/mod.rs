@@ -419,6 +419,9 @@ pub struct Check {
     /// `{root}`, `{root.NAME}`, `{scratch}` (an empty writable folder), `{target.fqdn}`, `{target.host}`,
     /// `{target.address}`, `{helper}` (this program, for the checks that it brings), `{var.NAME}`.
     pub argv: Vec<String>,
+    /// Programs that the step runs beside the first member of `argv`, by name or absolute path. `doctor` looks for them.
+    #[serde(default)]
+    pub programs: Vec<String>,
     /// What the step reads from its standard input: the answers to its prompts, with their line ends. Placeholders as in
     /// `argv`. Empty when it is not set. Not for secrets: it stands in the profile.
     pub stdin: Option<String>,
@@ -671,7 +674,20 @@ impl Profile {
         given: &BTreeMap<String, Value>,
         root_names: &[&str],
     ) -> Result<BTreeMap<String, Value>, Vec<String>> {
-        validate::bind(self, given, root_names)
+        validate::bind(self, given, Some(root_names), validate::Uses::All)
+    }
+
+    /// As [`Profile::bind`], at the target: a variable that only the mark uses may be missing. `root_names` is `None` while the
+    /// target does not know the roots, which the source names.
+    ///
+    /// # Errors
+    /// As [`Profile::bind`].
+    pub fn bind_for_checks(
+        &self,
+        given: &BTreeMap<String, Value>,
+        root_names: Option<&[&str]>,
+    ) -> Result<BTreeMap<String, Value>, Vec<String>> {
+        validate::bind(self, given, root_names, validate::Uses::Checks)
     }
 }
 

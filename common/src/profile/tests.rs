@@ -188,6 +188,27 @@ fn a_repository_that_does_not_fit_hears_of_everything() {
     assert!(profile.bind(&BTreeMap::new(), &["main"]).expect_err("no command")[0].starts_with("vars.check"));
 }
 
+/// The target makes no mark and does not know the roots before the first copy.
+#[test]
+fn the_target_needs_what_its_checks_use_and_no_more() {
+    let mark = "[vars.socket]\nmeaning = \"where the server listens\"\n[vars.depth]\nmeaning = \"how deep\"\n\
+                [mark]\nkind = \"command\"\nbegin = [\"mark\", \"{var.socket}\", \"{root.log}\"]\n";
+    let text = GOOD.replace("[[check]]", &format!("{mark}[[check]]"));
+    let text = text.replacen("{root}/bin/check", "{root}/bin/check-{var.depth}", 1);
+    assert_ne!(text, GOOD);
+    let profile = parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let faults = profile.bind(&BTreeMap::new(), &["main"]).expect_err("nothing is given");
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    let faults = profile.bind_for_checks(&BTreeMap::new(), None).expect_err("depth");
+    assert_eq!(faults, ["vars.depth is missing: how deep"]);
+    let given = BTreeMap::from([("depth".to_owned(), Value::Text("{root.log}".into()))]);
+    assert!(profile.bind_for_checks(&given, None).is_ok());
+    assert!(profile.bind_for_checks(&given, Some(&["main", "log"])).is_ok());
+    assert!(profile.bind_for_checks(&given, Some(&["main"])).expect_err("no root")[0].contains("'log'"));
+    let unknown = BTreeMap::from([("deep".to_owned(), Value::Text(String::new()))]);
+    assert_eq!(profile.bind_for_checks(&unknown, None).expect_err("two").len(), 2);
+}
+
 #[test]
 fn live_databases_and_their_side_files_are_not_copied() {
     let profile = Profile::builtin("sqlite").expect("built in");

@@ -273,6 +273,11 @@ impl Faults<'_> {
         self.expect(new, &key("name"), "another check has this name");
         self.expect(!check.argv.is_empty(), &key("argv"), "a command is needed");
         self.argv(&check.argv, Place::Check, &key("argv"));
+        for (at, program) in check.programs.iter().enumerate() {
+            let good = is_line(program) && !program.contains(['{', '}']);
+            let way = [&key("programs")[..], way![at]].concat();
+            self.expect(good, &way, "must be the name or the absolute path of a program");
+        }
         self.environment(&check.env, Place::Check, &key("env"));
         if let Some(folder) = &check.working_directory {
             self.template(folder, Place::Check, false, &key("working_directory"));
@@ -480,11 +485,60 @@ fn value_fault(value: &Value, list: bool) -> Option<String> {
     None
 }
 
-/// See [`Profile::bind`].
+/// Which of a profile's sections are used where the variables are bound.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uses {
+    /// All of them: the source marks and copies.
+    All,
+    /// Checks and patches alone: the target makes no mark.
+    Checks,
+}
+
+/// The variables and the named roots that the texts of a profile refer to.
+#[derive(Default)]
+struct Wanted {
+    vars: BTreeSet<String>,
+    roots: BTreeSet<String>,
+}
+
+impl Wanted {
+    fn of(profile: &Profile, uses: Uses) -> Self {
+        let mut wanted = Self::default();
+        for check in &profile.checks {
+            let texts = check.argv.iter().chain(check.env.values()).chain(&check.working_directory);
+            texts.chain(&check.stdin).for_each(|text| wanted.add(text));
+            wanted.vars.extend(check.for_each.clone());
+        }
+        profile.patches.iter().flat_map(|patch| &patch.values).for_each(|text| wanted.add(text));
+        wanted.roots.extend(profile.patches.iter().filter_map(|patch| patch.root.clone()));
+        wanted.roots.extend(profile.overlays.iter().filter_map(|overlay| overlay.root.clone()));
+        if uses == Uses::All {
+            let mark = &profile.mark;
+            let texts =
+                mark.begin.iter().chain(&mark.end).chain(mark.env.values()).chain(&mark.working_directory);
+            texts.for_each(|text| wanted.add(text));
+            wanted.vars.extend(profile.vars.keys().cloned());
+        }
+        wanted
+    }
+
+    fn add(&mut self, text: &str) {
+        for place in template::placeholders(text).unwrap_or_default() {
+            match place {
+                Placeholder::Var(name) => self.vars.insert(name),
+                Placeholder::RootNamed(name) => self.roots.insert(name),
+                _ => false,
+            };
+        }
+    }
+}
+
+/// See [`Profile::bind`] and [`Profile::bind_for_checks`]. `root_names` is `None` while the roots are not known.
 pub(super) fn bind(
     profile: &Profile,
     given: &BTreeMap<String, Value>,
-    root_names: &[&str],
+    root_names: Option<&[&str]>,
+    uses: Uses,
 ) -> Result<BTreeMap<String, Value>, Vec<String>> {
     let mut faults = Vec::new();
     for (name, value) in given {
@@ -501,37 +555,30 @@ pub(super) fn bind(
             }
         }
     }
+    let mut wanted = Wanted::of(profile, uses);
     let mut bound = BTreeMap::new();
     for (name, variable) in &profile.vars {
         match given.get(name).or(variable.default.as_ref()) {
             Some(value) => {
                 bound.insert(name.clone(), value.clone());
             }
-            None => faults.push(format!("vars.{name} is missing: {}", variable.meaning)),
-        }
-    }
-    let mut wanted: BTreeSet<String> = BTreeSet::new();
-    let mark = &profile.mark;
-    let texts = mark.begin.iter().chain(&mark.end).chain(mark.env.values()).chain(&mark.working_directory);
-    let checks = profile.checks.iter();
-    let texts =
-        texts.chain(checks.flat_map(|it| {
-            it.argv.iter().chain(it.env.values()).chain(&it.working_directory).chain(&it.stdin)
-        }));
-    let texts = texts.map(String::as_str).chain(bound.values().flat_map(Value::texts).map(String::as_str));
-    for text in texts {
-        for place in template::placeholders(text).unwrap_or_default() {
-            if let Placeholder::RootNamed(name) = place {
-                wanted.insert(name);
+            None if wanted.vars.contains(name) => {
+                faults.push(format!("vars.{name} is missing: {}", variable.meaning));
             }
+            None => {}
         }
     }
-    wanted.extend(profile.patches.iter().filter_map(|patch| patch.root.clone()));
-    wanted.extend(profile.overlays.iter().filter_map(|overlay| overlay.root.clone()));
-    for name in wanted.iter().filter(|name| !root_names.contains(&name.as_str())) {
-        faults.push(format!("roots: the profile '{}' needs a root named '{name}'", profile.name));
+    let used: Vec<_> = bound.iter().filter(|(name, _)| wanted.vars.contains(*name)).collect();
+    for text in used.into_iter().flat_map(|(_, value)| value.texts()) {
+        wanted.add(text);
+    }
+    for name in &wanted.roots {
+        if root_names.is_some_and(|known| !known.contains(&name.as_str())) {
+            faults.push(format!("roots: the profile '{}' needs a root named '{name}'", profile.name));
+        }
     }
     if faults.is_empty()
+        && uses == Uses::All
         && let Err(message) = profile.databases(&bound)
     {
         faults.push(message);

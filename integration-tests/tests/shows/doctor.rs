@@ -64,3 +64,31 @@ fn an_engine_that_is_not_there_is_found() {
         &["BAD   repo: engine", "HEAD is not there", "-> this is nothing for"],
     );
 }
+
+/// Before a byte is copied: a variable that only the target lacks, and a checker that its sandbox does not show.
+#[test]
+fn what_the_target_lacks_is_found_before_the_first_copy() {
+    let pair = Pair::plain(1);
+    let vars = format!("vars = {{ check = {PLAIN_CHECK} }}");
+    pair.configure("target", &vars, "");
+    let lacks = "vars.check is missing: the command that checks the copy";
+    assert_found(&pair.target(&["doctor"]), 1, &[&format!("BAD   repo: vars: {lacks}"), "-> set it in vars"]);
+    let check = pair.target(&["config", "check"]);
+    assert_eq!(check.code, 2, "{check:?}");
+    assert!(check.stderr.contains(lacks), "{check:?}");
+
+    let checker = pair.path("tools/checker");
+    fs::create_dir_all(pair.path("tools")).expect("mkdir");
+    fs::write(&checker, "#!/bin/sh\nexit 0\n").expect("write");
+    let set = std::process::Command::new("chmod").arg("755").arg(&checker).status().expect("chmod");
+    assert!(set.success());
+    let source = format!("source = \"source\"\nvars = {{ check = [{:?}] }}", checker.display().to_string());
+    pair.configure("target", "source = \"source\"", &source);
+    assert_found(
+        &pair.target(&["doctor"]),
+        1,
+        &["BAD   repo: check check: ", "does not show it", "[sandbox] visible = ["],
+    );
+    let check = pair.target(&["config", "check"]);
+    assert_eq!(check.code, 0, "{check:?}");
+}

@@ -166,6 +166,61 @@ fn from_nothing_to_a_first_verified_backup() {
         hosts.run("target", &["status", "--cert", &file("operator.crt"), "--key", &file("operator.key")]);
     assert!(refused.code == 4 && refused.stderr.contains("does not operate this agent"), "{refused:?}");
     assert!(hosts.good("target", &["status"]).contains("proven good"));
+
+    // A second repository of the same source.
+    let files = hosts.path("files");
+    fs::create_dir(&files).expect("mkdir");
+    let folder = files.to_str().expect("utf-8");
+    let add = ["add", "--profile", "generic", "--repository", "files", "--check", "ls", "-la", ";", folder];
+    let printed = hosts.good("source", &add);
+    assert!(printed.contains("added repository files (generic in"), "{printed}");
+    let line = printed.lines().find_map(|line| line.strip_prefix("assay-target add ")).expect("a line");
+    let twice = hosts.run("source", &add);
+    assert!(twice.code == 2 && twice.stderr.contains("is defined twice"), "{twice:?}");
+    let added = hosts.good("target", &["add", "--allow-commands", line]);
+    assert!(added.contains("added repository files of db1"), "{added}");
+    for role in ["source", "target"] {
+        assert_eq!(hosts.run(role, &["config", "check"]).code, 0);
+    }
+    // Shares of the disk: the second has half of what the first may not hold.
+    let text = fs::read_to_string(hosts.path("target/target.toml")).expect("read");
+    let quotas = text.lines().filter(|line| line.starts_with("quota = ")).count();
+    assert!(quotas == 3 && text.contains("\nreserve = \""), "of [agent] and of each repository: {text}");
+}
+
+/// A list that has no end takes no folder for an argument and protects nothing else instead.
+#[test]
+fn a_check_without_an_end_protects_nothing_else() {
+    let hosts = Hosts::new();
+    let (store, listen) = (hosts.path("store"), format!("127.0.0.1:{}", free_port()));
+    let ca = hosts.path("ca").to_str().expect("utf-8").to_owned();
+    let store = store.to_str().expect("utf-8");
+    hosts.good(
+        "target",
+        &["init", "--host", "127.0.0.1", "--listen", &listen, "--store", store, "--ca-folder", &ca],
+    );
+    hosts.good("target", &["invite", "db1", "--ca-folder", &ca]);
+    let invitation = hosts.path("assay-invite-db1.json");
+    let file = invitation.to_str().expect("utf-8");
+    let live = hosts.path("live.git");
+    let folder = live.to_str().expect("utf-8");
+    for (list, said) in [
+        (vec!["--check", "prog", "-x", folder], "is missing"),
+        (vec!["--profile", "generic", "--check", "prog", folder], "is missing"),
+        (vec!["--profile", "generic"], "is missing"),
+        (
+            vec![folder, "--profile", "generic", "--check", "prog", "--repository", "x"],
+            "among the arguments of --check",
+        ),
+        (vec![folder, "--check", "prog"], "brings its own check"),
+    ] {
+        let refused = hosts.run("source", &[&["init", "--join", file][..], &list].concat());
+        assert!(refused.code == 2 && refused.stderr.contains(said), "{list:?}: {refused:?}");
+        assert!(refused.stderr.contains("HINT:") && !hosts.path("source").exists(), "{list:?}: {refused:?}");
+    }
+    let good = [&["init", "--join", file, "--check", "prog", "-x", ";", "--profile", "generic", folder][..]]
+        .concat();
+    assert!(hosts.good("source", &good).contains("found generic in"), "the end is explicit");
 }
 
 /// Operators who accept at the same time lose nothing of each other's.

@@ -12,10 +12,12 @@ mod exfat;
 // Other suites take the rest of it.
 #[allow(dead_code)]
 mod file_systems;
+mod following;
 mod histories;
 mod identities;
 mod init;
 mod ipv6;
+mod json_contract;
 mod keep;
 mod ledger;
 // Other suites take the rest of it.

@@ -53,6 +53,7 @@ impl Bench {
             held: None,
             rotten: self.rotten,
             expected: None,
+            size: 0,
         }
     }
 

@@ -59,6 +59,7 @@ impl Bench {
             held: None,
             rotten: false,
             expected: None,
+            size: 0,
         }
     }
 

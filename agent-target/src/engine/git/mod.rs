@@ -51,7 +51,7 @@ pub struct Arguments {
     #[arg(long, default_value = "git")]
     program: PathBuf,
     /// What the mark is called: it names the references that are gone since the last backup's
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     mark: String,
 }
 

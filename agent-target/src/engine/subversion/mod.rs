@@ -40,7 +40,7 @@ pub struct Arguments {
     #[arg(long, default_value = "svnadmin")]
     program: PathBuf,
     /// What the mark is called: it says whether db/current went back since the last backup's
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     mark: String,
 }
 

@@ -10,6 +10,7 @@
 //! | AbandonRun of the same run | no such run | waits | begins | begins | busy | begins | busy | waits |
 //! | VerifyGeneration, RunControl, Bisect | begins | busy | busy | busy | busy | begins | busy | waits |
 //! | PruneGenerations | begins | busy | busy | busy | busy | begins | busy | waits |
+//! | DiscardAbandoned | begins | not now | ends the run | busy | busy | begins | busy | not now |
 //! | background work | begins | not now | not now | not now | not now | not now | not now | waits |
 //!
 //! Opening a run and pruning take a moment, so whoever can wait for their end waits.
@@ -69,6 +70,8 @@ pub enum Request<'a> {
     Examine,
     /// Generations that no rule keeps are to be removed.
     Prune,
+    /// What runs left that did not come to their end is to be removed. Never waits: whoever asks may have another repository.
+    Discard,
     /// Background work is due.
     Background,
     /// A negative control is due that has lost its turn to runs too often.
@@ -220,6 +223,11 @@ pub fn admit(activity: &Activity, background: Background, request: Request<'_>) 
         Request::Prune => match activity {
             Free | Sealed(_) => Admission::Begin,
             Pruning => Admission::Wait,
+            _ => activity.busy(Busy::UnderWay),
+        },
+        Request::Discard => match activity {
+            Free | Sealed(_) | WaitingForSource(_) => Admission::Begin,
+            Opening(_) | Pruning => Admission::Refuse(Refusal::NotNow),
             _ => activity.busy(Busy::UnderWay),
         },
         Request::Background | Request::InsistentControl if background != Background::None => {

@@ -90,8 +90,11 @@ impl Phase for CopyingAhead {
 impl Phase for Receiving {
     fn put_back(&self, table: &mut Table, ticket: Ticket) -> bool {
         match &mut table.held {
-            Held::Open { stream, .. } if stream.as_ref().is_some_and(|stream| stream.ticket == ticket) => {
+            Held::Open { stream, quiet_since, .. }
+                if stream.as_ref().is_some_and(|stream| stream.ticket == ticket) =>
+            {
                 *stream = None;
+                *quiet_since = std::time::Instant::now();
                 true
             }
             // Another stream has taken its place, or the run is gone.
@@ -129,7 +132,7 @@ impl Lease<Opening> {
 
     /// The run is open: its source may send content.
     pub fn receive(self, run: RunId, reception: Reception) {
-        let open = Held::Open { run, reception, stream: None };
+        let open = Held::Open { run, reception, stream: None, quiet_since: std::time::Instant::now() };
         self.occupancy.change(|table| table.end_lease(self.ticket, |_| open));
     }
 }

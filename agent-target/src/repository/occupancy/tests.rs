@@ -23,6 +23,7 @@ AbandonRun       none   wait      wait      begin     none      begin       none
 Verify           begin  under-way under-way silent    silent    under-way   under-way   under-way under-way begin    begin    under-way  under-way  under-way   under-way   wait
 Examine          begin  under-way under-way silent    silent    under-way   under-way   under-way under-way begin    begin    under-way  under-way  under-way   under-way   wait
 Prune            begin  under-way under-way under-way under-way under-way   under-way   under-way under-way begin    begin    under-way  under-way  under-way   under-way   wait
+Discard          begin  later     later     begin     begin     under-way   under-way   under-way under-way begin    begin    under-way  under-way  under-way   under-way   later
 Background       begin  later     later     later     later     later       later       later     later     later    later    later      later      later       later       wait
 InsistentControl begin  begin     begin     begin     begin     begin       begin       begin     begin     begin    begin    begin      begin      begin       begin       begin
 CopyAhead        begin  later     later     later     later     later       later       later     later     later    later    later      later      later       later       wait
@@ -56,7 +57,7 @@ fn request<'a>(name: &str, run: &'a RunId) -> Request<'a> {
     named.unwrap_or_else(|| panic!("no request is called {name}"))
 }
 
-fn all_requests(run: &RunId) -> [Request<'_>; 11] {
+fn all_requests(run: &RunId) -> [Request<'_>; 12] {
     [
         Request::OpenRun(run),
         Request::Transfer(run),
@@ -66,6 +67,7 @@ fn all_requests(run: &RunId) -> [Request<'_>; 11] {
         Request::Verify,
         Request::Examine,
         Request::Prune,
+        Request::Discard,
         Request::Background,
         Request::InsistentControl,
         Request::CopyAhead,

@@ -58,7 +58,8 @@ pub(super) fn check_answers(
             let read_again = state.read_again.filter(|_| !asked);
             asked |= read_again.is_some();
             let read_again = read_again.map(|files| files.to_vec()).unwrap_or_default();
-            Ok(RunCheckProgress { step: state.step, read_again, ..Default::default() })
+            let (step_number, steps) = state.step_of.unwrap_or_default();
+            Ok(RunCheckProgress { step: state.step, read_again, step_number, steps, ..Default::default() })
         }
         Some(Ok((verdict_id, envelope))) => {
             Ok(RunCheckProgress { verdict_id, envelope, ..Default::default() })

@@ -258,7 +258,14 @@ impl ReplicationService for Replication {
             drop(turn);
             drop(lease);
             let stats = receiver.stats();
-            tracing::info!(?stats, ended = end.is_ok(), "content was received");
+            tracing::info!(
+                offered = stats.offered,
+                found = stats.found,
+                received = stats.received,
+                received_bytes = stats.received_bytes,
+                ended = end.is_ok(),
+                "content was received"
+            );
             drop(responses.send(end.map_err(Status::from)).await);
         };
         tokio::spawn(work.instrument(span));

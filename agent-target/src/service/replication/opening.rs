@@ -93,7 +93,7 @@ fn difference(repository: &Repository, request: &OpenRunRequest) -> Option<Strin
 }
 
 pub(super) fn open(
-    repository: &Repository,
+    repository: &Arc<Repository>,
     id: RunId,
     nonce: Option<HexDigest>,
     failed_runs_per_hour: u32,
@@ -123,6 +123,9 @@ pub(super) fn open(
     if repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES) {
         repository.copies.forget().map_err(|error| internal("the store", &error))?;
         repository.store.forget_staged().map_err(|error| internal("the store", &error))?;
+        if repository.store.free_bytes() <= reserve.0.saturating_add(LITTLE_BYTES) {
+            repository.make_room_elsewhere();
+        }
     }
     let recovered = repository.index.lock().unwrap_or_else(PoisonError::into_inner).recover();
     recovered.map_err(|error| internal("opening the chunk index again", &error))?;
@@ -163,7 +166,11 @@ pub(super) fn open(
     let copies = Arc::clone(&repository.copies);
     let allowance = Allowance::new(quota, held.bytes(), reserve, (Arc::clone(&staging), Arc::clone(&copies)))
         .with_entries(quota_entries, held.inodes)
-        .with_spare(spare(repository));
+        .with_spare(spare(repository))
+        .with_elsewhere({
+            let repository = Arc::downgrade(repository);
+            move || repository.upgrade().is_some_and(|repository| repository.make_room_elsewhere())
+        });
     let (store, index) = (Arc::clone(&repository.store), Arc::clone(&repository.index));
     let places = PlaceReader::new(store, Arc::clone(&staging), index, base);
     let known = match base {

@@ -97,7 +97,7 @@ pub(super) fn receive_fault(error: ReceiveError) -> RpcFault {
         }
         ReceiveError::Reserve { .. } => {
             RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
-                .with_hint("free some space on the target, or lower repository.reserve there; what has arrived is kept and not sent again")
+                .with_hint("free some space on the target (assay-target discard and prune, of any repository), or lower repository.reserve there; what has arrived is kept and not sent again")
         }
         ReceiveError::ReserveEntries { .. } => {
             RpcFault::new(Code::ResourceExhausted, "store-full", format!("the target's disk is full: {error}"))
