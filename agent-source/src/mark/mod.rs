@@ -24,7 +24,7 @@ use assay_common::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::progress::Progress;
+use self::progress::Watermarks;
 pub use command::CommandError;
 pub use postgresql::{PostgresqlError, Session as PostgresqlSession};
 pub use sqlite::SqliteError;
@@ -102,7 +102,7 @@ pub struct Marker {
     /// Digests of the profile's traces right after the mark; `None` for one that is not there.
     traces: Vec<Option<ContentDigest>>,
     /// What this mark saw of what the engine only adds to.
-    progress: Option<Progress>,
+    watermarks: Option<Watermarks>,
     /// The backup of `mark.kind = "postgresql"`, while it is under way.
     postgresql: Option<Arc<PostgresqlSession>>,
 }
@@ -145,7 +145,7 @@ impl Marker {
             first_root,
             folder,
             traces: Vec::new(),
-            progress: None,
+            watermarks: None,
             postgresql: None,
         }
     }
@@ -191,6 +191,7 @@ impl Marker {
         if self.profile.mark.kind == MarkKind::Postgresql {
             let (session, mark) = postgresql::begin(self.postgresql_settings()?, cancel).await?;
             self.postgresql = Some(Arc::new(session));
+            self.traces = self.read_traces();
             self.settle(cancel).await?;
             return Ok(mark);
         }
@@ -218,7 +219,7 @@ impl Marker {
                 }
             }
         };
-        let id = self.with_progress(id);
+        let id = self.with_watermarks(id);
         let mark = Mark { id, time: jiff::Timestamp::now() };
         self.scope.mark_id = Some(mark.id.clone());
         fault::at(Point::MarkBegun).at("note the mark in", &self.folder)?;
@@ -232,15 +233,15 @@ impl Marker {
     }
 
     /// Looks at what the engine only adds to, and adds to the mark's id what is less than at the last backup's mark.
-    fn with_progress(&mut self, id: String) -> String {
+    fn with_watermarks(&mut self, id: String) -> String {
         let mark = &self.profile.mark;
         // The end command gets the id of the engine's own.
         if (mark.never_back.is_empty() && !mark.references) || self.has_end() {
             return id;
         }
-        let progress = Progress::look(mark, &self.first_root.0);
-        let less = Progress::load(&self.progress_path()).and_then(|last| progress.less_than(&last));
-        self.progress = Some(progress);
+        let watermarks = Watermarks::look(mark, &self.first_root.0);
+        let less = Watermarks::load(&self.progress_path()).and_then(|last| watermarks.less_than(&last));
+        self.watermarks = Some(watermarks);
         match less {
             Some(less) => format!("{id}; {less}"),
             None => id,
@@ -252,8 +253,8 @@ impl Marker {
     /// # Errors
     /// When it cannot be written.
     pub fn remember(&self) -> Result<(), MarkError> {
-        if let Some(progress) = &self.progress {
-            progress.save(&self.progress_path())?;
+        if let Some(watermarks) = &self.watermarks {
+            watermarks.save(&self.progress_path())?;
         }
         Ok(())
     }

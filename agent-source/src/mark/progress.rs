@@ -28,7 +28,7 @@ const MAX_REFERENCES: usize = 200_000;
 /// What a mark saw.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Progress {
+pub(super) struct Watermarks {
     /// Numbers, by the files that begin with them.
     #[serde(default)]
     numbers: BTreeMap<String, u64>,
@@ -37,7 +37,7 @@ pub(super) struct Progress {
     references: Option<BTreeMap<String, String>>,
 }
 
-impl Progress {
+impl Watermarks {
     /// Looks at what the profile names. What cannot be read is left out: the copy says more about it.
     pub(super) fn look(mark: &profile::Mark, root: &Path) -> Self {
         let mut progress = Self::default();
@@ -173,20 +173,20 @@ mod tests {
             "packed-refs",
             &format!("# pack-refs with: peeled\n{ID} refs/heads/old\n^{ID}\n{ID} refs/tags/v1\n"),
         );
-        let last = Progress::look(&mark(), folder.path());
+        let last = Watermarks::look(&mark(), folder.path());
         assert_eq!(last.less_than(&last), None);
         let kept = folder.path().join("kept");
         last.save(&kept).expect("save");
-        assert_eq!(Progress::load(&kept), Some(last.clone()));
+        assert_eq!(Watermarks::load(&kept), Some(last.clone()));
         // Packed meanwhile, moved, raised: nothing is less.
         put("db/current", "61\n");
         fs::remove_file(folder.path().join("refs/heads/main")).expect("remove");
         put("packed-refs", &format!("{ID} refs/heads/main\n{ID} refs/heads/old\n{ID} refs/tags/v1\n"));
-        assert_eq!(Progress::look(&mark(), folder.path()).less_than(&last), None);
+        assert_eq!(Watermarks::look(&mark(), folder.path()).less_than(&last), None);
         put("db/current", "57\n");
         put("packed-refs", &format!("{ID} refs/heads/main\n"));
         assert_eq!(
-            Progress::look(&mark(), folder.path()).less_than(&last).as_deref(),
+            Watermarks::look(&mark(), folder.path()).less_than(&last).as_deref(),
             Some(&*format!("went back db/current 60 57; gone refs/heads/old {ID}; gone refs/tags/v1 {ID}"))
         );
         // Rubbish is the check's to find.
@@ -195,9 +195,9 @@ mod tests {
             "packed-refs",
             &(0..30).map(|number| format!("{ID} refs/heads/{number:02}\n")).collect::<String>(),
         );
-        let many = Progress::look(&mark(), folder.path());
+        let many = Watermarks::look(&mark(), folder.path());
         put("packed-refs", "");
-        let told = Progress::look(&mark(), folder.path()).less_than(&many).expect("30 are gone");
+        let told = Watermarks::look(&mark(), folder.path()).less_than(&many).expect("30 are gone");
         assert!(told.ends_with("; 20 more gone") && !told.contains("went back"), "{told}");
     }
 }

@@ -102,6 +102,30 @@ inconclusive_exit = [{ code = 3, reason = "No Licence" }]
     assert!(text.contains("x.toml:18:9: check[0].argv[0]: '{roott}' is not a placeholder"), "{text}");
 }
 
+/// The mark's id says what they found, and there an `end` needs the engine's own id: they would be ignored.
+#[test]
+fn what_would_be_ignored_beside_the_end_of_a_mark_is_a_fault() {
+    let told = |mark: &str| {
+        let text = GOOD.replace("[[check]]", &format!("[mark]\n{mark}\n[[check]]"));
+        match parse(&text) {
+            Ok(_) => Vec::new(),
+            Err(ProfileError::Meaning { faults, .. }) => faults.iter().map(ToString::to_string).collect(),
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let command = "kind = 'command'\nbegin = ['x']\n";
+    let both = "never_back = ['db/current']\nreferences = true";
+    assert_eq!(told(&format!("{command}{both}")), [""; 0]);
+    assert_eq!(told(&format!("kind = 'none'\n{both}")), [""; 0]);
+    for mark in [format!("{command}end = ['y']\n{both}"), format!("kind = 'postgresql'\n{both}")] {
+        let faults = told(&mark);
+        let ignored: Vec<_> = faults.iter().filter(|it| it.contains("'end'")).collect();
+        assert_eq!(ignored.len(), 2, "{faults:?}");
+        assert!(ignored[0].contains("mark.never_back: cannot be together with 'end'"), "{faults:?}");
+        assert!(ignored[1].contains("mark.references: cannot be together with 'end'"), "{faults:?}");
+    }
+}
+
 /// The verdict takes these from groups: a pattern without them would say nothing.
 #[test]
 fn patterns_of_coverage_need_their_groups() {

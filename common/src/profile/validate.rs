@@ -151,6 +151,12 @@ impl Faults<'_> {
                 self.expect(valid, way!["mark", key], "must be paths of files, relative to the first root");
             }
         }
+        // The mark's id gets what they find. An `end` needs the engine's own id, and PostgreSQL's is its place in the log.
+        let is_id_taken = !mark.end.is_empty() || mark.kind == MarkKind::Postgresql;
+        for (key, is_set) in [("never_back", !mark.never_back.is_empty()), ("references", mark.references)] {
+            let message = "cannot be together with 'end' or kind = \"postgresql\": they need the mark's id as the engine gave it";
+            self.expect(!(is_set && is_id_taken), way!["mark", key], message);
+        }
         match (&self.profile.sqlite, mark.kind) {
             (None, MarkKind::Sqlite) => {
                 self.say(way!["mark", "kind"], "a [sqlite] section is needed, because kind is \"sqlite\"");

@@ -121,7 +121,11 @@ impl ClockSince {
 
     /// Time since the last run, in milliseconds.
     pub(super) fn elapsed(&self, last: &Standing, started: Moment) -> Moment {
-        let by_wall = started.saturating_sub(self.put_right(last.time)).max(0);
+        let set_back = match self.back {
+            Some(Back::By(by)) => by,
+            None | Some(Back::Unknown) => 0,
+        };
+        let by_wall = started.saturating_sub(last.time.saturating_sub(set_back)).max(0);
         match (last.steady, self.steady) {
             // A clock that was set ahead is no reason to wait, and one that was set back none to wait longer.
             (Some(then), Some(now)) if then.boot == now.boot => {
@@ -223,6 +227,27 @@ mod tests {
             assert_eq!(clock.put_right(NOW - HOUR), UNKNOWN);
             assert!(!clock.has_passed(seconds(repeated)) && clock.has_passed(seconds(repeated - 1)));
             assert_eq!(clock.elapsed(&standing, NOW), 0);
+        }
+    }
+
+    /// A time service that puts the clock right by a part of a second, right after a run: the last run lies ahead, and no time has passed.
+    #[test]
+    fn a_clock_that_was_put_right_by_less_than_a_second_makes_no_time_pass() {
+        for back in [1, 500, LEAST_STEP - 1] {
+            for (then, now, passed) in [
+                (steady(1, 1000), steady(1, 1000), 0),
+                (steady(1, 1000), steady(1, 1040), 40),
+                (None, None, 0),
+                (steady(1, 1000), None, 0),
+            ] {
+                let standing = last(NOW + back - passed, then);
+                let clock = ClockSince::new(Some(&standing), NOW, now);
+                assert_eq!(
+                    (clock.since_last(), clock.elapsed(&standing, NOW)),
+                    (passed, passed),
+                    "{back} {now:?}"
+                );
+            }
         }
     }
 
