@@ -18,7 +18,7 @@ use super::{
     Counters, Plan, ReplicateError, as_it_is,
     basis::{Seen, changed, file_clock},
     early::{Early, Item, Merged, Taken},
-    links::{FileId, First},
+    links::{FileId, First, HeldFiles},
     reader::{BaseFile, Expected, Job, Outcome, ReadError},
     readings::{Rereading, Share, Standing},
     scan::{Found, ScanError, describe},
@@ -67,6 +67,7 @@ pub(super) fn compare(
     steps: &mut StepQueue,
     jobs: &crossbeam_channel::Sender<ReadJob>,
     counters: &Counters,
+    held_files: &HeldFiles,
     stop: &CancellationToken,
 ) -> Result<Compared, ReplicateError> {
     let mut basis = plan.read_basis().map_err(SpoolError::from)?;
@@ -280,6 +281,11 @@ pub(super) fn compare(
                 jobs.send(ReadJob { job, outcome: sender }).map_err(|_| ReadError::Stopped)?;
             }
             continue;
+        }
+        if let (Some(_), Some(stat), Some((folder, name))) = (file, &found.stat, &found.place)
+            && !seen_of(&found).is_trusted()
+        {
+            held_files.keep_node(folder, name, stat);
         }
         // Nothing to read: the entry itself tells whether it changed.
         let put = match found.complete() {

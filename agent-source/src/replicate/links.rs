@@ -7,11 +7,13 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     fs::File,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use assay_common::path::TreePath;
+use assay_common::{confined::Folder, path::TreePath};
 use rustix::fs::Stat;
 
 use super::basis::Seen;
@@ -24,21 +26,38 @@ const SHARE_OF_DESCRIPTORS: u64 = 4;
 /// Device and inode.
 pub(super) type FileId = (u64, u64);
 
-/// Files that readers opened and that have more names.
+/// What keeps an inode: a file that a reader opened, or a link or a device that is held without being opened.
+type Held = Box<dyn fmt::Debug + Send + Sync>;
+
+/// What was opened or held here and has more names.
 #[derive(Debug, Default)]
-pub struct HeldFiles(Mutex<HashMap<FileId, Arc<File>>>);
+pub struct HeldFiles(Mutex<HashMap<FileId, Held>>);
 
 impl HeldFiles {
     /// Keeps a file open, when it has more names and there is room.
     pub(super) fn keep(&self, file: &Arc<File>, stat: &Stat) {
-        if stat.st_nlink < 2 {
-            return;
+        if stat.st_nlink > 1 {
+            self.insert(stat, Arc::clone(file));
         }
+    }
+
+    /// Holds what has no content to read (a symbolic link, a device) and more names, when its name still leads to it. Of what changed at this
+    /// moment nothing else tells whether a further name is the same.
+    pub(super) fn keep_node(&self, folder: &Folder, name: &[u8], stat: &Stat) {
+        let is_same = |now: &Stat| Seen::new(now, Duration::ZERO).looks_like(stat);
+        if let Ok(node) = folder.hold(name)
+            && node.stat().is_ok_and(|now| is_same(&now))
+        {
+            self.insert(stat, node);
+        }
+    }
+
+    fn insert(&self, stat: &Stat, what: impl fmt::Debug + Send + Sync + 'static) {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let share = usize::try_from(limit.unwrap_or(u64::MAX) / SHARE_OF_DESCRIPTORS).unwrap_or(usize::MAX);
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if held.len() < share.min(MAX_HELD) {
-            held.insert((stat.st_dev, stat.st_ino), Arc::clone(file));
+            held.insert((stat.st_dev, stat.st_ino), Box::new(what));
         }
     }
 
@@ -178,5 +197,29 @@ mod tests {
         links.linked(&at_first);
         assert_eq!(kinship(&links, &later), Some(Kinship::Other), "its last name has come");
         std::fs::remove_file(further).expect("remove");
+    }
+
+    /// A link and its further name that were made at this moment: neither can be opened, and times of this moment say nothing.
+    #[test]
+    fn a_symbolic_link_of_this_moment_is_known_while_it_is_held() {
+        let temp = tempfile::tempdir().expect("temp");
+        std::os::unix::fs::symlink("nowhere", temp.path().join("link")).expect("symlink");
+        std::fs::hard_link(temp.path().join("link"), temp.path().join("twice")).expect("link");
+        std::os::unix::fs::symlink("elsewhere", temp.path().join("other")).expect("symlink");
+        let folder = Folder::open(temp.path()).expect("open");
+        let at = folder.stat(b"link").expect("stat");
+        let held = Arc::<HeldFiles>::default();
+        let mut links = Links::new(Arc::clone(&held));
+        links.add(first(&at, false));
+        let kinship = |links: &Links| {
+            let further = folder.stat(b"twice").expect("stat");
+            links.find(&further).map(|found| found.1)
+        };
+        assert_eq!(kinship(&links), Some(Kinship::Other));
+        held.keep_node(&folder, b"other", &at);
+        held.keep_node(&folder, b"gone", &at);
+        assert_eq!(kinship(&links), Some(Kinship::Other), "another file is held, or none");
+        held.keep_node(&folder, b"link", &at);
+        assert_eq!(kinship(&links), Some(Kinship::Same));
     }
 }

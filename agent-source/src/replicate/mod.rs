@@ -400,7 +400,7 @@ fn run_threads(
             })
             .collect();
         drop(job_queue);
-        let compared = compare::compare(plan, early, &mut steps, &jobs, counters, stop);
+        let compared = compare::compare(plan, early, &mut steps, &jobs, counters, &shared.held_files, stop);
         drop(jobs);
         let compared = compared.and_then(|compared| Ok((compared, steps.finish()?)));
         if compared.is_err() {
