@@ -411,6 +411,7 @@ fn settings_and_files_of_the_copy_do_not_keep_the_check_from_looking() {
         cluster.query("CREATE DATABASE \"quote\"\" 'and' = line\n end\"");
         cluster.query("CREATE DATABASE closed ALLOW_CONNECTIONS false CONNECTION LIMIT 0");
         cluster.query("CREATE DATABASE half");
+        cluster.query("CREATE ROLE weak LOGIN");
     };
     let last = "
         UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half';
@@ -517,6 +518,21 @@ fn settings_and_files_of_the_copy_do_not_keep_the_check_from_looking() {
             ),
         ],
     );
+    // What CREATE DATABASE and DROP DATABASE left half done is no damage either where the catalogues are read without the server: it lets
+    // one role in, which may not prepare the check, and the other not.
+    for superuser in ["weak", "nobody_of_this_name"] {
+        let copy = origin.copy();
+        half(&copy);
+        let (whole, left) = (copy.data.join(copy.path("base/DATABASE")), copy.data.join("base/999999"));
+        own(&left);
+        for name in ["pg_filenode.map", "PG_VERSION"] {
+            fs::copy(whole.join(name), left.join(name)).expect("copy");
+        }
+        let looked = copy.look("amcheck", &["--superuser", superuser]);
+        let says = |words: &str| looked.stdout.contains(words);
+        assert!(looked.code == 12 && !says("damage: ") && says("checker-error"), "{looked:?}");
+        assert!(says("not covered: catalogues in the folder base/999999: "), "{looked:?}");
+    }
     // The other steps look at the same.
     let copy = origin.copy();
     everything(&copy);

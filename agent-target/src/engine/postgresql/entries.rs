@@ -13,6 +13,7 @@ use super::{
     page::{
         PAGE_BYTES, RowPlace, heap_targets, is_new, is_sequence, leaf_entries, long, versions, visible_blocks,
     },
+    prepare::UsableFolders,
     report::Report,
     trees::{self, Kind, LostFault},
 };
@@ -198,19 +199,39 @@ const MAPPED: [(u32, &str, u32, &str); 6] = [
 ];
 
 /// Looks at the catalogues that the server itself begins with, where it cannot read them: in the files, by the maps of files.
-pub(super) fn check_mapped(data: &Path, blocks_per_segment: u64, report: &mut Report) -> io::Result<()> {
-    let mut folders = vec!["global".to_owned()];
+pub(super) fn check_mapped(
+    data: &Path,
+    blocks_per_segment: u64,
+    usable: &UsableFolders,
+    report: &mut Report,
+) -> io::Result<()> {
+    let mut left_over = Vec::new();
     for entry in std::fs::read_dir(data.join("base"))? {
-        folders.push(format!("base/{}", entry?.file_name().to_string_lossy()));
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let folder = format!("base/{name}");
+        if name.bytes().all(|byte| byte.is_ascii_digit()) && !usable.folders.contains(&folder) {
+            left_over.push(folder);
+        }
     }
-    folders.sort();
+    left_over.sort();
+    let why = if usable.are_all {
+        "the server names no database there that can be used: CREATE DATABASE or DROP DATABASE did not end"
+    } else {
+        "the server could not say whether a database is there"
+    };
+    for folder in left_over {
+        report.not_covered(&format!("catalogues in the folder {folder}"), why);
+    }
+    let mut folders: Vec<_> =
+        std::iter::once("global").chain(usable.folders.iter().map(String::as_str)).collect();
+    folders.sort_unstable();
     for folder in folders {
-        let Ok(map) = std::fs::read(data.join(&folder).join("pg_filenode.map")) else { continue };
+        let Ok(map) = std::fs::read(data.join(folder).join("pg_filenode.map")) else { continue };
         let files = file_map(&map);
         let relation = |number: u32, name: &str, index: Option<Index>| {
             Some(Relation {
                 oid: number,
-                database: folder.clone(),
+                database: folder.to_owned(),
                 schema: "pg_catalog".to_owned(),
                 name: name.to_owned(),
                 kind: if index.is_some() { 'i' } else { 'r' },
@@ -464,6 +485,38 @@ mod tests {
         assert_eq!(file_map(&map), HashMap::from([(1259, 16400), (1249, 1249)]));
         assert_eq!(file_map(&[7; 512]), HashMap::new());
         assert_eq!(file_map(&[]), HashMap::new());
+    }
+
+    /// A map of files as the server writes it.
+    fn map_of(pairs: &[(u32, u32)]) -> Vec<u8> {
+        let numbers = pairs.iter().flat_map(|(relation, file)| [*relation, *file]);
+        let head = [0x59_2717, u32::try_from(pairs.len()).expect("few")];
+        head.into_iter().chain(numbers).flat_map(u32::to_le_bytes).collect()
+    }
+
+    /// A crash of CREATE DATABASE or DROP DATABASE leaves a map in a folder whose files are not all there. Nobody can use what is there.
+    #[test]
+    fn a_folder_that_belongs_to_no_database_is_no_damage() {
+        use crate::engine::postgresql::Unchecked;
+
+        let data = tempfile::tempdir().expect("temp");
+        for folder in ["global", "base/5", "base/77", "base/78", "base/pgsql_tmp"] {
+            std::fs::create_dir_all(data.path().join(folder)).expect("mkdir");
+        }
+        let page = page_of(&[(1, row(1))], &[]);
+        std::fs::write(data.path().join("base/5/1259"), &page).expect("write");
+        std::fs::write(data.path().join("base/5/pg_filenode.map"), map_of(&[(1259, 1259)])).expect("write");
+        std::fs::write(data.path().join("base/77/pg_filenode.map"), map_of(&[(1259, 1259)])).expect("write");
+        let ends = |folders: &[&str], are_all| {
+            let folders = folders.iter().map(|it| (*it).to_owned()).collect();
+            let mut report = Report::default();
+            check_mapped(data.path(), 131_072, &UsableFolders { folders, are_all }, &mut report)
+                .expect("read");
+            report.end(Unchecked::Inconclusive).is_ok()
+        };
+        assert!(ends(&["base/5"], true));
+        assert!(ends(&["base/5"], false));
+        assert!(!ends(&["base/5", "base/77"], true), "a database that the server names has lost a file");
     }
 
     #[test]

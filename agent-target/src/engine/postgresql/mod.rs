@@ -41,7 +41,7 @@ use std::{
 use cluster::Cluster;
 use meaning::{Meaning, Reason};
 use page::PAGE_BYTES;
-use prepare::Prepared;
+use prepare::{Prepared, UsableFolders};
 use report::Report;
 use server::Server;
 use session::Session;
@@ -203,7 +203,9 @@ fn wait<T>(work: impl Future<Output = Result<T, End>>) -> Result<T, End> {
 fn amcheck(cluster: &Cluster) -> Result<(), End> {
     let server = Server::start(cluster)?;
     let report = RefCell::new(Report::default());
+    let mut usable = UsableFolders::of_every_cluster();
     let looked = wait(async {
+        usable = UsableFolders::ask(cluster).await;
         let prepared = prepare::cluster(cluster).await?;
         let mut relations = Vec::new();
         let jobs = thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_JOBS);
@@ -223,7 +225,8 @@ fn amcheck(cluster: &Cluster) -> Result<(), End> {
     let stopped = server.stop();
     // What the server cannot read of its own catalogues is looked at without it, once all that it had recovered is in the files.
     if stopped.is_ok() && (looked.is_err() || report.has_missed()) {
-        entries::check_mapped(&cluster.data, blocks, &mut report).map_err(tool("the catalogues' files"))?;
+        entries::check_mapped(&cluster.data, blocks, &usable, &mut report)
+            .map_err(tool("the catalogues' files"))?;
     }
     let relations = match (looked, stopped) {
         (Ok(relations), Ok(())) => relations,

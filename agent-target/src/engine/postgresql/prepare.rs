@@ -60,6 +60,54 @@ pub(super) struct Database {
     pub(super) sorts_otherwise: Option<(Reason, String)>,
 }
 
+/// The folders of the databases that can be used, below the data directory.
+///
+/// A folder that belongs to none of them is what a `CREATE DATABASE` or a `DROP DATABASE` that did not end has left there.
+#[derive(Debug)]
+pub(super) struct UsableFolders {
+    pub(super) folders: Vec<String>,
+    /// False when the server could not say which databases there are.
+    pub(super) are_all: bool,
+}
+
+/// `pg_default`, whose databases are in `base`.
+const DEFAULT_SPACE: u32 = 1663;
+/// What `datconnlimit` is for a database whose removal did not end.
+const INVALID: &str = "-2";
+
+impl UsableFolders {
+    /// Asks the server which databases there are.
+    pub(super) async fn ask(cluster: &Cluster) -> Self {
+        let own = first(cluster, &cluster.own_role()).await;
+        let session = match own {
+            Ok(session) => Ok(session),
+            Err(_) => first(cluster, &cluster.superuser).await,
+        };
+        let Ok(session) = session else { return Self::of_every_cluster() };
+        let query = "SELECT oid, dattablespace, datconnlimit FROM pg_catalog.pg_database";
+        let Ok(rows) = session.rows(query).await else { return Self::of_every_cluster() };
+        let usable = rows.iter().filter(|row| text(row, 2) != INVALID);
+        let folders = usable.filter_map(|row| folder(cluster, number(row, 0), number(row, 1))).collect();
+        Self { folders, are_all: true }
+    }
+
+    /// `template1`, and since PostgreSQL 15 `template0` and `postgres`: the server does not say which others there are.
+    pub(super) fn of_every_cluster() -> Self {
+        Self { folders: ["base/1", "base/4", "base/5"].map(str::to_owned).to_vec(), are_all: false }
+    }
+}
+
+fn folder(cluster: &Cluster, database: u32, space: u32) -> Option<String> {
+    if space == DEFAULT_SPACE {
+        return Some(format!("base/{database}"));
+    }
+    let version = format!("PG_{}_", cluster.major);
+    let versions = std::fs::read_dir(cluster.data.join(format!("pg_tblspc/{space}"))).ok()?;
+    let names = versions.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let name = names.filter(|name| name.starts_with(&version)).max()?;
+    Some(format!("pg_tblspc/{space}/{name}/{database}"))
+}
+
 /// What roles and databases set for themselves, by database and role; 0 stands for all.
 #[derive(Debug, Default)]
 pub(super) struct Settings(HashMap<(u32, u32), Vec<String>>);
