@@ -108,11 +108,15 @@ impl Restore {
         // An earlier target does not say, and offers by itself what is verified only.
         let is_verified = opened.verified.unwrap_or(self.what.generation == 0);
         let offered = Offered { repository, generation, root, verdict, is_verified };
-        if self.what.generation == 0 && !self.what.unverified {
-            let known = config.and_then(|config| newest_pass(&config.agent.state, &offered.repository, &key));
-            is_newest(generation, known)?;
+        let mut passed_over = None;
+        if self.what.generation == 0
+            && !self.what.unverified
+            && let Some(config) = config
+        {
+            let known = KnownPasses::read(&config.agent.state, &offered.repository, &key);
+            passed_over = known.admit(generation, is_verified)?;
         }
-        let vouched = self.what.believe(&offered, &key, source_key.as_ref())?;
+        let vouched = self.what.believe(&offered, &key, source_key.as_ref())?.passing_over(passed_over);
         if !json {
             print(&format!("{}\n", vouched.text));
         }
@@ -153,31 +157,64 @@ impl Restore {
 /// Verdicts of this host that are looked through for its newest PASS.
 const VERDICTS_LOOKED_AT: usize = 1000;
 
-/// The newest generation that the target has signed a PASS of, as this host's agent keeps them; none where that cannot be read.
-fn newest_pass(state: &Path, repository: &str, target_key: &VerifyingKey) -> Option<GenerationNumber> {
-    let entries = std::fs::read_dir(state.join(repository).join("verdicts")).ok()?;
-    let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    // Their names are those of runs, which begin with their time.
-    paths.sort_unstable();
-    let newest_first = paths.iter().rev().take(VERDICTS_LOOKED_AT);
-    let mut passes = newest_first.filter_map(|path| {
-        let verdict = verify_verdict(&std::fs::read(path).ok()?, target_key, None).ok()?.verdict;
-        let is_pass = verdict.outcome == Outcome::Pass && verdict.repository == repository;
-        verdict.generation.filter(|_| is_pass)
-    });
-    passes.next()
+/// The newest generations that the target has signed a PASS of, as this host's agent keeps them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct KnownPasses {
+    /// Whatever the PASS is worth.
+    newest: Option<GenerationNumber>,
+    /// By a checker that a negative control had proven when the verdict was signed.
+    proven: Option<GenerationNumber>,
 }
 
-/// A target that was taken over could have an old tree restored as the newest: it has all that was signed about it.
-fn is_newest(offered: GenerationNumber, known: Option<GenerationNumber>) -> Result<(), CommandError> {
-    match known {
-        Some(known) if known > offered => Err(CommandError::not_run(format!(
-            "the target offers generation {offered} as the newest verified one, and this host has the target's signed PASS of generation {known}"
-        ))
-        .hint(format!(
-            "ask the target's operator what became of generation {known} (rot, a later FAIL, or a checker that no negative control has proven yet); --generation {offered} restores this one all the same"
-        ))),
-        _ => Ok(()),
+impl KnownPasses {
+    /// From passes, newest first: each with whether its checker was proven.
+    fn of(passes: impl IntoIterator<Item = (GenerationNumber, bool)>) -> Self {
+        let mut known = Self::default();
+        for (generation, is_proven) in passes {
+            known.newest = known.newest.or(Some(generation));
+            if is_proven {
+                known.proven = Some(generation);
+                break;
+            }
+        }
+        known
+    }
+
+    /// From the verdicts in the state of this host's agent; none where they cannot be read.
+    fn read(state: &Path, repository: &str, target_key: &VerifyingKey) -> Self {
+        let entries = std::fs::read_dir(state.join(repository).join("verdicts"));
+        let mut paths: Vec<_> =
+            entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+        // Their names are those of runs, which begin with their time.
+        paths.sort_unstable();
+        let newest_first = paths.iter().rev().take(VERDICTS_LOOKED_AT);
+        Self::of(newest_first.filter_map(|path| {
+            let verdict = verify_verdict(&std::fs::read(path).ok()?, target_key, None).ok()?.verdict;
+            let is_pass = verdict.outcome == Outcome::Pass && verdict.repository == repository;
+            let generation = verdict.generation.filter(|_| is_pass)?;
+            Some((generation, verdict.claims_proto().proven))
+        }))
+    }
+
+    /// Holds a generation that the target offers as its newest against what this host knows: a target that was taken over could have an old
+    /// tree restored, since it has all that was signed about it. Gives back a newer PASS that is passed over, because no control had proven its
+    /// checker.
+    fn admit(
+        self,
+        offered: GenerationNumber,
+        is_verified: bool,
+    ) -> Result<Option<GenerationNumber>, CommandError> {
+        // The target takes the newest that passed as long as it calls none verified. Without any proof of its own this host expects that too.
+        let least = if is_verified { self.proven.or(self.newest) } else { self.newest };
+        match least {
+            Some(known) if known > offered => Err(CommandError::not_run(format!(
+                "the target offers generation {offered} as the newest verified one, and this host has the target's signed PASS of generation {known}"
+            ))
+            .hint(format!(
+                "ask the target's operator what became of generation {known} (rot, a later FAIL, or a checker that no negative control has proven yet); --generation {offered} restores this one all the same"
+            ))),
+            _ => Ok(self.newest.filter(|newest| *newest > offered)),
+        }
     }
 }
 
@@ -257,6 +294,45 @@ async fn supply(
         let ended = part.is_err();
         if parts.send(part).await.is_err() || ended {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Generations that passed, newest first, and whether their checker was proven; what is offered, and whether the target calls it verified;
+    /// what comes out: refused, taken, or taken with a newer one that is passed over.
+    #[test]
+    fn the_newest_proven_pass_is_the_least_that_a_target_may_offer() {
+        const REFUSED: Option<u64> = None;
+        const TAKEN: Option<u64> = Some(0);
+        let cases: [(&[(u64, bool)], u64, bool, Option<u64>); 12] = [
+            // Nothing is known here.
+            (&[], 3, true, TAKEN),
+            (&[], 3, false, TAKEN),
+            // The newest is proven: nothing older goes.
+            (&[(9, true), (8, true)], 9, true, TAKEN),
+            (&[(9, true), (8, true)], 8, true, REFUSED),
+            (&[(9, true), (8, true)], 8, false, REFUSED),
+            // Newer ones are not proven: the newest that is, or a later one that a control has proven since.
+            (&[(9, false), (8, false), (7, true), (6, true)], 7, true, Some(9)),
+            (&[(9, false), (8, false), (7, true), (6, true)], 8, true, Some(9)),
+            (&[(9, false), (8, false), (7, true), (6, true)], 9, true, TAKEN),
+            (&[(9, false), (8, false), (7, true), (6, true)], 6, true, REFUSED),
+            // The target calls none verified, so it takes the newest that passed.
+            (&[(9, false), (7, true)], 7, false, REFUSED),
+            // No control has passed yet, as far as this host knows.
+            (&[(9, false), (8, false)], 9, false, TAKEN),
+            (&[(9, false), (8, false)], 8, true, REFUSED),
+        ];
+        for (passes, offered, is_verified, expected) in cases {
+            let known =
+                KnownPasses::of(passes.iter().map(|(number, proven)| (GenerationNumber(*number), *proven)));
+            let admitted = known.admit(GenerationNumber(offered), is_verified);
+            let said = admitted.ok().map(|over| over.map_or(0, |number| number.0));
+            assert_eq!(said, expected, "{passes:?}, {offered} {is_verified}");
         }
     }
 }

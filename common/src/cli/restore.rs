@@ -109,6 +109,26 @@ pub struct Vouched {
     pub unverified: Option<String>,
     /// What is not known of the check that it passed, where no negative control vouches for that.
     pub unproven: Option<&'static str>,
+    /// A newer generation that passed, whose checker no negative control had proven: it is known at the source's host.
+    pub passed_over: Option<GenerationNumber>,
+}
+
+impl Vouched {
+    /// Notes, and says in its text, that a newer generation was passed over.
+    #[must_use]
+    pub fn passing_over(mut self, newer: Option<GenerationNumber>) -> Self {
+        if let Some(newer) = newer {
+            self.text += &format!("\n{}", passed_over(newer));
+        }
+        self.passed_over = newer;
+        self
+    }
+}
+
+fn passed_over(newer: GenerationNumber) -> String {
+    format!(
+        "PASSED OVER generation {newer}: it passed too, by a checker that no negative control had proven; --generation {newer} restores it"
+    )
 }
 
 /// What to say of a checker that nobody has seen find damage.
@@ -237,7 +257,7 @@ impl RestoreArgs {
         let insist = |why: String| {
             if self.unverified {
                 let text = format!("generation {generation}: UNVERIFIED: {why}; it is restored all the same");
-                Ok(Vouched { text, unverified: Some(why), unproven: None })
+                Ok(Vouched { text, unverified: Some(why), unproven: None, passed_over: None })
             } else {
                 let hint = "name another by --generation, or say --unverified to take it all the same";
                 Err(CommandError::not_run(format!("generation {generation}: {why}")).hint(hint))
@@ -299,7 +319,7 @@ impl RestoreArgs {
             text += &format!("\nCHECKER NOT PROVEN: {unproven}");
         }
         text += &format!("\n  when it was signed: {}", safe(&sentence));
-        Ok(Vouched { text, unverified: None, unproven })
+        Ok(Vouched { text, unverified: None, unproven, passed_over: None })
     }
 
     /// Restores. `manifest` holds the manifest as it came; `supply` starts what answers the requests.
@@ -377,6 +397,7 @@ impl RestoreArgs {
                 "verified": vouched.unverified.is_none(),
                 "unverified": vouched.unverified,
                 "checkerProven": vouched.unverified.is_none() && vouched.unproven.is_none(),
+                "passedOver": vouched.passed_over.map(|newer| newer.0),
                 "seconds": seconds,
                 "files": files,
                 "totalBytes": bytes,
@@ -405,6 +426,9 @@ impl RestoreArgs {
             }
             if let Some(why) = vouched.unproven {
                 text += &format!("  CHECKER NOT PROVEN: {why}\n");
+            }
+            if let Some(newer) = vouched.passed_over {
+                text += &format!("  {}\n", passed_over(newer));
             }
             if report.beyond_user > 0 {
                 text += &format!(
