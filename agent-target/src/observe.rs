@@ -66,14 +66,6 @@ fn note_told(repository: &Repository, id: &str) {
     }
 }
 
-/// Tells what the agent before this one could not: it ended between a verdict and its telling.
-fn tell_verdicts_that_nobody_heard(repository: &Repository) {
-    for ended in repository.take_untold() {
-        let id = ended.verdict_id.clone();
-        self::ended(repository, &id, Some(ended));
-    }
-}
-
 /// The newest PASS that holds: that of the generation that is called verified.
 fn proven(repository: &Repository) -> Option<Ended> {
     let (id, verdict) = repository.last_conclusive(repository.store.verified()?)?;
@@ -82,12 +74,11 @@ fn proven(repository: &Repository) -> Option<Ended> {
     Some(Ended { sentence, claims: Some(claims), ..Ended::of_verdict(&id, &verdict) })
 }
 
-/// A verdict has been recorded.
-pub fn ended(repository: &Repository, id: &str, ended: Option<Ended>) {
-    if let Some(ended) = ended {
-        repository.watch.ended(Ended { verdict_id: id.to_owned(), ..ended }, proven(repository));
-        note_told(repository, id);
-    }
+/// Tells of a verdict. [`Repository::tell_verdicts`] calls this in the order of the ledger.
+pub fn ended(repository: &Repository, ended: Ended) {
+    let id = ended.verdict_id.clone();
+    repository.watch.ended(ended, proven(repository));
+    note_told(repository, &id);
 }
 
 /// A negative control has ended: which PASS counts may have changed.
@@ -115,7 +106,8 @@ pub fn start(
 ) {
     for repository in repositories.iter() {
         repository.watch.connect(&fixed.agent, notifier.clone(), tracer.clone());
-        tell_verdicts_that_nobody_heard(repository);
+        // The agent before this one may have ended between a verdict and its telling.
+        repository.tell_verdicts();
         supervise::spawn("age", {
             let watch = Arc::clone(&repository.watch);
             move || look_after(Arc::clone(&watch))

@@ -163,6 +163,7 @@ pub(crate) fn check_unless_cancelled(
         Err(_) => return Ok(None),
     };
     let check_started = jiff::Timestamp::now();
+    let checker = repository.checker();
     tracing::info!(generation = record.generation, "the check starts");
     let checked = check_after(repository, record, &teller.cancel, teller.step, |_| Ok(()));
     let check_finished = jiff::Timestamp::now();
@@ -173,6 +174,7 @@ pub(crate) fn check_unless_cancelled(
             message: report.message.clone(),
             report: Some(report),
             attribution: None,
+            checker,
         },
         Err(message) => Judged {
             outcome: Outcome::Inconclusive,
@@ -180,6 +182,7 @@ pub(crate) fn check_unless_cancelled(
             message,
             report: None,
             attribution: None,
+            checker,
         },
     };
     let mut rotten = None;
@@ -237,6 +240,7 @@ fn keep_rotten(
         message: report.message.clone(),
         report: Some(report),
         attribution: Some(attribution),
+        checker: repository.checker(),
     };
     let kept = match record.run_id.parse() {
         Ok(id) => keep(repository, &id, record, &judged, AskedBy::Operator, times).map(drop),
@@ -259,6 +263,8 @@ struct Judged {
     /// Absent when there was no workspace.
     report: Option<CheckReport>,
     attribution: Option<Attribution>,
+    /// What the check was when it began.
+    checker: HexDigest,
 }
 
 /// Signs what came out and appends it to the ledger.
@@ -279,8 +285,17 @@ fn keep(
     let statement = assay_common::verdict::verify_source_statement(&source_statement, &repository.source_key)
         .map_err(|error| error.to_string())?;
     let profile_digest = HexDigest::parse(profile.digest()).ok_or("the profile has no digest")?;
-    let negative_control = repository.control();
+    let (checker, negative_control) = repository.checker_since(judged.checker);
     let mut message = judged.message.clone();
+    if let (Outcome::Pass, None, Some(former)) =
+        (judged.outcome, &negative_control, repository.former_control())
+    {
+        message.push_str(&format!(
+            "\nThe checker has changed since its negative control of {}: its profile, a variable or a program of it. It does not count until \
+             another control has passed",
+            former.time.strftime("%Y-%m-%d %H:%M:%SZ")
+        ));
+    }
     if let Some(control) = negative_control.as_ref().filter(|it| it.trust() == Trust::NotTrusted) {
         message.push_str(&format!(
             "\nThe checker is NOT TRUSTED: at {} it passed data that had been damaged on purpose",
@@ -337,7 +352,7 @@ fn keep(
     };
     if with_coverage {
         let limit = repository.config.max_reading_age;
-        verdict.coverage = Some(Coverage::new(&verdict, &statement, repository.checker(), limit, None));
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, checker, limit, None));
     }
     let build = |sequence, previous| Verdict {
         sequence,

@@ -53,6 +53,8 @@ pub(crate) mod sandbox;
 mod seccomp;
 
 pub(crate) use cgroup::sweep as sweep_groups;
+pub(crate) use process::find_program;
+pub(crate) use sandbox::is_shown;
 
 use std::{
     collections::BTreeMap,

@@ -353,7 +353,7 @@ fn wait_until_gone(init: Pid) {
 }
 
 /// The absolute path of a program of the system.
-pub(super) fn find_program(name: &OsStr) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &OsStr) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
         return Some(PathBuf::from(name)).filter(|path| path.is_file());
     }

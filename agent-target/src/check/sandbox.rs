@@ -216,6 +216,12 @@ impl Plan {
     }
 }
 
+/// Whether a step in a sandbox sees what this host has at `path`; `visible` is what the profile adds.
+pub(crate) fn is_shown(path: &Path, visible: &[PathBuf]) -> bool {
+    let bases = BASES.iter().chain(&["/etc"]).map(Path::new);
+    bases.chain(visible.iter().map(PathBuf::as_path)).any(|shown| path.starts_with(shown))
+}
+
 /// Why a profile may not show a path of this host to a check, if so: it holds, or is in, what no check may see. `hidden` are the
 /// store, the keys and the configuration.
 pub(crate) fn reaches(path: &Path, hidden: &[PathBuf]) -> Option<String> {

@@ -41,8 +41,19 @@ pub(super) fn control_code(outcome: Outcome) -> ExitCode {
 }
 
 /// What is known of the checker, in a line.
-pub(super) fn trust(control: Option<&NegativeControl>, now: Option<&prost_types::Timestamp>) -> String {
+pub(super) fn trust(
+    control: Option<&NegativeControl>,
+    former: Option<&prost_types::Timestamp>,
+    now: Option<&prost_types::Timestamp>,
+) -> String {
     let Some(control) = control else {
+        if let Some(former) = former.and_then(timestamp_from_proto) {
+            return format!(
+                "not proven: it has changed (its profile, a variable or a program) since its negative control of {}; \
+                 assay-target control makes another, and with control_every one follows by itself",
+                former.strftime("%Y-%m-%d %H:%M:%SZ")
+            );
+        }
         return "whether the checker finds damage is unknown: there was no negative control".to_owned();
     };
     let word = match control.trust.as_str() {

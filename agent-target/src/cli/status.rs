@@ -104,7 +104,15 @@ fn one(
         let since = show::ago(wait.since.as_ref(), now);
         row(text, "  waits", &format!("for a check slot since {since}, {} before it", wait.before));
     }
-    row(text, "  checker", &safe(&examine::trust(repository.negative_control.as_ref(), asked)));
+    row(
+        text,
+        "  checker",
+        &safe(&examine::trust(
+            repository.negative_control.as_ref(),
+            repository.former_control.as_ref(),
+            asked,
+        )),
+    );
     if let Some(scrub) = &repository.scrub {
         lines(text, "  scrub", keep::scrub_status(scrub).trim_start_matches("scrub of "));
     }

@@ -1,11 +1,12 @@
 //! A repository of a test's own, whose generations are sealed from trees in memory.
 
-use std::{collections::BTreeMap, os::unix::fs::FileExt as _, sync::Arc};
+use std::{collections::BTreeMap, os::unix::fs::FileExt as _, path::Path, sync::Arc};
 
 use assay_common::{
     digest::{ContentDigest, RootDigest},
     id::GenerationNumber,
     manifest::{Entry, EntryKind, Header, ManifestWriter, Piece, Root, content_pieces},
+    profile::Value,
     signing::SigningKey,
 };
 use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
@@ -35,6 +36,17 @@ impl Bench {
         let source_key = folder.path().join("source.pub");
         SigningKey::generate().verifying_key().save(&source_key).expect("key");
         let repository = Self::open(&folder, retention);
+        Self { folder, repository: Arc::new(repository) }
+    }
+
+    /// With a check that runs the program at `path`, outside of a sandbox.
+    pub(crate) fn checked_by(path: &Path) -> Self {
+        let bench = Self::new(None);
+        let Self { folder, repository } = bench;
+        let mut repository = Arc::into_inner(repository).expect("nobody else has it");
+        let program = path.to_str().expect("UTF-8").to_owned();
+        repository.config.vars.insert("check".to_owned(), Value::List(vec![program]));
+        repository.config.isolation = config::IsolationPolicy::None;
         Self { folder, repository: Arc::new(repository) }
     }
 

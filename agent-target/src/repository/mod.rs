@@ -2,10 +2,12 @@
 //!
 //! - [`abandoned`]: what runs left that did not come to their end;
 //! - [`occupancy`]: who has it now, and what may begin beside that;
-//! - [`verdicts`]: what is known of its generations, and which one is called verified.
+//! - [`verdicts`]: what is known of its generations, and which one is called verified;
+//! - `telling`: the order in which verdicts are told.
 
 pub mod abandoned;
 pub mod occupancy;
+mod telling;
 pub mod verdicts;
 
 use std::{
@@ -20,7 +22,7 @@ use assay_common::{
     ledger::{Ledger, LedgerError},
     limits::MAX_MANIFEST_STREAMS,
     signing::{SigningKey, VerifyingKey},
-    watch::{Ended, Watch},
+    watch::Watch,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,7 @@ use crate::{
 };
 
 pub use occupancy::{CheckState, Occupancy, Opened};
+use telling::Untold;
 use verdicts::Verdicts;
 pub use verdicts::times_now;
 
@@ -95,8 +98,8 @@ pub struct Repository {
     pub desk: Desk,
     /// How it stands, for all who ask and for those who are told.
     pub watch: Arc<Watch>,
-    /// Verdicts that the agent before this one has told nobody.
-    untold: Mutex<Vec<Ended>>,
+    /// Verdicts that were told to nobody yet.
+    untold: Untold,
     /// Generations that are being used.
     pub holds: Holds,
     /// Large files that were copied ahead.
@@ -228,7 +231,7 @@ impl Repository {
             healing: Mutex::default(),
             pins: Mutex::new(pins),
             rot: Mutex::new(rot),
-            untold: Mutex::default(),
+            untold: Untold::default(),
             verdicts: Verdicts::new(ledger, signing_key),
             manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
             failed_runs: FailedRuns::default(),
@@ -240,7 +243,7 @@ impl Repository {
         repository.settle()?;
         let (watch, untold) = observe::learn(&repository);
         repository.watch = Arc::new(watch);
-        repository.untold = Mutex::new(untold);
+        repository.untold = Untold::of(untold);
         Ok(repository)
     }
 
@@ -264,9 +267,9 @@ impl Repository {
         }
     }
 
-    /// The verdicts that the agent before this one has told nobody, oldest first; they are to be told now.
-    pub fn take_untold(&self) -> Vec<Ended> {
-        std::mem::take(&mut *self.untold.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Tells of the verdicts that were told to nobody yet, also of those that the agent before this one left, oldest first.
+    pub fn tell_verdicts(&self) {
+        self.untold.tell_each(|ended| observe::ended(self, ended));
     }
 
     /// The generation that the next run builds upon: the newest whose manifest is sound and whose rotten files can be named.

@@ -28,6 +28,7 @@ use super::Repository;
 use crate::{
     observe,
     store::{FILE_BYTES, Held, StoreError},
+    trust::programs,
 };
 
 /// The ledger of a repository, and what is known of it.
@@ -239,8 +240,8 @@ impl Repository {
         before
     }
 
-    /// What the check of this repository is: a digest of its profile and variables. Another profile, or another program in a
-    /// variable, is another checker.
+    /// What the check of this repository is: a digest of its profile, its variables, and the programs that it runs as this host has them.
+    /// Another profile, another program in a variable, or another file under the same path, is another checker.
     fn check_digest(&self) -> ContentDigest {
         let mut hasher = blake3::Hasher::new();
         let mut add = |text: &str| {
@@ -252,12 +253,29 @@ impl Repository {
             add(&value.texts().len().to_string());
             value.texts().iter().for_each(|text| add(text));
         }
+        hasher.update(&programs::digest(&self.config).0);
         ContentDigest(*hasher.finalize().as_bytes())
     }
 
     /// Digest of the checker of this repository, as verdicts name it: a control vouches for verdicts of the same checker only.
     pub fn checker(&self) -> HexDigest {
         self.check_digest().into()
+    }
+
+    /// The checker of a check that began when [`Self::checker`] said `began`, and the control that vouches for it. When its programs were
+    /// exchanged while it ran, none does: it was neither the one nor the other.
+    pub fn checker_since(&self, began: HexDigest) -> (HexDigest, Option<NegativeControl>) {
+        let now = self.checker();
+        if now == began {
+            return (began, self.control());
+        }
+        (ContentDigest::of(&[began.0, now.0].concat()).into(), None)
+    }
+
+    /// The newest negative control, when it is of another check than this one: the checker has changed since.
+    pub fn former_control(&self) -> Option<NegativeControl> {
+        let bytes = self.store.control().filter(|_| !self.store.has_control_of(self.check_digest()))?;
+        verify_control(&self.config.name, &bytes, &self.verdicts.signing_key.verifying_key()).ok()
     }
 
     /// The newest negative control; none when there was none of this check, or when it does not bear this target's signature.
@@ -317,6 +335,9 @@ impl Repository {
             sign_verdict(&verdict, &self.verdicts.signing_key)
         })?;
         let id = id.to_string();
+        if let Some(ended) = ended {
+            self.untold.push(Ended { verdict_id: id.clone(), ..ended });
+        }
         let is_first = {
             let mut known = self.verdicts.known();
             if let Some((generation, outcome, checker)) = about {
@@ -327,11 +348,13 @@ impl Repository {
         if is_first && failed {
             self.failed_runs.note(jiff::Timestamp::now());
         }
-        step(Point::LedgerAppended)?;
-        self.settle_verified(&writing)?;
-        step(Point::VerifiedMoved)?;
+        let settled = step(Point::LedgerAppended)
+            .and_then(|()| self.settle_verified(&writing))
+            .and_then(|()| step(Point::VerifiedMoved));
         drop(writing);
-        observe::ended(self, &id, ended);
+        // The verdict is in the ledger, even when the link cannot be moved.
+        self.tell_verdicts();
+        settled?;
         let envelope = self.envelope(&id)?;
         let mut known = self.verdicts.known();
         known.held = known.held.and(entry_held(envelope.len() as u64));

@@ -356,6 +356,7 @@ fn status(repository: &Repository) -> TargetRepositoryStatus {
         generations: generations.len() as u64,
         free_bytes: repository.store.free_bytes(),
         negative_control: repository.control().as_ref().map(Into::into),
+        former_control: repository.former_control().map(|control| timestamp_to_proto(control.time)),
         last_restore: super::restore::last_restore(repository),
         scrub: keeping::scrub_status(repository),
         last_pass_age_seconds: standing.age(jiff::Timestamp::now()).map_or(0, |age| age.as_secs()),

@@ -45,11 +45,15 @@ pub fn run(
 ) -> Result<Option<NegativeControl>, String> {
     let generation = repository.newest_pass().ok_or("no generation has passed its check yet")?;
     let record = repository.store.record(generation).map_err(|error| error.to_string())?;
+    let checker = repository.checker();
     let mut run = Run { repository, record: &record, seed, cancel, on_step, damages: Vec::new() };
     let (outcome, message) = run.all();
     let damages = run.damages;
     if cancel.is_cancelled() {
         return Ok(None);
+    }
+    if repository.checker() != checker {
+        return Err("the programs of the check were exchanged while the control ran, so that it proves nothing: it is to run again".to_owned());
     }
     let control = NegativeControl {
         outcome,

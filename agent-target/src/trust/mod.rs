@@ -7,6 +7,7 @@ pub mod control;
 mod damage;
 pub mod difference;
 pub mod named;
+pub(crate) mod programs;
 pub mod readback;
 pub mod schedule;
 pub mod second;

@@ -275,6 +275,41 @@ mod tests {
         }
     }
 
+    /// Another program under the same path is another checker: what the control has proven was the one before. The first one again is proven.
+    #[test]
+    fn a_control_follows_when_the_programs_of_the_check_were_exchanged() {
+        let host = tempfile::tempdir().expect("temp");
+        let program = host.path().join("check");
+        std::fs::write(&program, "finds damage").expect("write");
+        let bench = Bench::checked_by(&program);
+        let files: BTreeMap<&str, &[u8]> = [("file", b"content".as_slice())].into();
+        bench.seal(&files);
+        let repository = &bench.repository;
+        repository.set_standing(GenerationNumber(1), Outcome::Pass);
+        let now = Timestamp::now();
+        let control = assay_common::verdict::NegativeControl {
+            outcome: Outcome::Fail,
+            time: now,
+            generation: Some(GenerationNumber(1)),
+            message: String::new(),
+            seed: None,
+            profile: None,
+            damages: Vec::new(),
+        };
+        repository.record_control(&control).expect("kept");
+        let checker = repository.checker();
+        assert!(!control_due(repository, now) && repository.former_control().is_none());
+        assert!(repository.checker_since(checker).1.is_some());
+        std::fs::write(&program, "says yes to all").expect("write");
+        assert_ne!(repository.checker(), checker);
+        assert!(control_due(repository, now) && repository.control().is_none());
+        assert_eq!(repository.former_control().map(|it| it.time), Some(now));
+        let (mixed, vouched) = repository.checker_since(checker);
+        assert!(mixed != checker && mixed != repository.checker() && vouched.is_none());
+        std::fs::write(&program, "finds damage").expect("write");
+        assert!(repository.checker() == checker && !control_due(repository, now));
+    }
+
     /// With a run under way whenever a control wants to begin, or one that ends it each time, it has its turn in the end.
     #[test]
     fn a_control_is_not_starved_by_runs() {

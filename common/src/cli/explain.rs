@@ -230,7 +230,7 @@ fn checker(verdict: &Verdict, text: &mut String) {
     text.push_str("\nThe checker\n");
     match &verdict.negative_control {
         None => {
-            text.push_str("  It was never tried on damaged data: assay-target control does that.\n");
+            text.push_str("  As it was at this check (its profile, variables and programs), it was never tried on damaged data: assay-target control does that.\n");
         }
         Some(control) => {
             let _ = writeln!(text, "  {}.", show::control(control, verdict.times.signed));
@@ -247,8 +247,8 @@ fn after_pass(verdict: &Verdict) -> Vec<&'static str> {
     let mut steps = Vec::new();
     if verdict.negative_control.as_ref().is_none_or(|control| control.trust() == Trust::Unknown) {
         steps.push(
-            "Let a negative control show that the checker finds damage: the first one follows the first PASS by itself, and \
-             assay-target control makes one now. Until one has passed, this PASS does not count.",
+            "Let a negative control show that the checker finds damage: the first one of a checker follows its first PASS by itself, also after its \
+             programs have changed, and assay-target control makes one now. Until one has passed, this PASS does not count.",
         );
     }
     if verdict.depth.is_none_or(|depth| depth == Depth::L0) {

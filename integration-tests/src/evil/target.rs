@@ -47,6 +47,10 @@ pub enum Lie {
     Abandon(ChangeOne<AbandonRunResponse>),
     /// The answer to OpenRestore: which generation it is, and what is vouched for.
     Restore(ChangeOne<OpenRestoreResponse>),
+    /// The parts of the manifest of a sealed generation, for a restore.
+    SealedManifest(Change<ManifestPart>),
+    /// The content of a sealed generation, for a restore.
+    Content(Change<ContentPart>),
     /// No answer at all to the call of this name, on a connection that stands.
     Silence(&'static str),
 }
@@ -295,7 +299,10 @@ impl RestoreService for Between {
         request: Request<FetchManifestRequest>,
     ) -> Result<Response<Self::FetchSealedManifestStream>, Status> {
         let honest = self.restores().fetch_sealed_manifest(request.into_inner()).await?.into_inner();
-        Ok(changed(self.lie(), honest, |_| None))
+        Ok(changed(self.lie(), honest, |lie| match lie {
+            Lie::SealedManifest(change) => Some(change),
+            _ => None,
+        }))
     }
 
     type FetchContentStream = BoxStream<ContentPart>;
@@ -305,7 +312,10 @@ impl RestoreService for Between {
         request: Request<Streaming<ContentRequest>>,
     ) -> Result<Response<Self::FetchContentStream>, Status> {
         let honest = self.restores().fetch_content(told(request.into_inner())).await?.into_inner();
-        Ok(changed(self.lie(), honest, |_| None))
+        Ok(changed(self.lie(), honest, |lie| match lie {
+            Lie::Content(change) => Some(change),
+            _ => None,
+        }))
     }
 
     async fn report_restore(

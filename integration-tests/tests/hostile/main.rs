@@ -5,6 +5,7 @@ mod certificates;
 mod closed;
 mod confinement;
 mod documents;
+mod exchanged_checker;
 #[path = "../shows/file_systems.rs"]
 #[allow(dead_code)]
 mod file_systems;
@@ -18,6 +19,7 @@ mod link;
 mod pair;
 mod prisoner;
 mod receipts;
+mod restored_trees;
 mod restores;
 mod roles;
 mod source_calls;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Agents with one PASS, whose target lets "bob" restore.
-fn pair() -> Pair {
+pub(crate) fn pair() -> Pair {
     let pair = Pair::plain(1);
     pair.restart_with("target", "source = \"source\"", "source = \"source\"\nrestore = [\"bob\"]");
     let bob = Party { name: "bob".to_owned(), hosts: Vec::new() };
@@ -28,9 +28,10 @@ fn pair() -> Pair {
     pair
 }
 
-const BOB: [&str; 6] = ["--json", "--cert", "pki/restore-bob.crt", "--key", "pki/restore-bob.key", "restore"];
+pub(crate) const BOB: [&str; 6] =
+    ["--json", "--cert", "pki/restore-bob.crt", "--key", "pki/restore-bob.key", "restore"];
 
-fn restore(pair: &Pair, to: &Path, further: &[&str]) -> Done {
+pub(crate) fn restore(pair: &Pair, to: &Path, further: &[&str]) -> Done {
     pair.source(&[&BOB[..], &["--to", to.to_str().expect("text")], further].concat())
 }
 
@@ -215,7 +216,7 @@ fn no_part_of_a_verdict_can_be_changed_for_a_restore() {
     assert_eq!(fs::read_to_string(to.join("file")).expect("read"), "good, and newer");
 }
 
-fn restore_from(pair: &Pair, url: &str, to: &Path) -> Done {
+pub(crate) fn restore_from(pair: &Pair, url: &str, to: &Path) -> Done {
     pair.source(&[&["--server", url], &BOB[..], &["--to", to.to_str().expect("text")]].concat())
 }
 

@@ -92,7 +92,7 @@ impl Case {
     }
 }
 
-/// Every row of the table in DESIGN.md, and how rows combine.
+/// Every row of the table in docs/VERDICTS.md, and how rows combine.
 #[test]
 fn a_pass_claims_what_was_looked_at_and_no_more() {
     use BackupClaim::{AsRead, Good as Backup, GoodAsCovered as Partial};
