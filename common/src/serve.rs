@@ -15,7 +15,7 @@ use crate::{
     rpc_status::RpcFault,
     service_manager,
     tls::{
-        Credentials, IncomingLimits, StandingLayer, TlsError, incoming_renewed, renewal, require_role,
+        Credentials, IncomingLimits, RevocationGuardLayer, TlsError, incoming_renewed, renewal, require_role,
         server_builder,
     },
     trouble,
@@ -107,7 +107,8 @@ pub async fn run(
     };
     let _service = service_manager::ready(&format!("serving on {bound}"));
     let connections = incoming_renewed(listener, configs, IncomingLimits::default());
-    let serving = server_builder().layer(StandingLayer).add_routes(routes).serve_with_incoming(connections);
+    let serving =
+        server_builder().layer(RevocationGuardLayer).add_routes(routes).serve_with_incoming(connections);
     // Streams that operators watch may stay open for ever: the end is not waited for. What is on disk is sound at any
     // instant, so there is nothing to drain that a restart would not find again.
     tokio::select! {

@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use assay_proto::v1;
 use jiff::Timestamp;
 
-use crate::verdict::{Readings, timestamp_to_proto};
+use crate::{
+    cli::show,
+    verdict::{Readings, timestamp_to_proto},
+};
 
 /// Paths that are remembered of one run.
 const MOST_PATHS: usize = 20;
@@ -54,7 +57,7 @@ impl Traceless {
 
     /// In one line: how many files, and the first of them.
     pub fn line(&self) -> String {
-        let mut text = format!("{} files", self.files);
+        let mut text = show::counted(self.files, "file");
         if !self.paths.is_empty() {
             let named = self.paths.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
             let more = if self.files > NAMED as u64 { ", ..." } else { "" };
@@ -102,7 +105,7 @@ mod tests {
         let text = found.text();
         assert!(text.contains("\n  f3\n") && text.contains("f19") && !text.contains("f20"), "{text}");
         assert!(text.contains("HINT: "), "{text}");
-        assert_eq!(Traceless::new(1, &paths[..1]).line(), "1 files (f0)");
+        assert_eq!(Traceless::new(1, &paths[..1]).line(), "1 file (f0)");
         assert_eq!(Traceless::of_readings(None), Traceless::default());
     }
 }

@@ -586,7 +586,7 @@ mod tests {
         let about = About { role: "source", agent: "live".to_owned(), repository: "app".to_owned() };
         let notice = Notice::of_traceless(&about, &found(5, 4, 1), None);
         assert_eq!(notice.id, "app/run-5/changed-without-trace");
-        for part in ["CHANGED WITHOUT A TRACE: app on ", "1 files (cold)", "never proven good"] {
+        for part in ["CHANGED WITHOUT A TRACE: app on ", "1 file (cold)", "never proven good"] {
             assert!(notice.summary.contains(part), "{}", notice.summary);
         }
         assert!(notice.message.contains("HINT: "), "{}", notice.message);

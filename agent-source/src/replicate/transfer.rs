@@ -113,7 +113,7 @@ pub enum TransferError {
 }
 
 impl TransferError {
-    /// The same while the agent waits for the target's answer.
+    /// The error as a status, for whoever waits for the target's answer.
     pub fn into_status(self) -> Status {
         match self {
             Self::Rpc(status) => *status,

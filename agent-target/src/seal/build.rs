@@ -13,7 +13,7 @@ use assay_common::{
 
 use super::{
     SealError, Source, named,
-    names::{copy_special_or_file, give_group_its_own_file, is_full},
+    names::{copy_special_or_file, count_names, give_group_its_own_file, is_full},
 };
 use crate::store::{Record, Staging, TREE};
 
@@ -116,9 +116,7 @@ impl Places<'_> {
         if self.most_names == u64::MAX || entry.kind() != EntryKind::File {
             return Ok(false);
         }
-        #[allow(clippy::useless_conversion, reason = "it is shorter on other processors")]
-        let names = u64::from(base.stat(name)?.st_nlink);
-        Ok(names > self.most_names / 2)
+        Ok(count_names(base, name)? > self.most_names / 2)
     }
 
     /// Makes the entry, which may not exist yet.

@@ -109,6 +109,12 @@ fn described(folder: &Folder, name: &[u8], stat: &Stat) -> io::Result<Entry> {
     })
 }
 
+/// How many names the file `name` in `folder` has.
+pub(super) fn count_names(folder: &Folder, name: &[u8]) -> io::Result<u64> {
+    #[allow(clippy::useless_conversion, reason = "it is shorter on other processors")]
+    Ok(u64::from(folder.stat(name)?.st_nlink))
+}
+
 /// Puts a copy of the file `name` in `folder`, with the metadata of `entry`, in its place, if fewer than `further` names of it would fit:
 /// its other names stay as they are.
 pub(crate) fn make_room_for_names(
@@ -117,9 +123,7 @@ pub(crate) fn make_room_for_names(
     entry: &Entry,
     further: u64,
 ) -> io::Result<()> {
-    #[allow(clippy::useless_conversion, reason = "it is shorter on other processors")]
-    let names = u64::from(folder.stat(name)?.st_nlink);
-    if names.saturating_add(further) <= most_names(folder)? {
+    if count_names(folder, name)?.saturating_add(further) <= most_names(folder)? {
         return Ok(());
     }
     let copy = free_name(folder)?;

@@ -90,8 +90,9 @@ fn reading_lines(reading: &Readings, lines: &mut Vec<String>) {
     let traceless = reading.changed_without_trace_total;
     if traceless > 0 {
         lines.push(format!(
-            "WARNING: the content of {traceless} files changed although size, times and inode did not. The disk or the memory of \
-             the live host changed them, or a program that leaves no trace. The new content was copied and checked:"
+            "WARNING: the content of {} changed although size, times and inode did not. The disk or the memory of \
+             the live host changed them, or a program that leaves no trace. The new content was copied and checked:",
+            show::counted(traceless, "file")
         ));
         let listed = reading.changed_without_trace.iter().take(LISTED);
         lines.extend(listed.map(|path| format!("  file {}", safe(path))));
@@ -199,7 +200,7 @@ mod tests {
         for part in [
             "The source read 4 of 30 files in this run, 400 B of 3.0 kB. It read the rest, which has not changed since, between \
              2026-11-20 00:00:00Z and 2026-11-21 00:00:00Z.",
-            "WARNING: the content of 1 files changed although size, times and inode did not.",
+            "WARNING: the content of 1 file changed although size, times and inode did not.",
             "  file cold/file",
             "The step \"dbcheck\" (Engine 5",
             "looks at the structure; it checked 12 tables.",

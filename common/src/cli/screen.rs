@@ -30,7 +30,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(harmless)
 }
 
-/// The same for JSON, which has its own escapes. Only strings hold such characters, so the values stay what they are.
+/// Makes JSON harmless for a terminal by its own escapes. Only strings hold such characters, so the values stay what they are.
 pub fn harmless_json(text: &str) -> Cow<'_, str> {
     let is_harmless = |it: char| it.is_ascii() && it != '\u{7f}' || !is_harmful(it);
     if text.chars().all(is_harmless) {

@@ -9,6 +9,11 @@ use crate::verdict::{
     BackupClaim, NegativeControl, Outcome, Trust, Verdict, coverage::meaning, timestamp_from_proto,
 };
 
+/// A number and the word for what it counts, which gets an `s` unless there is one of it.
+pub fn counted(count: u64, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
 /// Bytes with a unit: `0 B`, `812 B`, `1.4 MB`. Decimal, as disks and networks are sold.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
@@ -218,14 +223,11 @@ pub fn sent(counts: &v1::Counts) -> String {
         let _ = write!(text, "\n  read {files} unchanged files again, {bytes}: their turn had come");
     }
     if counts.files_changed_without_trace > 0 {
-        let files = counts.files_changed_without_trace;
-        let _ = write!(
-            text,
-            "\n  CHANGED WITHOUT A TRACE: {files} files, whose size, times and inode are as they were"
-        );
+        let files = counted(counts.files_changed_without_trace, "file");
+        let _ = write!(text, "\n  CHANGED WITHOUT A TRACE: {files}, with size, times and inode as they were");
     }
     if counts.files_unstable > 0 {
-        let _ = write!(text, "\n  {} files changed while they were read", counts.files_unstable);
+        let _ = write!(text, "\n  {} changed during the reading", counted(counts.files_unstable, "file"));
     }
     text
 }
@@ -235,8 +237,8 @@ const LISTED: usize = 5;
 
 /// Content that changed without a trace, for `status`; `now` is the clock of the agent that tells.
 pub fn traceless(found: &v1::ChangedWithoutTrace, now: jiff::Timestamp) -> String {
-    let (when, files) = (ago(found.time.as_ref(), now), found.files);
-    let mut text = format!("{files} files without a trace, {when}, in run {}", safe(&found.run_id));
+    let (when, files) = (ago(found.time.as_ref(), now), counted(found.files, "file"));
+    let mut text = format!("{files} without a trace, {when}, in run {}", safe(&found.run_id));
     for path in found.paths.iter().take(LISTED) {
         let _ = write!(text, "\n  {}", safe(path));
     }

@@ -44,7 +44,7 @@ impl LeftOut {
         self.why == IGNORED || self.why == CLAMPED
     }
 
-    /// The same as a part that nobody looks at.
+    /// What is left out, as a part of the live repository that nobody looks at.
     pub fn not_covered(&self) -> NotCovered {
         let part =
             if self.why == CLAMPED { self.what.clone() } else { format!("the attribute {}", self.what) };

@@ -91,7 +91,7 @@ impl FsLimits {
         self.fault_at(Place::Store, entry)
     }
 
-    /// The same, where it is the file system of `place`.
+    /// Why the file system cannot hold an entry, when it is that of `place`; `None` when it can.
     pub fn fault_at(&self, place: Place, entry: &Entry) -> Option<String> {
         if entry.kind() == EntryKind::Hardlink {
             return self.name_fault(place, entry);

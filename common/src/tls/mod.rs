@@ -10,7 +10,7 @@
 //! | the server: issuer, validity, host name, role | [`connect`] |
 //! | the client: issuer, validity, exactly one identity | [`incoming`] |
 //! | the client's role | [`require_role`], in each call |
-//! | that a caller is not revoked meanwhile | [`require_role`], and [`StandingLayer`] with each piece of a stream |
+//! | that a caller is not revoked meanwhile | [`require_role`], and [`RevocationGuardLayer`] with each piece of a stream |
 
 mod chain;
 mod client;
@@ -28,7 +28,7 @@ pub use self::{
     server::{
         IncomingLimits, PeerInfo, TlsConnection, incoming, incoming_renewed, require_role, server_builder,
     },
-    standing::{Standing, StandingLayer},
+    standing::{RevocationGuard, RevocationGuardLayer},
 };
 pub use crate::pki::{IdentityError, PeerIdentity, Role};
 

@@ -86,7 +86,7 @@ pub struct PeerInfo {
     pub identity: PeerIdentity,
     /// What its certificate is known by.
     pub fingerprints: Fingerprints,
-    /// The same of those that vouch for it.
+    /// What the certificates that vouch for it are known by.
     pub(super) vouching: Vec<Fingerprints>,
 }
 

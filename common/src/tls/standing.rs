@@ -13,23 +13,23 @@ use tonic::{Status, body::Body};
 
 use super::server::{PeerInfo, refuse_revoked};
 
-/// Puts [`Standing`] around a server's services.
+/// Puts [`RevocationGuard`] around a server's services.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct StandingLayer;
+pub struct RevocationGuardLayer;
 
-impl<S> tower::Layer<S> for StandingLayer {
-    type Service = Standing<S>;
+impl<S> tower::Layer<S> for RevocationGuardLayer {
+    type Service = RevocationGuard<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Standing(inner)
+        RevocationGuard(inner)
     }
 }
 
 /// Ends the streams of a caller whose certificate is revoked.
 #[derive(Debug, Clone)]
-pub struct Standing<S>(S);
+pub struct RevocationGuard<S>(S);
 
-impl<S> tower::Service<http::Request<Body>> for Standing<S>
+impl<S> tower::Service<http::Request<Body>> for RevocationGuard<S>
 where
     S: tower::Service<http::Request<Body>, Response = http::Response<Body>>,
     S::Future: Send + 'static,

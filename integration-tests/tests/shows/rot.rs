@@ -115,7 +115,7 @@ fn silent_rot_is_found(kind: Kind) {
     assert_eq!(run["changedWithoutTrace"], serde_json::json!(["cold"]), "{run}");
     rsync_finds_no_difference(&live, &pair.latest());
     let id = run["id"].as_str().expect("an id");
-    let warning = "WARNING: the content of 1 files changed although size, times and inode did not.";
+    let warning = "WARNING: the content of 1 file changed although size, times and inode did not.";
     for explained in [pair.source(&["explain", id]), pair.target(&["explain"])] {
         let text = words(&explained.stdout);
         assert!(text.contains(warning) && text.contains(" file cold "), "{explained:?}");
@@ -133,7 +133,7 @@ fn silent_rot_is_found(kind: Kind) {
         let text = command(&["status"]).stdout;
         let line = words(&text);
         assert!(
-            line.contains("CHANGED 1 files without a trace, ") && line.contains(&format!("in run {id} cold")),
+            line.contains("CHANGED 1 file without a trace, ") && line.contains(&format!("in run {id} cold")),
             "{text}"
         );
         println!("{role}'s status:\n{text}");
@@ -154,7 +154,7 @@ fn silent_rot_is_found(kind: Kind) {
         assert_eq!(told[0]["id"], format!("repo/{id}/changed-without-trace"));
         let summary = told[0]["summary"].as_str().expect("text");
         assert!(
-            summary.contains("1 files (cold)") && summary.starts_with("CHANGED WITHOUT A TRACE: repo on "),
+            summary.contains("1 file (cold)") && summary.starts_with("CHANGED WITHOUT A TRACE: repo on "),
             "{summary}"
         );
         println!("{role}'s notice: {}", told[0]);
