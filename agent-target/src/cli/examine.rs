@@ -49,7 +49,7 @@ pub(super) fn trust(
     let Some(control) = control else {
         if let Some(former) = former.and_then(timestamp_from_proto) {
             return format!(
-                "not proven: it has changed (its profile, a variable or a program) since its negative control of {}; \
+                "whether the checker finds damage is unknown: it has changed (its profile, a variable or a program) since its negative control of {}; \
                  assay-target control makes another, and with control_every one follows by itself",
                 former.strftime("%Y-%m-%d %H:%M:%SZ")
             );
