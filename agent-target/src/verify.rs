@@ -154,7 +154,7 @@ pub(crate) fn check_unless_cancelled(
     let _slot = match repository.check_slot(teller.wanted, &teller.cancel, teller.step) {
         Ok(slot) => slot,
         Err(NotStarted::WaitedTooLong { wait, at_a_time }) if teller.wanted == Wanted::Now => {
-            let judged = not_started(wait, at_a_time);
+            let judged = not_started(wait, at_a_time, checker);
             let times = (asked, jiff::Timestamp::now());
             return keep(repository, id, record, &judged, asked_by, times).map(Some);
         }
@@ -210,7 +210,7 @@ pub(crate) fn check_unless_cancelled(
 }
 
 /// A check that found no slot has looked at nothing.
-fn not_started(wait: std::time::Duration, at_a_time: usize) -> Judged {
+fn not_started(wait: std::time::Duration, at_a_time: usize, checker: HexDigest) -> Judged {
     let message = format!(
         "the check waited for {} behind the checks of other repositories and was not started; {at_a_time} run at a time\nHINT: run \
          assay-target verify when there is time, let more checks run at a time (agent.checks_at_a_time), spread the schedules, or let a check \
@@ -223,6 +223,7 @@ fn not_started(wait: std::time::Duration, at_a_time: usize) -> Judged {
         message,
         report: None,
         attribution: None,
+        checker,
     }
 }
 

@@ -308,7 +308,8 @@ mod tests {
     fn the_newest_proven_pass_is_the_least_that_a_target_may_offer() {
         const REFUSED: Option<u64> = None;
         const TAKEN: Option<u64> = Some(0);
-        let cases: [(&[(u64, bool)], u64, bool, Option<u64>); 12] = [
+        type Case<'a> = (&'a [(u64, bool)], u64, bool, Option<u64>);
+        let cases: [Case<'_>; 12] = [
             // Nothing is known here.
             (&[], 3, true, TAKEN),
             (&[], 3, false, TAKEN),
