@@ -154,7 +154,7 @@ pub(crate) fn check_unless_cancelled(
     let _slot = match repository.check_slot(teller.wanted, &teller.cancel, teller.step) {
         Ok(slot) => slot,
         Err(NotStarted::WaitedTooLong { wait, at_a_time }) if teller.wanted == Wanted::Now => {
-            let judged = not_started(wait, at_a_time, checker);
+            let judged = not_started(wait, at_a_time, repository.checker());
             let times = (asked, jiff::Timestamp::now());
             return keep(repository, id, record, &judged, asked_by, times).map(Some);
         }

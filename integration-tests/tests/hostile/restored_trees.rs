@@ -109,7 +109,8 @@ fn what_was_added_in_the_store_does_not_come_back() {
 fn what_was_exchanged_in_the_store_is_named_and_not_restored() {
     let pair = pair_with_a_tree();
     let tree = pair.latest();
-    let spoil: [(&str, &str, &dyn Fn(&Path)); 7] = [
+    type Spoil<'a> = (&'a str, &'a str, &'a dyn Fn(&Path));
+    let spoil: [Spoil<'_>; 7] = [
         ("cut", "plain", &|path| {
             fs::File::options().write(true).open(path).expect("open").set_len(3).expect("cut")
         }),
