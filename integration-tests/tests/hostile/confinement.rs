@@ -142,6 +142,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/cli/init.rs", "folders and files of a new configuration, from the command line"),
     ("agent-target/src/cli/shares.rs", "the store, from the configuration"),
     ("agent-target/src/check/beforehand.rs", "programs that the profile and the configuration name"),
+    (
+        "agent-target/src/trust/programs.rs",
+        "programs that the profile and the configuration name, read for their digests",
+    ),
     ("common/src/notify/queues.rs", "the agent's own folder of notices, by its configured name"),
     ("agent-source/src/run/fetch.rs", "the basis' manifest, under a name of its own"),
     ("agent-source/src/run/roots.rs", "live roots that the configuration names"),
