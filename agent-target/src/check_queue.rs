@@ -2,7 +2,7 @@
 //!
 //! A check reads a whole copy and keeps a core busy, so a hundred at once would be slower than one after the other, and each would reach its time limit.
 //! A check waits here before it makes its workspace, and its time limit starts when it starts. What is due by the clock (negative controls, checks
-//! that are made again) comes after the checks of runs and operators, until it has waited for [`PATIENCE`].
+//! that are made again) comes after the checks of runs and operators, until it has waited for `PATIENCE`.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
