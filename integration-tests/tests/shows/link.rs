@@ -123,8 +123,11 @@ impl Link {
             let (cut, single) = {
                 let mut state = self.state();
                 while state.hold_at.is_some_and(|at| state.bytes >= at) {
-                    state.held = true;
-                    self.changed.notify_all();
+                    // Once: two that wait would otherwise wake each other for ever.
+                    if !state.held {
+                        state.held = true;
+                        self.changed.notify_all();
+                    }
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 state.held = false;
