@@ -400,13 +400,27 @@ pub fn explain_rpc_error(status: &Status, peer: &str) -> RpcFault {
         };
     }
     let fault = fault_from_status(status);
-    if fault.reason.is_empty() && fault.code == Code::Unavailable {
-        let message = format!("the connection to {peer} was lost: {}", fault.message);
+    // What the other agent said has no cause here: a status with one was made of what the connection ended with.
+    let cause = root_cause(status);
+    let is_of_the_connection = fault.code == Code::Unavailable
+        || cause.is_some() && matches!(fault.code, Code::Unknown | Code::Internal | Code::Cancelled);
+    if fault.reason.is_empty() && is_of_the_connection {
+        let cause = cause.map_or(fault.message, ToString::to_string);
+        let message = format!("the connection to {peer} was lost: {cause}");
         return RpcFault::new(Code::Unavailable, "connection-lost", message).with_hint(
             "check that the agent still runs there (its log tells why it stopped), then try again",
         );
     }
     fault
+}
+
+/// The last of what a status was made of; `None` where the other agent made it.
+fn root_cause(status: &Status) -> Option<&(dyn Error + 'static)> {
+    let mut cause = status.source()?;
+    while let Some(further) = cause.source() {
+        cause = further;
+    }
+    Some(cause)
 }
 
 /// Why a call failed that found no connection: the channel had to make a new one, and could not.
