@@ -200,8 +200,12 @@ impl Marker {
             MarkKind::None | MarkKind::Postgresql => "none".to_owned(),
             MarkKind::Sqlite => {
                 let wanted = self.databases_to_copy()?;
-                let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&wanted));
-                work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
+                let stop = cancel.clone();
+                let work = tokio::task::spawn_blocking(move || sqlite::snapshot(&wanted, &stop));
+                match work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+                    Err(_) if cancel.is_cancelled() => return Err(MarkError::Cancelled),
+                    copied => copied?,
+                }
             }
             MarkKind::Command => {
                 if self.has_end() {
