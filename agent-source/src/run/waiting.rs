@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use assay_common::{
+    cli::show,
     rpc_status::{BUSY, fault_from_status},
     tls::{ConnectError, MeteredChannel},
 };
@@ -54,7 +55,7 @@ impl Attempt {
         let turns = Arc::clone(&self.context.turns);
         let turn = turns.wait(self.due.rank, |before| {
             tracing::info!(before, "the run waits for its turn");
-            self.waits(format!("for its turn on the source, {before} before it"));
+            self.waits(format!("for its turn on the source, {}", show::queued(before)));
         });
         let turn = tokio::select! {
             turn = turn => turn,

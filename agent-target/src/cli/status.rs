@@ -102,7 +102,11 @@ fn one(
     }
     if let Some(wait) = &repository.check_wait {
         let since = show::ago(wait.since.as_ref(), now);
-        row(text, "  waits", &format!("for a check slot since {since}, {} before it", wait.before));
+        row(
+            text,
+            "  waits",
+            &format!("for a check slot since {since}, {}", show::queued(wait.before as usize)),
+        );
     }
     row(
         text,
@@ -136,5 +140,5 @@ fn one(
         );
     }
     let free = show::bytes(repository.free_bytes);
-    row(text, "  kept", &format!("{} generations, {free} free", repository.generations));
+    row(text, "  kept", &format!("{}, {free} free", show::counted(repository.generations, "generation")));
 }

@@ -17,6 +17,7 @@ use std::{
 };
 
 use assay_common::{
+    cli::show,
     fidelity::{CopyRules, FsLimits},
     id::{GenerationNumber, RunId},
     ledger::{Ledger, LedgerError},
@@ -139,7 +140,7 @@ impl Repository {
         let waited = std::cell::Cell::new(false);
         let slot = self.checks.wait((&self.config.name, wanted), proven, cancel, &|before| {
             waited.set(true);
-            step(&format!("waiting for a check slot, {before} before it"));
+            step(&format!("waiting for a check slot, {}", show::queued(before)));
         });
         if waited.get() {
             step("");

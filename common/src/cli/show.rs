@@ -14,6 +14,11 @@ pub fn counted(count: u64, word: &str) -> String {
     if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
 }
 
+/// The place in a queue, by how many come first: `it is next`, `3 before it`.
+pub fn queued(before: usize) -> String {
+    if before == 0 { "it is next".to_owned() } else { format!("{before} before it") }
+}
+
 /// Bytes with a unit: `0 B`, `812 B`, `1.4 MB`. Decimal, as disks and networks are sold.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
