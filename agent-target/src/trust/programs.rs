@@ -10,11 +10,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs::{self, File, Metadata},
+    fs::{self, Metadata, OpenOptions},
     io,
     os::unix::{
         ffi::OsStrExt as _,
-        fs::{MetadataExt as _, PermissionsExt as _},
+        fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -24,6 +24,7 @@ use assay_common::{
     digest::ContentDigest,
     profile::{Profile, Scope, Value},
 };
+use rustix::fs::OFlags;
 
 use crate::{
     check::{find_program, is_shown},
@@ -42,7 +43,7 @@ const HELPER: &str = "{helper}";
 /// A file as it was when it was read last: any change of its content changes one of these.
 type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
-/// What was read once.
+/// Digests of files, which are read again only when their stamp differs.
 static KNOWN: Mutex<BTreeMap<PathBuf, (Stamp, ContentDigest)>> = Mutex::new(BTreeMap::new());
 
 /// Digest of all the files that the check of a repository runs.
@@ -156,7 +157,12 @@ fn content(path: &Path) -> Option<ContentDigest> {
 }
 
 fn read(path: &Path, stamp: Stamp) -> io::Result<ContentDigest> {
-    let file = File::open(path)?;
+    // Something else may have taken the path since: nobody waits at a FIFO.
+    let file =
+        OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    if self::stamp(&file.metadata()?) != stamp {
+        return Err(io::Error::other("it was exchanged while it was looked at"));
+    }
     if stamp.2 > MAX_BYTES {
         return Err(io::Error::other("it is too large"));
     }
