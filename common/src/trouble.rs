@@ -13,6 +13,8 @@ use std::{
 
 use jiff::Timestamp;
 
+use crate::error::without_codes;
+
 /// What kind of trouble, by a short stable word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -113,6 +115,7 @@ fn put(kind: Kind, repository: &str, message: String, until: Option<Instant>) ->
     let since = known.filter(|known| known.until.is_none()).map(|known| known.since);
     let is_new = since.is_none();
     let since = since.unwrap_or_else(Timestamp::now);
+    let message = without_codes(&message);
     let trouble = Trouble { kind, repository: repository.to_owned(), message, since, until };
     list.insert(key, trouble);
     is_new
