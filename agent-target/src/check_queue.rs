@@ -336,7 +336,7 @@ mod tests {
 
     /// A target that is never idle would never make a negative control otherwise, and no PASS would count.
     #[test]
-    fn what_the_clock_wants_does_not_wait_for_ever() {
+    fn a_scheduled_check_does_not_wait_for_ever() {
         let now = Instant::now();
         let waiting = |wanted, since: Duration| {
             Waiting {

@@ -29,7 +29,7 @@ pub(super) type FileId = (u64, u64);
 /// What keeps an inode: a file that a reader opened, or a link or a device that is held without being opened.
 type Held = Box<dyn fmt::Debug + Send + Sync>;
 
-/// What was opened or held here and has more names.
+/// Files, links and devices with several names, kept open so that their inode numbers are not used again during the run.
 #[derive(Debug, Default)]
 pub struct HeldFiles(Mutex<HashMap<FileId, Held>>);
 
@@ -41,8 +41,8 @@ impl HeldFiles {
         }
     }
 
-    /// Holds what has no content to read (a symbolic link, a device) and more names, when its name still leads to it. Of what changed at this
-    /// moment nothing else tells whether a further name is the same.
+    /// Holds an entry without content (a symbolic link, a device) when its name still leads to it. When such an entry changed within the
+    /// clock's tick, nothing else tells whether a further name is the same entry.
     pub(super) fn keep_node(&self, folder: &Folder, name: &[u8], stat: &Stat) {
         let is_same = |now: &Stat| Seen::new(now, Duration::ZERO).looks_like(stat);
         if let Ok(node) = folder.hold(name)

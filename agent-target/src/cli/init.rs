@@ -356,7 +356,7 @@ fn section(acceptance: &Acceptance, key: &str, quota: Option<Size>) -> String {
     format!(
         "[[repository]]\nname = {}\nsource = {}\nsource_key = {}\nprofile = {}\n{}\
          # A check that cannot be shut off from the network and the rest of this host is INCONCLUSIVE.\nisolation = \"require\"\n\
-         # A source that says nothing for so long is told of ([[notify]]); fits a schedule of one hour.\nmax_age = \"3h\"\n{quota}",
+         # After this long without a word from the source a notice is sent ([[notify]]); suits an hourly schedule.\nmax_age = \"3h\"\n{quota}",
         join::quoted(&*acceptance.repository),
         join::quoted(&*acceptance.source),
         join::quoted(key),

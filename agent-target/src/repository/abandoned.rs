@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_abandoned_run_left_goes_on_request_and_nothing_else_does() {
+    fn discard_removes_what_an_abandoned_run_left_and_nothing_else() {
         let bench = Bench::new(None);
         leave(&bench.repository, 100_000);
         assert!(bench.repository.abandoned_bytes() >= 100_000);

@@ -28,7 +28,7 @@ impl Untold {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(ended);
     }
 
-    /// Hands each verdict to `tell`, the oldest first. What was added before this call has been told when it returns.
+    /// Gives each new verdict to `tell`, the oldest first. Verdicts that were added before this call have been told when it returns.
     pub(super) fn tell_each(&self, tell: impl Fn(Ended)) {
         let _alone = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

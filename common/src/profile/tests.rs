@@ -104,7 +104,7 @@ inconclusive_exit = [{ code = 3, reason = "No Licence" }]
 
 /// The mark's id says what they found, and there an `end` needs the engine's own id: they would be ignored.
 #[test]
-fn what_would_be_ignored_beside_the_end_of_a_mark_is_a_fault() {
+fn settings_that_the_end_of_a_mark_makes_useless_are_refused() {
     let told = |mark: &str| {
         let text = GOOD.replace("[[check]]", &format!("[mark]\n{mark}\n[[check]]"));
         match parse(&text) {
