@@ -2,7 +2,10 @@
 
 mod gather;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
@@ -402,11 +405,7 @@ pub(crate) fn check_after(
     let names: Vec<_> = roots.iter().map(|root| root.name.as_str()).collect();
     let vars =
         config.profile.bind_for_checks(&config.vars, Some(&names)).map_err(|faults| faults.join("; "))?;
-    let manifest = generation.join(MANIFEST);
-    let oddities = Oddities::read(&manifest).unwrap_or_else(|error| {
-        tracing::warn!(manifest = %manifest.display(), %error, "the manifest cannot be read before a check");
-        Oddities::unknown(error)
-    });
+    let oddities = oddities(record, &generation.join(MANIFEST));
     let options = WorkspaceOptions {
         generation_tree: generation.join(TREE),
         roots: roots.clone(),
@@ -458,6 +457,17 @@ pub(crate) fn check_after(
         tracing::error!(%error, "the workspace cannot be removed");
     }
     Ok(report)
+}
+
+/// What a workspace must know of the tree. Most trees have nothing of the kind, and the seal has noted that.
+fn oddities(record: &Record, manifest: &Path) -> Oddities {
+    if record.is_plain == Some(true) {
+        return Oddities::default();
+    }
+    Oddities::read(manifest).unwrap_or_else(|error| {
+        tracing::warn!(manifest = %manifest.display(), %error, "the manifest cannot be read before a check");
+        Oddities::unknown(error)
+    })
 }
 
 pub(crate) fn outcome(outcome: check::Outcome) -> Outcome {

@@ -25,7 +25,10 @@ use assay_proto::v1::{ManifestStep, manifest_step::Kind};
 use super::charge::{Charge, Cost};
 use super::names::is_full;
 use super::{SealError, open_manifest, parse_header};
-use crate::store::{FolderCost, MANIFEST, MANIFEST_B3, PLAN, POSITIONS, Record, Staging, Store};
+use crate::{
+    store::{FolderCost, MANIFEST, MANIFEST_B3, PLAN, POSITIONS, Record, Staging, Store},
+    workspace::Oddities,
+};
 
 /// In the plan: the entry is the base's.
 const FROM_BASE: u64 = u64::MAX;
@@ -89,6 +92,8 @@ pub struct Finished {
     pub(super) overhead: Option<Cost>,
     /// What its folders take.
     pub folders: Option<FolderCost>,
+    /// See [`Record::is_plain`].
+    pub is_plain: Option<bool>,
 }
 
 /// Hard links whose first names are looked up at a time: what a manifest full of them may cost in memory.
@@ -201,6 +206,7 @@ impl Draft {
                 not_in_manifest_b3: 0,
                 overhead: Some(Cost::default()),
                 folders: Some(FolderCost::default()),
+                is_plain: Some(true),
             },
         })
     }
@@ -307,6 +313,9 @@ impl Draft {
             }
             finished.entries += 1;
             *has_links |= entry.kind() == EntryKind::Hardlink;
+            if Oddities::concerns(&entry) {
+                finished.is_plain = Some(false);
+            }
             if entry.kind() == EntryKind::File {
                 finished.files += 1;
                 finished.total_bytes = finished.total_bytes.saturating_add(entry.size);
@@ -346,6 +355,7 @@ impl Draft {
             self.finished.unchanged = true;
             // Folders are not shared. Records of earlier versions do not say how many there are.
             self.finished.folders = record.folders;
+            self.finished.is_plain = record.is_plain;
             let overhead =
                 record.folders.map(|folders| Cost { listed: 0, made: folders.bytes, inodes: folders.count });
             self.finished.overhead = overhead;

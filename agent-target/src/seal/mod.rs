@@ -248,6 +248,7 @@ pub fn seal(
         inodes: overhead.map(|overhead| overhead.inodes),
         folders: finished.folders,
         not_in_manifest_b3,
+        is_plain: finished.is_plain,
         overrides: provenance.overrides,
         counts: provenance.counts,
         source_statement: provenance.source_statement,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use assay_common::manifest::{ManifestWriter, Piece, Root};
-use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
+use assay_proto::v1::{ExtendedAttribute, ManifestStep, PutEntry, manifest_step::Kind};
 use proptest::prelude::*;
 
 fn header() -> Header {
@@ -437,6 +437,45 @@ fn a_seal_without_changes_shares_what_the_base_has_and_leaves_it_alone() {
     std::fs::hard_link(path(1).join(MANIFEST), staging.path().join(MANIFEST)).expect("link");
     drop(Draft::create(&bench.store, &staging, None, &header().to_json()).expect("draft"));
     assert_eq!(std::fs::read(path(1).join(MANIFEST)).expect("manifest"), manifest);
+}
+
+/// The record says whether a check must look for entries that mean something to an overlay, of kept entries as well as of new ones.
+#[test]
+fn the_record_says_whether_a_tree_is_plain() {
+    let bench = Bench::new();
+    let (root, a) = (own(EntryKind::Directory, ""), file("a", b"aaa"));
+    let odd = [
+        own(EntryKind::Fifo, "b"),
+        Entry {
+            xattrs: vec![ExtendedAttribute { name: b"user.overlay.opaque".to_vec(), value: b"y".to_vec() }],
+            ..own(EntryKind::Directory, "b")
+        },
+    ];
+    let plain = [root.clone(), a.clone()];
+    let seal = |base: u64, steps: Vec<Kind>, contents: &[&[u8]], entries: &[Entry]| {
+        let base = (base > 0).then_some(GenerationNumber(base));
+        let record = bench.seal(base, steps, contents, root_of(entries)).expect("seal");
+        let manifest = bench.store.generation_path(GenerationNumber(record.generation)).join(MANIFEST);
+        let read = crate::workspace::Oddities::read(&manifest).expect("a manifest");
+        assert_eq!(record.is_plain, Some(read == crate::workspace::Oddities::default()));
+        (record.generation, record.is_plain)
+    };
+    let (first, is_plain) = seal(0, vec![put(&root, 0), put(&a, 1)], &[b"aaa"], &plain);
+    assert_eq!(is_plain, Some(true));
+    for odd in odd {
+        let entries = [root.clone(), a.clone(), odd.clone()];
+        let (added, is_plain) = seal(first, vec![Kind::Keep(2), put(&odd, 0)], &[], &entries);
+        assert_eq!(is_plain, Some(false), "put");
+        let (kept, is_plain) = seal(added, vec![Kind::Keep(3)], &[], &entries);
+        assert_eq!(is_plain, Some(false), "nothing has changed");
+        let changed = [root.clone(), file("a", b"AAA"), odd];
+        let steps = vec![Kind::Keep(1), Kind::Drop(1), put(&changed[1], 1), Kind::Keep(1)];
+        let (changed, is_plain) = seal(kept, steps, &[b"AAA"], &changed);
+        assert_eq!(is_plain, Some(false), "kept");
+        let (_, is_plain) =
+            seal(changed, vec![Kind::Keep(2), Kind::Drop(1)], &[], &[root.clone(), file("a", b"AAA")]);
+        assert_eq!(is_plain, Some(true), "dropped");
+    }
 }
 
 /// A tree that was laid out only in part, or for another generation, is not used.

@@ -525,6 +525,7 @@ pub(crate) mod tests {
             inodes: None,
             folders: None,
             not_in_manifest_b3: 0,
+            is_plain: None,
             overrides: Vec::new(),
             counts: serde_json::Value::Null,
             source_statement: serde_json::Value::Null,

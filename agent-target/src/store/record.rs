@@ -55,6 +55,10 @@ pub struct Record {
     pub folders: Option<FolderCost>,
     /// Files that `manifest.b3` leaves out, because `b3sum` takes only names that are UTF-8.
     pub not_in_manifest_b3: u64,
+    /// True when no entry is a device, a FIFO or a socket and none has an attribute that an overlay obeys: then a check need not read the manifest.
+    /// Records of before 2026-11-30 do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_plain: Option<bool>,
     /// Safety stops that were overridden.
     pub overrides: Vec<String>,
     /// What the source counted.

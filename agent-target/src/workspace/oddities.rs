@@ -34,28 +34,29 @@ impl Oddities {
         Ok(oddities)
     }
 
+    /// True for an entry that must be known before a check: without one, nothing is odd about a tree.
+    pub fn concerns(entry: &Entry) -> bool {
+        is_special(entry) || obeyed_attribute(entry).is_some()
+    }
+
     /// Looks at an entry of the manifest.
     pub fn add(&mut self, path: &TreePath, entry: &Entry) {
-        let is_special = match entry.kind() {
-            EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo | EntryKind::Socket => true,
-            // The first name of a hard link comes before it.
-            EntryKind::Hardlink => {
-                TreePath::parse(&entry.link_target).is_ok_and(|first| self.special.contains(&first))
-            }
-            _ => false,
+        // The first name of a hard link comes before it.
+        let is_further_name = || {
+            entry.kind() == EntryKind::Hardlink
+                && TreePath::parse(&entry.link_target).is_ok_and(|first| self.special.contains(&first))
         };
-        if is_special {
+        if is_special(entry) || is_further_name() {
             self.special.insert(path.clone());
         }
         if self.overlay.is_some() {
             return;
         }
-        let is_obeyed = |name: &[u8]| OVERLAY.iter().any(|prefix| name.starts_with(prefix));
         if entry.kind() == EntryKind::CharDevice && (entry.device_major, entry.device_minor) == (0, 0) {
             self.overlay =
                 Some(format!("{path} is a character device 0/0, which an overlay takes for a removal"));
-        } else if let Some(attribute) = entry.xattrs.iter().find(|it| is_obeyed(&it.name)) {
-            let name = assay_common::path::display_bytes(&attribute.name);
+        } else if let Some(name) = obeyed_attribute(entry) {
+            let name = assay_common::path::display_bytes(name);
             self.overlay = Some(format!("{path} has the attribute {name}, which an overlay obeys"));
         }
     }
@@ -74,4 +75,17 @@ impl Oddities {
     pub fn special_files(&self) -> &BTreeSet<TreePath> {
         &self.special
     }
+}
+
+fn is_special(entry: &Entry) -> bool {
+    matches!(
+        entry.kind(),
+        EntryKind::CharDevice | EntryKind::BlockDevice | EntryKind::Fifo | EntryKind::Socket
+    )
+}
+
+/// The name of an attribute that an overlay would obey.
+fn obeyed_attribute(entry: &Entry) -> Option<&[u8]> {
+    let is_obeyed = |name: &[u8]| OVERLAY.iter().any(|prefix| name.starts_with(prefix));
+    entry.xattrs.iter().map(|attribute| &*attribute.name).find(|name| is_obeyed(name))
 }
