@@ -28,7 +28,7 @@ use crate::{
 /// A source that fails over and over adds a verdict to the ledger each time, which is never removed.
 fn too_many_failed(limit: u32, again: Duration) -> RpcFault {
     let text = format!(
-        "{limit} runs of this repository have failed within an hour: no further one is opened for {again:.0?}"
+        "{limit} runs of this repository have failed within an hour: the next one is opened in {again:.0?}"
     );
     RpcFault::new(Code::ResourceExhausted, TOO_MANY_FAILED_RUNS, text)
         .with_retry_after(again)
