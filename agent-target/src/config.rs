@@ -81,6 +81,10 @@ impl Default for PeerLimits {
     }
 }
 
+/// What is missing between `init` and the first `accept`.
+pub const NO_REPOSITORY: &str = "repository: there is none yet, and nothing to serve. `assay-target invite NAME` writes an invitation for a source; \
+                                 `assay-source init --join FILE PATH` prints a line there; `assay-target accept LINE` adds its repository";
+
 /// What copies of large files may take when nothing is said.
 const COPY_AHEAD: Size = Size(16 * 1024 * 1024 * 1024);
 
@@ -200,7 +204,7 @@ struct File {
     traces: Option<TracesSection>,
     #[serde(default)]
     notify: Vec<NotifySection>,
-    #[serde(rename = "repository")]
+    #[serde(rename = "repository", default)]
     repositories: Vec<RepositorySection>,
 }
 
@@ -489,7 +493,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     }
     faults.extend(file.agent.faults());
     if file.repositories.is_empty() {
-        faults.push("repository: at least one [[repository]] is needed".to_owned());
+        faults.push(NO_REPOSITORY.to_owned());
     }
     let check_priority = Priority { nice: file.agent.check_nice, io: file.agent.check_io };
     let limits = PeerLimits {

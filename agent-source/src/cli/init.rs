@@ -125,8 +125,8 @@ pub(super) fn init(arguments: &InitArgs, config: &Path) -> Result<ExitCode, Comm
     join::refuse_what_is_there([config.to_owned()].into_iter().chain(answer.clone()))?;
     let absolute = std::path::absolute(config).unwrap_or_else(|_| config.to_owned());
     let folder = absolute.parent().unwrap_or(Path::new("/")).join("pki");
-    let source_key = invitation.unpack(&folder)?;
-    write_new(config, &configuration(arguments, &invitation, &planned))?;
+    let (source_key, names) = invitation.unpack(&folder)?;
+    write_new(config, &configuration(arguments, &invitation, &planned, &names))?;
     let fingerprint = VerifyingKey::from_pem(&source_key).map(|key| key.key_id()).unwrap_or_default();
     let line = planned.acceptance(&invitation.source, source_key).to_line();
     if let Some(answer) = answer {
@@ -299,16 +299,21 @@ fn plain(profile: &str) -> String {
     stem.chars().map(|character| if character.is_ascii_alphanumeric() { character } else { '-' }).collect()
 }
 
-fn configuration(arguments: &InitArgs, invitation: &Invitation, planned: &Planned) -> String {
+fn configuration(
+    arguments: &InitArgs,
+    invitation: &Invitation,
+    planned: &Planned,
+    names: &join::Unpacked,
+) -> String {
     let state = std::path::absolute(&arguments.state).unwrap_or_else(|_| arguments.state.clone());
     format!(
         "# assay-source: the agent beside the live repository. Relative paths start at this file's folder.\n\n\
          [agent]\nname = {name}\nlisten = \"{listen}\"\nstate = {state}\nsigning_key = \"pki/source-signing.key\"\n\
          # Those of this source and of the target; operators of other sources have certificates of the same CA.\n\
          operators = [{operator}, \"operator\"]\n\n\
-         [tls]\nca = \"pki/ca.crt\"\ncert = \"pki/source.crt\"\nkey = \"pki/source.key\"\n\n\
-         [operator]\ncert = \"pki/operator.crt\"\nkey = \"pki/operator.key\"\n\n\
-         [target]\nurl = {url}\nsigning_key = \"pki/target-signing.pub\"\n\n\
+         [tls]\nca = \"pki/{ca}\"\ncert = \"pki/source.crt\"\nkey = \"pki/source.key\"\n\n\
+         [operator]\ncert = \"pki/{operator_cert}\"\nkey = \"pki/{operator_key}\"\n\n\
+         [target]\nurl = {url}\nsigning_key = \"pki/{target_signing_key}\"\n\n\
          # [metrics]\n# listen = \"127.0.0.1:9464\"\n\n\
          {section}",
         name = join::quoted(&*invitation.source),
@@ -317,5 +322,9 @@ fn configuration(arguments: &InitArgs, invitation: &Invitation, planned: &Planne
         state = join::quoted(state.to_string_lossy()),
         url = join::quoted(&*invitation.target_url),
         section = planned.section(),
+        ca = names.ca,
+        operator_cert = names.operator_cert,
+        operator_key = names.operator_key,
+        target_signing_key = names.target_signing_key,
     )
 }

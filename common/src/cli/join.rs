@@ -99,21 +99,29 @@ impl Invitation {
     }
 
     /// Lays its keys and certificates out in `folder`, which must not have them yet, and makes the source's signing key there.
-    /// Gives the public half, PEM.
+    /// Where a target has its files in the same folder, those that both have get names of the source's own.
+    /// Gives the public half, PEM, and the names.
     ///
     /// # Errors
     /// When a file is in the way or cannot be written; then nothing has been written.
-    pub fn unpack(&self, folder: &Path) -> Result<String, CommandError> {
-        let private = [("source.key", &self.key), ("operator.key", &self.operator_key)];
+    pub fn unpack(&self, folder: &Path) -> Result<(String, Unpacked), CommandError> {
+        let own = if folder.join("target.key").exists() { "source-" } else { "" };
+        let names = Unpacked {
+            ca: format!("{own}ca.crt"),
+            operator_cert: format!("{own}operator.crt"),
+            operator_key: format!("{own}operator.key"),
+            target_signing_key: format!("{own}target-signing.pub"),
+        };
+        let private = [("source.key", &self.key), (&*names.operator_key, &self.operator_key)];
         let public = [
-            ("ca.crt", &self.ca),
+            (&*names.ca, &self.ca),
             ("source.crt", &self.cert),
-            ("operator.crt", &self.operator_cert),
-            ("target-signing.pub", &self.target_signing_key),
+            (&*names.operator_cert, &self.operator_cert),
+            (&*names.target_signing_key, &self.target_signing_key),
         ];
         let signing = ["source-signing.key", "source-signing.pub"];
-        let names = private.iter().chain(&public).map(|(name, _)| *name).chain(signing);
-        refuse_what_is_there(names.map(|name| folder.join(name)))?;
+        let all = private.iter().chain(&public).map(|(name, _)| *name).chain(signing);
+        refuse_what_is_there(all.map(|name| folder.join(name)))?;
         make_folder(folder)?;
         for (name, pem) in private {
             create_private(&folder.join(name), pem.as_bytes())?;
@@ -121,8 +129,21 @@ impl Invitation {
         for (name, pem) in public {
             create_public(&folder.join(name), pem.as_bytes())?;
         }
-        Ok(create_signing_key(folder, "source-signing")?.verifying_key().to_pem())
+        Ok((create_signing_key(folder, "source-signing")?.verifying_key().to_pem(), names))
     }
+}
+
+/// The names of those files of an invitation that a target on the same host has as well.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// The CA's certificate.
+    pub ca: String,
+    /// The operator's certificate.
+    pub operator_cert: String,
+    /// Its private key.
+    pub operator_key: String,
+    /// The target's public signing key.
+    pub target_signing_key: String,
 }
 
 /// Nothing is overwritten: when one of these is there, nothing is begun.
