@@ -234,7 +234,8 @@ struct OperatorSection {
 pub struct TargetSection {
     /// `https://host:port`.
     pub url: String,
-    /// The target's public signing key, pinned: verdicts are checked against it.
+    /// The target's public signing key (PEM), pinned: verdicts are checked against it. Its former and its announced keys are in the folder
+    /// `NAME.keys.d` beside `NAME.pub`, where `keys add` puts them.
     pub signing_key: PathBuf,
     /// `"auto"` follows the link, `"off"`, or a level of zstd from 1 to 19. Default: auto.
     #[serde(default = "auto", deserialize_with = "compression")]

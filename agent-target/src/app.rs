@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use assay_common::{
+    keyring::Keyring,
     limits::MAX_MESSAGE_BYTES,
     metrics::MetricsServer,
     notify::Notifier,
@@ -25,7 +26,7 @@ use crate::{
     config::Config,
     keep::prune,
     observe,
-    repository::Repository,
+    repository::{OpenError, Repository},
     service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
     trust::schedule,
 };
@@ -45,6 +46,7 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     authority::refuse_or_warn(&config.authority_keys)?;
     let credentials = Credentials::load(&config.tls, &[Role::Target])?;
     let signing_key = Arc::new(SigningKey::load(&config.agent.signing_key)?);
+    let own_keys = Keyring::around(signing_key.verifying_key(), &config.agent.signing_key)?;
     let metrics = match config.metrics {
         Some(section) => Some(MetricsServer::bind(section).await?),
         None => None,
@@ -58,7 +60,12 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
             let faults = faults.join("; ");
             tracing::error!(repository = %name, %faults, "no check of this repository can run: see assay-target config check");
         }
-        let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key));
+        let opened = Repository::open(&config.agent.store, repository, Arc::clone(&signing_key), &own_keys);
+        let opened = opened.map_err(|error| match error {
+            // Its hint is looked for by its type.
+            OpenError::Key(error) => anyhow::Error::new(error),
+            error => anyhow::Error::new(error),
+        });
         let mut opened = opened.with_context(|| format!("repository {name}"))?;
         opened.checks = Arc::clone(&checks);
         let opened = Arc::new(opened);

@@ -218,7 +218,7 @@ pub struct AgentSection {
     pub listen: std::net::SocketAddr,
     /// Folder of the store.
     pub store: PathBuf,
-    /// Private Ed25519 key (PKCS#8, PEM) for verdicts.
+    /// Private Ed25519 key (PKCS#8, PEM) for verdicts; `keys rotate` replaces it.
     pub signing_key: PathBuf,
     /// User that checks run as on this host where the agent is root: a name or a number, never root and no system account but
     /// one named assay-check. Default: assay-check where this host has it, else 65530.
@@ -311,7 +311,8 @@ struct RepositorySection {
     name: String,
     /// Name in the certificate of the source that may write it.
     source: String,
-    /// The source's public signing key (PEM), pinned.
+    /// The source's public signing key (PEM), pinned. Its former keys are in the folder `NAME.keys.d` beside `NAME.pub`, where
+    /// `accept --replace-key` puts them.
     source_key: PathBuf,
     /// Name of a profile of Assay's own, or the path of one of yours (docs/PROFILES.md).
     profile: String,

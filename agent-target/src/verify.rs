@@ -286,8 +286,10 @@ fn keep(
         .ok()
         .and_then(|json| assay_common::dsse::Envelope::parse(&json).ok())
         .ok_or("the generation's record has no source statement")?;
-    let statement = assay_common::verdict::verify_source_statement(&source_statement, &repository.source_key)
-        .map_err(|error| error.to_string())?;
+    // An earlier key of the source may have signed it: which one may have, the ledger says.
+    let (statement, _) =
+        assay_common::verdict::verify_source_statement_among(&source_statement, repository.source_keys.all())
+            .map_err(|error| error.to_string())?;
     let profile_digest = HexDigest::parse(profile.digest()).ok_or("the profile has no digest")?;
     let (checker, negative_control) = repository.checker_since(judged.checker);
     let mut message = judged.message.clone();

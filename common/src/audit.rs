@@ -7,6 +7,7 @@
 //! | the whole ledger rebuilt with the stolen key | the same |
 //! | a run that never happened | the slots of the schedule |
 //! | a clock that was set back | times of signing that run backwards |
+//! | an old key that was stolen, and signs or names a key after its time | the key changes of the chain ([`Ledger::check`]) |
 //! | another tree put in a generation's place | the root digest of the generation that is there |
 //! | a verdict made before its mark, or long after it | the mark inside, and the source's receipt ([`Interval`]) |
 //!
@@ -21,15 +22,15 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
-use self::intervals::Dated;
+use self::intervals::{Dated, Receipts};
 use crate::{
     durable::TEMPORARY_PREFIX,
     error::IoContext as _,
     id::{GenerationNumber, RunId},
-    ledger::{EntryId, Ledger, LedgerError, LedgerFault},
+    keyring::Keyring,
+    ledger::{Chain, EntryId, KeyPeriod, Ledger, LedgerError, LedgerFault},
     path::display_bytes,
-    signing::VerifyingKey,
-    verdict::{Acknowledgement, HexDigest, link_digest, verify_acknowledgement, verify_verdict},
+    verdict::{Acknowledgement, HexDigest, link_digest, verify_acknowledgement_among, verify_verdict_with},
 };
 
 pub use intervals::{Bound, Interval};
@@ -194,6 +195,8 @@ pub struct Audit {
     pub compared: usize,
     /// When each verdict was signed, oldest first; those that cannot be verified are left out.
     pub intervals: Vec<Interval>,
+    /// The times of the keys, the target's first.
+    pub keys: Vec<KeyPeriod>,
 }
 
 /// A verdict whose time is not true, and who has said so.
@@ -240,24 +243,28 @@ pub fn head(ledger: &Ledger) -> Result<Option<Head>, LedgerError> {
 /// [`LedgerError`] when the folder, or that of the copies, cannot be read.
 pub fn audit(
     ledger: &Ledger,
-    target_key: &VerifyingKey,
-    source_key: Option<&VerifyingKey>,
+    target_keys: &Keyring,
+    source_keys: Option<&Keyring>,
     expected: &Expected<'_>,
 ) -> Result<Audit, LedgerError> {
-    let chain = ledger.verify(target_key, source_key)?;
-    let mut findings: Vec<Finding> = chain.into_iter().map(Finding::from).collect();
+    let mut chain = ledger.check(target_keys, source_keys)?;
+    let mut findings: Vec<Finding> =
+        std::mem::take(&mut chain.faults).into_iter().map(Finding::from).collect();
     let mut ids = ledger.entries()?;
     ids.reverse();
+    ids.retain(|id| chain.key_changes.binary_search(id).is_err());
     let (mut newest_time, mut begun, mut compared): (Option<(Timestamp, u64)>, Vec<Timestamp>, _) =
         (None, Vec::new(), 0);
-    let (known, wrong) = acknowledgements(ledger, target_key, expected.acknowledgements)?;
+    let (known, wrong) = acknowledgements(ledger, target_keys, &chain, expected.acknowledgements)?;
     findings.extend(wrong);
     let mut acknowledged = Vec::new();
-    let (receipts, mut dated) = (expected.receipts.zip(source_key), Vec::with_capacity(ids.len()));
+    let receipts =
+        expected.receipts.zip(source_keys).map(|(folder, keys)| Receipts { folder, keys, chain: &chain });
+    let mut dated = Vec::with_capacity(ids.len());
     for id in &ids {
         // What cannot be read or verified was told above.
         let Ok(bytes) = ledger.get(&id.to_string()) else { continue };
-        let Ok(verified) = verify_verdict(&bytes, target_key, source_key) else { continue };
+        let Ok(verified) = verify_verdict_with(&bytes, target_keys, source_keys) else { continue };
         let verdict = verified.verdict;
         let signed = verdict.times.signed;
         let said = known.get(&id.sequence());
@@ -274,7 +281,7 @@ pub fn audit(
             newest_time = newest_time.max(Some((signed, id.sequence())));
         }
         begun.extend(begun_at(&verdict.run_id));
-        let (one, wrong) = Dated::new(*id, &verdict, &bytes, receipts);
+        let (one, wrong) = Dated::new(*id, &verdict, &bytes, receipts.as_ref());
         dated.push(one);
         findings.extend(wrong.filter(|wrong| said.is_none() || wrong.wrong_clock().is_empty()));
         let (Some(generation), Some(root), Some(root_of)) =
@@ -298,16 +305,17 @@ pub fn audit(
         }
     }
     if let Some(folder) = expected.copies {
-        findings.extend(copies(ledger, target_key, folder)?);
+        findings.extend(copies(ledger, target_keys, folder)?);
     }
-    if let Some((folder, _)) = receipts {
-        findings.extend(intervals::strays(folder, &ids)?);
+    if let Some(receipts) = &receipts {
+        findings.extend(intervals::strays(receipts.folder, &ids)?);
     }
     if let Some(every) = expected.every {
         findings.extend(missed(begun, every, expected.until));
     }
     let intervals = intervals::intervals(&dated);
-    Ok(Audit { findings, acknowledged, verdicts: ids.len(), head: head(ledger)?, compared, intervals })
+    let (verdicts, head, keys) = (ids.len(), head(ledger)?, std::mem::take(&mut chain.periods));
+    Ok(Audit { findings, acknowledged, verdicts, head, compared, intervals, keys })
 }
 
 /// What operators have acknowledged, by the verdict's place. One that was not signed with this key, or that is about other verdicts than
@@ -315,7 +323,8 @@ pub fn audit(
 #[allow(clippy::type_complexity)]
 fn acknowledgements(
     ledger: &Ledger,
-    target_key: &VerifyingKey,
+    target_keys: &Keyring,
+    chain: &Chain,
     folder: Option<&Path>,
 ) -> Result<(BTreeMap<u64, Acknowledgement>, Vec<Finding>), LedgerError> {
     let (mut known, mut findings) = (BTreeMap::new(), Vec::new());
@@ -336,7 +345,7 @@ fn acknowledgements(
         }
         let name = display_bytes(name);
         let bytes = fs::read(&path).at("read", &path)?;
-        let acknowledgement = match verify_acknowledgement(&bytes, target_key) {
+        let (acknowledgement, key) = match verify_acknowledgement_among(&bytes, target_keys.all()) {
             Ok(acknowledgement) => acknowledgement,
             Err(error) => {
                 findings.push(Finding::Acknowledgement { name, what: error.to_string() });
@@ -345,7 +354,12 @@ fn acknowledgements(
         };
         for verdict in &acknowledgement.verdicts {
             let id = EntryId(verdict.sequence);
-            if ledger.get(&id.to_string()).ok().map(|bytes| link_digest(&bytes)) == Some(verdict.digest) {
+            if !chain.is_in_time_of_target(key, id) {
+                let what = format!("it is signed with a key whose time had ended before verdict {id}");
+                findings.push(Finding::Acknowledgement { name: name.clone(), what });
+            } else if ledger.get(&id.to_string()).ok().map(|bytes| link_digest(&bytes))
+                == Some(verdict.digest)
+            {
                 known.insert(verdict.sequence, acknowledgement.clone());
             } else {
                 let what = format!("the ledger has no such verdict {id}");
@@ -357,13 +371,13 @@ fn acknowledgements(
 }
 
 /// The source's copies must stand in the ledger, byte for byte.
-fn copies(ledger: &Ledger, target_key: &VerifyingKey, folder: &Path) -> Result<Vec<Finding>, LedgerError> {
+fn copies(ledger: &Ledger, target_keys: &Keyring, folder: &Path) -> Result<Vec<Finding>, LedgerError> {
     let mut findings = Vec::new();
     for entry in fs::read_dir(folder).at("list", folder)? {
         let path = entry.at("list", folder)?.path();
         let name = display_bytes(path.file_name().unwrap_or_default().as_encoded_bytes());
         let bytes = fs::read(&path).at("read", &path)?;
-        let what = match verify_verdict(&bytes, target_key, None) {
+        let what = match verify_verdict_with(&bytes, target_keys, None) {
             Err(error) => Some(error.to_string()),
             Ok(verified) => {
                 let id = format!("{:09}", verified.verdict.sequence);

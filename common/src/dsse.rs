@@ -58,7 +58,7 @@ pub enum EnvelopeError {
     /// Signed by another key than the one that was given.
     #[error("signed with another key than {expected}")]
     OtherKey {
-        /// Id of the key that was given.
+        /// Id of the key that was given; of several, all.
         expected: String,
     },
     /// The signature does not fit the payload.
@@ -183,15 +183,32 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError`].
     pub fn verify(&self, payload_type: &str, key: &VerifyingKey) -> Result<Vec<u8>, EnvelopeError> {
+        self.verify_among(payload_type, std::slice::from_ref(key)).map(|(payload, _)| payload)
+    }
+
+    /// The same with one of `keys`: gives the payload and the place of the key that signed it.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`].
+    pub fn verify_among(
+        &self,
+        payload_type: &str,
+        keys: &[VerifyingKey],
+    ) -> Result<(Vec<u8>, usize), EnvelopeError> {
         let payload = self.unverified_payload(payload_type)?;
         let signature = self.raw_signature()?;
-        if self.claimed_key_id() != key.key_id() {
-            return Err(EnvelopeError::OtherKey { expected: key.key_id() });
+        let claimed = self.claimed_key_id();
+        let signed = pae(payload_type, &payload);
+        // Two keys could be made that have one id.
+        let mut named = keys.iter().enumerate().filter(|(_, key)| key.key_id() == claimed).peekable();
+        if named.peek().is_none() {
+            let ids: Vec<_> = keys.iter().map(VerifyingKey::key_id).collect();
+            return Err(EnvelopeError::OtherKey { expected: ids.join(" or ") });
         }
-        if !key.verifies(&pae(payload_type, &payload), &signature) {
-            return Err(EnvelopeError::Signature { key_id: key.key_id() });
+        match named.find(|(_, key)| key.verifies(&signed, &signature)) {
+            Some((place, _)) => Ok((payload, place)),
+            None => Err(EnvelopeError::Signature { key_id: claimed.to_owned() }),
         }
-        Ok(payload)
     }
 
     fn one_signature(&self) -> Result<&EnvelopeSignature, EnvelopeError> {

@@ -4,6 +4,9 @@
 //! An entry that was removed, edited or moved shows in [`Ledger::verify`]. What a chain cannot show is that
 //! its newest entries are gone: for that the source keeps a copy of each verdict.
 //!
+//! Beside verdicts a ledger has entries that say which key signs from there on ([`crate::verdict::KeyChange`]): [`Ledger::check`] follows
+//! them.
+//!
 //! | who meets whom | what makes it safe |
 //! | --- | --- |
 //! | two writers, in one process or two | the lock on the folder; a new file never replaces one |
@@ -11,6 +14,8 @@
 //! | a writer and the cleaning at [`Ledger::open`] | the same lock; without it nothing is cleaned |
 //!
 //! A crash can lose the entry that was being written, never a part of one.
+
+mod keys;
 
 use std::{
     fs, io,
@@ -28,9 +33,12 @@ use crate::{
     durable::{TEMPORARY_PREFIX, create_durable, remove_temporary, sync_folder},
     error::{Hint, IoContext as _, PathError, ShowPath},
     fault::{self, Point},
+    keyring::Keyring,
     signing::VerifyingKey,
-    verdict::{HexDigest, VerdictError, link_digest, verify_verdict},
+    verdict::{HexDigest, KeyOwner, VerdictError, link_digest},
 };
+
+pub use self::keys::KeyPeriod;
 
 /// Digits of an entry's id.
 const ID_DIGITS: usize = 9;
@@ -150,6 +158,60 @@ pub enum LedgerFault {
     OtherRepository {
         /// Its place.
         id: EntryId,
+    },
+    /// A key signed after its time.
+    #[error("entry {id} was signed with key {key}, whose time ended with entry {ended}")]
+    FormerKey {
+        /// The entry's place.
+        id: EntryId,
+        /// The key's id.
+        key: String,
+        /// The last entry of its time.
+        ended: EntryId,
+    },
+    /// A key signs that the one before it has not named.
+    #[error("key {new} signs from entry {id} on, and key {former} has not named it")]
+    Unannounced {
+        /// The first entry that it signs.
+        id: EntryId,
+        /// The key before it.
+        former: String,
+        /// The key.
+        new: String,
+    },
+    /// The ledger names a key that nobody has pinned.
+    #[error("entry {id}: the {owner}'s key {key} takes over, and it is not among the keys that were given")]
+    Unpinned {
+        /// The entry that names it.
+        id: EntryId,
+        /// Whose key.
+        owner: KeyOwner,
+        /// Its id.
+        key: String,
+    },
+    /// A key change that is none.
+    #[error("entry {id}: its key change does not count: {what}")]
+    WrongChange {
+        /// The entry's place.
+        id: EntryId,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The source's statement in a verdict is signed with a key whose time had ended.
+    #[error("verdict {id}: the source's statement is signed with key {key}, whose time ended before")]
+    FormerSourceKey {
+        /// The verdict's place.
+        id: EntryId,
+        /// The key's id.
+        key: String,
+    },
+    /// The newest key that was given signs nothing.
+    #[error(
+        "the ledger does not come to key {key}, the newest that was given: its newest entries are gone, or it is a copy of before"
+    )]
+    NotReached {
+        /// The key's id.
+        key: String,
     },
     /// A file that has no place in a ledger.
     #[error("{} does not belong into a ledger", ShowPath(path))]
@@ -294,7 +356,7 @@ impl Ledger {
         }
     }
 
-    /// Checks the whole chain, and gives all that is wrong with it, oldest first.
+    /// Checks the whole chain with one key of each agent, and gives all that is wrong with it, oldest first.
     ///
     /// # Errors
     /// [`LedgerError::File`] when the folder cannot be listed.
@@ -303,9 +365,19 @@ impl Ledger {
         target_key: &VerifyingKey,
         source_key: Option<&VerifyingKey>,
     ) -> Result<Vec<LedgerFault>, LedgerError> {
+        let source = source_key.cloned().map(Keyring::from);
+        Ok(self.check(&Keyring::from(target_key.clone()), source.as_ref())?.faults)
+    }
+
+    /// Checks the whole chain with the pinned keys of both agents, and follows the changes from one key to the next.
+    ///
+    /// # Errors
+    /// [`LedgerError::File`] when the folder cannot be listed.
+    pub fn check(&self, target: &Keyring, source: Option<&Keyring>) -> Result<Chain, LedgerError> {
         let mut faults = Vec::new();
         let mut expected = 1;
         let mut repository: Option<String> = None;
+        let mut keys = keys::Keys::new(target, source);
         // The digest that the next entry must name; nothing when that cannot be known.
         let mut link = Some(HexDigest::ZERO);
         for id in self.entries()?.into_iter().rev() {
@@ -325,22 +397,30 @@ impl Ledger {
                 }
             };
             let linked = link.replace(link_digest(&bytes));
-            match verify_verdict(&bytes, target_key, source_key) {
+            match keys.read(&bytes) {
                 Err(source) => faults.push(LedgerFault::Entry { id, source }),
-                Ok(verified) => {
-                    let verdict = verified.verdict;
-                    if verdict.sequence != id.0 {
-                        faults.push(LedgerFault::Moved { id, signed: verdict.sequence });
+                Ok(entry) => {
+                    let is_its_place = entry.sequence() == id.0;
+                    if !is_its_place {
+                        faults.push(LedgerFault::Moved { id, signed: entry.sequence() });
                     }
-                    if linked.is_some_and(|linked| linked != verdict.previous) {
+                    let follows = linked.is_none_or(|linked| linked == entry.previous());
+                    if !follows {
                         faults.push(LedgerFault::BrokenLink { id });
                     }
-                    if *repository.get_or_insert_with(|| verdict.repository.clone()) != verdict.repository {
+                    let first = repository.get_or_insert_with(|| entry.repository().to_owned());
+                    let is_ours = first == entry.repository();
+                    if !is_ours {
                         faults.push(LedgerFault::OtherRepository { id });
+                    }
+                    // What was taken from elsewhere names no key.
+                    if is_its_place && follows && is_ours {
+                        faults.extend(keys.follow(id, &entry));
                     }
                 }
             }
         }
+        faults.extend(keys.end());
         for name in self.names()? {
             let known = name.to_str().is_some_and(|name| {
                 EntryId::from_file_name(name).is_some() || name.starts_with(TEMPORARY_PREFIX)
@@ -349,7 +429,9 @@ impl Ledger {
                 faults.push(LedgerFault::Stray { path: self.folder.join(name) });
             }
         }
-        Ok(faults)
+        let (target_ends, source_ends) = keys.last_entries();
+        let key_changes = std::mem::take(&mut keys.changes);
+        Ok(Chain { faults, key_changes, target_ends, source_ends, periods: keys.into_periods() })
     }
 
     fn names(&self) -> Result<Vec<std::ffi::OsString>, LedgerError> {
@@ -383,6 +465,31 @@ impl Ledger {
                 Err(error) => Err(PathError::new("lock", &self.folder, error).into()),
             };
         }
+    }
+}
+
+/// What came out of a check of the whole chain.
+#[derive(Debug)]
+pub struct Chain {
+    /// All that is wrong with it, oldest first; what only the end shows comes last.
+    pub faults: Vec<LedgerFault>,
+    /// The entries that are key changes and no verdicts, oldest first.
+    pub key_changes: Vec<EntryId>,
+    /// The times of the keys, the target's first.
+    pub periods: Vec<KeyPeriod>,
+    target_ends: Vec<Option<u64>>,
+    source_ends: Vec<Option<u64>>,
+}
+
+impl Chain {
+    /// True if the time of the target's key at `place` of its keyring had not ended before entry `id`.
+    pub fn is_in_time_of_target(&self, place: usize, id: EntryId) -> bool {
+        self.target_ends.get(place).copied().flatten().is_none_or(|last| id.0 <= last)
+    }
+
+    /// The same of the source's key.
+    pub fn is_in_time_of_source(&self, place: usize, id: EntryId) -> bool {
+        self.source_ends.get(place).copied().flatten().is_none_or(|last| id.0 <= last)
     }
 }
 

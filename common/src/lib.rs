@@ -21,6 +21,7 @@ pub mod fidelity;
 pub mod format;
 pub mod id;
 pub mod json;
+pub mod keyring;
 pub mod ledger;
 pub mod limits;
 pub mod manifest;

@@ -202,6 +202,8 @@ pub struct PkiOptions {
     pub validity: Duration,
     /// How long the CA is valid.
     pub ca_validity: Duration,
+    /// Make signing keys for the two agents as well.
+    pub signing_keys: bool,
 }
 
 /// Why no certificates were made.
@@ -311,7 +313,7 @@ pub struct IssuedFiles {
     pub key: PathBuf,
 }
 
-/// Makes certificates for the two agents and an operator, and signing keys for the two agents, in `folder`, and a CA in a folder apart: in
+/// Makes certificates for the two agents and an operator, and, where `options` say so, signing keys for the two agents, in `folder`, and a CA in a folder apart: in
 /// `apart`, or in one of its own in [`authority::store`]. Folders are created (mode 0700) when they are absent. Replaces no file: when one is
 /// in the way nothing is written. Gives the CA's folder.
 ///
@@ -333,7 +335,7 @@ pub fn init_pki(
     for (role, party) in parties {
         check_party(role, party)?;
         names.extend([format!("{role}.crt"), format!("{role}.key")]);
-        if role.serves() {
+        if role.serves() && options.signing_keys {
             names.extend([format!("{role}-signing.key"), format!("{role}-signing.pub")]);
         }
     }
@@ -358,7 +360,7 @@ pub fn init_pki(
             now,
             options.validity,
         )?;
-        if role.serves() {
+        if role.serves() && options.signing_keys {
             create_signing_key(folder, &format!("{role}-signing"))?;
         }
     }
@@ -377,6 +379,26 @@ pub fn create_authority(
     now: Timestamp,
 ) -> Result<PathBuf, PkiError> {
     make_authority(apart, organisation, validity, now).map(|(_, _, folder)| folder)
+}
+
+/// Makes a new CA for the certificates in `folder`, in `apart` or in a folder of its own, and puts its certificate before those in
+/// `folder`/ca.crt: both are believed from then on, and new certificates are of the new one. Gives the new CA's folder.
+///
+/// # Errors
+/// [`PkiError`].
+pub fn add_authority(
+    folder: &Path,
+    apart: Option<&Path>,
+    organisation: &str,
+    validity: Duration,
+    now: Timestamp,
+) -> Result<PathBuf, PkiError> {
+    let bundle = folder.join("ca.crt");
+    let before = read_public(&bundle)?;
+    let (_, certificate, ca) = make_authority(apart, organisation, validity, now)?;
+    let both = [certificate.as_bytes(), &before].concat();
+    write_durable(&bundle, &both, 0o644).map_err(KeyError::from)?;
+    Ok(ca)
 }
 
 fn make_authority(

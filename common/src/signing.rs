@@ -75,6 +75,39 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
+    /// A public key in a folder of further keys has a name that does not say what it is.
+    #[error("{} has a name that does not say whether it is a former or an announced key", ShowPath(path))]
+    Misnamed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The same key in two places.
+    #[error("{} holds a key that is given twice", ShowPath(path))]
+    Twice {
+        /// The second file.
+        path: PathBuf,
+    },
+    /// More keys than one agent can have.
+    #[error("{} has more than {limit} keys", ShowPath(path))]
+    TooMany {
+        /// The folder.
+        path: PathBuf,
+        /// How many may be there.
+        limit: usize,
+    },
+    /// The ledger goes on with another key than the agent's own.
+    #[error("the ledger goes on with key {ledger} since its entry {entry}, and this agent's key is {own}")]
+    Replaced {
+        /// Id of the agent's key.
+        own: String,
+        /// Id of the key that the ledger names.
+        ledger: String,
+        /// The entry that names it.
+        entry: String,
+    },
+    /// No key was named.
+    #[error("no public key was given")]
+    NoKeys,
     /// The content is not a key of the kind that is wanted.
     #[error("{} does not hold {expected}: {what}", ShowPath(path))]
     Format {
@@ -105,7 +138,17 @@ impl Hint for KeyError {
             Self::Link { path } => {
                 Some(format!("name the key file itself, and chmod 600 it, instead of {}", ShowPath(path)))
             }
-            Self::NotAFile { .. } => None,
+            Self::NotAFile { .. } | Self::NoKeys | Self::TooMany { .. } => None,
+            Self::Replaced { .. } => Some(
+                "when a change of keys was cut short, assay-target keys rotate goes on with it; when the configuration has come from a backup, let \
+                 agent.signing_key name the newer key; when that is lost, assay-target keys rotate --lost PUB makes another"
+                    .to_owned(),
+            ),
+            Self::Misnamed { path } => Some(format!(
+                "call it former-NNNN-NAME.pub or next-NNNN-NAME.pub, or move {} away",
+                ShowPath(path)
+            )),
+            Self::Twice { .. } => Some("give each key once, the oldest first".to_owned()),
             Self::Format { expected, what, .. } => {
                 Some(what.remedy.clone().unwrap_or_else(|| format!("name a file that holds {expected}")))
             }

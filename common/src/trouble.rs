@@ -39,11 +39,13 @@ pub enum Kind {
     CannotAccept,
     /// Certificates that were put in place of those in use are refused.
     RenewalRefused,
+    /// The target signs with another key than before, which an operator had announced.
+    TargetKeyChanged,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::StateUnusable,
         Self::StoreUnusable,
         Self::TaskPanicked,
@@ -54,6 +56,7 @@ impl Kind {
         Self::LogUnwritable,
         Self::CannotAccept,
         Self::RenewalRefused,
+        Self::TargetKeyChanged,
     ];
 
     /// The word in metrics, notices and documents.
@@ -69,6 +72,7 @@ impl Kind {
             Self::LogUnwritable => "log-unwritable",
             Self::CannotAccept => "cannot-accept",
             Self::RenewalRefused => "renewal-refused",
+            Self::TargetKeyChanged => "target-key-changed",
         }
     }
 

@@ -17,6 +17,7 @@ mod acknowledgement;
 mod attribution;
 mod control;
 pub mod coverage;
+mod key_change;
 mod receipt;
 
 use std::fmt;
@@ -31,22 +32,30 @@ use crate::{
     error::Hint,
     fidelity::LeftOut,
     id::{GenerationNumber, RunId},
+    keyring::Keyring,
     signing::{SigningKey, VerifyingKey},
 };
 
 pub use acknowledgement::{
     ACKNOWLEDGEMENT_TYPE, AcknowledgedVerdict, Acknowledgement, MAX_ACKNOWLEDGED_BYTES, keep_acknowledgement,
-    parse_verdicts, sign_acknowledgement, verify_acknowledgement,
+    parse_verdicts, sign_acknowledgement, verify_acknowledgement, verify_acknowledgement_among,
 };
 pub use attribution::{Attribution, FaultOrigin, ReadBack};
-pub use control::{CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control};
+pub use control::{
+    CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control, verify_control_among,
+};
 pub use coverage::{
     BackupClaim, Carried, CheckCoverage, Claims, Coverage, LiveClaim, MAX_LISTED, NotCovered, PartsChecked,
     Readings,
 };
 
+pub use key_change::{
+    KEY_CHANGE_TYPE, KeyChange, KeyOwner, MAX_KEY_CHANGE_BYTES, sign_key_change, unverified_key_change,
+    verify_key_change,
+};
 pub use receipt::{
     MAX_RECEIPT_BYTES, RECEIPT_TYPE, Receipt, read_receipt, receipt_name, sign_receipt, verify_receipt,
+    verify_receipt_among,
 };
 
 /// `_type` of every statement.
@@ -648,6 +657,12 @@ pub enum VerdictError {
         /// The other.
         right: String,
     },
+    /// A key change that cannot be.
+    #[error("key change: {rule}")]
+    KeyChange {
+        /// What is wrong with it.
+        rule: &'static str,
+    },
     /// What a source states of its readings cannot be.
     #[error("source statement: its readings cannot be believed: {rule}")]
     Readings {
@@ -664,6 +679,17 @@ pub enum VerdictError {
     },
 }
 
+impl VerdictError {
+    /// True for what was signed with another key than those that were given.
+    pub fn is_of_other_key(&self) -> bool {
+        matches!(
+            self,
+            Self::Envelope { source: EnvelopeError::OtherKey { .. } }
+                | Self::SourceEnvelope { source: EnvelopeError::OtherKey { .. } }
+        )
+    }
+}
+
 impl Hint for VerdictError {
     fn hint(&self) -> Option<String> {
         match self {
@@ -674,7 +700,10 @@ impl Hint for VerdictError {
             Self::Shape { .. } | Self::OtherType { .. } => Some(
                 "name a verdict from the ledger, and use an agent at least as new as its writer".to_owned(),
             ),
-            Self::Mismatch { .. } | Self::Unfounded { .. } | Self::Readings { .. } => Some(
+            Self::Mismatch { .. }
+            | Self::Unfounded { .. }
+            | Self::Readings { .. }
+            | Self::KeyChange { .. } => Some(
                 "a correct agent never signs this: do not trust the verdict, and find out who signed it"
                     .to_owned(),
             ),
@@ -702,10 +731,21 @@ pub fn verify_source_statement(
     envelope: &Envelope,
     key: &VerifyingKey,
 ) -> Result<SourceStatement, VerdictError> {
-    let payload = envelope
-        .verify(IN_TOTO_PAYLOAD_TYPE, key)
+    verify_source_statement_among(envelope, std::slice::from_ref(key)).map(|(statement, _)| statement)
+}
+
+/// The same with one of `keys`: gives the statement and the place of the key that signed it.
+///
+/// # Errors
+/// [`VerdictError`].
+pub fn verify_source_statement_among(
+    envelope: &Envelope,
+    keys: &[VerifyingKey],
+) -> Result<(SourceStatement, usize), VerdictError> {
+    let (payload, place) = envelope
+        .verify_among(IN_TOTO_PAYLOAD_TYPE, keys)
         .map_err(|source| VerdictError::SourceEnvelope { source })?;
-    parse_source_statement(&payload)
+    Ok((parse_source_statement(&payload)?, place))
 }
 
 /// Signs a verdict, unless [`verify_verdict`] would refuse it. Only the embedded statement's signature is not
@@ -731,6 +771,10 @@ pub struct VerifiedVerdict {
     pub source: Option<SourceStatement>,
     /// Whether the source's signature was checked.
     pub source_signature: SourceSignature,
+    /// Place, in the target's keyring, of the key that signed it.
+    pub target_place: usize,
+    /// Place, in the source's keyring, of the key that signed the embedded statement; nothing where that was not checked.
+    pub source_place: Option<usize>,
 }
 
 /// What is known of the embedded source statement's signature.
@@ -764,19 +808,44 @@ pub fn verify_verdict(
     target_key: &VerifyingKey,
     source_key: Option<&VerifyingKey>,
 ) -> Result<VerifiedVerdict, VerdictError> {
-    let payload = Envelope::parse(envelope_json)
-        .and_then(|envelope| envelope.verify(IN_TOTO_PAYLOAD_TYPE, target_key))
+    let source_keys = source_key.map(std::slice::from_ref);
+    verify_verdict_among(envelope_json, std::slice::from_ref(target_key), source_keys)
+}
+
+/// The same with keyrings: any key of each may have signed. Which one may have signed what is the ledger's to say
+/// ([`crate::ledger::Ledger::check`]), and of a verdict that has just come the receiver's.
+///
+/// # Errors
+/// [`VerdictError`].
+pub fn verify_verdict_with(
+    envelope_json: &[u8],
+    target: &Keyring,
+    source: Option<&Keyring>,
+) -> Result<VerifiedVerdict, VerdictError> {
+    verify_verdict_among(envelope_json, target.all(), source.map(Keyring::all))
+}
+
+pub(crate) fn verify_verdict_among(
+    envelope_json: &[u8],
+    target_keys: &[VerifyingKey],
+    source_keys: Option<&[VerifyingKey]>,
+) -> Result<VerifiedVerdict, VerdictError> {
+    let (payload, target_place) = Envelope::parse(envelope_json)
+        .and_then(|envelope| envelope.verify_among(IN_TOTO_PAYLOAD_TYPE, target_keys))
         .map_err(|source| VerdictError::Envelope { source })?;
     let verdict = parse_verdict(&payload)?;
-    let (source, source_signature) = match (&verdict.source_statement, source_key) {
-        (None, _) => (None, SourceSignature::Absent),
-        (Some(envelope), Some(key)) => {
-            (Some(verify_source_statement(envelope, key)?), SourceSignature::Checked)
+    let (source, source_signature, source_place) = match (&verdict.source_statement, source_keys) {
+        (None, _) => (None, SourceSignature::Absent, None),
+        (Some(envelope), Some(keys)) => {
+            let (statement, place) = verify_source_statement_among(envelope, keys)?;
+            (Some(statement), SourceSignature::Checked, Some(place))
         }
-        (Some(envelope), None) => (Some(unverified_source_statement(envelope)?), SourceSignature::NotChecked),
+        (Some(envelope), None) => {
+            (Some(unverified_source_statement(envelope)?), SourceSignature::NotChecked, None)
+        }
     };
     cross_check(&verdict, source.as_ref())?;
-    Ok(VerifiedVerdict { verdict, source, source_signature })
+    Ok(VerifiedVerdict { verdict, source, source_signature, target_place, source_place })
 }
 
 /// Reads a verdict without checking any signature: for listing what an agent wrote itself.

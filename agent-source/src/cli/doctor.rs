@@ -5,11 +5,12 @@ use std::{path::Path, time::Duration};
 use assay_common::{
     cli::{doctor::Report, show},
     error::Hint as _,
+    keyring::Keyring,
     manifest::Root,
     path::{TreePath, display_bytes},
     pki::Role,
     profile::{Mark, MarkKind},
-    signing::{SigningKey, VerifyingKey},
+    signing::SigningKey,
     tls::TlsFiles,
 };
 use jiff::Timestamp;
@@ -50,7 +51,7 @@ pub(super) async fn examine(config: &Config, path: &Path) -> Report {
     report.ca_key(&config.tls, path);
     for (what, error) in [
         ("signing key", SigningKey::load(&config.signing_key).err()),
-        ("target's signing key", VerifyingKey::load(&config.target.signing_key).err()),
+        ("target's signing key", Keyring::load(&config.target.signing_key).err()),
     ] {
         match error {
             Some(error) => report.bad(what, error.to_string(), error.hint().unwrap_or_default()),

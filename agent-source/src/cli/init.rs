@@ -24,7 +24,7 @@ use assay_common::{
 };
 
 use super::detect::{Detected, detect, usual};
-use crate::config;
+use crate::config::{self, Config};
 
 /// What `init` is told.
 #[derive(Debug, clap::Args)]
@@ -181,6 +181,56 @@ pub(super) fn add(arguments: &AddArgs, config: &Path) -> Result<ExitCode, Comman
         config = config.display(),
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `acceptance` is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct AcceptanceArgs {
+    /// Repository; may be left out when there is one only
+    #[arg(default_value = "", hide_default_value = true)]
+    repository: String,
+    /// A new file for the line, beside printing it; it holds no secret
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
+}
+
+/// Prints the line for the target again, for a repository that is in the configuration.
+pub(super) fn print_acceptance(arguments: &AcceptanceArgs, config: &Path) -> Result<ExitCode, CommandError> {
+    join::refuse_what_is_there(arguments.answer.clone())?;
+    let line = acceptance(&super::load(config)?, &arguments.repository)?.to_line();
+    if let Some(answer) = &arguments.answer {
+        write_new(answer, &format!("{line}\n"))?;
+    }
+    print(&format!("on the target, as one line:\n\nassay-target accept {line}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A section of a configuration, as an acceptance has it.
+#[derive(Debug, serde::Deserialize)]
+struct Accepted {
+    name: String,
+    profile: String,
+    #[serde(default)]
+    vars: BTreeMap<String, toml::Value>,
+}
+
+/// The acceptance of a repository of a configuration; of the first when it is not named.
+///
+/// # Errors
+/// When there is none of that name, or this source's public key cannot be read.
+pub(super) fn acceptance(config: &Config, repository: &str) -> Result<Acceptance, CommandError> {
+    #[derive(serde::Deserialize)]
+    struct All {
+        repository: Vec<Accepted>,
+    }
+    let all: All =
+        assay_common::config::load(&config.path).map_err(|error| CommandError::usage(error.to_string()))?;
+    let named = all.repository.into_iter().find(|it| repository.is_empty() || it.name == repository);
+    let Accepted { name, profile, vars } = named.ok_or_else(|| {
+        CommandError::usage(assay_common::config::no_such_repository(repository, "in the configuration"))
+    })?;
+    let source_key = super::restore::own_keys(&config.signing_key)?.current().to_pem();
+    Ok(Acceptance { source: config.agent.name.clone(), source_key, repository: name, profile, vars })
 }
 
 /// A repository that was found, or named.

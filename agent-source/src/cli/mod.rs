@@ -4,6 +4,7 @@ mod detect;
 mod doctor;
 mod follow;
 mod init;
+mod keys;
 mod ops;
 mod plan;
 mod refusals;
@@ -22,9 +23,10 @@ use assay_common::{
     },
     id::RunId,
     json::to_output,
+    keyring::Keyring,
     memory,
     pki::Role,
-    signing::{SigningKey, VerifyingKey},
+    signing::SigningKey,
     telemetry,
     tls::{Credentials, TlsFiles, revocation},
     verdict::{Outcome, unverified_verdict},
@@ -145,6 +147,9 @@ enum Command {
     /// List, show and check the verdicts that this host has kept
     #[command(subcommand)]
     Verdict(VerdictCommand),
+    /// List the keys that this source believes and signs with, and take new ones
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Write and check configurations
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -189,10 +194,12 @@ enum ConfigCommand {
 const OFFLINE: &[&str] = &[
     "serve",
     "verdict",
+    "keys",
     "config",
     "pki",
     "init",
     "add",
+    "acceptance",
     "doctor",
     "notify",
     "completions",
@@ -281,6 +288,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
             print(&text);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Keys(command) => keys::run(command, &load(&cli.config)?, cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
         Command::Config(ConfigCommand::Check) => config_check(&cli.config, cli.json),
         command => {
@@ -307,7 +315,7 @@ fn config_check(path: &Path, json: bool) -> Result<ExitCode, CommandError> {
     let mut faults = config.never.clone();
     faults.extend(Credentials::load(&config.tls, &[Role::Source]).err().map(|error| error.to_string()));
     faults.extend(SigningKey::load(&config.signing_key).err().map(|error| error.to_string()));
-    faults.extend(VerifyingKey::load(&config.target.signing_key).err().map(|error| error.to_string()));
+    faults.extend(Keyring::load(&config.target.signing_key).err().map(|error| error.to_string()));
     for repository in &config.repositories {
         for root in repository.header.roots.iter().filter(|root| !Path::new(&root.live_path).is_dir()) {
             faults.push(format!("repository {}: root {}: no such folder", repository.name, root.live_path));

@@ -18,6 +18,8 @@ pub(super) enum OpsCommand {
     Init(init::InitArgs),
     /// Add a further repository to a source that is set up, and print the line for assay-target add
     Add(init::AddArgs),
+    /// Print the line for assay-target accept again, for a repository that is set up
+    Acceptance(init::AcceptanceArgs),
     /// Look for everything that would keep a run from passing, beforehand; nothing is changed
     ///
     /// Exit codes: 0 all is as it should be, 3 there are warnings, 1 a run would not pass.
@@ -50,6 +52,7 @@ pub(super) fn run(
     match command {
         OpsCommand::Init(arguments) => init::init(&arguments, config),
         OpsCommand::Add(arguments) => init::add(&arguments, config),
+        OpsCommand::Acceptance(arguments) => init::print_acceptance(&arguments, config),
         OpsCommand::Health => {
             let configured = if connection.is_whole() { None } else { Some(endpoint(&load(config)?)) };
             runtime()?.block_on(health(connection, Role::Source, configured, json))

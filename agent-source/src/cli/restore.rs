@@ -13,10 +13,11 @@ use assay_common::{
     digest::RootDigest,
     error::Hint as _,
     id::GenerationNumber,
+    keyring::Keyring,
     restore::{Part, SupplyError, Want},
     signing::{KeyError, SigningKey, VerifyingKey},
     tls::{ConnectOptions, Role, TlsFiles, connect},
-    verdict::{Outcome, verify_verdict},
+    verdict::{Outcome, unverified_verdict, verify_verdict_with},
 };
 use assay_proto::v1::{
     ContentRequest, ContentStart, FetchManifestRequest, OpenRestoreRequest, ReportRestoreRequest,
@@ -25,7 +26,7 @@ use assay_proto::v1::{
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, transport::Channel};
 
-use crate::config::Config;
+use crate::{config::Config, run::history::History};
 
 /// A manifest that is longer is not fetched, in bytes: twice that of the largest tree that we know of.
 const MAX_MANIFEST_BYTES: u64 = 64 * 1024 * 1024 * 1024;
@@ -40,9 +41,9 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct Restore {
     #[command(flatten)]
     what: RestoreArgs,
-    /// The target's public signing key, instead of the configuration's `target.signing_key`
+    /// The target's public signing key, instead of the configuration's `target.signing_key`; may be given several times, oldest first
     #[arg(long, value_name = "PUB")]
-    target_key: Option<PathBuf>,
+    target_key: Vec<PathBuf>,
 }
 
 impl Restore {
@@ -66,10 +67,14 @@ impl Restore {
         };
         let url = connection.server.clone().or_else(|| config.map(|config| config.target.url.clone()));
         let url = url.ok_or_else(|| missing("--server"))?;
-        let key = self.target_key.clone().or_else(|| config.map(|config| config.target.signing_key.clone()));
-        let key = VerifyingKey::load(&key.ok_or_else(|| missing("--target-key"))?)
+        let keys = match config {
+            Some(config) if self.target_key.is_empty() => Keyring::load(&config.target.signing_key),
+            None if self.target_key.is_empty() => return Err(missing("--target-key")),
+            _ => Keyring::load_all(&self.target_key),
+        };
+        let keys = keys
             .map_err(|error| CommandError { hint: error.hint(), ..CommandError::usage(error.to_string()) })?;
-        let source_key = self.what.source_key(|| config.map(|config| own_key(&config.signing_key)))?;
+        let source_keys = self.what.source_keys(|| config.map(|config| own_keys(&config.signing_key)))?;
         let files = TlsFiles {
             ca: connection
                 .ca
@@ -113,10 +118,13 @@ impl Restore {
             && !self.what.unverified
             && let Some(config) = config
         {
-            let known = KnownPasses::read(&config.agent.state, &offered.repository, &key);
+            let known = KnownPasses::read(&config.agent.state, &offered.repository, &keys);
             passed_over = known.admit(generation, is_verified)?;
         }
-        let vouched = self.what.believe(&offered, &key, source_key.as_ref())?.passing_over(passed_over);
+        let vouched = self.what.believe(&offered, &keys, source_keys.as_ref())?.passing_over(passed_over);
+        if let Some(config) = config {
+            refuse_out_of_time(&config.agent.state, &offered, &keys)?;
+        }
         if !json {
             print(&format!("{}\n", vouched.text));
         }
@@ -181,7 +189,7 @@ impl KnownPasses {
     }
 
     /// From the verdicts in the state of this host's agent; none where they cannot be read.
-    fn read(state: &Path, repository: &str, target_key: &VerifyingKey) -> Self {
+    fn read(state: &Path, repository: &str, target_keys: &Keyring) -> Self {
         let entries = std::fs::read_dir(state.join(repository).join("verdicts"));
         let mut paths: Vec<_> =
             entries.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
@@ -189,7 +197,7 @@ impl KnownPasses {
         paths.sort_unstable();
         let newest_first = paths.iter().rev().take(VERDICTS_LOOKED_AT);
         Self::of(newest_first.filter_map(|path| {
-            let verdict = verify_verdict(&std::fs::read(path).ok()?, target_key, None).ok()?.verdict;
+            let verdict = verify_verdict_with(&std::fs::read(path).ok()?, target_keys, None).ok()?.verdict;
             let is_pass = verdict.outcome == Outcome::Pass && verdict.repository == repository;
             let generation = verdict.generation.filter(|_| is_pass)?;
             Some((generation, verdict.claims_proto().proven))
@@ -218,12 +226,40 @@ impl KnownPasses {
     }
 }
 
-/// The public half of the key that this host's agent signs with, which may be root's to read: the file beside it says it as well.
-fn own_key(private: &Path) -> Result<VerifyingKey, KeyError> {
+/// A verdict of a former key of the target must be older than the first that this host got of the key after it, and in the place of one that
+/// this host has kept no other counts: whoever has stolen a key could have made it.
+fn refuse_out_of_time(state: &Path, offered: &Offered, keys: &Keyring) -> Result<(), CommandError> {
+    let Some(envelope) = &offered.verdict else { return Ok(()) };
+    let Ok(verified) = verify_verdict_with(envelope, keys, None) else { return Ok(()) };
+    let state = state.join(&offered.repository);
+    let history = std::fs::read(state.join("history.json")).ok();
+    let history: Option<History> = history.and_then(|json| serde_json::from_slice(&json).ok());
+    let seen = history.and_then(|history| history.target_key);
+    let sequence = verified.verdict.sequence;
+    let is_former = seen.and_then(|seen| seen.place(keys)).is_some_and(|place| verified.target_place < place);
+    let kept = std::fs::read(state.join("verdicts").join(format!("{}.json", verified.verdict.run_id))).ok();
+    let of_another = kept.is_some_and(|kept| {
+        kept != *envelope && unverified_verdict(&kept).is_ok_and(|it| it.sequence == sequence)
+    });
+    let why = if is_former && seen.is_some_and(|seen| sequence >= seen.since) {
+        "is signed with a key that the target had replaced by then"
+    } else if of_another {
+        "is another one than this host has got and kept of that run"
+    } else {
+        return Ok(());
+    };
+    Err(CommandError::not_run(format!("verdict {sequence:09} {why}"))
+        .hint("do not restore from this target before you know who has signed this; let its operator check the generation again: assay-target verify"))
+}
+
+/// The public half of the key that this host's agent signs with, which may be root's to read: the file beside it says it as well. With those
+/// that it had before.
+pub(super) fn own_keys(private: &Path) -> Result<Keyring, KeyError> {
     let public = private.with_extension("pub");
-    SigningKey::load(private)
+    let own = SigningKey::load(private)
         .map(|key| key.verifying_key())
-        .or_else(|error| VerifyingKey::load(&public).map_err(|_| error))
+        .or_else(|error| VerifyingKey::load(&public).map_err(|_| error))?;
+    Keyring::around(own, private)
 }
 
 fn needs_certificate(what: &str) -> CommandError {

@@ -16,7 +16,7 @@ use assay_common::{
 use assay_proto::v1::{OpenRunRequest, OpenRunResponse};
 use serde::{Deserialize, Serialize};
 
-use super::{Attempt, Fault};
+use super::{Attempt, Fault, target_keys::SeenKey};
 
 /// What the source knows of the common history, in `STATE/REPOSITORY/history.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct History {
     pub sequence: u64,
     /// The digest by which the verdict after it names it.
     pub verdict: Option<HexDigest>,
+    /// The key that signed it.
+    #[serde(default)]
+    pub target_key: Option<SeenKey>,
 }
 
 impl History {
@@ -130,7 +133,7 @@ impl Attempt {
 }
 
 /// How long `status` shows that the state was new.
-const SHOWN: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+pub(super) const SHOWN: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ mod replication;
 mod reread;
 mod roots;
 mod seal;
+pub mod target_keys;
 mod waiting;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -22,12 +23,9 @@ use assay_common::{
     limits::{MAX_ANSWER_BYTES, MAX_MESSAGE_BYTES},
     path::display_short,
     rpc_status::fault_from_status,
-    signing::{SigningKey, VerifyingKey},
+    signing::SigningKey,
     tls::{Meter, MeteredChannel},
-    verdict::{
-        self, HexDigest, MAX_LISTED, Outcome, VerifiedVerdict, coverage::meaning, timestamp_to_proto,
-        verify_verdict,
-    },
+    verdict::{self, HexDigest, MAX_LISTED, Outcome, coverage::meaning, timestamp_to_proto},
 };
 use assay_proto::v1::{
     AbandonRunRequest, Counts, Mark as MarkMessage, OpenRunResponse, Phase, Run, SealRunResponse,
@@ -47,6 +45,7 @@ use crate::{
 
 pub use fault::Fault;
 pub use progress::Progress;
+pub use target_keys::TargetKeys;
 pub use waiting::Due;
 
 /// Version of the replication protocol that this agent speaks.
@@ -92,8 +91,8 @@ pub struct Context {
     pub target: Target,
     /// For the source's statements.
     pub signing_key: SigningKey,
-    /// The target's pinned key.
-    pub target_key: VerifyingKey,
+    /// The target's pinned keys.
+    pub target_keys: TargetKeys,
     /// Files read side by side.
     pub threads: usize,
     /// What content is held in, of all runs of the agent.
@@ -356,10 +355,11 @@ impl Attempt {
         match tokio::time::timeout(ABANDON_WAIT, client.abandon_run(request)).await {
             Ok(Ok(response)) => {
                 let response = response.into_inner();
-                let valid = verify_verdict(response.envelope.as_bytes(), &self.context.target_key, None);
+                let valid = self.verify(&response.envelope, None);
                 // The word for this run's end, and not one that the target gave for another.
                 let nonce = (self.target_statements > 0).then_some(self.nonce);
-                let ours = valid.ok().map(|VerifiedVerdict { verdict, .. }| verdict).filter(|verdict| {
+                let ours = valid.ok().filter(|verified| {
+                    let verdict = &verified.verdict;
                     verdict.run_id == self.id
                         && verdict.repository == self.context.repository.name
                         && verdict.outcome == Outcome::NotRun
@@ -369,7 +369,9 @@ impl Attempt {
                 });
                 match ours {
                     None => tracing::warn!("the target's verdict on the end of the run is not believed"),
-                    Some(verdict) => {
+                    Some(verified) => {
+                        self.note_target_key(&verified);
+                        let verdict = verified.verdict;
                         self.keep_receipt(&verdict, &response.verdict_id, &response.envelope);
                         if self.context.state.save_verdict(&self.id, &response.envelope).is_ok() {
                             self.send_receipts(&client).await;

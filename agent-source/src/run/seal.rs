@@ -8,6 +8,7 @@ use assay_common::{
     fault::{Point, at},
     fidelity::LeftOut,
     id::GenerationNumber,
+    keyring::Keyring,
     ledger::EntryId,
     limits::{MAX_PROGRESS_MESSAGES, MAX_STEP_BYTES},
     manifest::Header,
@@ -15,7 +16,7 @@ use assay_common::{
     rpc_status::fault_from_status,
     verdict::{
         self, Counts as StatementCounts, HexDigest, MAX_LISTED, Mark as VerdictMark, NotCovered, Readings,
-        SourceStatement, sign_source_statement, timestamp_to_proto, verify_verdict,
+        SourceStatement, sign_source_statement, timestamp_to_proto,
     },
 };
 use assay_proto::v1::{
@@ -197,10 +198,9 @@ impl Attempt {
         roots: &roots::OpenRoots,
     ) -> Result<verdict::Verdict, Fault> {
         let (verdict_id, envelope) = self.await_check(client, check, roots).await?;
-        let own_key = self.context.signing_key.verifying_key();
-        let verified = verify_verdict(envelope.as_bytes(), &self.context.target_key, Some(&own_key))
-            .map_err(|error| Fault::verdict_not_trusted(error.to_string()))?;
-        let verdict = verified.verdict;
+        let own_key = Keyring::from(self.context.signing_key.verifying_key());
+        let verified = self.verify(&envelope, Some(&own_key))?;
+        let verdict = verified.verdict.clone();
         let about_this_run = verdict.run_id == self.id
             && verdict.repository == self.context.repository.name
             && verdict.generation == Some(GenerationNumber(generation))
@@ -210,6 +210,7 @@ impl Attempt {
             return Err(Fault::verdict_not_trusted("it is about another run or another tree".to_owned()));
         }
         self.check_link(&verdict, &envelope)?;
+        self.note_target_key(&verified);
         let step = |point| at(point).at("write", &self.context.state.verdicts());
         self.keep_receipt(&verdict, &verdict_id, &envelope);
         step(Point::VerdictSave)?;

@@ -6,13 +6,13 @@ use assay_common::{
     cli::doctor::{Report, find_program},
     error::Hint as _,
     fidelity::FsLimits,
+    keyring::Keyring,
     pki::Role,
     profile::Value,
-    signing::{SigningKey, VerifyingKey},
 };
 use jiff::Timestamp;
 
-use super::shares;
+use super::{restore::own_keys, shares};
 use crate::check::beforehand::View;
 use crate::config::{Config, IsolationPolicy, Repository, WorkspacePreference};
 
@@ -34,8 +34,8 @@ pub(super) fn examine(config: &Config, path: &Path) -> Report {
         report.certificate("operator's certificate", &config.operator_tls, &[Role::Operator], now);
     }
     report.ca_key(&config.tls, path);
-    match SigningKey::load(&config.agent.signing_key) {
-        Ok(_) => report.ok("signing key", "can be read"),
+    match own_keys(config) {
+        Ok(keys) => report.ok("signing key", format!("can be read: {}", keys.current().key_id())),
         Err(error) => report.bad("signing key", error.to_string(), error.hint().unwrap_or_default()),
     }
     let store = config.agent.store.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
@@ -148,7 +148,7 @@ fn sandbox(report: &mut Report, config: &Config, is_root: bool) {
 
 fn look_at(report: &mut Report, repository: &Repository) {
     let name = |what: &str| format!("{}: {what}", repository.name);
-    match VerifyingKey::load(&repository.source_key) {
+    match Keyring::load(&repository.source_key) {
         Ok(_) => report.ok(&name("source's key"), "can be read"),
         Err(error) => report.bad(&name("source's key"), error.to_string(), error.hint().unwrap_or_default()),
     }

@@ -21,6 +21,7 @@ use assay_common::{
     durable::write_durable,
     error::Hint as _,
     id::is_plain_name,
+    keyring::{self, Keyring, Place},
     pki::{self, Party, PkiError, Role, authority},
     profile::Profile,
     signing::VerifyingKey,
@@ -276,6 +277,9 @@ pub(super) struct AcceptArgs {
     /// Run on this host what the source's line names as a command of the check
     #[arg(long)]
     allow_commands: bool,
+    /// Pin the line's key in the place of the source's earlier one, which vouches for its own generations alone from then on
+    #[arg(long)]
+    replace_key: bool,
 }
 
 /// Takes a source's answer: pins its key, and adds its repository to the configuration.
@@ -297,7 +301,6 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
     started(config)?;
     // A link stays one: what it points to is replaced.
     let config = &fs::canonicalize(config).map_err(failed(config))?;
-    refuse_commands(&acceptance, arguments, config)?;
     // One at a time: what the other has added is read. Held until the end.
     let folder = fs::File::open(folder_of(config)).map_err(failed(config))?;
     rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
@@ -305,16 +308,30 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
     let text = fs::read_to_string(config).map_err(failed(config))?;
     let mode = fs::metadata(config).map_err(failed(config))?.permissions().mode() & 0o777;
     let Acceptance { source, source_key, .. } = &acceptance;
-    let key = format!("pki/{source}-signing.pub");
-    let key_path = folder_of(config).join(&key);
-    let is_pinned = match fs::read_to_string(&key_path) {
-        Ok(pinned) if pinned == *source_key => true,
+    let (key, key_path) = pinned_at(config, &text, source);
+    let pin = match fs::read_to_string(&key_path) {
+        Ok(pinned) if pinned == *source_key => Pin::Same,
+        Ok(_) if arguments.replace_key => Pin::Replaced,
         Ok(_) => {
-            return Err(CommandError::usage(format!("{} pins another key of {source}", key_path.display()))
-                .hint("a source that was set up anew has a new key: when that is so, move the file away"));
+            return Err(CommandError::usage(format!("{} pins another key of {source}", key_path.display())).hint(
+                "a source that was set up anew has a new key: when that is so, compare the key with what assay-source printed, and say --replace-key",
+            ));
         }
-        Err(_) => false,
+        Err(_) => Pin::New,
     };
+    if arguments.replace_key && pin != Pin::New && is_configured(config, &text, &acceptance) {
+        if pin == Pin::Replaced {
+            replace_key(&key_path, source, source_key)?;
+        }
+        let id = VerifyingKey::from_pem(source_key).map(|key| key.key_id()).unwrap_or_default();
+        print(&format!(
+            "the signing key of {source} is {id} now: compare it with what assay-source printed\n\
+             its earlier key is kept beside it, and vouches for the generations that are there\n\
+             next: restart assay-target, which notes the change in the ledger\n"
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    refuse_commands(&acceptance, arguments, config)?;
     // Looked at before it takes the old one's place.
     let with = |quota: Option<Size>| -> Result<(String, config::Config), CommandError> {
         let text = format!("{}\n\n{}", text.trim_end(), section(&acceptance, &key, quota));
@@ -327,8 +344,10 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
         None => shares::of_next(&with(None)?.1),
     };
     let (text, _) = with(quota)?;
-    if !is_pinned {
-        write_new(&key_path, source_key)?;
+    match pin {
+        Pin::Same => {}
+        Pin::Replaced => replace_key(&key_path, source, source_key)?,
+        Pin::New => write_new(&key_path, source_key)?,
     }
     write_durable(config, text.as_bytes(), mode).map_err(|error| CommandError::not_run(error.to_string()))?;
     let fingerprint = VerifyingKey::from_pem(source_key).map(|key| key.key_id());
@@ -345,6 +364,53 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
         )),
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// How the key of a line and the one that is pinned stand to each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pin {
+    /// It is pinned.
+    Same,
+    /// Another one is, and the operator has said that this one takes its place.
+    Replaced,
+    /// None is.
+    New,
+}
+
+/// Where the key of a source is pinned, as the configuration says it and as a path: where its other repositories have it.
+fn pinned_at(config: &Path, text: &str, source: &str) -> (String, PathBuf) {
+    let key = format!("pki/{source}-signing.pub");
+    let usual = folder_of(config).join(&key);
+    let parsed = config::parse(config, text).ok();
+    let known = parsed.and_then(|parsed| parsed.repositories.into_iter().find(|it| it.source == source));
+    match known.map(|repository| repository.source_key) {
+        Some(path) if path != usual => (path.to_string_lossy().into_owned(), path),
+        _ => (key, usual),
+    }
+}
+
+/// True if the repository of an acceptance is in the configuration already, for the same source.
+fn is_configured(config: &Path, text: &str, acceptance: &Acceptance) -> bool {
+    config::parse(config, text).is_ok_and(|parsed| {
+        let mut all = parsed.repositories.iter();
+        all.any(|it| it.name == acceptance.repository && it.source == acceptance.source)
+    })
+}
+
+/// Pins another key of a source; the one that was pinned is kept among its former ones. A key that was replaced is not pinned again: whoever
+/// has stolen it could ask for that.
+fn replace_key(path: &Path, source: &str, pem: &str) -> Result<(), CommandError> {
+    let (keys, new) = (Keyring::load(path)?, VerifyingKey::from_pem(pem));
+    let new = new.ok_or_else(|| CommandError::usage("the line's key is damaged"))?;
+    if keys.former().contains(&new) {
+        return Err(CommandError::usage(format!(
+            "key {} of {source} was replaced before, and is not taken again",
+            new.key_id()
+        ))
+        .hint("let the source make a new key: assay-source keys rotate"));
+    }
+    keyring::keep(path, Place::Former, keys.current())?;
+    write_durable(path, pem.as_bytes(), 0o644).map_err(|error| CommandError::not_run(error.to_string()))
 }
 
 fn section(acceptance: &Acceptance, key: &str, quota: Option<Size>) -> String {

@@ -9,15 +9,16 @@ use assay_common::{
     digest::MANIFEST_CONTEXT,
     error::Hint as _,
     id::GenerationNumber,
+    keyring::{Keyring, load_if_given},
     ledger::{EntryId, Ledger, LedgerError},
-    signing::{KeyError, SigningKey, VerifyingKey},
+    signing::{KeyError, SigningKey},
     verdict::{
         AcknowledgedVerdict, Acknowledgement, HexDigest, MAX_ACKNOWLEDGED_BYTES, keep_acknowledgement,
         link_digest, parse_verdicts, sign_acknowledgement,
     },
 };
 
-use super::Which;
+use super::{Which, restore::own_keys};
 use crate::{
     config::{Config, Repository},
     store::MANIFEST,
@@ -66,12 +67,12 @@ pub(super) struct Place {
     /// A copy of a ledger's folder, instead of the one in the store; then --key is needed
     #[arg(long, value_name = "DIR", conflicts_with = "all")]
     folder: Option<PathBuf>,
-    /// The target's public signing key; never taken from the ledger
+    /// The target's public signing key; never taken from the ledger. May be given several times, oldest first
     #[arg(long, value_name = "PUB", requires = "folder")]
-    key: Option<PathBuf>,
-    /// The source's public signing key, to check its embedded statements too
+    key: Vec<PathBuf>,
+    /// The source's public signing key, to check its embedded statements too. May be given several times, oldest first
     #[arg(long, value_name = "PUB", requires = "folder")]
-    source_key: Option<PathBuf>,
+    source_key: Vec<PathBuf>,
 }
 
 fn key_error(error: KeyError) -> CommandError {
@@ -101,14 +102,13 @@ pub(super) fn run(
     if let Some(folder) = &place.folder {
         let ledger = open(folder)?;
         let Some(audit) = audit else { return print_head(&ledger) };
-        let key = place.key.as_deref().ok_or_else(|| {
-            CommandError::usage("--key is missing: a key is never taken from the ledger itself")
-                .hint("give the target's public signing key from where you trust it, for example pki/target-signing.pub")
-        })?;
-        let key = VerifyingKey::load(key).map_err(key_error)?;
-        let source_key =
-            place.source_key.as_deref().map(VerifyingKey::load).transpose().map_err(key_error)?;
-        return audit.run(&ledger, &key, source_key.as_ref(), None, Beside::default(), json);
+        if place.key.is_empty() {
+            return Err(CommandError::usage("--key is missing: a key is never taken from the ledger itself")
+                .hint("give the target's public signing key from where you trust it, for example pki/target-signing.pub"));
+        }
+        let keys = Keyring::load_all(&place.key).map_err(key_error)?;
+        let source_keys = load_if_given(&place.source_key).map_err(key_error)?;
+        return audit.run(&ledger, &keys, source_keys.as_ref(), None, Beside::default(), json);
     }
     let config = load()?;
     if !place.which.all {
@@ -132,8 +132,8 @@ fn look(
     let store = config.agent.store.join(&repository.name);
     let ledger = open(&store.join("ledger"))?;
     let Some(audit) = audit else { return print_head(&ledger) };
-    let key = SigningKey::load(&config.agent.signing_key).map_err(key_error)?.verifying_key();
-    let source_key = VerifyingKey::load(&repository.source_key).map_err(key_error)?;
+    let keys = own_keys(config).map_err(key_error)?;
+    let source_keys = Keyring::load(&repository.source_key).map_err(key_error)?;
     let root_of = |number: GenerationNumber| {
         let folder = store.join("generations").join(number.folder());
         // What was pruned has its verdicts all the same.
@@ -147,7 +147,7 @@ fn look(
     };
     let (receipts, acknowledgements) = (store.join("receipts"), store.join(ACKNOWLEDGEMENTS));
     let beside = Beside { receipts: Some(&receipts), acknowledgements: Some(&acknowledgements) };
-    audit.run(&ledger, &key, Some(&source_key), Some(&root_of), beside, json)
+    audit.run(&ledger, &keys, Some(&source_keys), Some(&root_of), beside, json)
 }
 
 /// The folder of acknowledgements, in a repository's store.
@@ -185,13 +185,14 @@ fn acknowledge(
     let store = config.agent.store.join(&repository.name);
     let (ledger, folder) = (open(&store.join("ledger"))?, store.join(ACKNOWLEDGEMENTS));
     let key = SigningKey::load(&config.agent.signing_key).map_err(key_error)?;
-    let source_key = VerifyingKey::load(&repository.source_key).map_err(key_error)?;
+    let (keys, source_keys) =
+        (own_keys(config).map_err(key_error)?, Keyring::load(&repository.source_key).map_err(key_error)?);
     let receipts = store.join("receipts");
     let expected =
         Expected { receipts: Some(&receipts), acknowledgements: Some(&folder), ..Default::default() };
     let unreadable =
         |error: LedgerError| CommandError { hint: error.hint(), ..CommandError::not_run(error.to_string()) };
-    let found = audit(&ledger, &key.verifying_key(), Some(&source_key), &expected).map_err(unreadable)?;
+    let found = audit(&ledger, &keys, Some(&source_keys), &expected).map_err(unreadable)?;
     let wrong: BTreeSet<u64> = found.findings.iter().flat_map(Finding::wrong_clock).collect();
     let mut named = Vec::new();
     for sequence in verdicts.iter().cloned().flatten().collect::<BTreeSet<u64>>() {

@@ -4,6 +4,7 @@ mod doctor;
 mod examine;
 mod init;
 mod keep;
+mod keys;
 mod ledger;
 mod ops;
 mod restore;
@@ -21,9 +22,9 @@ use assay_common::{
         print_as_json, print_json, screen, show, without_connection,
     },
     json::to_output,
+    keyring::Keyring,
     memory,
     pki::Role,
-    signing::{SigningKey, VerifyingKey},
     telemetry,
     tls::{Credentials, TlsFiles, revocation},
     verdict::Outcome,
@@ -129,6 +130,9 @@ enum Command {
     /// Check the ledger as a whole, here or as a copy
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// List and replace the key with which this target signs verdicts
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Write and check configurations
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -237,6 +241,7 @@ const OFFLINE: &[&str] = &[
     "serve",
     "verdict verify",
     "ledger",
+    "keys",
     "config",
     "pki",
     "init",
@@ -317,6 +322,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Engine(EngineCommand::SubversionCheck(arguments)) => Ok(subversion::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
+        Command::Keys(command) => keys::run(command, &load(&cli.config)?, cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
         Command::Config(ConfigCommand::Check) => config_check(&cli.config, cli.json),
         command => {
@@ -342,9 +348,9 @@ fn config_check(path: &Path, json: bool) -> Result<ExitCode, CommandError> {
     let config = load(path)?;
     let mut faults = Vec::new();
     faults.extend(Credentials::load(&config.tls, &[Role::Target]).err().map(|error| error.to_string()));
-    faults.extend(SigningKey::load(&config.agent.signing_key).err().map(|error| error.to_string()));
+    faults.extend(restore::own_keys(&config).err().map(|error| error.to_string()));
     for repository in &config.repositories {
-        faults.extend(VerifyingKey::load(&repository.source_key).err().map(|error| error.to_string()));
+        faults.extend(Keyring::load(&repository.source_key).err().map(|error| error.to_string()));
         if let Err(missing) = repository.profile.bind_for_checks(&repository.vars, None) {
             faults
                 .extend(missing.into_iter().map(|fault| format!("repository {}: {fault}", repository.name)));

@@ -6,7 +6,10 @@ use assay_common::{
     cli::{CommandError, Offered, RestoreArgs},
     config::no_such_repository,
     error::{Hint as _, ShowPath},
-    signing::{SigningKey, VerifyingKey},
+    keyring::Keyring,
+    ledger::{EntryId, Ledger},
+    signing::{KeyError, SigningKey},
+    verdict::verify_verdict_with,
 };
 
 use crate::{
@@ -46,11 +49,12 @@ pub(super) fn restore(
         verdict: sealed.verdict.clone(),
         is_verified: sealed.is_verified,
     };
-    // The key that this host signs with is the one that its own verdicts must bear.
-    let key = SigningKey::load(&config.agent.signing_key)
+    // The keys that this host signs or signed with are those that its own verdicts must bear.
+    let keys = own_keys(config)
         .map_err(|error| CommandError { hint: error.hint(), ..CommandError::usage(error.to_string()) })?;
-    let source_key = arguments.source_key(|| Some(VerifyingKey::load(&repository.source_key)))?;
-    let vouched = arguments.believe(&offered, &key.verifying_key(), source_key.as_ref())?;
+    let source_keys = arguments.source_keys(|| Some(Keyring::load(&repository.source_key)))?;
+    let vouched = arguments.believe(&offered, &keys, source_keys.as_ref())?;
+    refuse_out_of_time(&store, &offered, &keys)?;
     if !json {
         assay_common::cli::print(&format!("{}\n", vouched.text));
     }
@@ -76,4 +80,38 @@ pub(super) fn restore(
         tracing::warn!(%error, "the restore cannot be noted");
     }
     Ok(arguments.show(&offered, &vouched, &ended, json))
+}
+
+/// The keys of this agent: the one that it signs with, and those that it had before.
+///
+/// # Errors
+/// [`KeyError`].
+pub(super) fn own_keys(config: &Config) -> Result<Keyring, KeyError> {
+    let path = &config.agent.signing_key;
+    Keyring::around(SigningKey::load(path)?.verifying_key(), path)
+}
+
+/// A verdict of a former key must stand in that key's time: whoever has stolen it could have put one into the ledger since.
+fn refuse_out_of_time(
+    store: &std::path::Path,
+    offered: &Offered,
+    keys: &Keyring,
+) -> Result<(), CommandError> {
+    let Some(envelope) = &offered.verdict else { return Ok(()) };
+    let Ok(verified) = verify_verdict_with(envelope, keys, None) else { return Ok(()) };
+    if verified.target_place == keys.current_place() {
+        return Ok(());
+    }
+    let id = EntryId(verified.verdict.sequence);
+    let chain = Ledger::at(&store.join("ledger"))
+        .check(keys, None)
+        .map_err(|error| CommandError { hint: error.hint(), ..CommandError::not_run(error.to_string()) })?;
+    if chain.is_in_time_of_target(verified.target_place, id) {
+        return Ok(());
+    }
+    let key = keys.all()[verified.target_place].key_id();
+    Err(CommandError::not_run(format!(
+        "verdict {id} is signed with key {key}, whose time had ended: it was replaced before"
+    ))
+    .hint("`assay-target ledger verify` shows the times of the keys; find out who has signed this, and check the generation again: assay-target verify"))
 }

@@ -58,8 +58,9 @@ impl Bench {
         std::fs::write(&path, text).expect("write");
         let mut config = config::load(&path).expect("configuration").repositories.remove(0);
         config.retention = retention;
-        Repository::open(&folder.path().join("store"), config, Arc::new(SigningKey::generate()))
-            .expect("open")
+        let key = SigningKey::generate();
+        let own = key.verifying_key().into();
+        Repository::open(&folder.path().join("store"), config, Arc::new(key), &own).expect("open")
     }
 
     /// As after a crash: nothing is told to the one that was open.

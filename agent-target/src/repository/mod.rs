@@ -1,11 +1,13 @@
 //! One repository on the target.
 //!
 //! - [`abandoned`]: what runs left that did not come to their end;
+//! - `keys`: the keys with which its ledger goes on;
 //! - [`occupancy`]: who has it now, and what may begin beside that;
 //! - [`verdicts`]: what is known of its generations, and which one is called verified;
 //! - `telling`: the order in which verdicts are told.
 
 pub mod abandoned;
+pub(crate) mod keys;
 pub mod occupancy;
 mod telling;
 pub mod verdicts;
@@ -20,9 +22,10 @@ use assay_common::{
     cli::show,
     fidelity::{CopyRules, FsLimits},
     id::{GenerationNumber, RunId},
+    keyring::Keyring,
     ledger::{Ledger, LedgerError},
     limits::MAX_MANIFEST_STREAMS,
-    signing::{SigningKey, VerifyingKey},
+    signing::SigningKey,
     watch::Watch,
 };
 use tokio::sync::Semaphore;
@@ -67,7 +70,7 @@ pub enum OpenError {
     /// Its chunk index.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// The source's public key.
+    /// The source's public keys, or the agent's own key is not the one that the ledger goes on with.
     #[error(transparent)]
     Key(#[from] assay_common::signing::KeyError),
     /// Left-over workspaces cannot be cleared away.
@@ -93,8 +96,8 @@ pub struct Repository {
     pub store: Arc<Store>,
     /// Its chunk index.
     pub index: Arc<Mutex<ChunkIndex>>,
-    /// The source's pinned key.
-    pub source_key: VerifyingKey,
+    /// The source's pinned keys.
+    pub source_keys: Keyring,
     /// Where second readings of the run that is being checked arrive.
     pub desk: Desk,
     /// How it stands, for all who ask and for those who are told.
@@ -190,6 +193,7 @@ impl Repository {
         store: &Path,
         config: config::Repository,
         signing_key: Arc<SigningKey>,
+        own_keys: &Keyring,
     ) -> Result<Self, OpenError> {
         let store = Store::open_or_create(&store.join(&config.name))?;
         crate::check::sweep_groups();
@@ -211,7 +215,7 @@ impl Repository {
             }
             opened => opened?,
         };
-        let source_key = VerifyingKey::load(&config.source_key)?;
+        let source_keys = Keyring::load(&config.source_key)?;
         let rot = Rot::load(&store.path().join("scrub.json"));
         let pins = Pins::load(&store.path().join("pins.json"));
         if let Err(error) = &pins {
@@ -223,7 +227,7 @@ impl Repository {
             ending: CancellationToken::new(),
             store: Arc::new(store),
             index: Arc::new(Mutex::new(index)),
-            source_key,
+            source_keys,
             desk: Desk::default(),
             watch: Arc::default(),
             holds: Holds::default(),
@@ -233,14 +237,15 @@ impl Repository {
             pins: Mutex::new(pins),
             rot: Mutex::new(rot),
             untold: Untold::default(),
-            verdicts: Verdicts::new(ledger, signing_key),
+            verdicts: Verdicts::new(ledger, signing_key, own_keys.clone()),
             manifest_streams: Arc::new(Semaphore::new(MAX_MANIFEST_STREAMS)),
             failed_runs: FailedRuns::default(),
             checks: Arc::default(),
             limits: Mutex::new(None),
             neighbours: OnceLock::new(),
         };
-        repository.learn_verdicts();
+        let keys = repository.learn_verdicts();
+        repository.follow_keys(&keys)?;
         repository.settle()?;
         let (watch, untold) = observe::learn(&repository);
         repository.watch = Arc::new(watch);

@@ -15,16 +15,17 @@ use assay_common::{
     error::IoContext as _,
     fault::{self, Point},
     id::{GenerationNumber, RunId},
+    keyring::Keyring,
     ledger::{Ledger, LedgerError},
     signing::SigningKey,
     verdict::{
         self, HexDigest, NegativeControl, Outcome, Trust, Verdict, VerdictError, sign_control, sign_verdict,
-        unverified_verdict, verify_control,
+        unverified_verdict, verify_control_among,
     },
     watch::Ended,
 };
 
-use super::Repository;
+use super::{Repository, keys::LastKeys};
 use crate::{
     observe,
     store::{FILE_BYTES, Held, StoreError},
@@ -33,8 +34,10 @@ use crate::{
 
 /// The ledger of a repository, and what is known of it.
 pub(super) struct Verdicts {
-    ledger: Ledger,
-    signing_key: Arc<SigningKey>,
+    pub(super) ledger: Ledger,
+    pub(super) signing_key: Arc<SigningKey>,
+    /// The key that this agent signs with, and those before it.
+    own_keys: Keyring,
     writing: Mutex<()>,
     known: Mutex<Known>,
 }
@@ -72,8 +75,8 @@ struct Conclusive {
 }
 
 impl Verdicts {
-    pub(super) fn new(ledger: Ledger, signing_key: Arc<SigningKey>) -> Self {
-        Self { ledger, signing_key, writing: Mutex::default(), known: Mutex::default() }
+    pub(super) fn new(ledger: Ledger, signing_key: Arc<SigningKey>, own_keys: Keyring) -> Self {
+        Self { ledger, signing_key, own_keys, writing: Mutex::default(), known: Mutex::default() }
     }
 
     fn writing(&self) -> Writing<'_> {
@@ -129,10 +132,23 @@ impl Repository {
         Ok(String::from_utf8_lossy(&self.verdicts.ledger.get(id)?).into_owned())
     }
 
-    /// Reads the ledger, when the repository is opened. Nobody else writes to it.
-    pub(super) fn learn_verdicts(&self) {
+    /// Reads the ledger, when the repository is opened. Nobody else writes to it. Gives what it says of keys.
+    pub(super) fn learn_verdicts(&self) -> LastKeys {
         let mut known = Known { held: measure(self.verdicts.ledger.folder()), ..Known::default() };
-        for (id, verdict) in self.verdicts() {
+        let mut keys = LastKeys::default();
+        for id in self.verdicts.ledger.entries().unwrap_or_default() {
+            let Ok(envelope) = self.verdicts.ledger.get(&id.to_string()) else { continue };
+            let verdict = match unverified_verdict(&envelope) {
+                Ok(verdict) => {
+                    keys.note_signer(&envelope);
+                    verdict
+                }
+                Err(_) => {
+                    keys.note(id, &envelope);
+                    continue;
+                }
+            };
+            let id = id.to_string();
             known.trust.learn(&verdict);
             known.ended_runs.insert(verdict.run_id.clone());
             if verdict.outcome != Outcome::Pass {
@@ -152,6 +168,7 @@ impl Repository {
         }
         *self.verdicts.known() = known;
         self.learn_control();
+        keys
     }
 
     /// The control that is kept counts for the checker that the configuration names now.
@@ -275,14 +292,14 @@ impl Repository {
     /// The newest negative control, when it is of another check than this one: the checker has changed since.
     pub fn former_control(&self) -> Option<NegativeControl> {
         let bytes = self.store.control().filter(|_| !self.store.has_control_of(self.check_digest()))?;
-        verify_control(&self.config.name, &bytes, &self.verdicts.signing_key.verifying_key()).ok()
+        verify_control_among(&self.config.name, &bytes, self.verdicts.own_keys.all()).ok()
     }
 
     /// The newest negative control; none when there was none of this check, or when it does not bear this target's signature.
     pub fn control(&self) -> Option<NegativeControl> {
         let bytes = self.store.control().filter(|_| self.store.has_control_of(self.check_digest()))?;
         let name = &self.config.name;
-        match verify_control(name, &bytes, &self.verdicts.signing_key.verifying_key()) {
+        match verify_control_among(name, &bytes, self.verdicts.own_keys.all()) {
             Ok(control) => Some(control),
             Err(error) => {
                 tracing::error!(repository = name, %error, "the negative control's record is not believed");

@@ -15,7 +15,7 @@ use assay_common::{
     error::{IoContext as _, PathError},
     id::GenerationNumber,
     ledger::{Ledger, LedgerError},
-    verdict::{Outcome, unverified_verdict},
+    verdict::{Outcome, unverified_key_change, unverified_verdict},
 };
 
 use crate::store::{MANIFEST, POSITIONS, RECORD, Record, TREE};
@@ -189,8 +189,11 @@ fn conclusive(repository: &Path, number: GenerationNumber) -> Result<Option<Vec<
     for id in ledger.entries()? {
         let envelope = ledger.get(&id.to_string())?;
         // It might be a FAIL: an older PASS is not taken for the last word.
-        let verdict =
-            unverified_verdict(&envelope).map_err(|_| SealedError::Verdict { id: id.to_string() })?;
+        let verdict = match unverified_verdict(&envelope) {
+            Ok(verdict) => verdict,
+            Err(_) if unverified_key_change(&envelope).is_ok() => continue,
+            Err(_) => return Err(SealedError::Verdict { id: id.to_string() }),
+        };
         if verdict.generation == Some(number) && matches!(verdict.outcome, Outcome::Pass | Outcome::Fail) {
             return Ok(Some(envelope));
         }

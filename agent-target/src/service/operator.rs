@@ -256,6 +256,11 @@ impl TargetService for Operator {
             let envelope = repository
                 .envelope(&id)
                 .map_err(|error| RpcFault::new(Code::NotFound, "no-such-verdict", error.to_string()))?;
+            if assay_common::verdict::unverified_key_change(envelope.as_bytes()).is_ok() {
+                let text = format!("entry {id} of the ledger is a key change and no verdict");
+                return Err(RpcFault::new(Code::NotFound, "no-such-verdict", text)
+                    .with_hint("`assay-target ledger verify` shows the keys and their times"));
+            }
             let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
                 .map_err(|error| internal("reading the verdict", &error))?;
             Ok(message(&id, &verdict, envelope))

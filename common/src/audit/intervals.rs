@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use super::Finding;
 use crate::{
     error::{IoContext as _, PathError},
-    ledger::EntryId,
+    keyring::Keyring,
+    ledger::{Chain, EntryId},
     path::display_bytes,
-    signing::VerifyingKey,
-    verdict::{Receipt, Verdict, read_receipt, verify_receipt},
+    verdict::{Receipt, Verdict, read_receipt, verify_receipt_among},
 };
 
 /// A clock that is put right by a small step between mark and receipt is no contradiction.
@@ -117,12 +117,11 @@ impl Dated {
         id: EntryId,
         verdict: &Verdict,
         envelope: &[u8],
-        receipts: Option<(&Path, &VerifyingKey)>,
+        receipts: Option<&Receipts<'_>>,
     ) -> (Self, Option<Finding>) {
         // A mark without the source's statement is the target's word.
         let mark = verdict.source_statement.as_ref().and(verdict.mark.as_ref()).map(|mark| mark.time);
-        let receipt =
-            receipts.and_then(|(folder, key)| receipt(folder, key, id, verdict, envelope).transpose());
+        let receipt = receipts.and_then(|receipts| receipts.of(id, verdict, envelope).transpose());
         let (received, finding) = match receipt {
             None => (None, None),
             Some(Err(what)) => (None, Some(Finding::Receipt { name: id.to_string(), what })),
@@ -138,17 +137,26 @@ impl Dated {
     }
 }
 
-fn receipt(
-    folder: &Path,
-    key: &VerifyingKey,
-    id: EntryId,
-    verdict: &Verdict,
-    envelope: &[u8],
-) -> Result<Option<Receipt>, String> {
-    let Some(bytes) = read_receipt(folder, id).map_err(|error| error.to_string())? else {
-        return Ok(None);
-    };
-    verify_receipt(&bytes, key, verdict, envelope).map(Some).map_err(|error| error.to_string())
+/// The source's receipts, and whose they may be.
+pub(super) struct Receipts<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) keys: &'a Keyring,
+    pub(super) chain: &'a Chain,
+}
+
+impl Receipts<'_> {
+    /// The receipt for a verdict; nothing where there is none.
+    fn of(&self, id: EntryId, verdict: &Verdict, envelope: &[u8]) -> Result<Option<Receipt>, String> {
+        let Some(bytes) = read_receipt(self.folder, id).map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let verified = verify_receipt_among(&bytes, self.keys.all(), verdict, envelope);
+        let (receipt, key) = verified.map_err(|error| error.to_string())?;
+        if !self.chain.is_in_time_of_source(key, id) {
+            return Err("it is signed with a source's key whose time had ended".to_owned());
+        }
+        Ok(Some(receipt))
+    }
 }
 
 /// The intervals of verdicts in the order of the chain.

@@ -54,7 +54,7 @@ impl Bench {
     }
 
     fn audit(&self, expected: &Expected<'_>) -> Vec<String> {
-        let keys = (self.target.verifying_key(), self.source.verifying_key());
+        let keys = (self.target.verifying_key().into(), self.source.verifying_key().into());
         let audit = audit(&self.ledger(), &keys.0, Some(&keys.1), expected).expect("readable");
         audit.findings.iter().map(ToString::to_string).collect()
     }
@@ -279,7 +279,7 @@ fn a_wrong_clock_can_be_acknowledged_and_nothing_else() {
         fs::remove_file(other).expect("remove");
         acknowledge(wrong, digest, &bench.target);
         assert_eq!(bench.audit(&expected), [""; 0]);
-        let keys = (bench.target.verifying_key(), bench.source.verifying_key());
+        let keys = (bench.target.verifying_key().into(), bench.source.verifying_key().into());
         let audit = audit(&bench.ledger(), &keys.0, Some(&keys.1), &expected).expect("readable");
         assert_eq!(audit.acknowledged.len(), 1);
         assert!(audit.acknowledged[0].line().contains("says alice on 2026-11-25"), "{audit:?}");

@@ -7,12 +7,12 @@ use std::{
 
 use super::{CommandError, print, print_json};
 use crate::{
-    audit::{Expected, Head, audit, head},
+    audit::{Expected, Finding, Head, audit, head},
     config::Span,
     error::Hint as _,
     id::GenerationNumber,
-    ledger::{EntryId, Ledger, LedgerError},
-    signing::VerifyingKey,
+    keyring::Keyring,
+    ledger::{EntryId, Ledger, LedgerError, LedgerFault},
     verdict::HexDigest,
 };
 
@@ -82,6 +82,29 @@ pub fn print_head(ledger: &Ledger) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What to do about keys that do not fit.
+fn key_hints(findings: &[Finding]) -> Vec<&'static str> {
+    let has = |is: fn(&LedgerFault) -> bool| {
+        findings.iter().any(|finding| matches!(finding, Finding::Chain(fault) if is(fault)))
+    };
+    let mut hints = Vec::new();
+    if has(|fault| matches!(fault, LedgerFault::Unpinned { .. })) {
+        hints.push(
+            "ask the operator of that host whether the new key is theirs (`assay-target keys show` there); if it is, pin it behind the old one",
+        );
+    }
+    if has(|fault| matches!(fault, LedgerFault::Unannounced { .. })) {
+        hints.push(
+            "when the old key is gone, `assay-target keys rotate --lost OLD.pub --why TEXT` at the target says so in the ledger; when it is not, \
+             somebody else has signed: look who",
+        );
+    }
+    if has(|fault| matches!(fault, LedgerFault::Entry { source, .. } if source.is_of_other_key())) {
+        hints.push("when a host has had several keys, give them all, oldest first");
+    }
+    hints
+}
+
 impl AuditArgs {
     /// Looks at a ledger. 0 when nothing is wrong, else 1.
     ///
@@ -91,8 +114,8 @@ impl AuditArgs {
     pub fn run(
         &self,
         ledger: &Ledger,
-        key: &VerifyingKey,
-        source_key: Option<&VerifyingKey>,
+        keys: &Keyring,
+        source_keys: Option<&Keyring>,
         root_of: Option<&dyn Fn(GenerationNumber) -> Option<Result<HexDigest, String>>>,
         beside: Beside<'_>,
         json: bool,
@@ -107,7 +130,7 @@ impl AuditArgs {
             until: Some(jiff::Timestamp::now()),
             root_of,
         };
-        let done = audit(ledger, key, source_key, &expected).map_err(read_error)?;
+        let done = audit(ledger, keys, source_keys, &expected).map_err(read_error)?;
         let without: Vec<_> = done.intervals.iter().filter(|it| it.received.is_none()).collect();
         let without: Vec<_> = without.into_iter().map(|it| EntryId(it.verdict)).collect();
         let head = done.head.map(|head| head.to_string()).unwrap_or_default();
@@ -115,13 +138,16 @@ impl AuditArgs {
             let findings: Vec<_> = done.findings.iter().map(ToString::to_string).collect();
             print_json(&serde_json::json!({
                 "sound": findings.is_empty(), "verdicts": done.verdicts, "head": head,
-                "generationsCompared": done.compared, "findings": findings, "intervals": done.intervals,
+                "generationsCompared": done.compared, "keys": done.keys, "findings": findings, "intervals": done.intervals,
                 "acknowledged": done.acknowledged,
                 "withoutReceipt": without.iter().map(ToString::to_string).collect::<Vec<_>>(),
             }));
         } else {
             let mut text = String::new();
             done.intervals.iter().for_each(|interval| text.push_str(&format!("{}\n", interval.line())));
+            if done.keys.iter().any(|period| period.to.is_some()) {
+                done.keys.iter().for_each(|period| text.push_str(&format!("{}\n", period.line())));
+            }
             done.acknowledged.iter().for_each(|one| text.push_str(&format!("{}\n", one.line())));
             done.findings.iter().for_each(|finding| text.push_str(&format!("WRONG: {finding}\n")));
             let word = if done.findings.is_empty() { "sound" } else { "NOT SOUND" };
@@ -136,7 +162,8 @@ impl AuditArgs {
                      whose times are not true; it covers nothing else\n",
                 );
             }
-            text.push_str(&receipts_line(receipts.is_some() && source_key.is_some(), &without));
+            key_hints(&done.findings).iter().for_each(|hint| text.push_str(&format!("HINT: {hint}\n")));
+            text.push_str(&receipts_line(receipts.is_some() && source_keys.is_some(), &without));
             if self.expect_head.is_none() && self.copies.is_none() {
                 text.push_str(
                     "whether the newest are gone was not looked at: give --expect-head or --copies\n",

@@ -7,6 +7,7 @@ pub mod doctor;
 mod explain;
 mod health;
 pub mod join;
+mod keys;
 mod ledger;
 mod notify;
 mod output;
@@ -40,6 +41,7 @@ use crate::{
 
 pub use explain::{explain, explain_run};
 pub use health::{HealthAnswer, ask_health, health};
+pub use keys::{checked_why, show_keys};
 pub use ledger::{AuditArgs, Beside, print_head};
 pub use notify::NotifyCommand;
 pub use output::{print_as_json, schema as output_schema};

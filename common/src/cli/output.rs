@@ -168,15 +168,21 @@ pub fn schema() -> Value {
         (
             "VerifiedVerdict",
             json!({ "type": "object", "required": ["valid", "sourceSignature", "verdict"], "properties": {
-                "valid": { "const": true }, "sourceSignature": { "type": "string" },
+                "valid": { "const": true }, "key": { "type": "string" }, "formerKey": { "type": "boolean" }, "sourceSignature": { "type": "string" },
                 "verdict": { "$ref": "#/$defs/SignedVerdict" } } }),
         ),
         (
             "LedgerAudit",
             json!({ "type": "object", "required": ["sound", "verdicts", "head", "findings"], "properties": {
                 "sound": { "type": "boolean" }, "verdicts": { "$ref": "#/$defs/Number" },
-                "head": { "type": "string" },
+                "head": { "type": "string" }, "keys": { "type": "array", "items": { "type": "object" } },
                 "findings": { "type": "array", "items": { "type": "string" } } } }),
+        ),
+        (
+            "Key",
+            json!({ "type": "object", "required": ["owner", "key", "place"], "additionalProperties": false, "properties": {
+                "owner": { "type": "string" }, "key": { "type": "string", "pattern": "^[0-9a-f]{16}$" },
+                "place": { "enum": ["former", "signs", "announced"] } } }),
         ),
         (
             "Restored",

@@ -10,8 +10,8 @@ use super::{CommandError, print};
 use crate::{
     error::Hint as _,
     pki::{
-        Certificate, DEFAULT_VALIDITY_DAYS, Party, PkiError, PkiOptions, Role, authority, init_pki, issue,
-        renew,
+        Certificate, DEFAULT_VALIDITY_DAYS, Party, PkiError, PkiOptions, Role, add_authority, authority,
+        init_pki, issue, renew,
     },
 };
 
@@ -47,6 +47,23 @@ pub enum PkiCommand {
         organisation: String,
         /// How long the certificates are valid
         #[arg(long, default_value_t = DEFAULT_VALIDITY_DAYS, value_name = "DAYS")]
+        days: u32,
+        /// Make certificates alone: the agents keep the signing keys that they have
+        #[arg(long)]
+        without_signing_keys: bool,
+    },
+    /// Make a new CA that is believed beside the one of the folder, so that all certificates can be replaced without a gap
+    NewCa {
+        /// Folder with the certificates and the CA's ca.crt: one that `init` or `pki init` made
+        folder: PathBuf,
+        /// Folder for the new CA; /var/lib/assay-ca/KEY when it is left out, and ~/.local/share/assay-ca/KEY for other users than root
+        #[arg(long, value_name = "DIR")]
+        ca_folder: Option<PathBuf>,
+        /// Organisation (O=) in the new CA's certificate
+        #[arg(long, default_value = "Assay", value_name = "TEXT")]
+        organisation: String,
+        /// How long the new CA is valid
+        #[arg(long, default_value_t = 3650, value_name = "DAYS")]
         days: u32,
     },
     /// Make one more certificate with the CA of the folder
@@ -169,6 +186,7 @@ impl PkiCommand {
                 ca_folder,
                 organisation,
                 days,
+                without_signing_keys,
             } => {
                 if let Some(ca) = &ca_folder {
                     refuse_below(ca, &folder)?;
@@ -180,12 +198,21 @@ impl PkiCommand {
                     operator: Party { name: operator, hosts: Vec::new() },
                     validity: DAY * days,
                     ca_validity: DAY * days.max(3650),
+                    signing_keys: !without_signing_keys,
                 };
                 let ca = init_pki(&folder, ca_folder.as_deref(), &options, now).map_err(fault)?;
+                let (keys, of_source, of_target) = match without_signing_keys {
+                    false => (
+                        ", and two signing keys",
+                        " source-signing.key target-signing.pub",
+                        " target-signing.key source-signing.pub",
+                    ),
+                    true => ("", "", ""),
+                };
                 print(&format!(
-                    "made certificates for source, target and operator, and two signing keys in {}, and a CA in {}\n\
-                     source host:  ca.crt source.crt source.key source-signing.key target-signing.pub operator.*\n\
-                     target host:  ca.crt target.crt target.key target-signing.key source-signing.pub operator.*\n\
+                    "made certificates for source, target and operator{keys} in {}, and a CA in {}\n\
+                     source host:  ca.crt source.crt source.key{of_source} operator.*\n\
+                     target host:  ca.crt target.crt target.key{of_target} operator.*\n\
                      The CA's ca.key is needed for new certificates only: keep it on another host, and never below an agent's configuration\n",
                     folder.display(),
                     ca.display()
@@ -193,6 +220,22 @@ impl PkiCommand {
                 for path in ours(&folder)? {
                     print(&shown(&path, &Certificate::read(&path).map_err(fault)?));
                 }
+            }
+            Self::NewCa { folder, ca_folder, organisation, days } => {
+                if let Some(ca) = &ca_folder {
+                    refuse_below(ca, &folder)?;
+                }
+                let ca = add_authority(&folder, ca_folder.as_deref(), &organisation, DAY * days, now);
+                let (ca, bundle) = (ca.map_err(fault)?, folder.join("ca.crt"));
+                print(&format!(
+                    "made a new CA in {ca}; {bundle} has its certificate before that of the old one\n\
+                     1. put {bundle} in the place of ca.crt on every host: agents take it within half a minute\n\
+                     2. renew every certificate: assay-target pki renew {folder}, and for those of other hosts the same with their files\n\
+                     3. when all are renewed, put {ca}/ca.crt in the place of ca.crt on every host: the old CA is believed no longer\n",
+                    ca = ca.display(),
+                    bundle = bundle.display(),
+                    folder = folder.display(),
+                ));
             }
             Self::Renew { folder, ca_folder, certificates, within, days, new_keys } => {
                 let all = if certificates.is_empty() { ours(&folder)? } else { certificates };

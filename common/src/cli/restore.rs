@@ -17,13 +17,16 @@ use crate::{
     error::{Hint as _, ShowPath},
     fidelity::{LeftOut, is_pattern},
     id::GenerationNumber,
+    keyring::{Keyring, load_if_given},
     path::TreePath,
     restore::{
         Allowed, Checked, Destination, Options, Part, Report, RestoreError, SupplyError, Want, preflight,
         restore,
     },
-    signing::{KeyError, VerifyingKey},
-    verdict::{HexDigest, NegativeControl, Outcome, SourceSignature, Trust, VerifiedVerdict, verify_verdict},
+    signing::KeyError,
+    verdict::{
+        HexDigest, NegativeControl, Outcome, SourceSignature, Trust, VerifiedVerdict, verify_verdict_with,
+    },
 };
 
 /// Requests that are ahead of the content.
@@ -37,6 +40,11 @@ const SOURCE_KEY_HINT: &str = "the source's host has it as source-signing.pub be
 /// What to do when the target's word is all there is.
 const DOUBT_HINT: &str = "do not restore from this target before you know why. --source-key names the key of the source that made this generation \
                           (an earlier one, where the source was set up anew); --unverified takes the target's word alone";
+
+/// What to do about a verdict of another key.
+const OTHER_KEY_HINT: &str = "when the target had another key when it signed this, give both, oldest first (--target-key OLD.pub --target-key \
+                              NEW.pub at the source; former-0001-NAME.pub in the keys.d folder beside the key's file does it for good); when it \
+                              had not, do not restore from this target before you know why";
 
 /// What to take back, and where to.
 #[derive(Debug, clap::Args)]
@@ -71,9 +79,9 @@ pub struct RestoreArgs {
     /// Take a generation that no check has passed, or one for which the source's signature is not there or not checked
     #[arg(long)]
     pub unverified: bool,
-    /// The source's public signing key (source-signing.pub), instead of the configuration's
+    /// The source's public signing key (source-signing.pub), instead of the configuration's; may be given several times, oldest first
     #[arg(long, value_name = "PUB")]
-    pub source_key: Option<PathBuf>,
+    pub source_key: Vec<PathBuf>,
     /// Write over the live repository at this path: its server must have been stopped; may be given several times
     #[arg(long, value_name = "PATH")]
     pub over_live_root: Vec<PathBuf>,
@@ -214,19 +222,19 @@ impl RestoreArgs {
         })
     }
 
-    /// The source's key, without which a restore believes the target alone: that of `--source-key`, else the configured one.
+    /// The source's keys, without which a restore believes the target alone: those of `--source-key`, else the configured ones.
     ///
     /// # Errors
     /// When it cannot be read, or is not given and `--unverified` was not said. The network has not been asked by then.
-    pub fn source_key(
+    pub fn source_keys(
         &self,
-        configured: impl FnOnce() -> Option<Result<VerifyingKey, KeyError>>,
-    ) -> Result<Option<VerifyingKey>, CommandError> {
-        let given = self.source_key.as_deref().map(VerifyingKey::load);
+        configured: impl FnOnce() -> Option<Result<Keyring, KeyError>>,
+    ) -> Result<Option<Keyring>, CommandError> {
+        let given = load_if_given(&self.source_key).transpose();
         match given.or_else(configured) {
-            Some(Ok(key)) => Ok(Some(key)),
+            Some(Ok(keys)) => Ok(Some(keys)),
             // What is configured may be out of reach; nothing takes the place of a file that was named.
-            Some(Err(error)) if self.unverified && self.source_key.is_none() => {
+            Some(Err(error)) if self.unverified && self.source_key.is_empty() => {
                 tracing::warn!(%error, "the source's key cannot be read");
                 Ok(None)
             }
@@ -250,8 +258,8 @@ impl RestoreArgs {
     pub fn believe(
         &self,
         offered: &Offered,
-        target_key: &VerifyingKey,
-        source_key: Option<&VerifyingKey>,
+        target_keys: &Keyring,
+        source_keys: Option<&Keyring>,
     ) -> Result<Vouched, CommandError> {
         let generation = offered.generation;
         let insist = |why: String| {
@@ -270,8 +278,12 @@ impl RestoreArgs {
             CommandError::not_run(format!("the verdict on generation {generation} is not believed: {why}"))
                 .hint("do not restore from this target before you know why; the key must be the target's, pinned")
         };
-        let by_target =
-            verify_verdict(envelope, target_key, None).map_err(|error| doubt(error.to_string()))?;
+        let by_target = verify_verdict_with(envelope, target_keys, None).map_err(|error| {
+            let fault = doubt(error.to_string());
+            if error.is_of_other_key() { fault.hint(OTHER_KEY_HINT) } else { fault }
+        })?;
+        let former = (by_target.target_place < target_keys.current_place())
+            .then(|| target_keys.all()[by_target.target_place].key_id());
         let verdict = by_target.verdict;
         if verdict.repository != offered.repository || verdict.generation != Some(generation) {
             return Err(doubt("it is about another generation".to_owned()));
@@ -284,9 +296,9 @@ impl RestoreArgs {
             verdict.mark.map_or_else(|| "no mark".to_owned(), |mark| format!("the mark of {}", mark.time));
         // The target's word is not enough: whoever took it over signs what it likes. That the source has read this tree, at this mark,
         // is the source's to say.
-        let by_source = match source_key {
+        let by_source = match source_keys {
             None => Err("the source's signature was not checked, since its key is not known here".to_owned()),
-            Some(key) => match verify_verdict(envelope, target_key, Some(key)) {
+            Some(keys) => match verify_verdict_with(envelope, target_keys, Some(keys)) {
                 Ok(VerifiedVerdict { source_signature: SourceSignature::Checked, .. }) => Ok(()),
                 Ok(_) => Err("the source has signed no statement about it".to_owned()),
                 Err(error) => Err(format!("the source has not signed this tree: {error}")),
@@ -315,6 +327,9 @@ impl RestoreArgs {
             "generation {generation}: PASS, {mark}, verdict {:09}, signed by source and target",
             verdict.sequence
         );
+        if let Some(former) = former {
+            text += &format!("\n  the target has signed it with its former key {former}");
+        }
         if let Some(unproven) = unproven {
             text += &format!("\nCHECKER NOT PROVEN: {unproven}");
         }

@@ -118,16 +118,25 @@ pub fn find(folder: &Path) -> Result<PathBuf, PkiError> {
     find_key_of(&folder.join("ca.crt"), &[folder])
 }
 
-/// Finds the folder with the private key of the authority in the file `ca`: one of `earlier`, or the one that `init` made.
+/// Finds the folder with the private key of the authority in the file `ca`: one of `earlier`, or the one that `init` made. Of several
+/// authorities in the file the first one that has its key here is taken: it is the newest.
 ///
 /// # Errors
 /// [`PkiError::NoAuthority`].
 pub fn find_key_of(ca: &Path, earlier: &[&Path]) -> Result<PathBuf, PkiError> {
-    let own = store().into_iter().flat_map(|store| {
-        let names = authorities(ca).into_iter().map(|authority| authority.name);
-        names.map(move |name| store.join(name)).collect::<Vec<_>>()
-    });
-    let places: Vec<_> = earlier.iter().map(|folder| (*folder).to_owned()).chain(own).collect();
+    let (known, store) = (authorities(ca), store());
+    let mut places = Vec::new();
+    for authority in &known {
+        let is_of = |folder: &&&Path| {
+            let own = authorities(&folder.join("ca.crt"));
+            own.first().is_some_and(|first| first.key == authority.key)
+        };
+        places.extend(earlier.iter().filter(is_of).map(|folder| (*folder).to_owned()));
+        places.extend(store.iter().map(|store| store.join(&authority.name)));
+    }
+    // Where the certificate beside it cannot be read, opening it says so.
+    places.extend(earlier.iter().map(|folder| (*folder).to_owned()));
+    places.dedup();
     let found = places.iter().find(|folder| fs::symlink_metadata(folder.join("ca.key")).is_ok());
     found.cloned().ok_or_else(|| PkiError::NoAuthority { ca: ca.to_owned(), places: places.clone() })
 }

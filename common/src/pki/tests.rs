@@ -15,6 +15,7 @@ pub(crate) fn options() -> PkiOptions {
         operator: party("anna", &[]),
         validity: DEFAULT_VALIDITY,
         ca_validity: DEFAULT_CA_VALIDITY,
+        signing_keys: true,
     }
 }
 

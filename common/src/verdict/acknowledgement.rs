@@ -65,13 +65,24 @@ pub fn sign_acknowledgement(acknowledgement: &Acknowledgement, key: &SigningKey)
 /// # Errors
 /// [`VerdictError`].
 pub fn verify_acknowledgement(json: &[u8], key: &VerifyingKey) -> Result<Acknowledgement, VerdictError> {
-    let payload = Envelope::parse(json)
-        .and_then(|envelope| envelope.verify(IN_TOTO_PAYLOAD_TYPE, key))
+    verify_acknowledgement_among(json, std::slice::from_ref(key)).map(|(acknowledgement, _)| acknowledgement)
+}
+
+/// The same with one of `keys`: gives the acknowledgement and the place of the key that signed it.
+///
+/// # Errors
+/// [`VerdictError`].
+pub fn verify_acknowledgement_among(
+    json: &[u8],
+    keys: &[VerifyingKey],
+) -> Result<(Acknowledgement, usize), VerdictError> {
+    let (payload, place) = Envelope::parse(json)
+        .and_then(|envelope| envelope.verify_among(IN_TOTO_PAYLOAD_TYPE, keys))
         .map_err(|source| VerdictError::Acknowledgement { source })?;
     let (subject, acknowledgement): (_, Acknowledgement) =
         parse(&payload, ACKNOWLEDGEMENT_PART, ACKNOWLEDGEMENT_TYPE)?;
     check_subject(&subject, None)?;
-    Ok(acknowledgement)
+    Ok((acknowledgement, place))
 }
 
 /// Keeps an acknowledgement in `folder`, and replaces none.

@@ -115,8 +115,20 @@ pub fn verify_control(
     envelope_json: &[u8],
     key: &VerifyingKey,
 ) -> Result<NegativeControl, VerdictError> {
-    let payload = Envelope::parse(envelope_json)
-        .and_then(|envelope| envelope.verify(IN_TOTO_PAYLOAD_TYPE, key))
+    verify_control_among(repository, envelope_json, std::slice::from_ref(key))
+}
+
+/// The same with one of `keys`.
+///
+/// # Errors
+/// [`VerdictError`].
+pub fn verify_control_among(
+    repository: &str,
+    envelope_json: &[u8],
+    keys: &[VerifyingKey],
+) -> Result<NegativeControl, VerdictError> {
+    let (payload, _) = Envelope::parse(envelope_json)
+        .and_then(|envelope| envelope.verify_among(IN_TOTO_PAYLOAD_TYPE, keys))
         .map_err(|source| VerdictError::Envelope { source })?;
     let (subject, signed): (_, Signed) = parse(&payload, CONTROL_PART, CONTROL_TYPE)?;
     check_subject(&subject, None)?;

@@ -64,8 +64,22 @@ pub fn verify_receipt(
     verdict: &Verdict,
     envelope: &[u8],
 ) -> Result<Receipt, VerdictError> {
-    let payload = Envelope::parse(receipt_json)
-        .and_then(|receipt| receipt.verify(IN_TOTO_PAYLOAD_TYPE, key))
+    verify_receipt_among(receipt_json, std::slice::from_ref(key), verdict, envelope)
+        .map(|(receipt, _)| receipt)
+}
+
+/// The same with one of `keys`: gives the receipt and the place of the key that signed it.
+///
+/// # Errors
+/// [`VerdictError`].
+pub fn verify_receipt_among(
+    receipt_json: &[u8],
+    keys: &[VerifyingKey],
+    verdict: &Verdict,
+    envelope: &[u8],
+) -> Result<(Receipt, usize), VerdictError> {
+    let (payload, place) = Envelope::parse(receipt_json)
+        .and_then(|receipt| receipt.verify_among(IN_TOTO_PAYLOAD_TYPE, keys))
         .map_err(|source| VerdictError::Receipt { source })?;
     let (subject, receipt): (_, Receipt) = parse(&payload, RECEIPT_PART, RECEIPT_TYPE)?;
     check_subject(&subject, None)?;
@@ -74,7 +88,7 @@ pub fn verify_receipt(
     let digest = HexDigest(*blake3::hash(envelope).as_bytes());
     same("verdict's digest", &receipt.verdict.to_string(), &digest.to_string())?;
     same("ledger's head", &receipt.ledger_head, &head(verdict.sequence, envelope))?;
-    Ok(receipt)
+    Ok((receipt, place))
 }
 
 fn head(sequence: u64, envelope: &[u8]) -> String {

@@ -24,4 +24,5 @@ mod restores;
 mod roles;
 mod source_calls;
 mod source_messages;
+mod stolen_keys;
 mod target_messages;

@@ -33,6 +33,7 @@ fn foreign_pki(pair: &Pair) {
         operator: Party { name: "operator".to_owned(), hosts: Vec::new() },
         validity: DAY,
         ca_validity: DAY,
+        signing_keys: true,
     };
     init_pki(
         &pair.path("foreign"),

@@ -80,6 +80,7 @@ fn every_command_prints_objects_of_the_published_form() {
         ("explain", "Message"),
         ("verdict list", "SignedVerdict"),
         (shown.as_str(), "SignedVerdict"),
+        ("keys show", "Key"),
     ];
     let of_target: &[(&str, &str)] = &[
         ("status", "GetTargetStatusResponse"),
@@ -93,6 +94,7 @@ fn every_command_prints_objects_of_the_published_form() {
         ("unpin --generation 2", "Generation"),
         ("discard", "DiscardAbandonedResponse"),
         ("ledger verify", "LedgerAudit"),
+        ("keys show", "Key"),
         ("explain", "Message"),
     ];
     let run = |role: &str, command: &str| {

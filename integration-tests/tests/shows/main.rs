@@ -19,6 +19,7 @@ mod init;
 mod ipv6;
 mod json_contract;
 mod keep;
+mod keys;
 mod ledger;
 // Other suites take the rest of it.
 #[allow(dead_code)]

@@ -262,6 +262,7 @@ impl Pair {
             operator: Party { name: "operator".to_owned(), hosts: Vec::new() },
             validity: day,
             ca_validity: day,
+            signing_keys: true,
         };
         let authority = tempfile::Builder::new().prefix("assay-ca-").tempdir().expect("temp");
         init_pki(&path("pki"), Some(authority.path()), &options, jiff::Timestamp::now()).expect("pki");

@@ -12,17 +12,17 @@ fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace")
 }
 
-fn schema(name: &str) -> Validator {
+pub(crate) fn schema(name: &str) -> Validator {
     let text = fs::read_to_string(workspace().join("docs/schema").join(name)).expect("read");
     jsonschema::draft202012::new(&json(&text)).expect("a schema")
 }
 
-fn payload(envelope: &[u8]) -> Value {
+pub(crate) fn payload(envelope: &[u8]) -> Value {
     let payload = Envelope::parse(envelope).and_then(|it| it.unverified_payload(IN_TOTO_PAYLOAD_TYPE));
     serde_json::from_slice(&payload.expect("an envelope")).expect("JSON")
 }
 
-fn assert_valid(schema: &Validator, value: &Value, name: &str) {
+pub(crate) fn assert_valid(schema: &Validator, value: &Value, name: &str) {
     let faults: Vec<_> =
         schema.iter_errors(value).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
     assert!(faults.is_empty(), "{name}: {faults:#?}\n{value:#}");

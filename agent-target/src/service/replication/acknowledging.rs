@@ -45,9 +45,13 @@ pub(super) fn acknowledge(
         )
         .with_hint("compare repository.source_key in the target's configuration with the source's public key")
     };
-    let receipt =
-        verify_receipt(request.receipt.as_bytes(), &repository.source_key, &verdict, envelope.as_bytes())
-            .map_err(|error| refused(error.to_string()))?;
+    let receipt = verify_receipt(
+        request.receipt.as_bytes(),
+        repository.source_keys.current(),
+        &verdict,
+        envelope.as_bytes(),
+    )
+    .map_err(|error| refused(error.to_string()))?;
     let early = verdict.mark.as_ref().map(|mark| receipt.received.duration_until(mark.time));
     if early.is_some_and(|early| Duration::try_from(early).is_ok_and(|early| early > CLOCK_SLACK)) {
         let early = refused("it was signed before the mark that the verdict is about".to_owned());

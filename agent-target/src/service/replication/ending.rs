@@ -87,7 +87,7 @@ fn sealed_when_given_up(
     let Some(record) = repository.generation_of_run(id) else { return (None, None) };
     let statement = serde_json::to_vec(&record.source_statement).ok().and_then(|json| {
         let envelope = Envelope::parse(&json).ok()?;
-        verdict::verify_source_statement(&envelope, &repository.source_key).ok()
+        verdict::verify_source_statement(&envelope, repository.source_keys.current()).ok()
     });
     (record.opened, statement.and_then(|statement| statement.nonce))
 }

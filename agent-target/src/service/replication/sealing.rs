@@ -189,12 +189,12 @@ fn provenance(
     let refused = |text: String| {
         RpcFault::new(Code::PermissionDenied, "statement-refused", format!("the source's statement: {text}"))
             .with_hint(
-                "compare repository.source_key in the target's configuration with the source's public key",
+                "compare repository.source_key in the target's configuration with the source's public key; when the source has a new key, pin it at the target: assay-target accept --replace-key LINE",
             )
     };
     let envelope = assay_common::dsse::Envelope::parse(finish.source_statement.as_bytes())
         .map_err(|error| refused(error.to_string()))?;
-    let statement = verify_source_statement(&envelope, &repository.source_key)
+    let statement = verify_source_statement(&envelope, repository.source_keys.current())
         .map_err(|error| refused(error.to_string()))?;
     let agrees = statement.repository == repository.config.name
         && statement.run_id == *id
