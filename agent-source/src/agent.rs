@@ -85,7 +85,11 @@ impl Agent {
         if name.is_empty() && self.repositories.len() == 1 {
             return Ok(self.repositories.values().next().expect("there is one"));
         }
-        self.repositories.get(name).ok_or_else(|| {
+        let by_alias = || {
+            let mut all = self.repositories.values();
+            all.find(|it| !name.is_empty() && it.context.repository.alias.as_deref() == Some(name))
+        };
+        self.repositories.get(name).or_else(by_alias).ok_or_else(|| {
             // It must be named: to look for it again would not help.
             let code = if name.is_empty() { Code::InvalidArgument } else { Code::NotFound };
             let known = self.repositories.keys().cloned().collect::<Vec<_>>().join(", ");

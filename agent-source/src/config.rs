@@ -88,6 +88,8 @@ pub struct Config {
 pub struct Repository {
     /// Its name, here and on the target.
     pub name: String,
+    /// Another name of it for people.
+    pub alias: Option<String>,
     /// The engine.
     pub profile: Profile,
     /// The profile's variables.
@@ -288,6 +290,9 @@ fn compression<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Comp
 struct RepositorySection {
     /// Its name, the same as on the target.
     name: String,
+    /// Another name of it for people, for example the one that it was given since. What is signed, stored and sent has `name`, which never
+    /// changes. Default: none.
+    alias: Option<String>,
     /// Name of a profile of Assay's own, or the path of one of yours (docs/PROFILES.md).
     profile: String,
     /// The folders that are copied, at least one.
@@ -449,6 +454,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
             ));
         }
     }
+    let named = file.repositories.iter().map(|section| (section.name.as_str(), section.alias.as_deref()));
+    faults.extend(config::alias_faults(named));
     let names: Vec<_> = file.repositories.iter().map(|section| section.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
     let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
@@ -562,6 +569,7 @@ fn repository(
     }
     Ok(Some(Repository {
         name: name.clone(),
+        alias: section.alias.clone(),
         profile,
         vars,
         header,

@@ -109,6 +109,8 @@ struct PeerLimitsSection {
 pub struct Repository {
     /// Its name, here and on the source.
     pub name: String,
+    /// Another name of it for people.
+    pub alias: Option<String>,
     /// Name in the certificate of the source that may write it.
     pub source: String,
     /// The source's public signing key, pinned.
@@ -309,6 +311,9 @@ struct OperatorSection {
 struct RepositorySection {
     /// Its name, the same as on the source.
     name: String,
+    /// Another name of it for people, for example the one that it was given since. What is signed, stored and sent has `name`, which never
+    /// changes. Default: none.
+    alias: Option<String>,
     /// Name in the certificate of the source that may write it.
     source: String,
     /// The source's public signing key (PEM), pinned. Its former keys are in the folder `NAME.keys.d` beside `NAME.pub`, where
@@ -624,6 +629,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
                 address: host.address.or(own.address),
             },
             name: section.name,
+            alias: section.alias,
             source: section.source,
             vars: section.vars,
             workspace: section.workspace,
@@ -646,6 +652,8 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             copy_ahead: section.copy_ahead.unwrap_or(COPY_AHEAD),
         });
     }
+    let named = repositories.iter().map(|it| (it.name.as_str(), it.alias.as_deref()));
+    faults.extend(config::alias_faults(named));
     let names: Vec<_> = repositories.iter().map(|repository| repository.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
     let traces = Collector::new(path, file.traces.as_ref(), &mut faults);

@@ -19,6 +19,27 @@ pub fn no_such_repository(name: &str, place: &str) -> String {
     }
 }
 
+/// What is wrong with the aliases of repositories, which are given with their names.
+pub fn alias_faults<'a>(repositories: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Vec<String> {
+    let all: Vec<_> = repositories.collect();
+    let mut faults = Vec::new();
+    for (place, (name, alias)) in all.iter().enumerate() {
+        let Some(alias) = alias else { continue };
+        if !crate::id::is_plain_name(alias) {
+            faults.push(format!(
+                "repository {name}: alias: {alias:?}: a name has 1 to 64 letters, digits, '-' or '_'"
+            ));
+        }
+        let is_taken = all.iter().enumerate().any(|(other, (name, theirs))| {
+            name == alias || (other != place && theirs.as_ref() == Some(alias))
+        });
+        if is_taken {
+            faults.push(format!("repository {name}: alias: {alias:?} is the name of a repository already"));
+        }
+    }
+    faults
+}
+
 /// Why a configuration is not accepted. Shows places and expectations, never the file's content.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -225,7 +225,8 @@ pub(super) fn acceptance(config: &Config, repository: &str) -> Result<Acceptance
     }
     let all: All =
         assay_common::config::load(&config.path).map_err(|error| CommandError::usage(error.to_string()))?;
-    let named = all.repository.into_iter().find(|it| repository.is_empty() || it.name == repository);
+    let wanted = assay_common::cli::all::real_name(repository);
+    let named = all.repository.into_iter().find(|it| repository.is_empty() || it.name == wanted);
     let Accepted { name, profile, vars } = named.ok_or_else(|| {
         CommandError::usage(assay_common::config::no_such_repository(repository, "in the configuration"))
     })?;

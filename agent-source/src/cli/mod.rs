@@ -18,8 +18,8 @@ use std::{
 
 use assay_common::{
     cli::{
-        Colour, CommandError, Connection, PkiCommand, VerifyArgs, end, outcome_code, print, print_as_json,
-        print_json, screen, show, without_connection,
+        Colour, CommandError, Connection, PkiCommand, VerifyArgs, all, end, outcome_code, print,
+        print_as_json, print_json, screen, show, without_connection,
     },
     id::RunId,
     json::to_output,
@@ -232,6 +232,7 @@ fn load(path: &Path) -> Result<Config, CommandError> {
     let loaded = config::load(path).inspect(|config| {
         // Also for those that this command calls.
         revocation::install(config.revoked.clone());
+        all::know_aliases(config.repositories.iter().map(|repository| (&repository.alias, &repository.name)));
     });
     loaded.map_err(|error| {
         let error = CommandError::usage(error.to_string());
@@ -284,7 +285,8 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Verdict(command) => verdict(&load(&cli.config)?, command, cli.json),
         Command::Explain { run_id } => {
-            let text = explained(&load(&cli.config)?, &run_id)?;
+            let config = load(&cli.config)?;
+            let text = explained(&config, &all::real_name(&run_id))?;
             print(&text);
             Ok(ExitCode::SUCCESS)
         }
@@ -413,8 +415,9 @@ fn verdict(config: &Config, command: VerdictCommand, json: bool) -> Result<ExitC
                     "RUN", "OUTCOME", "REASON", "GEN", "REPOSITORY"
                 ));
             }
-            for (name, path) in
-                kept.iter().filter(|(name, _)| repository.as_ref().is_none_or(|wanted| wanted == name))
+            for (name, path) in kept
+                .iter()
+                .filter(|(name, _)| repository.as_ref().is_none_or(|wanted| all::real_name(wanted) == *name))
             {
                 let Some(verdict) =
                     std::fs::read(path).ok().and_then(|bytes| unverified_verdict(&bytes).ok())
@@ -495,11 +498,10 @@ async fn ask(
             let call = client.get_status(GetStatusRequest {});
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("status"))?;
             let mut status = answer.map_err(failed)?.into_inner();
-            if let Some(wanted) = &repository {
-                let known =
-                    assay_common::cli::all::names(status.repositories.iter().map(|it| &*it.repository));
-                status.repositories.retain(|it| it.repository == *wanted);
-                assay_common::cli::all::refuse_unknown(wanted, "on this source", &known)?;
+            if let Some(wanted) = repository.as_deref().map(all::real_name) {
+                let known = all::names(status.repositories.iter().map(|it| &*it.repository));
+                status.repositories.retain(|it| it.repository == wanted);
+                all::refuse_unknown(&wanted, "on this source", &known)?;
             }
             if json {
                 print_json(&to_output("GetStatusResponse", &status));

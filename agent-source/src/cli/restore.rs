@@ -9,7 +9,7 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, Connection, Offered, RestoreArgs, print},
+    cli::{CommandError, Connection, Offered, RestoreArgs, all, print},
     digest::RootDigest,
     error::Hint as _,
     id::GenerationNumber,
@@ -91,7 +91,7 @@ impl Restore {
 
         let repository = match config.map(|config| &config.repositories[..]) {
             Some([only]) if self.what.repository.is_empty() => only.name.clone(),
-            _ => self.what.repository.clone(),
+            _ => all::real_name(&self.what.repository),
         };
         if repository.is_empty() {
             return Err(CommandError::usage("the repository is not named"));

@@ -157,7 +157,7 @@ fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Repository, CommandEr
     let mut known = config.repositories.iter();
     let repository = match (name, config.repositories.len()) {
         ("", 1) => known.next(),
-        (name, _) => known.find(|repository| repository.name == name),
+        (name, _) => known.find(|repository| repository.name == all::real_name(name)),
     };
     repository.ok_or_else(|| {
         let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();

@@ -282,6 +282,7 @@ fn load(path: &Path) -> Result<Config, CommandError> {
     let loaded = config::load(path).inspect(|config| {
         // Also for those that this command calls.
         revocation::install(config.revoked.clone());
+        all::know_aliases(config.repositories.iter().map(|repository| (&repository.alias, &repository.name)));
     });
     loaded.map_err(|error| {
         let error = CommandError::usage(error.to_string());
@@ -415,11 +416,10 @@ async fn ask_one(
             let call = client.get_target_status(GetTargetStatusRequest {});
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("status"))?;
             let mut status = answer.map_err(failed)?.into_inner();
-            if let Some(wanted) = &repository {
-                let known =
-                    assay_common::cli::all::names(status.repositories.iter().map(|it| &*it.repository));
-                status.repositories.retain(|it| it.repository == *wanted);
-                assay_common::cli::all::refuse_unknown(wanted, "on this target", &known)?;
+            if let Some(wanted) = repository.as_deref().map(all::real_name) {
+                let known = all::names(status.repositories.iter().map(|it| &*it.repository));
+                status.repositories.retain(|it| it.repository == wanted);
+                all::refuse_unknown(&wanted, "on this target", &known)?;
             }
             if json {
                 print_json(&to_output("GetTargetStatusResponse", &status));

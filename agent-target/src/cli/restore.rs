@@ -3,7 +3,7 @@
 use std::{process::ExitCode, time::Instant};
 
 use assay_common::{
-    cli::{CommandError, Offered, RestoreArgs},
+    cli::{CommandError, Offered, RestoreArgs, all},
     config::no_such_repository,
     error::{Hint as _, ShowPath},
     keyring::Keyring,
@@ -29,7 +29,7 @@ pub(super) fn restore(
     };
     let repository = match &config.repositories[..] {
         [only] if arguments.repository.is_empty() => only,
-        all => all.iter().find(|repository| repository.name == arguments.repository).ok_or_else(|| {
+        all => all.iter().find(|it| it.name == all::real_name(&arguments.repository)).ok_or_else(|| {
             CommandError::usage(no_such_repository(&arguments.repository, "in the configuration"))
                 .hint(format!("its repositories are: {}", known()))
         })?,

@@ -41,7 +41,11 @@ impl Repositories {
         if name.is_empty() && self.by_name.len() == 1 {
             return Ok(self.by_name.values().next().expect("there is one"));
         }
-        self.by_name.get(name).ok_or_else(|| {
+        let by_alias = || {
+            let mut all = self.by_name.values();
+            all.find(|it| !name.is_empty() && it.config.alias.as_deref() == Some(name))
+        };
+        self.by_name.get(name).or_else(by_alias).ok_or_else(|| {
             // It must be named: to look for it again would not help.
             let code = if name.is_empty() { Code::InvalidArgument } else { Code::NotFound };
             let known = self.by_name.keys().cloned().collect::<Vec<_>>().join(", ");

@@ -1,9 +1,28 @@
 //! Commands for all repositories, one after the other.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use super::{CommandError, EXIT_NOT_RUN, output, print, show_error};
 use crate::config::no_such_repository;
+
+/// The aliases of the repositories of this host's configuration, with their names.
+static ALIASES: Mutex<Vec<(String, String)>> = Mutex::new(Vec::new());
+
+/// From now on these aliases stand for these names.
+pub fn know_aliases<'a>(repositories: impl Iterator<Item = (&'a Option<String>, &'a String)>) {
+    let known = repositories.filter_map(|(alias, name)| Some((alias.clone()?, name.clone())));
+    *ALIASES.lock().unwrap_or_else(PoisonError::into_inner) = known.collect();
+}
+
+/// The name for which an operator's word stands: itself, unless it is an alias.
+pub fn real_name(word: &str) -> String {
+    let aliases = ALIASES.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = aliases.iter().find(|(alias, _)| alias == word);
+    known.map_or(word, |(_, name)| name).to_owned()
+}
 
 /// How bad an exit code is: a FAIL is the worst.
 fn badness(code: u8) -> u8 {
