@@ -207,7 +207,7 @@ fn came_of(phase: Phase, run: &Run) -> String {
 }
 
 /// The step of the check that runs, and which of how many it is.
-fn step_name(run: &Run) -> String {
+pub(super) fn step_name(run: &Run) -> String {
     match (run.check_step_number, run.check_steps) {
         (0, _) | (_, 0..=1) => safe(&run.check_step),
         (number, steps) => format!("{} ({number} of {steps})", safe(&run.check_step)),
@@ -215,13 +215,13 @@ fn step_name(run: &Run) -> String {
 }
 
 /// Bytes of the bar: not all of them before the phase has ended, because what has been read is still being sent.
-fn shown_bytes(run: &Run) -> u64 {
+pub(super) fn shown_bytes(run: &Run) -> u64 {
     run.bytes_done.min(run.bytes_to_read - run.bytes_to_read / 100)
 }
 
 /// How fast something grows, over the last seconds: a rate since the start says little of now.
 #[derive(Debug, Default)]
-struct Rate {
+pub(super) struct Rate {
     /// Values with their times, oldest first.
     seen: std::collections::VecDeque<(Instant, u64)>,
 }
@@ -230,7 +230,7 @@ impl Rate {
     const WINDOW: Duration = Duration::from_secs(10);
 
     /// Per second, when it has come to `value` at `now`; 0 until there are two times to compare.
-    fn of(&mut self, value: u64, now: Instant) -> u64 {
+    pub(super) fn of(&mut self, value: u64, now: Instant) -> u64 {
         while self.seen.len() > 1 && self.seen.front().is_some_and(|(time, _)| now - *time > Self::WINDOW) {
             self.seen.pop_front();
         }
@@ -265,7 +265,7 @@ struct Pace {
 }
 
 /// Seconds until everything has been read, at the pace of the last seconds; `None` while that is not known. Reading waits for sending.
-fn seconds_left(run: &Run, per_second: u64) -> Option<u64> {
+pub(super) fn seconds_left(run: &Run, per_second: u64) -> Option<u64> {
     let rest = run.bytes_to_read.checked_sub(run.bytes_done).filter(|_| run.bytes_to_read > 0)?;
     rest.checked_div(per_second)
 }

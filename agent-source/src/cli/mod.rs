@@ -5,6 +5,7 @@ mod doctor;
 mod follow;
 mod init;
 mod keys;
+mod live;
 mod ops;
 mod plan;
 mod refusals;
@@ -12,6 +13,7 @@ mod restore;
 mod status;
 
 use std::{
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -112,9 +114,9 @@ enum Command {
         #[arg(long)]
         full_read: bool,
     },
-    /// Follow a run to its end; the exit code is that of its outcome
+    /// Follow a run to its end; the exit code is that of its outcome. Without a run: all repositories, live, until Ctrl-C
     Watch {
-        /// Id of the run; the one under way, else the newest, when it is left out
+        /// Id of the run. When it is left out: a live view of all repositories on a terminal; else the run under way, or the newest
         #[arg(default_value = "", hide_default_value = true)]
         run_id: String,
     },
@@ -489,6 +491,10 @@ async fn ask(
         }
         Command::Plan { repository, full_read } => {
             plan::plan(&mut client, PlanRunRequest { repository, full_read }, &url, json).await
+        }
+        Command::Watch { run_id } if run_id.is_empty() && !json && std::io::stdout().is_terminal() => {
+            live::watch(&mut client, failed).await?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Watch { run_id } => {
             let followed = follow::follow(&mut client, run_id, json).await.map_err(failed)?;

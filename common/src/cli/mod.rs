@@ -320,6 +320,12 @@ pub fn print(text: &str) {
     if paint::is_coloured() { write_out(&paint::painted(&text)) } else { write_out(&text) }
 }
 
+/// The text with colours where standard output has them, without what could control a terminal.
+pub fn coloured(text: &str) -> String {
+    let text = screen::harmless(text);
+    if paint::is_coloured() { paint::painted(&text) } else { text.into_owned() }
+}
+
 /// Prints what a program reads or a person copies: as it is, no line folded.
 pub fn print_raw(text: &str) {
     if output::is_json() {
