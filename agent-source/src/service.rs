@@ -66,6 +66,7 @@ impl SourceService for Source {
             allow_mass_drop: request.allow_mass_drop,
             allow_new_root: request.allow_new_root,
             accept_history: request.accept_history,
+            full_check: request.full_check,
         };
         let run = repository.start(Trigger::Operator, options)?;
         tracing::info!(run_id = run.id, operator = peer.name, overrides = %options, "triggered");

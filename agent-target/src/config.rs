@@ -144,6 +144,10 @@ pub struct Repository {
     pub max_reading_age: Option<Duration>,
     /// How old the newest verdict on a generation may become; `None`: it is checked again when an operator asks for it.
     pub reverify_after: Option<Duration>,
+    /// How long a part of a check keeps its PASS; `None`: as the profile says. Zero: no result is carried.
+    pub recheck_within: Option<Duration>,
+    /// How old the newest check may become that looked at all parts; `None`: one is made when an operator asks for it.
+    pub full_check_every: Option<Duration>,
     /// Names in certificates of the role "restore" that may take generations back.
     pub restore: Vec<String>,
     /// How old the newest PASS may become before somebody is told; `None`: nobody is.
@@ -353,6 +357,11 @@ struct RepositorySection {
     max_reading_age: Option<Span>,
     /// How old the newest verdict on a generation may become before it is checked again. Default: when an operator asks for it.
     reverify_after: Option<Span>,
+    /// How long a part of the check keeps its PASS while nothing that it depends on changes, where the profile has parts; `"0s"` carries no
+    /// result, so that every check looks at all. Default: the profile's, which is 7 days where it says nothing.
+    recheck_within: Option<Span>,
+    /// How old the newest check may become that looked at all parts, before the next one does. Default: when an operator asks for it.
+    full_check_every: Option<Span>,
     /// Names in certificates of the role "restore" that may take generations back. Default: nobody.
     #[serde(default)]
     restore: Vec<String>,
@@ -549,6 +558,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         for (key, span) in [
             ("control_every", section.control_every.and_then(every)),
             ("reverify_after", section.reverify_after),
+            ("full_check_every", section.full_check_every),
             ("max_reading_age", section.max_reading_age),
             ("max_age", section.max_age),
             ("scrub_every", section.scrub_every),
@@ -642,6 +652,8 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             },
             max_reading_age: section.max_reading_age.map(|span| span.0),
             reverify_after: section.reverify_after.map(|span| span.0),
+            recheck_within: section.recheck_within.map(|span| span.0),
+            full_check_every: section.full_check_every.map(|span| span.0),
             restore: section.restore,
             max_age: section.max_age.map(|span| span.0),
             scrub_every: section.scrub_every.map(|span| span.0),

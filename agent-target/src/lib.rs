@@ -8,6 +8,7 @@
 pub mod ahead;
 pub mod app;
 mod buffers;
+mod carried;
 pub mod check;
 pub mod check_queue;
 pub mod cli;

@@ -1,20 +1,18 @@
 //! From a sealed generation to a signed verdict: workspace, check, evidence, signature, ledger.
 
+mod checking;
 mod gather;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use assay_common::{
     id::{GenerationNumber, RunId},
     profile::{Depth as ProfileDepth, Profile},
     telemetry,
     verdict::{
-        Attribution, Coverage, Depth, FaultOrigin, HexDigest, Mark, NotCovered, Outcome, OverlayFile,
-        PartsChecked, Patch, ProfileUsed, Step, Times, Trust, Verdict, Versions, WorkspaceKind as UsedKind,
-        WorkspaceUsed, output_tail,
+        Attribution, CARRIED_STATEMENTS, Coverage, Depth, FaultOrigin, HexDigest, Mark, NotCovered, Outcome,
+        OverlayFile, PartResults, PartsChecked, Patch, ProfileUsed, Step, Times, Trust, Verdict, Versions,
+        WorkspaceKind as UsedKind, WorkspaceUsed, output_tail,
     },
 };
 use assay_proto::v1::ReadAgain;
@@ -24,23 +22,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ahead,
-    check::{self, CheckContext, CheckReport, Isolation, Progress, StepEnd, StepReport, run_check},
+    carried::{self, Plan},
+    check::{self, CheckReport, StepEnd, StepReport},
     check_queue::{NotStarted, Wanted},
-    config::{IsolationPolicy, WorkspacePreference},
     keep::prune,
     repository::{
         CheckState, Repository,
         occupancy::{Checking, Lease},
     },
-    store::{MANIFEST, Record, TREE},
+    store::Record,
     trust::schedule,
-    workspace::{Oddities, Preference, RootView, Workspace, WorkspaceKind, WorkspaceOptions},
+    workspace::WorkspaceKind,
 };
+
+pub(crate) use checking::{check_in_full, check_planned};
 
 /// Why a check has no verdict that nobody wanted any more before it started.
 const NOT_WANTED: &str = "the check was given up while it waited for its turn";
 /// The checker says two things of the same bytes.
-const CONTRADICTION: &str = "checker-contradiction";
+pub(crate) const CONTRADICTION: &str = "checker-contradiction";
 /// Findings of one step that go into a verdict; more of the same would not tell more.
 const FINDINGS: usize = 100;
 
@@ -168,14 +168,17 @@ pub(crate) fn check_unless_cancelled(
     let check_started = jiff::Timestamp::now();
     let checker = repository.checker();
     tracing::info!(generation = record.generation, "the check starts");
-    let checked = check_after(repository, record, &teller.cancel, teller.step, |_| Ok(()));
+    // An operator who has a generation checked again wants to know what it is, not what it was.
+    let may_carry = asked_by == AskedBy::Source && !record.full_check && reads_carried(record, asked_by);
+    let checked = check_as_far_as_needed(repository, record, may_carry, (checker, check_started), teller);
     let check_finished = jiff::Timestamp::now();
     let mut judged = match checked {
-        Ok(report) => Judged {
+        Ok((report, plan)) => Judged {
             outcome: outcome(report.outcome),
             reason: report.reason.clone(),
             message: report.message.clone(),
             report: Some(report),
+            plan: Some(plan),
             attribution: None,
             checker,
         },
@@ -184,6 +187,7 @@ pub(crate) fn check_unless_cancelled(
             reason: "workspace-failed".to_owned(),
             message,
             report: None,
+            plan: None,
             attribution: None,
             checker,
         },
@@ -225,9 +229,37 @@ fn not_started(wait: std::time::Duration, at_a_time: usize, checker: HexDigest) 
         reason: "check-not-started".to_owned(),
         message,
         report: None,
+        plan: None,
         attribution: None,
         checker,
     }
+}
+
+/// True if whoever gets the verdict reads what it says of carried results.
+fn reads_carried(record: &Record, asked_by: AskedBy) -> bool {
+    asked_by == AskedBy::Operator || record.statements.is_some_and(|form| form >= CARRIED_STATEMENTS)
+}
+
+/// Checks a generation, and carries what may be carried. Results of another version of the engine are not: then all is checked.
+fn check_as_far_as_needed(
+    repository: &Repository,
+    record: &Record,
+    may_carry: bool,
+    (checker, started): (HexDigest, jiff::Timestamp),
+    teller: &Teller<'_>,
+) -> Result<(CheckReport, Plan), String> {
+    let check =
+        |plan: &Plan| check_planned(repository, record, plan, &teller.cancel, teller.step, |_| Ok(()));
+    if may_carry {
+        let plan = Plan::carrying(repository, checker, record, started)?;
+        let report = check(&plan)?;
+        if !plan.is_of_other_engine(&report) {
+            return Ok((report, plan));
+        }
+        tracing::info!("the engine's version has changed: the check looks at all parts");
+    }
+    let plan = Plan::full(repository, checker, record, started)?;
+    Ok((check(&plan)?, plan))
 }
 
 /// A generation that had passed is known to be bad now: that is a verdict of its own.
@@ -243,6 +275,7 @@ fn keep_rotten(
         reason: report.reason.clone(),
         message: report.message.clone(),
         report: Some(report),
+        plan: None,
         attribution: Some(attribution),
         checker: repository.checker(),
     };
@@ -266,9 +299,25 @@ struct Judged {
     message: String,
     /// Absent when there was no workspace.
     report: Option<CheckReport>,
+    /// What was checked and what was carried.
+    plan: Option<Plan>,
     attribution: Option<Attribution>,
     /// What the check was when it began.
     checker: HexDigest,
+}
+
+/// What a PASS says of the parts of its check. Later checks carry the results of the newest generation's alone, and of no check whose
+/// programs were exchanged while it ran (`is_told` is false).
+fn part_results(repository: &Repository, record: &Record, judged: &Judged, is_told: bool) -> PartResults {
+    let (Outcome::Pass, true, Some(plan), Some(report)) =
+        (judged.outcome, is_told, &judged.plan, &judged.report)
+    else {
+        return PartResults::default();
+    };
+    let latest = repository.store.latest().ok().flatten();
+    let is_latest = latest == Some(GenerationNumber(record.generation));
+    let passed = is_latest.then(|| plan.write_record(repository, report)).flatten();
+    PartResults { carried: plan.carried(), record: passed }
 }
 
 /// Signs what came out and appends it to the ledger.
@@ -358,7 +407,9 @@ fn keep(
     };
     if with_coverage {
         let limit = repository.config.max_reading_age;
-        verdict.coverage = Some(Coverage::new(&verdict, &statement, checker, limit, None));
+        let is_of_one = checker == judged.checker;
+        let parts = part_results(repository, record, judged, is_of_one && reads_carried(record, asked_by));
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, checker, limit, parts));
     }
     let build = |sequence, previous| Verdict {
         sequence,
@@ -367,6 +418,9 @@ fn keep(
         ..verdict.clone()
     };
     let recorded = repository.record_verdict(build).map_err(|error| error.to_string())?;
+    if let Some(parts) = verdict.coverage.as_ref().and_then(|coverage| coverage.check.parts_record) {
+        carried::keep_record(&repository.store, parts);
+    }
     let fault = attribution.as_ref().map(|attribution| attribution.fault.as_str());
     let (generation, verdict, message) =
         (record.generation, recorded.0.as_str(), message.replace('\n', "; "));
@@ -382,94 +436,6 @@ fn keep(
         }
     }
     Ok(recorded)
-}
-
-/// Checks a generation in a workspace of its own, after `prepare` has done what it likes to the workspace.
-pub(crate) fn check_after(
-    repository: &Repository,
-    record: &Record,
-    cancel: &CancellationToken,
-    on_step: &dyn Fn(&str),
-    prepare: impl FnOnce(&Workspace) -> Result<(), String>,
-) -> Result<CheckReport, String> {
-    let config = &repository.config;
-    let _held = repository.holds.hold(GenerationNumber(record.generation));
-    let generation = repository.store.generation_path(GenerationNumber(record.generation));
-    let roots: Vec<_> = record
-        .roots
-        .iter()
-        .map(|root| RootView {
-            name: root.name.clone(),
-            live_path: PathBuf::from(&root.live_path),
-            subdirectory: root.subdirectory.clone(),
-        })
-        .collect();
-    let names: Vec<_> = roots.iter().map(|root| root.name.as_str()).collect();
-    let vars =
-        config.profile.bind_for_checks(&config.vars, Some(&names)).map_err(|faults| faults.join("; "))?;
-    let oddities = oddities(record, &generation.join(MANIFEST));
-    let options = WorkspaceOptions {
-        generation_tree: generation.join(TREE),
-        roots: roots.clone(),
-        directory: repository.store.path().join("workspaces"),
-        preference: match config.workspace {
-            WorkspacePreference::Auto => Preference::Auto,
-            WorkspacePreference::Overlay => Preference::Overlay,
-            WorkspacePreference::Reflink => Preference::Reflink,
-            WorkspacePreference::Copy => Preference::Copy,
-        },
-        account: config.account,
-        oddities,
-        special_files: config.profile.sandbox.special_files,
-    };
-    // A check may write as much as there is, and what was copied ahead is only ever in its way.
-    let wanted =
-        record.total_bytes.saturating_add(check::disk_reserve(&config.limits.or(config.profile.limits)));
-    if repository.store.free_bytes() < wanted {
-        repository.copies.forget().map_err(|error| error.to_string())?;
-    }
-    let mut workspace = Workspace::create(&options).map_err(|error| error.to_string())?;
-    prepare(&workspace)?;
-    let context = CheckContext {
-        target: config.names.clone(),
-        vars,
-        overlay_files: config.overlays.clone(),
-        mark_id: record.mark.id.clone(),
-        isolation: match config.isolation {
-            IsolationPolicy::Auto => Isolation::Auto,
-            IsolationPolicy::Require => Isolation::Require,
-            IsolationPolicy::None => Isolation::None,
-        },
-        account: config.account,
-        live_paths: config.live_paths.clone(),
-        limits: config.limits,
-        priority: config.check_priority,
-        hidden: config.hidden.clone(),
-        cancel: cancel.clone(),
-        ..Default::default()
-    };
-    let report = run_check(&config.profile, &mut workspace, &context, &mut |progress| {
-        if let Progress::StepStarted { name, .. } = &progress {
-            on_step(name);
-        }
-        tracing::debug!(?progress, "check");
-    });
-    if let Err(error) = workspace.remove() {
-        // The verdict stands: what is left is cleared when the agent starts again.
-        tracing::error!(%error, "the workspace cannot be removed");
-    }
-    Ok(report)
-}
-
-/// What a workspace must know of the tree. Most trees have nothing of the kind, and the seal has noted that.
-fn oddities(record: &Record, manifest: &Path) -> Oddities {
-    if record.is_plain == Some(true) {
-        return Oddities::default();
-    }
-    Oddities::read(manifest).unwrap_or_else(|error| {
-        tracing::warn!(manifest = %manifest.display(), %error, "the manifest cannot be read before a check");
-        Oddities::unknown(error)
-    })
 }
 
 pub(crate) fn outcome(outcome: check::Outcome) -> Outcome {

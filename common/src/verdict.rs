@@ -45,8 +45,8 @@ pub use control::{
     CONTROL_TYPE, ControlDamage, NegativeControl, Trust, sign_control, verify_control, verify_control_among,
 };
 pub use coverage::{
-    BackupClaim, Carried, CheckCoverage, Claims, Coverage, LiveClaim, MAX_LISTED, NotCovered, PartsChecked,
-    Readings,
+    BackupClaim, Carried, CarriedFrom, CheckCoverage, Claims, Coverage, LiveClaim, MAX_LISTED, NotCovered,
+    PartResults, PartsChecked, Readings,
 };
 
 pub use key_change::{
@@ -70,8 +70,10 @@ pub const LEDGER_CONTEXT: &str = "assay v1 ledger link";
 pub const OUTPUT_TAIL_BYTES: usize = 2048;
 
 /// The newest form of statements that this version reads and signs, as an agent tells the other one: 0 is that of versions
-/// before there was a coverage; 1 has nonce, readings, coverage and receipts.
-pub const STATEMENTS: u32 = 1;
+/// before there was a coverage; 1 has nonce, readings, coverage and receipts; 2 has carried results.
+pub const STATEMENTS: u32 = 2;
+/// The form of statements from which on a verdict may say that results were carried.
+pub const CARRIED_STATEMENTS: u32 = 2;
 
 /// A 32-byte digest, in JSON 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -102,6 +102,9 @@ enum Command {
         /// Go on from what the target has, although this source knows another history
         #[arg(long)]
         accept_history: bool,
+        /// Check every part of the copy, also those that have not changed since they passed
+        #[arg(long)]
+        full_check: bool,
     },
     /// Say what a run would read, send, drop and check, and what would stop it; nothing is done
     ///
@@ -472,9 +475,23 @@ async fn ask(
     let failed = |status: Status| CommandError::from_status(&status, &url);
     let timed = |message: &str| CommandError::not_run(format!("{url} did not answer in time: {message}"));
     match command {
-        Command::Run { repository, follow, full_read, allow_mass_drop, allow_new_root, accept_history } => {
-            let request =
-                StartRunRequest { repository, full_read, allow_mass_drop, allow_new_root, accept_history };
+        Command::Run {
+            repository,
+            follow,
+            full_read,
+            allow_mass_drop,
+            allow_new_root,
+            accept_history,
+            full_check,
+        } => {
+            let request = StartRunRequest {
+                repository,
+                full_read,
+                allow_mass_drop,
+                allow_new_root,
+                accept_history,
+                full_check,
+            };
             let started = client.start_run(request).await.map_err(failed)?.into_inner();
             let run =
                 started.run.ok_or_else(|| CommandError::not_run(format!("{url}: no run was started")))?;

@@ -64,16 +64,19 @@ pub struct Options {
     pub allow_new_root: bool,
     /// Let it go on from what the target has, although this source knows another history.
     pub accept_history: bool,
+    /// Have every part of the copy checked.
+    pub full_check: bool,
 }
 
 impl std::fmt::Display for Options {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { full_read, allow_mass_drop, allow_new_root, accept_history } = *self;
+        let Self { full_read, allow_mass_drop, allow_new_root, accept_history, full_check } = *self;
         let all = [
             (full_read, "full_read"),
             (allow_mass_drop, "allow_mass_drop"),
             (allow_new_root, "allow_new_root"),
             (accept_history, "accept_history"),
+            (full_check, "full_check"),
         ];
         let named: Vec<_> = all.into_iter().filter_map(|(is_set, name)| is_set.then_some(name)).collect();
         formatter.write_str(if named.is_empty() { "none" } else { "" })?;

@@ -118,6 +118,7 @@ impl Attempt {
             nonce: self.nonce.0.to_vec(),
             statements: STATEMENTS,
             accept_history: self.options.accept_history,
+            full_check: self.options.full_check,
             ..Default::default()
         };
         self.context.state.history().show(&mut request);

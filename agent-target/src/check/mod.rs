@@ -28,6 +28,7 @@
 //! | `isolation-unavailable` | isolation is required and this host cannot give it |
 //! | `isolation-failed` | the sandbox or the change of user failed; the step never ran |
 //! | `live-path-unusable` | a root cannot appear at its live path in the sandbox |
+//! | `nothing-to-check` | no file of the copy matches what the profile calls a part |
 //! | `workspace-failed` | something in the workspace could not be read or made |
 //! | `configuration` | the profile and the repository's configuration do not fit |
 //!
@@ -45,6 +46,7 @@ mod launch;
 mod limits;
 pub(crate) mod obstacles;
 mod output;
+mod parts;
 mod passage;
 mod priority;
 mod process;
@@ -71,6 +73,7 @@ use assay_common::{
 };
 
 pub use output::{Captured, MAX_LINE_BYTES};
+pub use parts::PartArgument;
 pub use priority::{IoClass, Priority};
 pub use report::{
     AppliedPatch, CheckContext, CheckReport, Isolation, NotCovered, Outcome, OverlayRecord, PartsChecked,
@@ -93,6 +96,8 @@ use process::End;
 /// Where a step's programs are looked for.
 pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const HOST_NAME_ERROR: &str = "host-name-error";
+/// The reason for what is not covered because no workspace has it.
+pub(crate) const SPECIAL_FILE: &str = "special-file";
 
 /// Runs the check of `profile` in `workspace`.
 ///
@@ -142,7 +147,7 @@ fn not_in_the_workspace(workspace: &Workspace) -> Vec<NotCovered> {
     let (count, named) = workspace.special_files_left_out();
     let entry = |part: String| NotCovered {
         part,
-        reason: "special-file".to_owned(),
+        reason: SPECIAL_FILE.to_owned(),
         message: "a device, a FIFO or a socket, which is not in the workspace of a check".to_owned(),
     };
     let further = count.saturating_sub(named.len() as u64);
@@ -170,6 +175,15 @@ struct Session<'a> {
     progress: &'a mut dyn FnMut(Progress),
     /// Bytes in the workspace before the first step.
     used_before: u64,
+}
+
+/// One run of a step.
+struct StepRun<'a> {
+    check: &'a Check,
+    name: String,
+    vars: BTreeMap<String, Value>,
+    /// What the parts are that it checks; `None` for a step that has none.
+    parts: Option<Vec<PartArgument>>,
 }
 
 /// Who a step is.
@@ -310,26 +324,18 @@ impl Session<'_> {
     }
 
     fn steps(&mut self, launcher: &Launcher, attempt: usize, report: &mut CheckReport) -> Judgement {
-        let mut runs = Vec::new();
-        for check in &self.profile.checks {
-            let Some(name) = &check.for_each else {
-                runs.push((check, check.name.clone(), self.context.vars.clone()));
-                continue;
-            };
-            for member in self.context.vars.get(name).map(Value::texts).unwrap_or_default() {
-                let mut vars = self.context.vars.clone();
-                vars.insert(name.clone(), Value::Text(member.clone()));
-                runs.push((check, format!("{} {member}", check.name), vars));
-            }
-        }
+        let runs = match step_runs(self.profile, self.context) {
+            Ok(runs) => runs,
+            Err(judgement) => return judgement,
+        };
         let count = runs.len();
-        for (index, (check, name, vars)) in runs.into_iter().enumerate() {
-            (self.progress)(Progress::StepStarted { attempt, name: name.clone(), index, count });
-            let mut step = match self.step(launcher, check, vars, report.steps.len()) {
+        for (index, run) in runs.into_iter().enumerate() {
+            let name = run.name.clone();
+            (self.progress)(Progress::StepStarted { attempt, name, index, count });
+            let mut step = match self.step(launcher, run, report.steps.len()) {
                 Ok(step) => step,
                 Err(judgement) => return judgement,
             };
-            step.name = name;
             step.attempt = attempt;
             let judgement = Judgement {
                 outcome: step.outcome,
@@ -356,15 +362,18 @@ impl Session<'_> {
     fn step(
         &self,
         launcher: &Launcher,
-        check: &Check,
-        vars: BTreeMap<String, Value>,
+        StepRun { check, name, vars, parts }: StepRun<'_>,
         number: usize,
     ) -> Result<StepReport, Judgement> {
         let identity = self.identity(check, launcher.is_sandbox())?;
         let scratch = self.workspace.scratch().join(format!("step-{number}"));
         make_scratch(&scratch, identity.outside)
             .map_err(|error| Judgement::workspace(format!("{}: {error}", scratch.display())))?;
-        let scope = launcher.scope(self, vars, &scratch)?;
+        let mut scope = launcher.scope(self, vars, &scratch)?;
+        // The verdict counts the parts, and does not list them.
+        scope.parts = parts.is_some().then(|| vec!["{parts}".into()]);
+        let shown = scope.expand_list(&check.argv).map_err(|error| Judgement::configuration(&error))?;
+        scope.parts = parts.map(|parts| parts.iter().map(|part| part.expand(&scope)).collect());
         let expand = |text: &str| scope.expand(text).map_err(|error| Judgement::configuration(&error));
         let argv = scope.expand_list(&check.argv).map_err(|error| Judgement::configuration(&error))?;
         let folder = check.working_directory.as_deref().unwrap_or("{root}");
@@ -418,9 +427,10 @@ impl Session<'_> {
         };
         let coverage = ran.found.coverage(check);
         Ok(StepReport {
-            name: check.name.clone(),
+            name,
+            check: check.name.clone(),
             attempt: 0,
-            argv: process::shown(&argv),
+            argv: process::shown(&shown),
             outcome: judgement.outcome,
             reason: judgement.reason,
             message: judgement.message,
@@ -493,6 +503,51 @@ impl Session<'_> {
         })?;
         Ok(Identity { inside, outside: Account { uid, gid } })
     }
+}
+
+/// The runs of all steps, in their order: one of each step, or one for each member of its list, or as many as its parts take.
+fn step_runs<'a>(profile: &'a Profile, context: &CheckContext) -> Result<Vec<StepRun<'a>>, Judgement> {
+    let mut runs = Vec::new();
+    for check in &profile.checks {
+        let run = |name: String| StepRun {
+            check,
+            name,
+            vars: context.vars.clone(),
+            parts: check.parts.as_ref().map(|_| Vec::new()),
+        };
+        if let Some(name) = &check.for_each {
+            for member in context.vars.get(name).map(Value::texts).unwrap_or_default() {
+                let mut run = run(format!("{} {member}", check.name));
+                run.vars.insert(name.clone(), Value::Text(member.clone()));
+                runs.push(run);
+            }
+            continue;
+        }
+        let of_whole = check.parts.as_ref().is_some_and(|parts| parts.kind.is_some());
+        let batches = match context.parts.get(&check.name) {
+            None if of_whole || check.parts.is_none() => {
+                runs.push(run(check.name.clone()));
+                continue;
+            }
+            parts => parts::batches(parts.map(Vec::as_slice).unwrap_or_default()),
+        };
+        let count = batches.len();
+        for (at, parts) in batches.into_iter().enumerate() {
+            let name = match count {
+                1 => check.name.clone(),
+                _ => format!("{} {} of {count}", check.name, at + 1),
+            };
+            runs.push(StepRun { parts: Some(parts), ..run(name) });
+        }
+        if count == 0 {
+            let text = format!(
+                "no file of the copy matches for_each_changed of the step '{}', so that it would look at nothing",
+                check.name
+            );
+            return Err(Judgement::inconclusive("nothing-to-check", text));
+        }
+    }
+    Ok(runs)
 }
 
 fn make_scratch(path: &Path, owner: Account) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use assay_common::profile::{Depth, Limits, RunAs, TargetNames, Value};
 use tokio_util::sync::CancellationToken;
 
-use super::{Captured, Priority};
+use super::{Captured, PartArgument, Priority};
 use crate::{
     patch::PatchRecord,
     userns::Account,
@@ -42,6 +42,8 @@ pub struct CheckContext {
     pub target: TargetNames,
     /// The variables, as [`Profile::bind`](assay_common::profile::Profile::bind) gave them.
     pub vars: BTreeMap<String, Value>,
+    /// What each step is given for its parts, by the step's name; a step that is not named checks all that there is.
+    pub parts: BTreeMap<String, Vec<PartArgument>>,
     /// Values to try instead of the profile's, by the patch's key. They may hold the placeholders of patch
     /// values.
     pub patch_values: BTreeMap<String, Vec<String>>,
@@ -78,6 +80,7 @@ impl Default for CheckContext {
         Self {
             target: TargetNames::default(),
             vars: BTreeMap::new(),
+            parts: BTreeMap::new(),
             patch_values: BTreeMap::new(),
             overlay_files: BTreeMap::new(),
             mark_id: String::new(),
@@ -194,6 +197,8 @@ pub struct NotCovered {
 pub struct StepReport {
     /// Its name; for a step that runs for each member of a list, with the member.
     pub name: String,
+    /// Its name in the profile.
+    pub check: String,
     /// From 0: which of the candidates for patched values was in place.
     pub attempt: usize,
     /// The command, placeholders filled, control characters escaped.

@@ -6,8 +6,9 @@ use assay_common::{
     digest::{ContentDigest, RootDigest},
     id::GenerationNumber,
     manifest::{Entry, EntryKind, Header, ManifestWriter, Piece, Root, content_pieces},
-    profile::Value,
+    profile::{Profile, Value},
     signing::SigningKey,
+    verdict::{Counts, HexDigest, Mark, Readings, SourceStatement, sign_source_statement},
 };
 use assay_proto::v1::{ManifestStep, PutEntry, manifest_step::Kind};
 
@@ -27,6 +28,7 @@ pub(crate) type Tree<'a> = BTreeMap<&'a str, &'a [u8]>;
 
 pub(crate) struct Bench {
     folder: tempfile::TempDir,
+    source: Arc<SigningKey>,
     pub(crate) repository: Arc<Repository>,
 }
 
@@ -34,20 +36,37 @@ impl Bench {
     pub(crate) fn new(retention: Option<Retention>) -> Self {
         let folder = tempfile::tempdir().expect("temp");
         let source_key = folder.path().join("source.pub");
-        SigningKey::generate().verifying_key().save(&source_key).expect("key");
+        let source = Arc::new(SigningKey::generate());
+        source.verifying_key().save(&source_key).expect("key");
         let repository = Self::open(&folder, retention);
-        Self { folder, repository: Arc::new(repository) }
+        Self { folder, source, repository: Arc::new(repository) }
+    }
+
+    /// With another configuration.
+    pub(crate) fn configured(self, change: impl FnOnce(&mut config::Repository)) -> Self {
+        let Self { folder, source, repository } = self;
+        let mut repository = Arc::into_inner(repository).expect("nobody else has it");
+        change(&mut repository.config);
+        Self { folder, source, repository: Arc::new(repository) }
+    }
+
+    /// With this profile, whose steps run outside of a sandbox.
+    pub(crate) fn with_profile(text: &str) -> Self {
+        let profile = Profile::parse(Path::new("x.toml"), text).unwrap_or_else(|error| panic!("{error}"));
+        Self::new(None).configured(|config| {
+            config.vars.clear();
+            config.profile = profile;
+            config.isolation = config::IsolationPolicy::None;
+        })
     }
 
     /// With a check that runs the program at `path`, outside of a sandbox.
     pub(crate) fn checked_by(path: &Path) -> Self {
-        let bench = Self::new(None);
-        let Self { folder, repository } = bench;
-        let mut repository = Arc::into_inner(repository).expect("nobody else has it");
         let program = path.to_str().expect("UTF-8").to_owned();
-        repository.config.vars.insert("check".to_owned(), Value::List(vec![program]));
-        repository.config.isolation = config::IsolationPolicy::None;
-        Self { folder, repository: Arc::new(repository) }
+        Self::new(None).configured(|config| {
+            config.vars.insert("check".to_owned(), Value::List(vec![program]));
+            config.isolation = config::IsolationPolicy::None;
+        })
     }
 
     fn open(folder: &tempfile::TempDir, retention: Option<Retention>) -> Repository {
@@ -65,11 +84,11 @@ impl Bench {
 
     /// As after a crash: nothing is told to the one that was open.
     pub(crate) fn reopen(self) -> Self {
-        let Self { folder, repository } = self;
+        let Self { folder, source, repository } = self;
         let retention = repository.config.retention.clone();
         drop(Arc::into_inner(repository).expect("nobody else has it"));
         let repository = Arc::new(Self::open(&folder, retention));
-        Self { folder, repository }
+        Self { folder, source, repository }
     }
 
     /// Seals the next generation upon the newest: what is the same is kept. Its files are old.
@@ -123,17 +142,36 @@ impl Bench {
         for _ in old {
             step(Kind::Drop(1));
         }
+        let root = root_of(&header, &entries);
+        let run_id = format!("20261122T22{:04}Z-7f3a9c", staging.number().0);
+        let mark = MarkRecord { id: "m".into(), time: jiff::Timestamp::now() };
+        let statement = SourceStatement {
+            repository: "r".into(),
+            run_id: run_id.parse().expect("an id"),
+            mark: Mark { id: mark.id.clone(), time: mark.time },
+            root: Some(root.into()),
+            base_generation: base,
+            counts: Counts::default(),
+            overrides: Vec::new(),
+            source_version: "0".into(),
+            nonce: Some(HexDigest([5; 32])),
+            readings: Some(Readings::default()),
+            not_copied: Vec::new(),
+        };
+        let statement = sign_source_statement(&statement, &self.source).to_json();
         let provenance = Provenance {
             repository: "r".into(),
-            run_id: format!("20261122T22{:04}Z-7f3a9c", staging.number().0),
+            run_id,
             opened: jiff::Timestamp::now(),
-            mark: MarkRecord { id: "m".into(), time: jiff::Timestamp::now() },
+            statements: 2,
+            full_check: false,
+            mark,
             overrides: Vec::new(),
             counts: serde_json::Value::Null,
-            source_statement: serde_json::Value::Null,
+            source_statement: serde_json::from_str(&statement).expect("JSON"),
         };
         let index = &self.repository.index;
-        seal(store, &staging, index, draft, root_of(&header, &entries), provenance).expect("seal")
+        seal(store, &staging, index, draft, root, provenance).expect("seal")
     }
 
     /// A path in the tree of a generation.

@@ -57,6 +57,10 @@ pub struct Opened {
     pub time: jiff::Timestamp,
     /// The number that its source chose; `None` from a source that knows no coverage.
     pub nonce: Option<HexDigest>,
+    /// The newest form of statements that source and target both read.
+    pub statements: u32,
+    /// Somebody asked for a check that carries no result.
+    pub full_check: bool,
 }
 
 /// What an open run writes to.

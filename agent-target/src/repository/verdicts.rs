@@ -4,6 +4,8 @@
 //! `verified`. So the link never follows an older verdict than the newest. What is known lies in memory under a lock of its
 //! own, which is never held while a file is read or written: `status` and metrics wait for no disk.
 
+mod place;
+
 use std::{
     collections::{BTreeMap, HashSet},
     path::Path,
@@ -27,7 +29,7 @@ use assay_common::{
 
 use super::{Repository, keys::LastKeys};
 use crate::{
-    observe,
+    carried, observe,
     store::{FILE_BYTES, Held, StoreError},
     trust::programs,
 };
@@ -314,6 +316,9 @@ impl Repository {
     /// When it cannot be written.
     pub fn record_control(&self, control: &NegativeControl) -> Result<(), StoreError> {
         let writing = self.verdicts.writing();
+        if control.trust() == Trust::NotTrusted {
+            carried::forget(&self.store);
+        }
         let envelope = sign_control(&self.config.name, control, &self.verdicts.signing_key);
         self.store.set_control(envelope.to_json().as_bytes(), self.check_digest())?;
         self.learn_control();

@@ -175,6 +175,10 @@ pub struct Provenance {
     pub run_id: String,
     /// When the source opened it, by the target's clock.
     pub opened: jiff::Timestamp,
+    /// The newest form of statements that its source and this target both read.
+    pub statements: u32,
+    /// Somebody asked for a check that carries no result.
+    pub full_check: bool,
     /// The mark.
     pub mark: MarkRecord,
     /// Overridden safety stops.
@@ -234,6 +238,8 @@ pub fn seal(
         run_id: provenance.run_id,
         base_generation: base.map(|base| base.0),
         opened: Some(provenance.opened),
+        statements: Some(provenance.statements),
+        full_check: provenance.full_check,
         sealed: jiff::Timestamp::now(),
         mark: provenance.mark,
         root_digest: expected.to_string(),

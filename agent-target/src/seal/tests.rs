@@ -92,6 +92,8 @@ impl Bench {
             repository: "r".into(),
             run_id: "20261122T224501Z-7f3a9c".into(),
             opened: jiff::Timestamp::now(),
+            statements: 2,
+            full_check: false,
             mark: MarkRecord { id: "m".into(), time: jiff::Timestamp::UNIX_EPOCH },
             overrides: Vec::new(),
             counts: serde_json::Value::Null,

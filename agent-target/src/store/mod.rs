@@ -512,6 +512,8 @@ pub(crate) mod tests {
             run_id: format!("run-{generation}"),
             base_generation: base,
             opened: None,
+            statements: None,
+            full_check: false,
             sealed: mark.time,
             mark,
             root_digest: String::new(),

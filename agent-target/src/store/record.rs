@@ -20,6 +20,12 @@ pub struct Record {
     /// When the source opened that run, by the target's clock. Records of before 2026-11-23 do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opened: Option<jiff::Timestamp>,
+    /// The newest form of statements that the source of that run and this target both read. Records of before 2026-11-30 do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statements: Option<u32>,
+    /// Somebody asked for a check of that run which carries no result of an earlier one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full_check: bool,
     /// When it was sealed, by the target's clock.
     pub sealed: jiff::Timestamp,
     /// The point in time that it stands for.

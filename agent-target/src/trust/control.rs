@@ -1,7 +1,8 @@
 //! The negative control: the check is run on data that was damaged on purpose, and must say FAIL.
 //!
 //! First it must say PASS to the same generation undamaged, or its FAIL would mean nothing. Each damage is made in a
-//! workspace of its own; the generation stays as it is. What a profile lists must be found, each of it; when it lists
+//! workspace of its own; the generation stays as it is. Where results of parts can be carried, the check of damaged data carries
+//! all that does not depend on the damaged file, as any check would: so the control proves the choice of parts, too. What a profile lists must be found, each of it; when it lists
 //! nothing that fits, a few kinds are tried on the largest files, and one of them must be found.
 
 use std::{fs::File, io::BufReader};
@@ -17,10 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::damage::{Dice, damage};
 use crate::{
+    carried::{Plan, Undamaged},
     check::CheckReport,
     repository::Repository,
     store::{MANIFEST, Record},
     verify,
+    workspace::Workspace,
 };
 
 /// Largest files that are thought of for one control.
@@ -46,7 +49,8 @@ pub fn run(
     let generation = repository.newest_pass().ok_or("no generation has passed its check yet")?;
     let record = repository.store.record(generation).map_err(|error| error.to_string())?;
     let checker = repository.checker();
-    let mut run = Run { repository, record: &record, seed, cancel, on_step, damages: Vec::new() };
+    let undamaged = Plan::undamaged(repository, &record)?;
+    let mut run = Run { repository, record: &record, undamaged, seed, cancel, on_step, damages: Vec::new() };
     let (outcome, message) = run.all();
     let damages = run.damages;
     if cancel.is_cancelled() {
@@ -87,6 +91,7 @@ pub fn new_seed() -> u64 {
 struct Run<'a> {
     repository: &'a Repository,
     record: &'a Record,
+    undamaged: Undamaged,
     seed: u64,
     cancel: &'a CancellationToken,
     on_step: &'a dyn Fn(&str),
@@ -96,7 +101,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn all(&mut self) -> (Outcome, String) {
         (self.on_step)("the check on undamaged data");
-        let undamaged = verify::check_after(self.repository, self.record, self.cancel, &|_| {}, |_| Ok(()));
+        let undamaged = verify::check_in_full(self.repository, self.record, self.cancel, &|_| {});
         match undamaged.map(|report| (verify::outcome(report.outcome), report)) {
             Ok((Outcome::Pass, _)) => {}
             Ok((_, report)) => {
@@ -191,14 +196,17 @@ impl Run<'_> {
             (self.on_step)(&format!("{} in {file}", control.damage.as_str()));
             let mut dice = Dice::new(self.seed, number, place);
             let mut made = None;
-            let report =
-                verify::check_after(self.repository, self.record, self.cancel, &|_| {}, |workspace| {
+            let plan = Plan::with_damage(self.repository, self.record, &candidate.path, &self.undamaged);
+            let report = plan.and_then(|plan| {
+                let prepare = |workspace: &Workspace| {
                     let folder = workspace.root_folder(&candidate.root).map_err(|error| error.to_string())?;
                     let done =
                         damage(&folder, &candidate.in_root, control.damage, control.page_bytes, &mut dice);
                     made = done.map_err(|error| format!("{file}: {error}"))?;
                     if made.is_some() { Ok(()) } else { Err("no place fits".to_owned()) }
-                });
+                };
+                verify::check_planned(self.repository, self.record, &plan, self.cancel, &|_| {}, prepare)
+            });
             let Some(what) = made else {
                 if let Err(error) = report {
                     tracing::debug!(file, error, "no damage was made");

@@ -247,13 +247,9 @@ fn recheck_known_good(
     let Ok(known_good) = repository.store.record(generation) else {
         return not_done("its record cannot be read");
     };
-    let again = super::check_after(
-        repository,
-        &known_good,
-        &progress.cancel,
-        &|step| progress.step(&format!("{step} of generation {generation}, which had passed")),
-        |_| Ok(()),
-    );
+    let again = super::check_in_full(repository, &known_good, &progress.cancel, &|step| {
+        progress.step(&format!("{step} of generation {generation}, which had passed"));
+    });
     let again = match again {
         Ok(again) => again,
         Err(reason) => return (Recheck::Inconclusive { generation, reason }, None),

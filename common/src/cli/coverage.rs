@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{screen::safe, show};
 use crate::{
     fidelity::LeftOut,
-    verdict::{Coverage, NotCovered, Outcome, Readings, Step, Verdict},
+    verdict::{Carried, Coverage, NotCovered, Outcome, Readings, Step, Verdict},
 };
 
 /// Parts and files that are listed: the verdict has more.
@@ -32,16 +32,35 @@ pub fn lines(verdict: &Verdict) -> Vec<String> {
     let last = verdict.steps.last().map(|step| step.attempt);
     let steps = verdict.steps.iter().filter(|step| Some(step.attempt) == last);
     lines.extend(steps.map(step_line));
-    if let Some(carried) = &coverage.check.carried {
-        let time = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
-        let (parts, oldest, newest) = (carried.parts, time(carried.oldest), time(carried.newest));
-        lines.push(format!(
-            "The results of {parts} parts come from earlier checks, between {oldest} and {newest}."
-        ));
-    }
+    lines.extend(coverage.check.carried.as_ref().map(carried_line));
     not_covered_lines(coverage, &mut lines);
     not_copied_lines(verdict, &mut lines);
     lines
+}
+
+fn carried_line(carried: &Carried) -> String {
+    let time = |time: jiff::Timestamp| time.strftime("%Y-%m-%d %H:%M:%SZ").to_string();
+    let (now, oldest, newest) = (carried.parts_checked_now, time(carried.oldest), time(carried.newest));
+    let mut line = format!(
+        "The check looked at {now} of {} parts now. The rest has not changed since it passed, between {oldest} and {newest}, for {}",
+        now.saturating_add(carried.parts),
+        show::counted(carried.verdicts_total, "verdict")
+    );
+    if let (Some(first), Some(last)) = (carried.verdicts.first(), carried.verdicts.last()) {
+        // As the ledger calls them.
+        let _ = match carried.verdicts_total {
+            1 => write!(line, " ({:09})", first.sequence),
+            _ if carried.verdicts_total > carried.verdicts.len() as u64 => {
+                write!(line, " ({:09} and later)", first.sequence)
+            }
+            _ => write!(line, " ({:09} to {:09})", first.sequence, last.sequence),
+        };
+    }
+    line.push('.');
+    if let Some(limit) = carried.limit_seconds {
+        let _ = write!(line, " Each part is checked again within {}.", show::age(limit));
+    }
+    line
 }
 
 /// What of the live tree the copy does not have, by the source's own signed word.
@@ -144,7 +163,7 @@ mod tests {
     use super::*;
     use crate::{
         signing::SigningKey,
-        verdict::{Depth, HexDigest, PartsChecked, tests::Example},
+        verdict::{Depth, HexDigest, PartResults, PartsChecked, tests::Example},
     };
 
     /// What the source has left out is in its own statement, and is shown with the coverage.
@@ -159,7 +178,8 @@ mod tests {
             example: "etc/app\u{1b}.conf".into(),
         }];
         verdict.source_statement = Some(crate::verdict::sign_source_statement(&statement, &source));
-        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, None));
+        verdict.coverage =
+            Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, PartResults::default()));
         let text = lines(&verdict).join("\n");
         assert!(
             text.contains("Not copied, 1:\n  security.selinux (for example of etc/app")
@@ -195,7 +215,8 @@ mod tests {
         step.depth = Some(Depth::L2);
         step.engine = Some("Engine 5\u{1b}[2J".into());
         step.checked = vec![PartsChecked { kind: "tables".into(), count: 12 }];
-        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, None));
+        verdict.coverage =
+            Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, PartResults::default()));
         let text = lines(&verdict).join("\n");
         for part in [
             "The source read 4 of 30 files in this run, 400 B of 3.0 kB. It read the rest, which has not changed since, between \
@@ -211,7 +232,8 @@ mod tests {
         assert!(!text.contains('\u{1b}'), "{text}");
         let readings = statement.readings.as_mut().expect("some");
         *readings = Readings { files_total: 2, files_read_now: 2, ..Default::default() };
-        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, None));
+        verdict.coverage =
+            Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), None, PartResults::default()));
         assert!(
             lines(&verdict)[0].starts_with("The source read all 2 files in this run"),
             "{:?}",

@@ -322,6 +322,14 @@ pub fn claim_lines(claims: &v1::Claims) -> String {
         let word = if claims.not_covered == 1 { "part" } else { "parts" };
         let _ = writeln!(text, "       not covered: {} {word}", claims.not_covered);
     }
+    if claims.parts_carried > 0 {
+        let of = claims.parts_checked.saturating_add(claims.parts_carried);
+        let _ = write!(text, "       checked now: {} of {of} parts", claims.parts_checked);
+        if let Some(oldest) = claims.oldest_carried.as_ref().and_then(timestamp_from_proto) {
+            let _ = write!(text, ", the rest since {}", oldest.strftime("%Y-%m-%d %H:%M:%SZ"));
+        }
+        text.push('\n');
+    }
     text
 }
 

@@ -17,7 +17,7 @@ use crate::{
     supervise, telemetry,
     traces::Tracer,
     trouble,
-    verdict::{Outcome, Trust},
+    verdict::{Outcome, Trust, timestamp_from_proto},
     watch::Standing,
 };
 
@@ -266,6 +266,14 @@ impl Page {
             "last_pass_not_covered_parts",
             "Parts that nobody looked at for the newest PASS that holds: its sentence names the first of them",
         );
+        let carried = self.gauge(
+            "last_pass_carried_parts",
+            "Parts of the check whose result was carried over for the newest PASS that holds",
+        );
+        let oldest_carried = self.gauge(
+            "last_pass_oldest_carried_timestamp_seconds",
+            "When the part was checked that was checked longest ago; absent when no result was carried",
+        );
         let max_age = self.gauge(
             "max_age_seconds",
             "How old the newest PASS may become (max_age); absent when nothing is set",
@@ -281,6 +289,11 @@ impl Page {
                 live.get_or_create(&labels).set(f64::from(u8::from(pass.proves_live())));
                 let count = pass.claims.as_ref().map_or(0, |claims| claims.not_covered);
                 not_covered.get_or_create(&labels).set(count as f64);
+                let claims = pass.claims.clone().unwrap_or_default();
+                carried.get_or_create(&labels).set(claims.parts_carried as f64);
+                if let Some(oldest) = claims.oldest_carried.as_ref().and_then(timestamp_from_proto) {
+                    oldest_carried.get_or_create(&labels).set(seconds(oldest));
+                }
             }
             if let Some(limit) = facts.max_age {
                 max_age.get_or_create(&labels).set(limit.as_secs_f64());

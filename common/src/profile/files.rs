@@ -163,7 +163,7 @@ pub(super) fn candidate(path: &TreePath) -> Candidate<'_> {
     Candidate::new(Path::new(OsStr::from_bytes(path.as_bytes())))
 }
 
-fn set(patterns: &[String]) -> Result<GlobSet, String> {
+pub(super) fn set(patterns: &[String]) -> Result<GlobSet, String> {
     let mut builder = GlobSetBuilder::new();
     for pattern in patterns {
         builder.add(glob(pattern)?);

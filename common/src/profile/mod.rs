@@ -16,6 +16,7 @@ mod control;
 mod fault;
 mod files;
 mod limits;
+mod parts;
 pub mod template;
 mod validate;
 
@@ -31,6 +32,7 @@ pub use control::{Control, DamageKind};
 pub use fault::{Fault, ProfileError};
 pub use files::{FileRules, Turn};
 pub use limits::Limits;
+pub use parts::{PartFiles, Parts, PartsKind};
 pub use template::{Scope, TargetNames, TemplateError};
 
 use crate::{config::Span, fidelity::SpecialFile};
@@ -417,7 +419,7 @@ pub struct Check {
     pub name: String,
     /// The command; its first member is the program. Executed directly, never through a shell. Placeholders:
     /// `{root}`, `{root.NAME}`, `{scratch}` (an empty writable folder), `{target.fqdn}`, `{target.host}`,
-    /// `{target.address}`, `{helper}` (this program, for the checks that it brings), `{var.NAME}`.
+    /// `{target.address}`, `{helper}` (this program, for the checks that it brings), `{parts}`, `{var.NAME}`.
     pub argv: Vec<String>,
     /// Programs that the step runs beside the first member of `argv`, by name or absolute path. `doctor` looks for them.
     #[serde(default)]
@@ -431,6 +433,8 @@ pub struct Check {
     pub repair: bool,
     /// The name of a list variable: the step runs once for each member, for which `{var.NAME}` then stands.
     pub for_each: Option<String>,
+    /// The parts of the step whose results can be carried over from earlier verdicts. Without it all is checked each time.
+    pub parts: Option<Parts>,
     /// How long the step may take.
     #[serde(default = "hour")]
     pub timeout: Span,

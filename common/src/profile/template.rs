@@ -18,6 +18,8 @@ pub enum Placeholder {
     RootNamed(String),
     /// `{further_roots}`: every root but the first, where the command sees them; as a whole argument only.
     FurtherRoots,
+    /// `{parts}`: the parts that a step with `parts` is to check now; as a whole argument only.
+    Parts,
     /// `{mark_dir}`: a folder whose files become part of the generation.
     MarkDir,
     /// `{mark_id}`: what the engine, or the source, calls the mark.
@@ -42,6 +44,7 @@ impl fmt::Display for Placeholder {
             Self::Root => formatter.write_str("{root}"),
             Self::RootNamed(name) => write!(formatter, "{{root.{name}}}"),
             Self::FurtherRoots => formatter.write_str("{further_roots}"),
+            Self::Parts => formatter.write_str("{parts}"),
             Self::MarkDir => formatter.write_str("{mark_dir}"),
             Self::MarkId => formatter.write_str("{mark_id}"),
             Self::Scratch => formatter.write_str("{scratch}"),
@@ -59,8 +62,8 @@ impl fmt::Display for Placeholder {
 #[non_exhaustive]
 pub enum TemplateError {
     /// No placeholder has this name.
-    #[error("'{{{}}}' is not a placeholder: use {{root}}, {{root.NAME}}, {{further_roots}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, {{target.fqdn}}, \
-             {{target.host}}, {{target.address}} or {{var.NAME}}, or '{{{{' for a brace", .0.escape_debug())]
+    #[error("'{{{}}}' is not a placeholder: use {{root}}, {{root.NAME}}, {{further_roots}}, {{parts}}, {{mark_dir}}, {{mark_id}}, {{scratch}}, {{helper}}, \
+             {{target.fqdn}}, {{target.host}}, {{target.address}} or {{var.NAME}}, or '{{{{' for a brace", .0.escape_debug())]
     Unknown(String),
     /// A brace without its partner.
     #[error("a brace stands alone: write '{{{{' or '}}}}' for a literal brace")]
@@ -113,6 +116,7 @@ fn placeholder(name: &str) -> Option<Placeholder> {
     Some(match name {
         "root" => Placeholder::Root,
         "further_roots" => Placeholder::FurtherRoots,
+        "parts" => Placeholder::Parts,
         "mark_dir" => Placeholder::MarkDir,
         "mark_id" => Placeholder::MarkId,
         "scratch" => Placeholder::Scratch,
@@ -177,6 +181,8 @@ pub struct Scope {
     pub scratch: Option<PathBuf>,
     /// `{helper}`.
     pub helper: Option<PathBuf>,
+    /// `{parts}`: an argument each.
+    pub parts: Option<Vec<OsString>>,
 }
 
 impl Scope {
@@ -213,6 +219,9 @@ impl Scope {
         for text in texts {
             if let [Piece::Place(Placeholder::FurtherRoots)] = parse(text)?.as_slice() {
                 result.extend(self.roots.iter().skip(1).map(|(_, path)| path.clone().into_os_string()));
+            } else if let [Piece::Place(Placeholder::Parts)] = parse(text)?.as_slice() {
+                let parts = self.parts.as_ref().ok_or(TemplateError::Unavailable(Placeholder::Parts))?;
+                result.extend(parts.iter().cloned());
             } else if let [Piece::Place(Placeholder::Var(name))] = parse(text)?.as_slice()
                 && let Some(Value::List(members)) = self.vars.get(name)
             {
@@ -251,7 +260,7 @@ impl Scope {
             Placeholder::TargetFqdn => self.target.fqdn.as_deref().map(OsStr::new),
             Placeholder::TargetHost => self.target.host.as_deref().map(OsStr::new),
             Placeholder::TargetAddress => self.target.address.as_deref().map(OsStr::new),
-            Placeholder::FurtherRoots | Placeholder::Var(_) => None,
+            Placeholder::FurtherRoots | Placeholder::Parts | Placeholder::Var(_) => None,
         };
         found.ok_or_else(|| TemplateError::Unavailable(place.clone()))
     }

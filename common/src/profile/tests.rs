@@ -144,6 +144,54 @@ fn patterns_of_coverage_need_their_groups() {
     );
 }
 
+/// Parts that the command is not given, or that mean nothing, would be carried without ever having been checked.
+#[test]
+fn parts_and_the_command_fit_each_other() {
+    let told = |argv: &str, keys: &str| {
+        let text = GOOD.replace("argv = [", &format!("{keys}\nargv = [{argv}"));
+        match parse(&text) {
+            Ok(profile) => {
+                assert!(profile.checks.iter().any(|check| check.parts.is_some()), "{text}");
+                String::new()
+            }
+            Err(error) => error.to_string(),
+        }
+    };
+    let given = "'{parts}', ";
+    assert_eq!(told(given, "parts = { kind = 'subversion-revisions' }"), "");
+    assert_eq!(
+        told(given, "parts = { for_each_changed = ['*.book'], not_read = ['/x'], recheck_within = '1d' }"),
+        ""
+    );
+    for (argv, keys, fault) in [
+        (given, "", "{parts} has no value here"),
+        ("", "parts = { kind = 'subversion-revisions' }", "{parts} is needed as an argument"),
+        (
+            "'x{parts}', ",
+            "parts = { kind = 'subversion-revisions' }",
+            "{parts} is a list, which can only stand alone",
+        ),
+        (given, "parts = {}", "either 'kind' or 'for_each_changed' is needed"),
+        (given, "parts = { kind = 'subversion-revisions', for_each_changed = ['*'] }", "and not both"),
+        (
+            given,
+            "parts = { kind = 'subversion-revisions', not_read = ['*'] }",
+            "is only for 'for_each_changed'",
+        ),
+        (
+            given,
+            "parts = { for_each_changed = ['a/'] }",
+            "check[0].parts.for_each_changed[0]: must be a file pattern",
+        ),
+        (given, "parts = { for_each_changed = ['*'], not_read = ['[a'] }", "this is no file pattern"),
+        (given, "parts = { kind = 'pages' }", "unknown variant"),
+        (given, "parts = { for_each_change = ['*'] }", "unknown field"),
+    ] {
+        let text = told(argv, keys);
+        assert!(text.contains(fault), "{keys}: {text}");
+    }
+}
+
 /// A step that repairs never says FAIL, and something else must look.
 #[test]
 fn a_step_that_repairs_is_no_check() {

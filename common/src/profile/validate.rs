@@ -33,7 +33,7 @@ impl Place {
             P::Root | P::RootNamed(_) => matches!(self, Self::MarkBegin | Self::MarkEnd | Self::Check),
             P::MarkDir => matches!(self, Self::MarkBegin | Self::MarkEnd),
             P::MarkId => matches!(self, Self::MarkEnd | Self::Check),
-            P::Scratch | P::Helper | P::FurtherRoots => self == Self::Check,
+            P::Scratch | P::Helper | P::FurtherRoots | P::Parts => self == Self::Check,
             P::TargetFqdn | P::TargetHost | P::TargetAddress => {
                 matches!(self, Self::PatchValue | Self::Check)
             }
@@ -350,12 +350,35 @@ impl Faults<'_> {
             &key("argv"),
             "no result of this check means FAIL: set fail_exit, fail_exit_mask or fail_patterns",
         );
+        self.parts(check, &key("parts"), &key("argv"));
         let retries = check.retry_next_candidate_on.is_empty() || !self.profile.patches.is_empty();
         self.expect(
             retries,
             &key("retry_next_candidate_on"),
             "a [[patch]] is needed whose next value can be tried",
         );
+    }
+
+    fn parts(&mut self, check: &Check, way: &[Step], argv: &[Step]) {
+        let stands = check.argv.iter().any(|text| text == "{parts}");
+        let Some(parts) = &check.parts else {
+            return self.expect(!stands, argv, "{parts} has no value here: the check has no 'parts'");
+        };
+        self.expect(stands, argv, "{parts} is needed as an argument, because the check has 'parts'");
+        let one = parts.kind.is_some() == parts.for_each_changed.is_empty();
+        self.expect(one, way, "either 'kind' or 'for_each_changed' is needed, and not both");
+        let own = check.for_each.is_none() && !check.repair;
+        self.expect(own, way, "cannot be together with 'for_each' or 'repair'");
+        let of_files = parts.not_read.is_empty() || !parts.for_each_changed.is_empty();
+        self.expect(of_files, &[way, way!["not_read"]].concat(), "is only for 'for_each_changed'");
+        for (key, patterns) in [("for_each_changed", &parts.for_each_changed), ("not_read", &parts.not_read)]
+        {
+            for (at, pattern) in patterns.iter().enumerate() {
+                if let Err(message) = files::glob(pattern) {
+                    self.say(&[way, way![key, at]].concat(), message);
+                }
+            }
+        }
     }
 
     fn controls(&mut self) {
@@ -402,7 +425,8 @@ impl Faults<'_> {
             if !place.allows(&placeholder) {
                 self.say(way, format!("{placeholder} has no value here"));
             }
-            if placeholder == Placeholder::FurtherRoots && !(alone && list_allowed) {
+            let is_list = matches!(placeholder, Placeholder::FurtherRoots | Placeholder::Parts);
+            if is_list && !(alone && list_allowed) {
                 self.say(
                     way,
                     format!("{placeholder} is a list, which can only stand alone as a whole argument"),

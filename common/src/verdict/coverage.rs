@@ -14,7 +14,7 @@ use crate::fidelity::LeftOut;
 
 use super::{
     Depth, HexDigest, NegativeControl, Outcome, SourceStatement, Trust, Verdict, VerdictError,
-    unverified_source_statement,
+    timestamp_to_proto, unverified_source_statement,
 };
 
 /// Entries that each list of a coverage names; the rest is counted.
@@ -132,6 +132,12 @@ impl Readings {
 pub struct Carried {
     /// Parts whose result was carried.
     pub parts: u64,
+    /// Parts of the same steps that were checked now.
+    pub parts_checked_now: u64,
+    /// The verdicts of the checks in which the carried parts passed, oldest first, at most [`MAX_LISTED`].
+    pub verdicts: Vec<CarriedFrom>,
+    /// How many verdicts those are, the listed ones included.
+    pub verdicts_total: u64,
     /// When the oldest of these results was found.
     pub oldest: Timestamp,
     /// When the newest of them was found.
@@ -139,6 +145,57 @@ pub struct Carried {
     /// How old a carried result may be, in seconds. Absent when there is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_seconds: Option<u64>,
+}
+
+/// A verdict from which results were carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct CarriedFrom {
+    /// Its place in the ledger.
+    pub sequence: u64,
+    /// Carried parts that were checked for it.
+    pub parts: u64,
+}
+
+impl Carried {
+    /// What is stated must be possible: there are parts, in their order, from earlier verdicts of this ledger and earlier checks.
+    fn check(&self, verdict: &Verdict) -> Result<(), &'static str> {
+        let listed: u64 = self.verdicts.iter().fold(0, |sum, from| sum.saturating_add(from.parts));
+        let in_order = self.verdicts.windows(2).all(|pair| pair[0].sequence < pair[1].sequence);
+        let is_earlier = |from: &CarriedFrom| from.sequence > 0 && from.sequence < verdict.sequence;
+        let is_whole = self.verdicts_total == self.verdicts.len() as u64;
+        let rules = [
+            (verdict.outcome == Outcome::Pass, "it did not pass, and carries results"),
+            (self.parts > 0, "it carries no result and says so"),
+            (self.parts_checked_now > 0, "all its results are carried: nothing was checked"),
+            (
+                self.verdicts.len() <= MAX_LISTED && self.verdicts_total >= self.verdicts.len() as u64,
+                "the verdicts that it carries results from are not counted as they are listed",
+            ),
+            (
+                if is_whole { listed == self.parts } else { listed < self.parts },
+                "the carried parts do not add up to those of the verdicts that they come from",
+            ),
+            (
+                in_order && self.verdicts.iter().all(is_earlier),
+                "it carries results from verdicts that are not before it in the ledger",
+            ),
+            (
+                self.oldest <= self.newest && verdict.times.check_started.is_some_and(|it| self.newest <= it),
+                "a result that it carries is younger than its check",
+            ),
+        ];
+        rules.into_iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, missing)| Err(missing))
+    }
+}
+
+/// What a target knows of the parts of its check.
+#[derive(Debug, Clone, Default)]
+pub struct PartResults {
+    /// Results that were carried over.
+    pub carried: Option<Carried>,
+    /// Digest of the record of the parts that have passed.
+    pub record: Option<HexDigest>,
 }
 
 /// What a check looked at.
@@ -150,10 +207,15 @@ pub struct CheckCoverage {
     /// Results that were carried over. Absent when there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<Carried>,
+    /// Digest of the target's record of the parts that have passed, with what each depends on: later checks carry results of a record
+    /// that a verdict names, and of no other. Absent where the check has no such parts, or did not pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parts_record: Option<HexDigest>,
 }
 
 /// What is known of a check whose verdict says nothing of its parts.
-const NO_PARTS: CheckCoverage = CheckCoverage { parts_checked: Vec::new(), carried: None };
+const NO_PARTS: CheckCoverage =
+    CheckCoverage { parts_checked: Vec::new(), carried: None, parts_record: None };
 
 /// The account of what a verdict rests on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,7 +310,7 @@ impl Claims {
             live: self.live.as_str().to_owned(),
             because: self.because.clone(),
             proven: outcome == Outcome::Pass && trust == Some(Trust::Trusted),
-            not_covered: 0,
+            ..Default::default()
         }
     }
 }
@@ -309,7 +371,7 @@ pub fn claims(grounds: &Grounds<'_>) -> Claims {
     }
     let (withheld, mut limits) = reading_limits(grounds);
     if let Some(carried) = grounds.check.carried.as_ref().filter(|carried| carried.parts > 0) {
-        limits.push(carried_clause(grounds.check, carried));
+        limits.push(carried_clause(carried));
     }
     let backup = if not_covered.is_some() { BackupClaim::GoodAsCovered } else { BackupClaim::Good };
     if !withheld.is_empty() {
@@ -370,8 +432,8 @@ fn reading_limits(grounds: &Grounds<'_>) -> (Vec<String>, Vec<String>) {
     (withheld, limits)
 }
 
-fn carried_clause(check: &CheckCoverage, carried: &Carried) -> String {
-    let now: u64 = check.parts_checked.iter().fold(0, |sum, parts| sum.saturating_add(parts.count));
+fn carried_clause(carried: &Carried) -> String {
+    let now = carried.parts_checked_now;
     format!(
         "{now} of {} parts checked now, the rest between {} and {}",
         now.saturating_add(carried.parts),
@@ -490,13 +552,14 @@ impl Coverage {
         statement: &SourceStatement,
         checker: HexDigest,
         max_reading_age: Option<Duration>,
-        carried: Option<Carried>,
+        parts: PartResults,
     ) -> Self {
         let reading = statement.readings.clone();
         let limits = [max_reading_age.map(|limit| limit.as_secs()), source_limit(reading.as_ref())];
         let max_reading_age_seconds = limits.into_iter().flatten().min();
         let (not_covered, not_covered_total) = all_not_covered(verdict, statement);
-        let check = CheckCoverage { parts_checked: all_parts(verdict), carried };
+        let PartResults { carried, record: parts_record } = parts;
+        let check = CheckCoverage { parts_checked: all_parts(verdict), carried, parts_record };
         let mut coverage = Self {
             reading,
             max_reading_age_seconds,
@@ -550,6 +613,11 @@ impl Coverage {
         needs(
             self.check.parts_checked == all_parts(verdict),
             "the coverage counts other parts than its steps",
+        )?;
+        self.check.carried.as_ref().map_or(Ok(()), |carried| carried.check(verdict).map_err(unfounded))?;
+        needs(
+            self.check.parts_record.is_none() || verdict.outcome == Outcome::Pass,
+            "it names a record of parts that have passed, and did not pass",
         )?;
         // The clauses beside the claims are words, which another version may put otherwise: whoever shows them makes them anew.
         let backed = claims(&self.grounds(verdict, Some(source)));
@@ -651,19 +719,26 @@ impl Verdict {
     /// What it claims, for the wire.
     pub fn claims_proto(&self) -> assay_proto::v1::Claims {
         let trust = self.negative_control.as_ref().map(NegativeControl::trust);
-        self.with_not_covered(self.claims().to_proto(self.outcome, trust))
+        self.with_counts(self.claims().to_proto(self.outcome, trust))
     }
 
     /// What it would say and claim had it been signed when the newest negative control of its checker said `trust`, for the wire.
     pub fn says_under(&self, trust: Option<Trust>) -> (String, assay_proto::v1::Claims) {
         let claims = self.claims_under(trust);
-        let proto = self.with_not_covered(claims.to_proto(self.outcome, trust));
+        let proto = self.with_counts(claims.to_proto(self.outcome, trust));
         (sentence(self.outcome, &claims), proto)
     }
 
-    fn with_not_covered(&self, claims: assay_proto::v1::Claims) -> assay_proto::v1::Claims {
+    fn with_counts(&self, claims: assay_proto::v1::Claims) -> assay_proto::v1::Claims {
         let not_covered = self.coverage.as_ref().map_or(0, |coverage| coverage.not_covered_total);
-        assay_proto::v1::Claims { not_covered, ..claims }
+        let carried = self.coverage.as_ref().and_then(|coverage| coverage.check.carried.as_ref());
+        assay_proto::v1::Claims {
+            not_covered,
+            parts_checked: carried.map_or(0, |carried| carried.parts_checked_now),
+            parts_carried: carried.map_or(0, |carried| carried.parts),
+            oldest_carried: carried.map(|carried| timestamp_to_proto(carried.oldest)),
+            ..claims
+        }
     }
 
     /// What the verdict says, in one sentence.

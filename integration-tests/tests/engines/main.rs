@@ -1,6 +1,7 @@
 //! Real engines under write load, from the mark to the verdict, and their backups brought up again.
 
 mod accurev;
+mod carried;
 #[path = "../shows/file_systems.rs"]
 #[allow(dead_code)]
 mod file_systems;

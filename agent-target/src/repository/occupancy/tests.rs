@@ -160,7 +160,7 @@ fn reception(bench: &Bench) -> Reception {
         None,
     );
     let receiver = Arc::new(Receiver::new(Arc::clone(&staging), places, None, allowance));
-    let opened = Opened { time: jiff::Timestamp::now(), nonce: None };
+    let opened = Opened { time: jiff::Timestamp::now(), nonce: None, statements: 0, full_check: false };
     Reception { staging, base: None, receiver, opened }
 }
 

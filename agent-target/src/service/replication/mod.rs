@@ -20,7 +20,7 @@ use assay_common::{
     rpc_status::RpcFault,
     telemetry,
     tls::require_role,
-    verdict::HexDigest,
+    verdict::{HexDigest, STATEMENTS},
 };
 use assay_proto::v1::{
     AbandonRunRequest, AbandonRunResponse, AcknowledgeVerdictRequest, AcknowledgeVerdictResponse,
@@ -44,7 +44,7 @@ use self::{
 use super::{Repositories, internal, invalid};
 use crate::{
     config::PeerLimits,
-    repository::{Repository, occupancy::Refusal},
+    repository::{Opened, Repository, occupancy::Refusal},
     store::MANIFEST,
 };
 
@@ -167,7 +167,13 @@ impl ReplicationService for Replication {
         let response = blocking(move || {
             span.in_scope(|| {
                 check_history(&repository, &request)?;
-                open(&repository, id, nonce, failed_runs_per_hour)
+                let opened = Opened {
+                    time: jiff::Timestamp::now(),
+                    nonce,
+                    statements: request.statements.min(STATEMENTS),
+                    full_check: request.full_check,
+                };
+                open(&repository, id, opened, failed_runs_per_hour)
             })
         })
         .await

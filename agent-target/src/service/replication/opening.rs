@@ -12,7 +12,7 @@ use assay_common::{
     ledger::EntryId,
     rpc_status::{RpcFault, TOO_MANY_FAILED_RUNS},
     trouble::{self, Kind},
-    verdict::{HexDigest, STATEMENTS, link_digest},
+    verdict::{STATEMENTS, link_digest},
 };
 use assay_proto::v1::{OpenRunRequest, OpenRunResponse};
 use tonic::Code;
@@ -95,7 +95,7 @@ fn difference(repository: &Repository, request: &OpenRunRequest) -> Option<Strin
 pub(super) fn open(
     repository: &Arc<Repository>,
     id: RunId,
-    nonce: Option<HexDigest>,
+    opened: Opened,
     failed_runs_per_hour: u32,
 ) -> Result<OpenRunResponse, RpcFault> {
     let lease = repository.occupancy.open(&id).map_err(refused_for(&id))?;
@@ -182,7 +182,7 @@ pub(super) fn open(
     };
     let receiver =
         Arc::new(Receiver::new(Arc::clone(&staging), places, known.map(|base| (base, copies)), allowance));
-    let opened = Opened { time: jiff::Timestamp::now(), nonce };
+    let opened = Opened { time: jiff::Timestamp::now(), ..opened };
     lease.receive(id, Reception { staging, base, receiver, opened });
     Ok(response)
 }

@@ -213,6 +213,8 @@ fn provenance(
         repository: repository.config.name.clone(),
         run_id: id.to_string(),
         opened: opened.time,
+        statements: opened.statements,
+        full_check: opened.full_check,
         mark: MarkRecord { id: mark.id, time: mark.time },
         overrides: finish.overrides,
         counts: assay_common::json::to_json("Counts", &counts),

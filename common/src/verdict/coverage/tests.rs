@@ -42,10 +42,14 @@ fn carried() -> CheckCoverage {
         parts_checked: vec![PartsChecked { kind: "relations".into(), count: 3 }],
         carried: Some(Carried {
             parts: 9,
+            parts_checked_now: 3,
+            verdicts: vec![CarriedFrom { sequence: 2, parts: 5 }, CarriedFrom { sequence: 4, parts: 4 }],
+            verdicts_total: 2,
             oldest: at("2026-11-25T12:00:00Z"),
             newest: at("2026-11-28T12:00:00Z"),
             limit_seconds: Some(7 * 86_400),
         }),
+        parts_record: None,
     }
 }
 
@@ -312,7 +316,7 @@ fn covered(change: impl FnOnce(&mut SourceStatement, &mut Verdict)) -> (Verdict,
     verdict.source_statement = Some(crate::verdict::sign_source_statement(&statement, &source));
     let checker = HexDigest([6; 32]);
     let limit = Some(Duration::from_secs(40 * 86_400));
-    verdict.coverage = Some(Coverage::new(&verdict, &statement, checker, limit, None));
+    verdict.coverage = Some(Coverage::new(&verdict, &statement, checker, limit, PartResults::default()));
     (verdict, source)
 }
 
@@ -358,6 +362,49 @@ fn a_coverage_that_says_something_else_than_its_parts_is_refused() {
         change(&mut verdict);
         assert!(sign_verdict(&verdict, &target).is_err(), "{name}");
     }
+}
+
+/// A verdict says what it carried from which verdicts before it, as counts that add up; nothing else is signed.
+#[test]
+fn carried_results_that_cannot_be_are_refused() {
+    let target = SigningKey::generate();
+    let sound = || {
+        let (mut verdict, _) = covered(|_, verdict| verdict.sequence = 5);
+        verdict.times.check_started = Some(at("2026-11-29T12:10:00Z"));
+        let parts = PartResults { carried: carried().carried, record: Some(HexDigest([8; 32])) };
+        let source = verdict.source_statement.as_ref().expect("some");
+        let statement = unverified_source_statement(source).expect("a statement");
+        let limit = Some(Duration::from_secs(30 * 86_400));
+        verdict.coverage = Some(Coverage::new(&verdict, &statement, HexDigest([6; 32]), limit, parts));
+        verdict
+    };
+    let verdict = sound();
+    sign_verdict(&verdict, &target).expect("sound");
+    assert!(verdict.sentence().contains(CARRIED), "{}", verdict.sentence());
+    let proto = verdict.claims_proto();
+    assert_eq!((proto.parts_checked, proto.parts_carried), (3, 9));
+    type Change = fn(&mut Carried);
+    let cases: [(&str, Change); 11] = [
+        ("nothing carried", |it| (it.parts, it.verdicts, it.verdicts_total) = (0, Vec::new(), 0)),
+        ("nothing checked", |it| it.parts_checked_now = 0),
+        ("a sum too low", |it| it.parts = 8),
+        ("a sum too high", |it| it.parts = 10),
+        ("a total too low", |it| it.verdicts_total = 1),
+        ("a total without more parts", |it| it.verdicts_total = 3),
+        ("from itself", |it| it.verdicts[1].sequence = 5),
+        ("from no verdict", |it| it.verdicts[0].sequence = 0),
+        ("out of order", |it| it.verdicts.swap(0, 1)),
+        ("times exchanged", |it| std::mem::swap(&mut it.oldest, &mut it.newest)),
+        ("from the future", |it| it.newest = at("2026-11-29T12:10:01Z")),
+    ];
+    for (name, change) in cases {
+        let mut verdict = sound();
+        change(verdict.coverage.as_mut().expect("some").check.carried.as_mut().expect("some"));
+        assert!(sign_verdict(&verdict, &target).is_err(), "{name}");
+    }
+    let mut failed = sound();
+    failed.outcome = Outcome::Fail;
+    assert!(sign_verdict(&failed, &target).is_err(), "a record of parts that passed");
 }
 
 /// What nobody looked at is collected from the source and from the steps that count.

@@ -1,0 +1,187 @@
+//! Checks whose cost follows the change: what a run carries, that damage is found beside it, and that no result grows too old.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+use crate::{
+    live::{flip, middle, run},
+    pair::{Pair, wrong_clock},
+};
+
+/// Parts that the run's PASS checked, and parts whose result it carried.
+fn counts(run: &Value) -> (u64, u64) {
+    assert_eq!(run["outcome"], "OUTCOME_PASS", "{run}");
+    let count = |name: &str| run["claims"][name].as_u64().unwrap_or_default();
+    (count("partsChecked"), count("partsCarried"))
+}
+
+fn sentence(run: &Value) -> &str {
+    run["sentence"].as_str().expect("a sentence")
+}
+
+/// The path of a repository with shards of four revisions and eleven revisions, the first shards packed.
+fn subversion(pair: &Pair) -> PathBuf {
+    let repository = pair.root(0);
+    run(Command::new("svnadmin").arg("create").arg(&repository));
+    let format = repository.join("db/format");
+    let text = fs::read_to_string(&format).expect("read");
+    fs::write(&format, text.replace("sharded 1000", "sharded 4")).expect("write");
+    for number in 1..=11 {
+        commit(pair, &repository, &format!("file{number}"));
+    }
+    run(Command::new("svnadmin").args(["pack", "-q"]).arg(&repository));
+    repository
+}
+
+fn commit(pair: &Pair, repository: &Path, name: &str) {
+    let file = pair.path("file");
+    let content: String = (0..400).map(|line| format!("{name}: {}\n", line * line)).collect();
+    fs::write(&file, content).expect("write");
+    let url = format!("file://{}/{name}", repository.display());
+    run(Command::new("svn").args(["import", "-q", "-m", "more"]).arg(&file).arg(url));
+}
+
+#[test]
+fn a_subversion_check_follows_the_change_and_finds_damage_anywhere() {
+    let pair = Pair::engine("subversion", "max_drop_percent = 100\n");
+    let repository = subversion(&pair);
+    let first = pair.run(0);
+    assert_eq!(counts(&first), (0, 0), "nothing is carried: {first}");
+    // Revisions 0 to 3, 4 to 7 and 8 to 11; the next commit begins a range.
+    commit(&pair, &repository, "more");
+    let second = pair.run(0);
+    println!("{}", sentence(&second));
+    assert_eq!(counts(&second), (2, 2), "the new range, and the one whose turn it is: {second}");
+    assert!(sentence(&second).contains("2 of 4 parts checked now, the rest between "), "{second}");
+    let explained = pair.target(&["explain"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    println!("{explained}");
+    assert!(
+        explained.contains(
+            "The check looked at 2 of 4 parts now. The rest has not changed since it passed, between"
+        ) && explained.contains("for 1 verdict (000000001). Each part is checked again within 7 days"),
+        "{explained}"
+    );
+    assert!(pair.source(&["explain"]).stdout.contains("2 of 4 parts"));
+    assert!(pair.target(&["status"]).stdout.contains("2 of 4 parts checked now"));
+    assert!(pair.target(&["generations"]).stdout.contains("checked now: 2 of 4 parts, the rest since 20"));
+
+    // A control has damage in parts that any check would carry.
+    pair.prove();
+    let control = pair.target(&["--json", "control"]).stdout;
+    println!("{control}");
+    assert!(control.contains("db/revs/"), "{control}");
+    assert_eq!(counts(&pair.run(0)), (1, 3));
+
+    // Damage on the live side in a part that was carried: its content is another one, and so it is checked.
+    for place in ["db/revs/0.pack/pack", "db/revs/3/12"] {
+        let file = repository.join(place);
+        let broken = flip(&file, middle(&file), place);
+        let failed = pair.run(1);
+        assert_eq!(failed["reason"], "damage-found", "{place}: {failed}");
+        broken.mend();
+        assert_eq!(counts(&pair.run(0)), (0, 0), "after a FAIL all is checked");
+        assert_eq!(counts(&pair.run(0)), (1, 3));
+    }
+
+    // What is asked for looks at all.
+    let full = pair.source(&["--json", "run", "--follow", "--full-check"]);
+    let full: Value = serde_json::from_str(full.stdout.lines().last().expect("a run")).expect("JSON");
+    assert_eq!(counts(&full), (0, 0), "{full}");
+    let verified = pair.target(&["--json", "verify"]);
+    let verified: Value =
+        serde_json::from_str(verified.stdout.lines().last().expect("a verdict")).expect("JSON");
+    assert_eq!(counts(&verified), (0, 0), "{verified}");
+    assert_eq!(counts(&pair.run(0)), (1, 3));
+}
+
+/// Eight days later by both clocks, no result may be carried; then the clocks are put right, and what was dated ahead counts for nothing.
+#[test]
+fn carried_results_have_a_deadline_and_survive_no_clock_that_jumps() {
+    let pair = Pair::engine("subversion", "max_drop_percent = 100\n");
+    subversion(&pair);
+    pair.run(0);
+    assert_eq!(counts(&pair.run(0)), (1, 2));
+    let at = |by: Option<&str>| {
+        for role in ["source", "target"] {
+            pair.kill(role);
+            pair.set_environment(role, &by.map(wrong_clock).unwrap_or_default());
+        }
+        pair.start("target");
+        pair.start("source");
+    };
+    // Certificates of tests are valid for a day, so that the results are made old sooner.
+    pair.configure("target", "source_key = ", "recheck_within = \"4h\"\nsource_key = ");
+    at(Some("+5h"));
+    let late = pair.run(0);
+    assert_eq!(counts(&late), (0, 0), "all results are older than four hours: {late}");
+    assert_eq!(counts(&pair.run(0)), (1, 2));
+    at(None);
+    let right = pair.run(0);
+    assert_eq!(counts(&right), (0, 0), "the last check is dated in the future: {right}");
+    assert_eq!(counts(&pair.run(0)), (1, 2));
+}
+
+/// A command of an operator's own that looks at each file for itself.
+const BOOKS: &str = r#"
+[[check]]
+name = "look"
+depth = "L1"
+argv = ["sh", "-c", '''
+for book in "$@"; do
+    if [ "$(head -n -1 "$book" | cksum)" != "$(tail -n 1 "$book")" ]; then echo "CORRUPT $book"; bad=1; fi
+done
+echo "checked $# books"; [ -z "$bad" ]
+''', "look", "{parts}"]
+fail_exit = [1]
+fail_patterns = [{ pattern = '^CORRUPT (.*)$', reason = "damage-found" }]
+parts_checked = '^checked (\d+) (.*)$'
+parts = { for_each_changed = ["*.book"], not_read = ["*.log"] }
+
+[[control]]
+files = "*.book"
+damage = "flip-byte"
+places = 2
+"#;
+
+fn write_book(pair: &Pair, name: &str, text: &str) {
+    let sum = Command::new("sh").args(["-c", "printf '%s\n' \"$0\" | cksum", text]).output().expect("cksum");
+    let sum = String::from_utf8(sum.stdout).expect("text");
+    fs::write(pair.root(0).join(name), format!("{text}\n{sum}")).expect("write");
+}
+
+#[test]
+fn a_command_of_an_operators_own_looks_at_the_files_that_changed() {
+    let pair = Pair::with_profile(BOOKS, "max_drop_percent = 100\n");
+    fs::write(pair.root(0).join("day.log"), "one").expect("write");
+    let empty = pair.run(3);
+    assert_eq!(empty["reason"], "nothing-to-check", "{empty}");
+    for number in 0..20 {
+        write_book(&pair, &format!("{number} of 20.book"), &format!("book {number}"));
+    }
+    let first = pair.run(0);
+    assert_eq!(counts(&first), (0, 0), "{first}");
+    write_book(&pair, "7 of 20.book", "another story");
+    fs::write(pair.root(0).join("day.log"), "two").expect("write");
+    let second = pair.run(0);
+    assert_eq!(counts(&second), (2, 18), "{second}");
+    let envelope = pair.target(&["verdict", "show", "--envelope"]).stdout;
+    let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes()).expect("a verdict");
+    assert_eq!(verdict.steps[0].argv.last().map(String::as_str), Some("{parts}"));
+    assert_eq!(verdict.steps[0].checked[0].count, 2, "it looked at no more");
+    // A check of another kind of damage: the neighbours are carried.
+    let file = pair.root(0).join("3 of 20.book");
+    let broken = flip(&file, 2, "3 of 20.book");
+    let failed = pair.run(1);
+    assert!(failed["message"].as_str().is_some_and(|text| text.contains("3 of 20.book")), "{failed}");
+    broken.mend();
+    assert_eq!(counts(&pair.run(0)), (0, 0), "after a FAIL");
+    // A file that is no part, and that the profile does not call unread, is of all parts.
+    fs::write(pair.root(0).join("shelf.version"), "3").expect("write");
+    assert_eq!(counts(&pair.run(0)), (0, 0));
+    assert_eq!(counts(&pair.run(0)), (1, 19));
+}
