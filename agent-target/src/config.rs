@@ -96,7 +96,7 @@ struct PeerLimitsSection {
     first_message: Option<Span>,
     /// From one message of a stream to the next. Default: 6h.
     idle: Option<Span>,
-    /// Runs of a repository that may end without a PASS within an hour, more than none; further ones are not opened until that hour is over.
+    /// Runs of a repository that may end without a PASS within an hour, more than none; then one is opened in that part of an hour (a minute, for 60) until fewer have failed within an hour.
     /// Default: 60.
     failed_runs_per_hour: Option<u32>,
     /// Runs of all repositories that are received at a time, 1 to 256; one source has half of them at most, and whoever comes when there are
