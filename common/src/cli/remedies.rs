@@ -128,8 +128,8 @@ const REMEDIES: &[(&str, &str)] = &[
          the like must be named in the profile: [sandbox] visible. Then: assay-target verify.",
     ),
     (
-        "check-not-started",
-        "Run the step's command on the target by hand, as the user that the verdict names.",
+        "nothing-to-check",
+        "The profile's for_each_changed matches no file of the copy. Correct its patterns, or the root's path: a check that looks at nothing proves nothing.",
     ),
     (
         "unexpected-exit",
@@ -258,7 +258,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     (
         "check-not-started",
-        "The checks of other repositories came first for as long as agent.check_wait on the target allows. Check it when there is time (assay-target verify), let more run at a time (agent.checks_at_a_time), or spread the schedules.",
+        "Either the command of a step could not be started (the line above says why): run it by hand on the target, as the user that the verdict names. Or the checks of other repositories came first for as long as agent.check_wait on the target allows: check it when there is time (assay-target verify), let more run at a time (agent.checks_at_a_time), or spread the schedules.",
     ),
     (
         "quota-exceeded",

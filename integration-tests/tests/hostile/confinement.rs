@@ -105,6 +105,15 @@ const ALLOWED: &[(&str, &str)] = &[
     ),
     ("common/src/audit/intervals.rs", "lists the folder of receipts that the operator or the store names"),
     // This host's administrator named them.
+    ("agent-source/src/cli/keys.rs", "the source's signing key, and the one beside it that is to follow"),
+    ("agent-target/src/cli/keys.rs", "the target's signing key, and the one beside it that is to follow"),
+    ("common/src/keyring.rs", "lists the folder of further keys beside a key's file"),
+    ("agent-target/src/carried/inputs.rs", "reads the overlay files that the configuration names"),
+    ("agent-target/src/carried/listing.rs", "the store's own name: a generation's manifest, by its number"),
+    (
+        "agent-target/src/carried/record.rs",
+        "the store's own folder of records, and in it a digest in hexadecimal",
+    ),
     (
         "common/src/restore/destination.rs",
         "the folder to restore into, from the command line; what is in it goes through confined.rs",
