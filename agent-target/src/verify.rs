@@ -299,7 +299,7 @@ struct Judged {
     message: String,
     /// Absent when there was no workspace.
     report: Option<CheckReport>,
-    /// What was checked and what was carried.
+    /// The parts that this check looked at, and those whose results it carried.
     plan: Option<Plan>,
     attribution: Option<Attribution>,
     /// What the check was when it began.

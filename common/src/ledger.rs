@@ -413,7 +413,7 @@ impl Ledger {
                     if !is_ours {
                         faults.push(LedgerFault::OtherRepository { id });
                     }
-                    // What was taken from elsewhere names no key.
+                    // A key change counts only in the ledger and at the place that it was signed for.
                     if is_its_place && follows && is_ours {
                         faults.extend(keys.follow(id, &entry));
                     }

@@ -162,7 +162,7 @@ impl Plan {
         })
     }
 
-    /// What was carried, for the verdict; `None` when nothing was.
+    /// The carried results, as the verdict lists them; `None` if every part was checked.
     pub(crate) fn carried(&self) -> Option<Carried> {
         let carried = || self.steps.iter().flat_map(|step| &step.carried).map(|(_, passed)| passed);
         let times = || carried().map(|passed| passed.checked);

@@ -237,7 +237,7 @@ fn a_part_that_was_not_covered_is_never_carried() {
 }
 
 #[test]
-fn what_is_asked_for_looks_at_all() {
+fn a_check_on_request_carries_nothing() {
     let books = Books::passed();
     assert_eq!(counts(&books.check()), (1, 9));
     assert_eq!(counts(&books.check_as(AskedBy::Operator)), (10, 0));

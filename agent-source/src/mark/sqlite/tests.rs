@@ -160,7 +160,7 @@ fn the_live_files_are_left_alone() {
 }
 
 #[test]
-fn what_is_no_database_is_named() {
+fn a_file_that_is_no_database_is_named() {
     let folder = tempfile::tempdir().expect("temp");
     for (name, content, said) in [
         ("empty.db", "", "empty.db: it is empty"),

@@ -205,7 +205,7 @@ fn number(text: &str) -> Option<u64> {
     (number <= MAX_REVISION && number.to_string() == text).then_some(number)
 }
 
-/// Of what lies neither in `db/revs` nor in `db/revprops`.
+/// The place of a file outside of `db/revs` and `db/revprops`.
 fn place_of_other(path: &[u8]) -> Place {
     // Their content changes with every commit or lock. The check has its own fsfs.conf and no cache, `db/current` says which ranges there
     // are and is looked at by each check, and the others are for commits and locks, which verifying does not meet.
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_has_no_layout() {
+    fn an_unknown_format_has_no_layout() {
         assert!(layout("6\nlayout linear\n", "0\n", "12 4 5\n").is_some());
         for (format, min_unpacked, current) in [
             ("9\nlayout sharded 1000\n", "0\n", "3\n"),
