@@ -99,21 +99,31 @@ fn add(pinned: &Path, file: &Path, now: bool) -> Result<(), CommandError> {
 
 /// Replaces the key with which this source signs:
 ///
-/// 1. The public half of the old one is kept among the former ones, so that old generations can be restored.
-/// 2. The new private key takes the place of the old one, which is gone, and the new public key that of the old.
+/// 1. The new private key takes the place of the old one, which is gone.
+/// 2. The public half of the old key is kept among the former ones, so that old generations can be restored.
+/// 3. The new public key takes the place of the old one.
+///
+/// A rotation that ended after 1 goes on at 2: until 3 the public key tells which key came before.
 fn rotate(config: &Config, answer: Option<&Path>) -> Result<(), CommandError> {
     join::refuse_what_is_there(answer.map(Path::to_owned))?;
     let path = &config.signing_key;
     let next = path.with_extension("next.key");
-    if !next.exists() {
-        SigningKey::generate().save(&next)?;
-    }
-    let new = SigningKey::load(&next)?;
-    let old = SigningKey::load(path).map(|key| key.verifying_key());
-    let old = old.or_else(|error| VerifyingKey::load(&path.with_extension("pub")).map_err(|_| error))?;
-    take_over(&next, path)?;
+    let (old, new) = match unfinished(path, &next) {
+        Some(keys) => keys,
+        None => {
+            if !next.exists() {
+                SigningKey::generate().save(&next)?;
+            }
+            let new = SigningKey::load(&next)?.verifying_key();
+            let old = SigningKey::load(path).map(|key| key.verifying_key());
+            let old =
+                old.or_else(|error| VerifyingKey::load(&path.with_extension("pub")).map_err(|_| error))?;
+            take_over(&next, path)?;
+            (old, new)
+        }
+    };
     keyring::keep(path, Place::Former, &old)?;
-    let pem = new.verifying_key().to_pem();
+    let pem = new.to_pem();
     write_durable(&path.with_extension("pub"), pem.as_bytes(), 0o644).map_err(file_error)?;
     let line = acceptance(config, "")?.to_line();
     if let Some(answer) = answer {
@@ -123,10 +133,17 @@ fn rotate(config: &Config, answer: Option<&Path>) -> Result<(), CommandError> {
         "this source signs with key {} once it is restarted, and no longer with {}\n\n\
          on the target, as one line:\n\nassay-target accept --replace-key {line}\n\n\
          then restart assay-target, and after that assay-source; a run between the two seals nothing\n",
-        new.verifying_key().key_id(),
+        new.key_id(),
         old.key_id(),
     ));
     Ok(())
+}
+
+/// The old key and the new one of a rotation that ended after the private key was replaced.
+fn unfinished(path: &Path, next: &Path) -> Option<(VerifyingKey, VerifyingKey)> {
+    let new = SigningKey::load(path).ok()?.verifying_key();
+    let old = VerifyingKey::load(&path.with_extension("pub")).ok()?;
+    (old != new && !next.exists()).then_some((old, new))
 }
 
 /// Puts the new key in the place of the old one, for the user whose the old one was.

@@ -166,7 +166,13 @@ fn a_new_target_key_leaves_the_ledger_sound_and_every_generation_restorable() {
 fn a_new_source_key_is_pinned_by_an_operator_and_the_old_one_keeps_its_generations() {
     let pair = pair();
     fs::copy(pair.path("pki/source-signing.key"), pair.path("pki/old.key")).expect("copy");
+    let public = pair.path("pki/source-signing.pub");
+    let before = fs::read(&public).expect("read");
     let printed = good(pair.source(&["keys", "rotate"]));
+    // As if the host had died after the private key was replaced: the command goes on with that key, and keeps the old public one.
+    fs::write(&public, &before).expect("write");
+    fs::remove_dir_all(pair.path("pki/source-signing.keys.d")).expect("remove");
+    assert_eq!(good(pair.source(&["keys", "rotate"])), printed);
     let line = printed.lines().find_map(|line| line.strip_prefix("assay-target accept --replace-key "));
     let line = line.expect("a line").to_owned();
     // Without the word the earlier pin stays, and the hint says what to do.
