@@ -210,12 +210,24 @@ fn usage(init: Pid) -> Option<(u64, u64)> {
             bytes += own_pages(&entry.path()).unwrap_or(0) * page;
         }
     }
+    Some((threads, bytes + in_memory(&folder.join("root"))))
+}
+
+/// Bytes in the file systems in memory of a sandbox with this root. Until its first process has entered its own root, it
+/// sees the host's, whose disk is nothing that the check has used.
+fn in_memory(root: &Path) -> u64 {
+    let mut bytes = 0;
     for mounted in ["tmp", "var/tmp", "run", "dev/shm"] {
-        if let Ok(stat) = rustix::fs::statvfs(folder.join("root").join(mounted)) {
+        let place = root.join(mounted);
+        let Ok(there) = rustix::fs::stat(&place) else { continue };
+        if rustix::fs::stat(Path::new("/").join(mounted)).is_ok_and(|own| own.st_dev == there.st_dev) {
+            continue;
+        }
+        if let Ok(stat) = rustix::fs::statvfs(&place) {
             bytes += stat.f_blocks.saturating_sub(stat.f_bfree) * stat.f_frsize;
         }
     }
-    Some((threads, bytes))
+    bytes
 }
 
 /// Resident pages that are not shared.
@@ -224,4 +236,19 @@ fn own_pages(process: &Path) -> Option<u64> {
     let mut fields = text.split(' ').skip(1).map(str::parse::<u64>);
     let (resident, shared) = (fields.next()?.ok()?, fields.next()?.ok()?);
     Some(resident.saturating_sub(shared))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_disk_is_not_memory_of_a_check_that_has_not_entered_its_root() {
+        let used = rustix::fs::statvfs("/tmp").map(|stat| stat.f_blocks.saturating_sub(stat.f_bfree));
+        assert!(
+            used.expect("there is one") > 0,
+            "the host's /tmp is on an empty file system: nothing is shown"
+        );
+        assert_eq!(in_memory(Path::new("/proc/self/root")), 0);
+    }
 }
