@@ -177,7 +177,14 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
     if !report.is_damaged() {
         tell_of_gone(&git, &view, &arguments.mark, report);
     }
-    for (number, (name, root)) in modules(&arguments.repository).into_iter().enumerate() {
+    let (modules, links) = modules(&arguments.repository);
+    for name in links {
+        report.not_covered(
+            &name,
+            "it is a link: a repository of a submodule may be where it leads, out of the copy",
+        );
+    }
+    for (number, (name, root)) in modules.into_iter().enumerate() {
         let view = arguments.scratch.join(format!("view-{number}"));
         let module = Repository { git: &git, root: &root, label: format!("{name}/") };
         match module.check(view, report) {
@@ -217,16 +224,28 @@ fn tell_of_gone<W: io::Write>(git: &Git, view: &View, mark: &str, report: &mut R
     }
 }
 
-/// The repositories of submodules below `modules`, by their paths in the root. They have submodules of their own.
-fn modules(root: &Path) -> Vec<(String, PathBuf)> {
-    let (mut found, mut folders) = (Vec::new(), vec![("modules".to_owned(), root.join("modules"))]);
+/// The repositories of submodules, by their paths in the root, and the links in whose place there may be more. Each linked work
+/// tree has submodules of its own, and so has a submodule.
+fn modules(root: &Path) -> (Vec<(String, PathBuf)>, Vec<String>) {
+    let (mut found, mut links) = (Vec::new(), Vec::new());
+    let mut folders = vec![("modules".to_owned(), root.join("modules"))];
+    let worktrees = |name: &str, root: &Path| -> Vec<_> {
+        let entries = fs::read_dir(root.join("worktrees")).into_iter().flatten().flatten();
+        let names = entries.map(|it| format!("worktrees/{}/modules", it.file_name().to_string_lossy()));
+        names.map(|it| (format!("{name}{it}"), root.join(&it))).collect()
+    };
+    folders.extend(worktrees("", root));
     while let Some((name, folder)) = folders.pop() {
         let is_folder = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
         if !is_folder(&folder) {
+            if fs::symlink_metadata(&folder).is_ok_and(|found| found.is_symlink()) {
+                links.push(name);
+            }
             continue;
         }
         if is_folder(&folder.join("objects")) && folder.join("HEAD").symlink_metadata().is_ok() {
             folders.push((format!("{name}/modules"), folder.join("modules")));
+            folders.extend(worktrees(&format!("{name}/"), &folder));
             found.push((name, folder));
             continue;
         }
@@ -235,7 +254,8 @@ fn modules(root: &Path) -> Vec<(String, PathBuf)> {
         }
     }
     found.sort();
-    found
+    links.sort();
+    (found, links)
 }
 
 /// One copied repository.

@@ -50,15 +50,21 @@ pub(super) fn find(git: &Git, view: &View, wanted: &BTreeSet<String>) -> BTreeMa
         return places;
     }
     let until = Instant::now() + PATIENCE;
-    // Missing objects, by names that lead from a reference to them.
-    let mut fsck = git.command(view);
-    fsck.args(["fsck", "--connectivity-only", "--name-objects", "--no-dangling", "--no-progress"]);
-    each_line(fsck, until, |line| {
-        if let Some(found) = MISSING.captures(line).filter(|found| wanted.contains(&found[1])) {
-            places.insert(found[1].to_owned(), named(git, view, &found[2]));
+    // Missing objects, by names that lead from a reference to them, and those that only a reflog needs by a name of its.
+    for reflogs in [&["--no-reflogs"][..], &[]] {
+        let mut fsck = git.command(view);
+        fsck.args(["fsck", "--connectivity-only", "--name-objects", "--no-dangling", "--no-progress"])
+            .args(reflogs);
+        each_line(fsck, until, |line| {
+            if let Some(found) = MISSING.captures(line).filter(|found| wanted.contains(&found[1])) {
+                places.entry(found[1].to_owned()).or_insert_with(|| named(git, view, &found[2]));
+            }
+            places.len() < wanted.len()
+        });
+        if places.len() == wanted.len() {
+            break;
         }
-        places.len() < wanted.len()
-    });
+    }
     // Objects that are there and broken, by a walk that says a path with each.
     if places.len() < wanted.len() {
         let mut walk = git.command(view);

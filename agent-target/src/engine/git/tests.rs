@@ -382,6 +382,71 @@ fn a_reference_whose_reflog_is_left_is_named() {
     bed.check("r/.git").ends(0).says("not covered: refs/heads/lost: its reflog is there");
 }
 
+/// Older entries of the stash are in its reflog alone.
+#[test]
+fn an_object_that_only_a_reflog_leads_to_is_looked_at() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one"]);
+    for text in ["the work of a week", "something else"] {
+        bed.write("r/dir/file", text);
+        bed.git("r", &["stash", "-q"]);
+    }
+    bed.check("r/.git").ends(0);
+    let object = bed.git("r", &["rev-parse", "stash@{1}:dir/file"]);
+    fs::remove_file(bed.loose("r/.git", &object)).expect("remove");
+    bed.check("r/.git").ends(1).says(&format!("damage: missing blob {object}"));
+}
+
+/// What is kept elsewhere behind a link is not in the copy; what is kept elsewhere in the repository is.
+#[test]
+fn links_that_lead_out_of_the_repository_are_told_from_those_within() {
+    use std::os::unix::fs::symlink;
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one", "two"]);
+    bed.git("r", &["pack-refs", "--all"]);
+    let commit = bed.git("r", &["rev-parse", "HEAD"]);
+    let fan_out = format!("objects/{}", &commit[..2]);
+    bed.git("r", &["branch", "other"]);
+    for part in [fan_out.as_str(), "objects/pack", "packed-refs", "refs/heads", "logs"] {
+        let (place, elsewhere) = (bed.path("r/.git").join(part), bed.path("elsewhere"));
+        fs::rename(&place, &elsewhere).expect("rename");
+        symlink(&elsewhere, &place).expect("link");
+        bed.check("r/.git").ends(11).says(&format!("{part} is a link"));
+        fs::remove_file(&place).expect("remove");
+        let inside = bed.path("r/.git/inside");
+        fs::rename(&elsewhere, &inside).expect("rename");
+        symlink(&inside, &place).expect("link");
+        bed.check("r/.git").ends(0);
+        fs::remove_file(&place).expect("remove");
+        fs::rename(&inside, &place).expect("rename");
+    }
+    fs::remove_file(bed.path("r/.git/HEAD")).expect("remove");
+    symlink("refs/heads/main", bed.path("r/.git/HEAD")).expect("link");
+    bed.check("r/.git").ends(0).says("checked 2 references");
+}
+
+/// Damage in the repository of a submodule of a linked work tree.
+#[test]
+fn submodules_of_linked_work_trees_are_checked() {
+    let bed = Bed::new();
+    bed.tree("sub", &[], &["one", "two"]);
+    bed.tree("r", &[], &["one"]);
+    bed.git("r", &["submodule", "add", "-q", &bed.path("sub").display().to_string(), "sub"]);
+    bed.git("r", &["commit", "-q", "-m", "sub"]);
+    bed.git("r", &["worktree", "add", "-q", &bed.path("second").display().to_string(), "-b", "second"]);
+    bed.git("second", &["submodule", "update", "-q", "--init"]);
+    let checked = bed.check("r/.git");
+    let is_module = |line: &&String| line.contains("checked 1 repositories of submodules");
+    assert_eq!(checked.ends(0).lines.iter().filter(is_module).count(), 2, "{:#?}", checked.lines);
+    let module = "r/.git/worktrees/second/modules/sub";
+    let name = "ab".repeat(32);
+    bed.write(&format!("{module}/lfs/objects/ab/ab/{name}"), "not what its name says");
+    bed.check("r/.git").ends(1).says("damage: worktrees/second/modules/sub/lfs/objects/ab/ab/");
+    fs::rename(bed.path(module), bed.path("elsewhere")).expect("rename");
+    std::os::unix::fs::symlink(bed.path("elsewhere"), bed.path(module)).expect("link");
+    bed.check("r/.git").ends(0).says("not covered: worktrees/second/modules/sub: it is a link");
+}
+
 /// Damage in a submodule's repository, and in an LFS object of it.
 #[test]
 fn repositories_of_submodules_are_checked() {

@@ -2,7 +2,8 @@
 //!
 //! git obeys what stands in the directory that it is given: `fsck.*` settings with a list of objects to skip, programs,
 //! included files, caches. This directory has a configuration of ours, into which only the format of the copy is carried over.
-//! Objects, references, reflogs and indexes are links to the copy's. Caches (commit-graph, multi-pack index, bitmaps, reverse
+//! Objects, references and indexes are links to the copy's; reflogs are copied, because git does not look for any in a folder
+//! that is a link. Caches (commit-graph, multi-pack index, bitmaps, reverse
 //! indexes) are left out: git rebuilds them, and one that is stale or broken says nothing about the objects.
 
 use std::{
@@ -58,11 +59,10 @@ impl View {
                 Err(error) => return Err(Unable::NotARepository(format!("{needed}: {error}"))),
             }
         }
-        for folder in ["objects", "refs", "logs", "reftable", "worktrees"] {
-            no_special_files(&root.join(folder))?;
+        for name in ["objects", "refs", "logs", "reftable", "worktrees", "packed-refs", "shallow", "index"] {
+            is_whole(root, &root.join(name))?;
         }
-        let head = small_file(&root.join("HEAD"))?
-            .ok_or_else(|| Unable::NotARepository("HEAD is missing".to_owned()))?;
+        let head = head(root)?.ok_or_else(|| Unable::NotARepository("HEAD is missing".to_owned()))?;
         if !is_head(&head) {
             let message = "HEAD names neither a reference nor an object, so git says: not a git repository";
             return Err(Unable::NotARepository(message.to_owned()));
@@ -91,8 +91,11 @@ impl View {
     }
 
     fn link_all(&mut self, root: &Path) -> io::Result<()> {
-        for folder in ["refs", "logs", "reftable", "worktrees"] {
+        for folder in ["refs", "reftable", "worktrees"] {
             self.link(root, folder, |found| found.is_dir())?;
+        }
+        if root.join("logs").is_dir() {
+            copy_tree(&root.join("logs"), &self.path.join("logs"))?;
         }
         for file in ["packed-refs", "shallow", "index"] {
             self.link(root, file, fs::Metadata::is_file)?;
@@ -153,10 +156,11 @@ impl View {
         Ok(())
     }
 
-    /// A link to what has this name in the copy, if it is there and of this kind.
+    /// A link to what has this name in the copy, if it is there and of this kind. A link of the copy's is followed: none
+    /// leads out of the repository.
     fn link(&self, root: &Path, name: &str, is: impl FnOnce(&fs::Metadata) -> bool) -> io::Result<()> {
         let target = root.join(name);
-        match fs::symlink_metadata(&target) {
+        match fs::metadata(&target) {
             Ok(found) if is(&found) => symlink(&target, self.path.join(name)),
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -267,27 +271,65 @@ pub(super) fn small_file(path: &Path) -> Result<Option<Vec<u8>>, Unable> {
     Ok(Some(content))
 }
 
-/// git would wait for ever at a FIFO.
-fn no_special_files(folder: &Path) -> Result<(), Unable> {
+/// Content of `HEAD`. Versions of git before 1.5.6, and `core.preferSymlinkRefs`, make a link of it.
+fn head(root: &Path) -> Result<Option<Vec<u8>>, Unable> {
+    let path = root.join("HEAD");
+    match fs::read_link(&path) {
+        Ok(target) => Ok(Some(format!("ref: {}\n", target.display()).into_bytes())),
+        Err(_) => small_file(&path),
+    }
+}
+
+/// Refuses a part of the repository that has a special file, at which git would wait for ever, or a link that leads out of the
+/// repository: what it leads to is not in the copy, and git would find less than there is, and not say so.
+fn is_whole(root: &Path, part: &Path) -> Result<(), Unable> {
     let failed =
         |path: &Path, error: &dyn std::fmt::Display| Unable::Checker(format!("{}: {error}", path.display()));
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                continue;
-            }
-            Err(error) => return Err(failed(&folder, &error)),
+    let inside = fs::canonicalize(root).map_err(|error| failed(root, &error))?;
+    let mut left = vec![part.to_owned()];
+    while let Some(path) = left.pop() {
+        let kind = match fs::symlink_metadata(&path) {
+            Ok(found) => found.file_type(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(&path, &error)),
         };
-        for entry in entries {
-            let entry = entry.map_err(|error| failed(&folder, &error))?;
-            let path = entry.path();
-            let kind = entry.file_type().map_err(|error| failed(&path, &error))?;
+        let is_modules = path.strip_prefix(root).is_ok_and(|it| {
+            it.starts_with("worktrees") && it.ends_with("modules") && it.components().count() == 3
+        });
+        if is_modules {
+            // Repositories of their own.
+        } else if kind.is_dir() {
+            for entry in fs::read_dir(&path).map_err(|error| failed(&path, &error))? {
+                left.push(entry.map_err(|error| failed(&path, &error))?.path());
+            }
+        } else if kind.is_symlink() {
+            // A symbolic reference may be a link that has the name of another reference.
+            let is_reference = fs::read_link(&path).is_ok_and(|target| target.starts_with("refs"));
+            if !is_reference && !fs::canonicalize(&path).is_ok_and(|target| target.starts_with(&inside)) {
+                let name = path.strip_prefix(root).unwrap_or(&path).display();
+                return Err(Unable::Elsewhere(format!(
+                    "{name} is a link, and what it leads to is not in the copy"
+                )));
+            }
+        } else if !kind.is_file() {
+            return Err(failed(&path, &"it is a device, a socket or a FIFO, which git cannot read"));
+        }
+    }
+    Ok(())
+}
+
+/// Copies folders and the regular files in them.
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    let mut left = vec![(from.to_owned(), to.to_owned())];
+    while let Some((from, to)) = left.pop() {
+        fs::create_dir(&to)?;
+        for entry in fs::read_dir(&from)? {
+            let entry = entry?;
+            let (kind, place) = (fs::metadata(entry.path())?, to.join(entry.file_name()));
             if kind.is_dir() {
-                folders.push(path);
-            } else if !kind.is_file() && !kind.is_symlink() {
-                return Err(failed(&path, &"it is a device, a socket or a FIFO, which git cannot read"));
+                left.push((entry.path(), place));
+            } else if kind.is_file() {
+                fs::copy(entry.path(), place)?;
             }
         }
     }
