@@ -14,6 +14,15 @@ pub(super) const FIRST_NORMAL_OID: u32 = 16384;
 const DEFAULT_COLLATION: u32 = 100;
 const PLAIN_COLLATIONS: [u32; 2] = [950, 951];
 
+/// Functions that an index may call (`provolatile` i) and whose results come out of files of the host (catalog/pg_proc.dat): the
+/// time zones of functions that are given a zone's name, and the dictionaries of text search.
+const OF_THE_HOST: [u32; 20] = [
+    1159, 2069, 1284, 6222, 6273, // timezone, date_trunc, date_add, date_subtract
+    3723, 3745, 4211, 4212, 4214, 4216, // ts_lexize, to_tsvector, json_to_tsvector
+    3746, 3747, 5006, 5007, // to_tsquery and its kin
+    3743, 3744, 4201, 4205, 4206, // ts_headline
+];
+
 /// A relation with a file.
 #[derive(Debug, Clone)]
 pub(super) struct Relation {
@@ -44,6 +53,8 @@ pub(super) struct Index {
     pub(super) computed: bool,
     /// Functions that its expressions call and that came with the application or an extension.
     pub(super) functions: BTreeSet<u32>,
+    /// Its expressions call a function whose results come out of files of the host.
+    pub(super) asks_host: bool,
     /// It is ordered by an operator class that came with the application or an extension.
     pub(super) own_order: bool,
 }
@@ -57,6 +68,7 @@ impl Index {
             collations: BTreeSet::new(),
             computed: false,
             functions: BTreeSet::new(),
+            asks_host: false,
             own_order: false,
         }
     }
@@ -166,22 +178,26 @@ async fn indexes(session: &Session) -> Result<HashMap<u32, Index>, ServerError> 
             unusable,
             collations: numbers(5).filter(|it| *it != 0 && !PLAIN_COLLATIONS.contains(it)).collect(),
             computed: trees.iter().any(|tree| !tree.is_empty()),
-            functions: trees.iter().flat_map(|tree| functions(tree)).collect(),
+            functions: trees
+                .iter()
+                .flat_map(|tree| called(tree))
+                .filter(|it| *it >= FIRST_NORMAL_OID)
+                .collect(),
+            asks_host: trees.iter().flat_map(|tree| called(tree)).any(|it| OF_THE_HOST.contains(&it)),
             own_order: numbers(6).any(|it| it >= FIRST_NORMAL_OID),
         }
     };
     Ok(rows.iter().map(|row| (number(row, 0), index(row))).collect())
 }
 
-/// The functions and operators of an expression (`pg_node_tree`) that the cluster did not have when it was new.
-fn functions(tree: &str) -> BTreeSet<u32> {
+/// The functions and operators of an expression (`pg_node_tree`).
+fn called(tree: &str) -> BTreeSet<u32> {
     const FIELDS: [&str; 5] = [":funcid", ":opfuncid", ":opno", ":elemfuncid", ":resulttype"];
     let mut words = tree.split([' ', '\n', '(', ')', '{', '}']).filter(|it| !it.is_empty());
     let mut found = BTreeSet::new();
     while let Some(word) = words.next() {
         if FIELDS.contains(&word)
             && let Some(number) = words.next().and_then(|it| it.parse().ok())
-            && number >= FIRST_NORMAL_OID
         {
             found.insert(number);
         }
@@ -194,10 +210,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn functions_of_the_application_are_found_in_an_expression() {
+    fn functions_are_found_in_an_expression() {
         let tree = "({FUNCEXPR :funcid 16402 :funcresulttype 25 :args ({OPEXPR :opno 98 :opfuncid 67} {VAR :varno 1})})";
-        assert_eq!(functions(tree), BTreeSet::from([16402]));
-        assert_eq!(functions(""), BTreeSet::new());
+        assert_eq!(called(tree), BTreeSet::from([67, 98, 16402]));
+        assert_eq!(called(""), BTreeSet::new());
     }
 
     #[test]
@@ -228,6 +244,7 @@ mod tests {
             collations: BTreeSet::from([100]),
             computed: false,
             functions: BTreeSet::new(),
+            asks_host: false,
             own_order: false,
         };
         assert!(!index.runs_code() && index.uses_default_collation());

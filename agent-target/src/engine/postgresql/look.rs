@@ -347,7 +347,7 @@ impl Looking<'_> {
             Err(error) if error.is_lost() => return Err(error),
             Err(error) => error,
         };
-        let computes = index.computed && (asks_code || !self.collations.is_empty());
+        let computes = index.computed && (asks_code || index.asks_host || !self.collations.is_empty());
         match error.meaning() {
             Meaning::Order if self.sorts_otherwise(relation).is_some() => {
                 let (reason, why) =

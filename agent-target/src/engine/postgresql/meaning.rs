@@ -115,7 +115,7 @@ const fn rule(state: &'static str, text: &'static str, meaning: Meaning) -> Rule
 }
 
 /// The first rule that fits counts.
-const RULES: [Rule; 37] = [
+const RULES: [Rule; 38] = [
     // An aborted connection has no SQLSTATE, and every text begins with none: this must not fit all.
     rule("57", "", Meaning::NotLooked(Reason::ServerEnded)),
     rule("08", "", Meaning::NotLooked(Reason::ServerEnded)),
@@ -151,6 +151,8 @@ const RULES: [Rule; 37] = [
     rule("22023", "locale", Meaning::NotLooked(Reason::Locale)),
     rule("22023", "collator", Meaning::NotLooked(Reason::Locale)),
     rule("F0000", "locale", Meaning::NotLooked(Reason::Locale)),
+    // Version 15 gives the first of these without a SQLSTATE of its own.
+    rule("XX000", "locale is incompatible", Meaning::NotLooked(Reason::Locale)),
     rule("XX000", "could not open collator", Meaning::NotLooked(Reason::Locale)),
     rule("0A000", "ICU is not supported", Meaning::NotLooked(Reason::Locale)),
     rule("0A000", "", Meaning::Unsupported),
@@ -319,6 +321,12 @@ mod tests {
                 "F0000",
                 "database locale is incompatible with operating system",
                 "",
+                not_looked(Reason::Locale),
+            ),
+            (
+                "XX000",
+                "database locale is incompatible with operating system",
+                "The database was initialized with LC_COLLATE \"de_DE.utf8\",  which is not recognized by setlocale().",
                 not_looked(Reason::Locale),
             ),
             ("XX000", "could not open collator for locale \"xx\"", "", not_looked(Reason::Locale)),

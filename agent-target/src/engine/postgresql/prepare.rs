@@ -234,9 +234,9 @@ pub(super) async fn without_locale(
 
 async fn databases(cluster: &Cluster, session: &Session) -> Result<Vec<Database>, ServerError> {
     let actual = if cluster.major >= 15 {
-        "datcollversion, pg_catalog.pg_database_collation_actual_version(oid)"
+        "datcollversion, pg_catalog.pg_database_collation_actual_version(oid), datlocprovider"
     } else {
-        "NULL, NULL"
+        "NULL, NULL, 'c'"
     };
     let query = format!("SELECT oid, datname, datcollate, {actual} FROM pg_catalog.pg_database");
     let mut databases = Vec::new();
@@ -248,20 +248,24 @@ async fn databases(cluster: &Cluster, session: &Session) -> Result<Vec<Database>
     Ok(databases)
 }
 
-/// Whether the default collation of a database (its `datcollate`, then the version when it was made, then the version here) is
-/// another here.
+/// Whether the default collation of a database (its `datcollate`, then the version when it was made, the version here and the
+/// provider) is another here.
 fn default_collation(major: u32, row: &Row) -> Option<(Reason, String)> {
     let collate = text(row, 2);
-    if ["C", "POSIX", "C.UTF-8", "C.utf8"].contains(&collate) {
+    // Of another provider than the C library, `datcollate` says nothing about the order.
+    let is_of_c_library = text(row, 5) == "c";
+    if is_of_c_library && ["C", "POSIX", "C.UTF-8", "C.utf8"].contains(&collate) {
         return None;
     }
+    let collate =
+        if is_of_c_library { format!("collation {collate}") } else { "default collation".to_owned() };
     let mismatch = |why: String| Some((Reason::Collation, why));
     if major < 15 {
         // It does not keep the version.
         return mismatch(format!("PostgreSQL {major} does not say which version of {collate} sorted it"));
     }
     collation_versions(row[3].as_deref(), row[4].as_deref())
-        .and_then(|why| mismatch(format!("the database's collation {collate} is {why}")))
+        .and_then(|why| mismatch(format!("the database's {collate} is {why}")))
 }
 
 /// Compares the version of a collation that the catalogue has with the one here. `None` when they are the same.
@@ -508,15 +512,26 @@ mod tests {
 
     #[test]
     fn a_default_collation_is_another_when_its_version_is() {
-        let row = |collate: &str, recorded: Option<&str>, here: Option<&str>| -> Row {
+        let of = |provider: &str, collate: &str, recorded: Option<&str>, here: Option<&str>| -> Row {
             vec![
                 Some("5".into()),
                 Some("app".into()),
                 Some(collate.into()),
                 recorded.map(str::to_owned),
                 here.map(str::to_owned),
+                Some(provider.into()),
             ]
         };
+        let row =
+            |collate: &str, recorded: Option<&str>, here: Option<&str>| of("c", collate, recorded, here);
+        // The order of an ICU database is ICU's, whatever its LC_COLLATE is.
+        for collate in ["C", "C.UTF-8", "de_DE.utf8"] {
+            let (reason, why) =
+                default_collation(15, &of("i", collate, Some("100.1"), Some("153.120"))).expect("another");
+            assert_eq!(reason, Reason::Collation);
+            assert!(why.starts_with("the database's default collation is of version 100.1"), "{why}");
+            assert_eq!(default_collation(15, &of("i", collate, Some("153.120"), Some("153.120"))), None);
+        }
         assert_eq!(default_collation(15, &row("de_DE.utf8", Some("2.36"), Some("2.36"))), None);
         let (reason, why) =
             default_collation(15, &row("de_DE.utf8", Some("2.28"), Some("2.36"))).expect("another");

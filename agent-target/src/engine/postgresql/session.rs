@@ -24,6 +24,11 @@ const OPTIONS: [(&str, &str); 15] = [
     ("maintenance_work_mem", "128MB"),
 ];
 
+/// In a database without an encoding, names have the bytes that the application gave them: nothing is converted, and no name is
+/// refused because it is not UTF-8.
+const AS_IT_IS: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+     WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.=) 'SQL_ASCII'";
+
 /// What `PGOPTIONS` holds for every session.
 pub(super) fn options(major: u32) -> String {
     let mut options: Vec<_> = OPTIONS.iter().map(|(name, value)| format!("-c {name}={value}")).collect();
@@ -54,7 +59,9 @@ impl Session {
             // The calls that wait for the connection say that it broke.
             drop(connection.await);
         });
-        Ok(Self { client, _driver: driver })
+        let session = Self { client, _driver: driver };
+        session.run(AS_IT_IS).await?;
+        Ok(session)
     }
 
     /// The rows of the last query in `sql` that has rows.
