@@ -80,8 +80,8 @@ pub struct Wal {
 pub struct BrokenFrame {
     /// Its number, from 1.
     pub number: u32,
-    /// It was never written: it is zeros.
-    pub is_zero: bool,
+    /// It was not written since the log was begun anew: it is zeros, or a frame of the log before.
+    pub is_unwritten: bool,
     /// It has the salts of the header, so it belongs to the same log.
     pub has_salts: bool,
     /// Its header, to compare two readings.
@@ -154,7 +154,8 @@ pub fn read_wal(mut log: impl Read, page_bytes: u32) -> io::Result<Wal> {
             None => {
                 let header = head.try_into().expect("a frame's header");
                 let is_zero = frame.iter().all(|byte| *byte == 0);
-                wal.broken = Some(BrokenFrame { number, is_zero, has_salts, header, commits_behind: 0 });
+                let is_unwritten = is_zero || salts.is_some_and(|salts| is_of_log_before(salts, head));
+                wal.broken = Some(BrokenFrame { number, is_unwritten, has_salts, header, commits_behind: 0 });
                 if salts.is_none() && !is_zero {
                     // The header is gone: what belongs together says so by its own salts.
                     salts = head[8..16].try_into().ok();
@@ -228,7 +229,7 @@ impl Wal {
             // One commit alone can be that of a writer that was killed while it wrote.
             Some(_) if broken.commits_behind < 2 => None,
             // The file system had not written this frame when the power was cut: no commit was promised before.
-            _ if broken.is_zero || broken.commits_behind == 0 => None,
+            _ if broken.is_unwritten || broken.commits_behind == 0 => None,
             _ => Some(format!("frame {number} is damaged{behind}")),
         }
     }
@@ -243,6 +244,16 @@ impl Wal {
             format!("the file ends after frame {}, and the log has {frames} frames that count: {missing} are missing", self.valid_frames)
         })
     }
+}
+
+/// True for a frame's header that an earlier log in the same file left behind. Each time that a log is begun anew its first salt
+/// grows by one and its second is drawn: no damage of a byte or a bit makes such a pair.
+fn is_of_log_before(salts: [u8; 8], head: &[u8]) -> bool {
+    /// More logs than there are between two that left frames in the same place.
+    const LOGS: u32 = 1 << 16;
+    let word = |of: &[u8]| u32::from_be_bytes([of[0], of[1], of[2], of[3]]);
+    let age = word(&salts[..4]).wrapping_sub(word(&head[8..12]));
+    (1..=LOGS).contains(&age) && salts[4..] != head[12..16]
 }
 
 fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
@@ -301,6 +312,17 @@ mod tests {
         let mut rolled_back = [&short[..], &long[short.len()..]].concat();
         assert_eq!(read(&rolled_back).loss(None), None);
         assert_eq!(read(&rolled_back).loss(Some(&index(2, 0))), None);
+        // The power was cut, and one frame had not been written in this round: what lay there before is behind it and in front.
+        let salt = |number: u32, drawn: u32| u64::from(number) << 32 | u64::from(drawn);
+        let new = wal_of(PAGE as u32, salt(8, 0x1234_5678), &[1, 2, 3, 4, 5]);
+        let old = wal_of(PAGE as u32, salt(7, 0x9abc_def0), &[1, 2, 3, 4, 5]);
+        let third = WAL_HEADER_BYTES + 2 * FRAME..WAL_HEADER_BYTES + 3 * FRAME;
+        let mut cut = new.clone();
+        cut[third.clone()].copy_from_slice(&old[third.clone()]);
+        assert_eq!((read(&cut).valid_frames, read(&cut).loss(None)), (2, None));
+        // A frame of some other log is none of the one before.
+        cut[third.clone()].copy_from_slice(&wal_of(PAGE as u32, salt(9, 0x9abc_def0), &[1; 5])[third]);
+        assert!(read(&cut).loss(None).is_some());
         // The end of the file was cut in the middle of a frame.
         rolled_back.truncate(short.len() + 100);
         assert_eq!(read(&rolled_back).loss(None), None);

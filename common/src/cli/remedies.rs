@@ -26,7 +26,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     (
         "application-functions",
-        "The copy cannot tell whether the index is wrong, because the application may have replaced the function that the message names. \
+        "The copy cannot tell whether the index is wrong, because what the message names may be the application's own, or may differ in the live host's version of SQLite. \
          Run PRAGMA integrity_check on the live host by the application's own connection; REINDEX there if it complains, too.",
     ),
     (

@@ -355,12 +355,9 @@ impl Live for Sqlite {
                 connection
                     .execute_batch("create table t (x text); insert into t values ('ÄÖÜ'); create index i on t (lower(x));")
                     .expect("fill");
-                live::Broken::new(
-                    "index i; the application may have replaced the function lower()",
-                    move || {
-                        fs::remove_file(file).expect("remove");
-                    },
-                )
+                live::Broken::new("index i; the function lower() may be the application's own", move || {
+                    fs::remove_file(file).expect("remove");
+                })
             },
         },
         Damage {

@@ -574,7 +574,8 @@ impl<W: io::Write> Reading<'_, W> {
             Some(Own::Unknown(_)) => {}
             Some(Own::Replaceable(what)) => {
                 let message = format!(
-                    "{shown}: {row}; the application may have replaced {what}, so PRAGMA integrity_check on the live host decides"
+                    "{shown}: {row}; {what} may be the application's own, or differ in the live host's version of SQLite, so PRAGMA \
+                     integrity_check there decides"
                 );
                 self.unable.get_or_insert(Unable::Application(message));
             }

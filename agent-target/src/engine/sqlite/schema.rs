@@ -14,9 +14,13 @@ use super::text_of;
 /// An identifier before an opening parenthesis.
 static CALL: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r#"(?i)(?:\b([a-z_]\w*)|"([^"]+)")\s*\("#).expect("it is tested"));
-/// Operators that call a function which an application may replace.
+/// Operators that call a function which an application may replace, and those that make a number a text: which digits it has
+/// changed with SQLite 3.43.
 static OPERATOR: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"(?i)\b(?:like|glob|regexp|match)\b|->").expect("it is tested"));
+    LazyLock::new(|| Regex::new(r"(?i)\b(?:like|glob|regexp|match)\b|->|\|\|").expect("it is tested"));
+/// A collation that a table's or an index' definition names.
+static COLLATION: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r#"(?i)\bcollate\s+["'`\[]?(\w+)"#).expect("it is tested"));
 /// The start of an index' definition, up to its columns.
 static INDEX: LazyLock<Regex> = LazyLock::new(|| {
     let name = r#"(?:"(?:[^"]|"")*"|\[[^\]]*\]|`[^`]*`|'(?:[^']|'')*'|[^\s("'`\[]+)"#;
@@ -73,7 +77,7 @@ pub(super) struct Schema {
 pub(super) enum Own {
     /// It is not known here, so nothing that depends on it can be compared.
     Unknown(String),
-    /// It is known here, and the application may have replaced it.
+    /// It is known here, and the application may have replaced it, or it gives something else in another version of SQLite.
     Replaceable(String),
 }
 
@@ -106,7 +110,9 @@ impl Schema {
         let mut stand_ins = BTreeSet::new();
         let mut own = |expression: &str| {
             let calls = calls(expression);
-            let unknown: Vec<_> = calls.iter().filter(|it| !functions.contains(*it)).cloned().collect();
+            // cast is syntax: what it gives depends on the version, as || does.
+            let is_known = |it: &&String| functions.contains(*it) || *it == "cast";
+            let unknown: Vec<_> = calls.iter().filter(|it| !is_known(it)).cloned().collect();
             stand_ins.extend(unknown.iter().cloned());
             match (unknown.first(), calls.first()) {
                 (Some(name), _) => Some(Own::Unknown(format!("the function {name}()"))),
@@ -116,6 +122,15 @@ impl Schema {
                     .map(|it| Own::Replaceable(format!("the operator {}", it.as_str().to_ascii_uppercase()))),
             }
         };
+        // What compares with a column's collation, wherever it stands.
+        let compared = |sql: &str| {
+            let names = COLLATION.captures_iter(sql).map(|it| it[1].to_owned());
+            let named = names.filter_map(|name| collation(&collations, &name)).collect::<Vec<_>>();
+            let unknown = named.iter().find(|it| matches!(it, Own::Unknown(_)));
+            unknown.or(named.first()).cloned()
+        };
+        let tables: BTreeMap<_, _> =
+            rows.iter().filter(|row| row.0 == "table").map(|row| (row.1.as_str(), row.3.as_str())).collect();
         let mut generated = BTreeMap::new();
         for (kind, name, _, sql) in rows.iter().filter(|row| row.0 == "table") {
             schema.tables += u64::from(kind == "table");
@@ -139,27 +154,38 @@ impl Schema {
                 }
                 continue;
             }
-            let found = clauses(sql, "check").iter().find_map(|it| own(it));
+            let checks = clauses(sql, "check");
+            let found = checks.iter().find_map(|it| own(it));
+            let found = found.or_else(|| compared(sql).filter(|_| !checks.is_empty()));
             schema.dependent_tables.extend(found.map(|found| (name.clone(), found)));
-            if let Some(found) = clauses(sql, "as").iter().find_map(|it| own(it)) {
+            let computed = clauses(sql, "as");
+            let found = computed.iter().find_map(|it| own(it));
+            if let Some(found) = found.or_else(|| compared(sql).filter(|_| !computed.is_empty())) {
                 generated.insert(name.clone(), found.clone());
                 schema.dependent_tables.entry(name.clone()).or_insert(found);
+            }
+            // The rows of a table WITHOUT ROWID lie in the order of its primary key, whose index is not in the schema.
+            for (index, columns) in primary_key(connection, name)? {
+                let found = columns.iter().find_map(|it| collation(&collations, &it.collation));
+                schema.dependent_indexes.extend(found.map(|found| (index, found)));
             }
         }
         for (_, name, table, sql) in rows.iter().filter(|row| row.0 == "index") {
             schema.indexes += 1;
-            let columns = columns(connection, name)?;
+            let columns = columns(connection, table, name)?;
             let definition = INDEX.replace(sql, "");
             let mut found = own(&definition);
             if found.is_none() && columns.iter().any(|it| it.is_generated) {
                 found = generated.get(table).cloned();
             }
-            for column in columns.iter().filter(|it| it.is_key) {
-                let collation = column.collation.to_ascii_lowercase();
-                if !collations.contains(&collation) {
-                    found = Some(Own::Unknown(format!("the collation {}", column.collation)));
-                } else if collation != "binary" && found.is_none() {
-                    found = Some(Own::Replaceable(format!("the collation {}", column.collation)));
+            let is_computed = columns.iter().any(|it| it.is_expression)
+                || definition.to_ascii_lowercase().contains("where");
+            let of_table = tables.get(table.as_str()).filter(|_| is_computed).and_then(|sql| compared(sql));
+            // Those of the primary key as well, which end each entry of a table WITHOUT ROWID.
+            for other in columns.iter().filter_map(|it| collation(&collations, &it.collation)).chain(of_table)
+            {
+                if found.is_none() || matches!(other, Own::Unknown(_)) {
+                    found = Some(other);
                 }
             }
             schema.dependent_indexes.extend(found.map(|found| (name.clone(), found)));
@@ -176,21 +202,38 @@ impl Schema {
 
 struct Column {
     collation: String,
-    is_key: bool,
+    is_expression: bool,
     is_generated: bool,
 }
 
-fn columns(connection: &Connection, index: &str) -> rusqlite::Result<Vec<Column>> {
+/// The columns of an index but for the row's number, which has no collation.
+fn columns(connection: &Connection, table: &str, index: &str) -> rusqlite::Result<Vec<Column>> {
     let mut statement = connection.prepare(
-        "select coalesce(x.coll, 'BINARY'), x.key,
-                exists (select 1 from pragma_index_list(s.tbl_name) l, pragma_table_xinfo(s.tbl_name) t
-                        where t.cid = x.cid and t.hidden in (2, 3))
-         from sqlite_schema s, pragma_index_xinfo(s.name) x where s.type = 'index' and s.name = ?1",
+        "select coalesce(x.coll, 'BINARY'), x.cid = -2,
+                exists (select 1 from pragma_table_xinfo(?2) t where t.cid = x.cid and t.hidden in (2, 3))
+         from pragma_index_xinfo(?1) x where x.cid <> -1",
     )?;
-    let rows = statement.query_map([index], |row| {
-        Ok(Column { collation: row.get(0)?, is_key: row.get(1)?, is_generated: row.get(2)? })
+    let rows = statement.query_map([index, table], |row| {
+        Ok(Column { collation: row.get(0)?, is_expression: row.get(1)?, is_generated: row.get(2)? })
     })?;
     rows.collect()
+}
+
+/// The index of a table's primary key, if it has one, and its columns.
+fn primary_key(connection: &Connection, table: &str) -> rusqlite::Result<Vec<(String, Vec<Column>)>> {
+    let mut statement = connection.prepare("select name from pragma_index_list(?1) where origin = 'pk'")?;
+    let names = statement.query_map([table], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    names.into_iter().map(|name| Ok((name.clone(), columns(connection, table, &name)?))).collect()
+}
+
+/// What of the application's own a collation may be: nothing for `BINARY`. `known` are those of this program, in lower case.
+fn collation(known: &BTreeSet<String>, name: &str) -> Option<Own> {
+    let text = format!("the collation {name}");
+    match name.to_ascii_lowercase().as_str() {
+        "binary" => None,
+        name if known.contains(name) => Some(Own::Replaceable(text)),
+        _ => Some(Own::Unknown(text)),
+    }
 }
 
 /// The functions that an expression calls, in lower case.
@@ -256,6 +299,10 @@ mod tests {
                  create index part on t (a) where b like 'x%'; create index gen on t (c);
                  create index own on t (mine(a)); create index sorted on t (a collate by_nature);
                  create table u (x varchar(20) primary key, y decimal(10, 2) default (1));
+                 create table w (k text collate by_nature primary key, v, n collate nocase) without rowid;
+                 create index behind on w (v); create index compares on w (v = 'x'); create index some on w (v) where v > 1;
+                 create table f (c text collate nocase, v, check (c <> 'x')); create index plainly on f (v);
+                 create index compared on f (c = 'x'); create index texts on u (y || ''); create index casts on u (cast(y as text));
                  create virtual table ft using fts5(body);
                  create virtual table outer_ft using fts5(body, content='u');
                  create virtual table no_content using fts5(body, content='');
@@ -269,15 +316,22 @@ mod tests {
         assert_eq!(
             dependent,
             [
+                ("behind", replaceable("the collation by_nature")),
                 ("called", replaceable("the function lower()")),
+                ("casts", replaceable("the function cast()")),
+                ("compared", replaceable("the collation nocase")),
+                ("compares", replaceable("the collation by_nature")),
                 ("folded", replaceable("the collation nocase")),
                 ("gen", replaceable("the function lower()")),
                 ("own", replaceable("the function mine()")),
                 ("part", replaceable("the operator LIKE")),
+                ("some", replaceable("the collation by_nature")),
                 ("sorted", replaceable("the collation by_nature")),
+                ("sqlite_autoindex_w_1", replaceable("the collation by_nature")),
+                ("texts", replaceable("the operator ||")),
             ]
         );
-        assert_eq!(schema.dependent_tables.keys().collect::<Vec<_>>(), ["t"]);
+        assert_eq!(schema.dependent_tables.keys().collect::<Vec<_>>(), ["f", "t"]);
         assert_eq!(schema.external_content, ["outer_ft"]);
         assert_eq!(schema.modules, 4);
     }

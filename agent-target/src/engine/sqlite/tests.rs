@@ -182,7 +182,7 @@ fn what_depends_on_the_application_is_named_and_no_damage() {
         let insert = format!("{name}: ");
         let checked = bed.check(&name);
         if index.contains("lower") {
-            checked.ends(14).says("the application may have replaced the function lower()").says(&insert);
+            checked.ends(14).says("the function lower() may be the application's own").says(&insert);
         }
     }
     make("check.db", "create table t (x text check (lower(x) = x)); insert into t values ('äöü');");
