@@ -17,9 +17,10 @@ pub const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 const WAL_HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
 
-/// True for the length of a database that has pages.
+/// True for the length of a file that may be a database. SQLite does not mind bytes behind the last page, and one that was cut has
+/// any length.
 pub fn may_be_database(length: u64) -> bool {
-    length >= 512 && length.is_multiple_of(512)
+    length >= DATABASE_HEADER.len() as u64
 }
 
 /// True for what begins as a database does.
@@ -47,7 +48,7 @@ const DIFFERENT_BYTES: usize = 180;
 /// When it cannot be read.
 pub fn looks_encrypted(file: &File) -> io::Result<bool> {
     let length = file.metadata()?.len();
-    if !may_be_database(length) || length < 4096 {
+    if !length.is_multiple_of(BLOCK_BYTES as u64) || length < 4096 {
         return Ok(false);
     }
     let mut block = [0; BLOCK_BYTES];
@@ -437,6 +438,6 @@ mod tests {
         assert!(is_database(&b"SQLite format 3\0 and more"[..]).expect("read"));
         assert!(!is_database(&b"SQLite format 3"[..]).expect("read"));
         assert!(!is_database(&b"another file of some length"[..]).expect("read"));
-        assert!(may_be_database(4096) && !may_be_database(0) && !may_be_database(4097));
+        assert!(may_be_database(4096) && may_be_database(4097) && !may_be_database(0));
     }
 }

@@ -26,6 +26,7 @@ use std::{
 };
 
 use assay_common::{
+    confined::copy_xattrs,
     error::{IoContext as _, PathError},
     path::TreePath,
     profile::FileRules,
@@ -89,7 +90,8 @@ impl SqliteError {
     pub(crate) fn hint(&self) -> &'static str {
         match self {
             Self::Locked { .. } => {
-                "put the database into WAL mode (PRAGMA journal_mode = wal), in which readers wait for no writer; nothing was copied"
+                "put the database into WAL mode (PRAGMA journal_mode = wal) with PRAGMA locking_mode = normal, in which readers wait for no \
+                 writer; nothing was copied"
             }
             Self::Empty { .. } => {
                 "restore the database, or exclude the file when it is none; nothing was copied"
@@ -181,7 +183,7 @@ pub(super) fn snapshot(wanted: &Wanted, cancel: &CancellationToken) -> Result<St
             }
             Err(error) => return Err(error),
         };
-        make_alike(copy, &metadata)?;
+        make_alike(copy, live, &metadata)?;
         states.push(format!("{path}: {state}"));
     }
     Ok(states.join(", "))
@@ -203,13 +205,23 @@ impl SqliteError {
     }
 }
 
-/// Gives a copy the owner and the mode of the live file.
-fn make_alike(copy: &Path, live: &Metadata) -> Result<(), PathError> {
+/// Gives a copy the owner, the mode, the ACL and the extended attributes of the live file. Its time is that of the mark: the live file's
+/// says nothing about a state that is in its log as well.
+fn make_alike(copy: &Path, live: &Path, metadata: &Metadata) -> Result<(), PathError> {
     let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    if (live.uid(), live.gid()) != own {
-        chown(copy, Some(live.uid()), Some(live.gid())).at("set the owner of", copy)?;
+    if (metadata.uid(), metadata.gid()) != own {
+        chown(copy, Some(metadata.uid()), Some(metadata.gid())).at("set the owner of", copy)?;
     }
-    fs::set_permissions(copy, Permissions::from_mode(live.mode() & 0o7777)).at("set the mode of", copy)
+    // One that came from the folder of the copies. What the live file has comes last: an ACL's mask is the mode's group.
+    match rustix::fs::removexattr(copy, "system.posix_acl_access") {
+        Ok(()) | Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(io::Error::from(error)).at("remove the ACL of", copy),
+    }
+    let mode = Permissions::from_mode(metadata.mode() & 0o7777);
+    fs::set_permissions(copy, mode).at("set the mode of", copy)?;
+    let from = open_file(&fs::canonicalize(live).at("open", live)?).at("open", live)?;
+    let to = open_file(copy).at("open", copy)?;
+    copy_xattrs(&from, &to).at("copy the attributes of", live)
 }
 
 /// Copies one database, and says which state.
@@ -315,7 +327,7 @@ fn copy_raw(live: &Path, copy: &Path, endings: &[&str]) -> Result<(), PathError>
             Err(error) if error.kind() == io::ErrorKind::NotFound && !ending.is_empty() => continue,
             copied => copied.at("copy", &from)?,
         };
-        make_alike(&to, &fs::metadata(&from).at("open", &from)?)?;
+        make_alike(&to, &from, &fs::metadata(&from).at("open", &from)?)?;
     }
     Ok(())
 }

@@ -138,6 +138,44 @@ fn the_copy_is_a_committed_state() {
 }
 
 /// What is in the WAL only is in the copy, and stays in the WAL: the live files are as they were.
+/// `setfacl -m u:1234:rw` on a file of mode 0640: the group's own right stays `r`, and the mode shows the mask.
+#[test]
+fn the_copy_has_the_acl_and_the_attributes_of_the_live_file() {
+    let temp = tempfile::tempdir().expect("temp");
+    let (live, copies) = (temp.path().join("live"), temp.path().join("copies"));
+    fs::create_dir(&live).expect("mkdir");
+    fs::create_dir(&copies).expect("mkdir");
+    let database = live.join("a.db");
+    Connection::open(&database).expect("open").execute_batch("create table t (a)").expect("fill");
+    fs::set_permissions(&database, Permissions::from_mode(0o640)).expect("chmod");
+    let entry = |tag: u16, rights: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let none = u32::MAX;
+    let acl = [
+        2_u32.to_le_bytes().to_vec(),
+        entry(0x01, 6, none),
+        entry(0x02, 6, 1234),
+        entry(0x04, 4, none),
+        entry(0x10, 6, none),
+        entry(0x20, 0, none),
+    ]
+    .concat();
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(&database, "system.posix_acl_access", &acl, flags).expect("an ACL");
+    rustix::fs::setxattr(&database, "user.note", b"hello", flags).expect("an attribute");
+    mark(&live, &copies, &["a.db"]).expect("marked");
+    let value = |name: &str| {
+        let mut value = Vec::with_capacity(1024);
+        rustix::fs::getxattr(copies.join("a.db"), name, rustix::buffer::spare_capacity(&mut value))
+            .expect(name);
+        value
+    };
+    assert_eq!(value("system.posix_acl_access"), acl);
+    assert_eq!(value("user.note"), b"hello");
+    assert_eq!(fs::metadata(copies.join("a.db")).expect("stat").mode() & 0o7777, 0o660);
+}
+
 #[test]
 fn the_live_files_are_left_alone() {
     let folder = tempfile::tempdir().expect("temp");

@@ -39,7 +39,7 @@ const ROWS: &[(&str, Meaning, i32)] = &[
     (r"^ +to ", Meaning::Continues, 0),
     // An object that git's own parser refuses.
     (
-        r"^error in \S+ \S+(?: \(.*\))?: (?:badTree|badTreeSha1|missingTree|badParentSha1|badObjectSha1|missingObject|badType|missingType|missingTypeEntry|unknownType|missingTag|missingTagEntry|unterminatedHeader|nulInHeader|gitmodulesMissing|gitattributesMissing): ",
+        r"^error in \S+ \S+(?: \(.*\))?: (?:badTree|badTreeSha1|missingTree|badParentSha1|badObjectSha1|missingObject|badType|missingType|missingTypeEntry|unknownType|missingTag|missingTagEntry|nulInHeader|gitmodulesMissing|gitattributesMissing): ",
         Meaning::Damage,
         OBJECT,
     ),
@@ -111,6 +111,8 @@ mod tests {
         ("error in commit ID: missingTree: invalid format - expected 'tree' line", Some(Meaning::Damage)),
         ("error in commit ID: badParentSha1: invalid 'parent' line format - bad sha1", Some(Meaning::Damage)),
         ("error in commit ID: nulInHeader: unterminated header: NUL at offset 7", Some(Meaning::Damage)),
+        // A commit or a tag without a message, and without the empty line before one.
+        ("error in commit ID: unterminatedHeader: unterminated header", Some(Meaning::Note)),
         ("error in tag ID: missingTagEntry: invalid format - expected 'tag' line", Some(Meaning::Damage)),
         ("error in tree ID: broken links", Some(Meaning::Damage)),
         (

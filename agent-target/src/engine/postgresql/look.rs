@@ -14,6 +14,7 @@ use super::{
     cluster::Cluster,
     meaning::{Meaning, Reason, ServerError},
     prepare::{self, Database, Functions, Prepared, collation_versions, regclass},
+    references,
     report::Report,
     session::{Session, literal, text},
     trees::Kind,
@@ -66,6 +67,8 @@ pub(super) async fn database(
     let session = Session::connect(cluster, &prepared.role, name).await?;
     let functions = prepare::database(cluster, &session, report, database).await?;
     let relations = Relations::read(&session, name).await?;
+    let missing = references::missing(&session, name).await?;
+    report.borrow_mut().damages(&missing);
     let mut looking =
         Looking { cluster, prepared, database, functions, collations: HashMap::new(), relations, report };
     looking.collations = looking.read_collations(&session).await?;

@@ -217,7 +217,10 @@ pub(super) fn start_line(line: &str) -> Option<LogMeaning> {
 }
 
 /// Texts with which a server answers a dump that reads a damaged value.
-const DUMP_TEXTS: [&str; 8] = [
+const DUMP_TEXTS: [&str; 10] = [
+    // Rows of the catalogue that are gone. Nobody changes the copy while it is dumped.
+    "pg_attribute catalog is missing",
+    "cache lookup failed for",
     "invalid page in block",
     "could not read block ",
     "page verification failed",
@@ -397,6 +400,8 @@ mod tests {
     fn a_dump_tells_damage_by_the_servers_words() {
         assert!(is_damage_of_a_dump("compressed pglz data is corrupt"));
         assert!(is_damage_of_a_dump("missing chunk number 0 for toast value 16400 in pg_toast_16384"));
+        assert!(is_damage_of_a_dump("cache lookup failed for type 16385"));
+        assert!(is_damage_of_a_dump("pg_attribute catalog is missing 1 attribute(s) for relation OID 16394"));
         assert!(!is_damage_of_a_dump("compressed files are not supported"));
         assert!(!is_damage_of_a_dump("could not read block 1 in file \"base/5/1\": Input/output error"));
         assert!(!is_damage_of_a_dump("permission denied for table t"));

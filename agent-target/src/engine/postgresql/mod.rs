@@ -24,6 +24,7 @@ mod look;
 mod meaning;
 pub(crate) mod page;
 mod prepare;
+mod references;
 mod report;
 mod server;
 mod session;

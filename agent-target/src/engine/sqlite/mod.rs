@@ -347,6 +347,7 @@ impl Database {
             }
             ended => ended?,
         }
+        reading.constraints(&connection)?;
         if let Some(unable) = reading.unable {
             return Ok(Err(unable));
         }
@@ -375,7 +376,7 @@ impl Database {
             report.not_covered(&format!("{shown} table {table}"), why);
         }
         for table in &schema.external_content {
-            let why = "the index is sound, and nothing compares it with the content of the other table";
+            let why = "nothing compares the index with the content of the other table";
             report.not_covered(&format!("{shown} full-text index {table}"), why);
         }
     }
@@ -512,6 +513,28 @@ impl<W: io::Write> Reading<'_, W> {
         Ok(())
     }
 
+    /// Asks every `CHECK` of the schema. SQLite's own check does not do that in a database that is opened for reading only.
+    fn constraints(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        for (table, checks) in &self.schema.checks {
+            let quoted = table.replace('"', "\"\"");
+            for check in checks {
+                // A constraint holds for NULL. The line end closes a comment of the definition's.
+                let query = format!("select 1 from \"{quoted}\" where not ({check}\n) limit 1");
+                let is_broken = connection.prepare(&query).and_then(|mut query| query.exists([]));
+                match is_broken {
+                    Ok(false) => {}
+                    Ok(true) => self.take(&format!("CHECK constraint failed in {table}")),
+                    // What the check of the pages has told, or a definition that is read otherwise than it was meant.
+                    Err(error) => {
+                        let part = format!("{} constraints of table {table}", self.database.shown);
+                        self.report.not_covered(&part, &text_of(&error));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn by_table(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         let mut statement = connection.prepare("select name from sqlite_schema where type = 'table'")?;
         let tables = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
@@ -541,6 +564,13 @@ impl<W: io::Write> Reading<'_, W> {
                 name == *table || name.strip_prefix(*table).is_some_and(|it| it.starts_with('.'))
             })
         };
+        // Where the index has a part of the rows on purpose, SQLite says the same as of a broken one.
+        let is_external = row
+            .rsplit_once("inverted index for FTS4 table main.")
+            .is_some_and(|(_, name)| self.schema.external_content.iter().any(|it| it == name));
+        if is_external {
+            return;
+        }
         let own = match words::meaning(row) {
             Some(Meaning::Silent) => return,
             Some(Meaning::Note) => return self.report.note(&format!("{shown}: {row}")),

@@ -66,6 +66,8 @@ pub(super) struct Schema {
     pub(super) dependent_indexes: BTreeMap<String, Own>,
     /// Tables whose constraints or generated columns do.
     pub(super) dependent_tables: BTreeMap<String, Own>,
+    /// `CHECK` constraints that this program can ask, by their tables.
+    pub(super) checks: Vec<(String, Vec<String>)>,
     /// Virtual tables that this program cannot read, and why.
     pub(super) unreadable: Vec<(String, String)>,
     /// Full-text indexes over the content of another table, which nothing compares.
@@ -87,8 +89,10 @@ impl Schema {
         connection.collation_needed(|connection, name| {
             connection.create_collation(name, |one, other| one.cmp(other))
         })?;
+        // A stand-in is made as soon as a schema is read that needs it: what is known stands in a database without one.
+        let known = Connection::open_in_memory()?;
         let list = |query: &str| -> rusqlite::Result<BTreeSet<String>> {
-            let mut statement = connection.prepare(query)?;
+            let mut statement = known.prepare(query)?;
             let rows = statement.query_map([], |row| Ok(row.get::<_, String>(0)?.to_ascii_lowercase()))?;
             rows.collect()
         };
@@ -149,7 +153,7 @@ impl Schema {
                     schema.unreadable.push((name.clone(), text_of(&error)));
                 } else if module.starts_with("fts") || module.starts_with("rtree") || module == "geopoly" {
                     schema.modules += 1;
-                    let is_external = module == "fts5" && has_external_content(sql);
+                    let is_external = module.starts_with("fts") && has_external_content(sql);
                     schema.external_content.extend(is_external.then(|| name.clone()));
                 }
                 continue;
@@ -157,7 +161,9 @@ impl Schema {
             let checks = clauses(sql, "check");
             let found = checks.iter().find_map(|it| own(it));
             let found = found.or_else(|| compared(sql).filter(|_| !checks.is_empty()));
+            let is_asked = !matches!(found, Some(Own::Unknown(_))) && !checks.is_empty();
             schema.dependent_tables.extend(found.map(|found| (name.clone(), found)));
+            schema.checks.extend(is_asked.then(|| (name.clone(), checks)));
             let computed = clauses(sql, "as");
             let found = computed.iter().find_map(|it| own(it));
             if let Some(found) = found.or_else(|| compared(sql).filter(|_| !computed.is_empty())) {
@@ -243,19 +249,16 @@ fn calls(expression: &str) -> Vec<String> {
     names.filter(|name| !NO_CALLS.contains(&name.as_str())).collect()
 }
 
-/// What stands in parentheses after a word, each time that the word stands before one.
+/// What stands in parentheses after a word, each time that the word stands before one, but in a text or a comment.
 fn clauses(sql: &str, word: &str) -> Vec<String> {
     let Ok(start) = Regex::new(&format!(r"(?i)\b{word}\s*\(")) else { return Vec::new() };
+    let plain = without_texts(sql);
     let body = |from: usize| {
         let mut depth = 1;
-        let mut quote = None;
-        for (at, it) in sql[from..].char_indices() {
-            match (quote, it) {
-                (Some(open), it) if it == open => quote = None,
-                (Some(_), _) => {}
-                (None, '\'' | '"' | '`') => quote = Some(it),
-                (None, '(') => depth += 1,
-                (None, ')') => depth -= 1,
+        for (at, it) in plain[from..].char_indices() {
+            match it {
+                '(' => depth += 1,
+                ')' => depth -= 1,
                 _ => {}
             }
             if depth == 0 {
@@ -264,7 +267,31 @@ fn clauses(sql: &str, word: &str) -> Vec<String> {
         }
         sql[from..].to_owned()
     };
-    start.find_iter(sql).map(|found| body(found.end())).collect()
+    start.find_iter(&plain).map(|found| body(found.end())).collect()
+}
+
+/// A statement with a dot in place of each byte of its texts, quoted names and comments.
+fn without_texts(sql: &str) -> String {
+    let mut plain = String::with_capacity(sql.len());
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        // A text with a doubled quote in it is two texts side by side here, which comes to the same.
+        let end = match first {
+            '\'' | '"' | '`' => rest[1..].find(first).map(|at| at + 2),
+            '[' => rest.find(']').map(|at| at + 1),
+            '-' if rest.starts_with("--") => rest.find('\n'),
+            '/' if rest.starts_with("/*") => rest.find("*/").map(|at| at + 2),
+            _ => {
+                plain.push(first);
+                rest = &rest[first.len_utf8()..];
+                continue;
+            }
+        };
+        let end = end.unwrap_or(rest.len());
+        plain.extend(std::iter::repeat_n('.', end));
+        rest = &rest[end..];
+    }
+    plain
 }
 
 /// The module of a virtual table, in lower case.
@@ -313,26 +340,28 @@ mod tests {
         let dependent: Vec<_> =
             schema.dependent_indexes.iter().map(|(name, own)| (name.as_str(), own.clone())).collect();
         let replaceable = |text: &str| Own::Replaceable(text.to_owned());
+        let unknown = |text: &str| Own::Unknown(text.to_owned());
         assert_eq!(
             dependent,
             [
-                ("behind", replaceable("the collation by_nature")),
+                ("behind", unknown("the collation by_nature")),
                 ("called", replaceable("the function lower()")),
                 ("casts", replaceable("the function cast()")),
                 ("compared", replaceable("the collation nocase")),
-                ("compares", replaceable("the collation by_nature")),
+                ("compares", unknown("the collation by_nature")),
                 ("folded", replaceable("the collation nocase")),
                 ("gen", replaceable("the function lower()")),
-                ("own", replaceable("the function mine()")),
+                ("own", unknown("the function mine()")),
                 ("part", replaceable("the operator LIKE")),
-                ("some", replaceable("the collation by_nature")),
-                ("sorted", replaceable("the collation by_nature")),
-                ("sqlite_autoindex_w_1", replaceable("the collation by_nature")),
+                ("some", unknown("the collation by_nature")),
+                ("sorted", unknown("the collation by_nature")),
+                ("sqlite_autoindex_w_1", unknown("the collation by_nature")),
                 ("texts", replaceable("the operator ||")),
             ]
         );
         assert_eq!(schema.dependent_tables.keys().collect::<Vec<_>>(), ["f", "t"]);
         assert_eq!(schema.external_content, ["outer_ft"]);
+        assert_eq!(schema.checks.iter().map(|(table, _)| table.as_str()).collect::<Vec<_>>(), ["f"]);
         assert_eq!(schema.modules, 4);
     }
 
@@ -342,6 +371,8 @@ mod tests {
         assert_eq!(INDEX.replace("CREATE UNIQUE INDEX i ON \"a (b)\" (lower(x))", ""), "(lower(x))");
         assert_eq!(INDEX.replace("create index if not exists [a on b] on t(x)", ""), "(x)");
         assert_eq!(clauses("a, CHECK (f(')') > 1), check(b)", "check"), ["f(')') > 1", "b"]);
+        let sql = "a text default 'check (1)', -- ä check (a > 0\n \"check (b)\", [check (c)] /* check (d) */ check (x /* ) */ > '''')";
+        assert_eq!(clauses(sql, "check"), ["x /* ) */ > ''''"]);
         assert_eq!(
             module("CREATE VIRTUAL TABLE IF NOT EXISTS x USING spellfix1"),
             Some("spellfix1".to_owned())

@@ -35,8 +35,9 @@ const ROWS: &[(&str, Meaning)] = &[
         Meaning::Index,
     ),
     (r"^row not in PRIMARY KEY order for ", Meaning::Order),
-    (r"^(?:NULL value in|CHECK constraint failed in) ", Meaning::Constraint),
-    (r"^(?:non-)?[A-Z]+ value in ", Meaning::Note),
+    // A value of another type, in a STRICT table.
+    (r"^(?:NULL value in|CHECK constraint failed in|non-[A-Z]+ value in) ", Meaning::Constraint),
+    (r"^[A-Z]+ value in ", Meaning::Note),
     (
         r"^(?:Tree|Freelist|Page|List of tree roots|Main freelist|Pointer map page|Outstanding page)\b",
         Meaning::Damage,
@@ -90,7 +91,7 @@ mod tests {
             ("CHECK constraint failed in t", Some(Meaning::Constraint)),
             ("NUMERIC value in t.a", Some(Meaning::Note)),
             ("TEXT value in t.a", Some(Meaning::Note)),
-            ("non-INTEGER value in t.a", Some(Meaning::Note)),
+            ("non-INTEGER value in t.a", Some(Meaning::Constraint)),
             ("Tree 3 page 7: btreeInitPage() returns error code 11", Some(Meaning::Damage)),
             ("Tree 3 page 7 cell 2: Rowid 9 out of order", Some(Meaning::Damage)),
             ("Page 9: never used", Some(Meaning::Damage)),

@@ -268,7 +268,12 @@ impl Said {
                 let place = self.unverified.as_ref().map(|it| format!("{it} ")).unwrap_or_default();
                 self.damage.push(format!("{place}{}", words::shorten(line)));
             }
-            Meaning::Unknown => self.unknown = Some(words::shorten(line)),
+            // The first says what happened, but for advice; those behind it say what could not be done because of it.
+            Meaning::Unknown => {
+                if self.unknown.as_ref().is_none_or(|kept| kept.starts_with("E205000")) {
+                    self.unknown = Some(words::shorten(line));
+                }
+            }
         }
     }
 

@@ -71,7 +71,9 @@ fn a_repository_is_verified_whatever_its_settings_say() {
     fs::remove_file(&revision).expect("remove");
     fs::write(&revision, &content[..content.len() / 2]).expect("write");
     let (code, text) = check(temp.path(), 3);
-    assert!(code == 1 && text.contains("damage: Error verifying revision 2. E"), "{text}");
+    // Which words Subversion has for it depends on the byte that happens to be the last one now.
+    let names_it = text.contains("damage: Error verifying revision 2. E") || text.contains("in r2 footer");
+    assert!(code == 1 && names_it, "{text}");
     fs::remove_file(&revision).expect("remove");
     let (code, text) = check(temp.path(), 4);
     assert!(code == 1 && text.contains("No such revision 2"), "{text}");
