@@ -361,6 +361,42 @@ impl Live for Sqlite {
             },
         },
         Damage {
+            name: "a row that breaks a `CHECK` constraint",
+            outcome: Outcome::Fail,
+            names: "the table",
+            put_in: |live| {
+                let file = live.file("data/checked");
+                let connection = open(&file);
+                connection
+                    .execute_batch(
+                        "create table account (balance, check (balance >= 0)); pragma ignore_check_constraints = on;
+                         insert into account values (-5)",
+                    )
+                    .expect("fill");
+                live::Broken::new("CHECK constraint failed in account", move || {
+                    fs::remove_file(file).expect("remove");
+                })
+            },
+        },
+        Damage {
+            name: "a table `WITHOUT ROWID` in the order of a collation of the application's own",
+            outcome: Outcome::Pass,
+            names: "",
+            put_in: |live| {
+                let file = live.file("data/ordered");
+                let connection = open(&file);
+                let by_length = |one: &str, other: &str| one.len().cmp(&other.len()).then(one.cmp(other));
+                connection.create_collation("by_length", by_length).expect("a collation");
+                connection
+                    .execute_batch(
+                        "create table t (k text collate by_length primary key, v) without rowid; create index i on t (v);
+                         with n(n) as (select 1 union all select n + 1 from n where n < 300) insert into t select n, n % 5 from n",
+                    )
+                    .expect("fill");
+                live::Broken::new("", move || fs::remove_file(file).expect("remove"))
+            },
+        },
+        Damage {
             name: "a word in a value that no index has",
             outcome: Outcome::Pass,
             names: "",

@@ -127,8 +127,9 @@ mod tests {
 
     #[test]
     fn each_row_that_another_needs_is_missed() {
+        type Damage = fn(&mut Catalogue);
         assert_eq!(sound().missing(), [""; 0]);
-        let cases: [(fn(&mut Catalogue), &str); 5] = [
+        let cases: [(Damage, &str); 5] = [
             (|it| drop(it.attributes.remove(1)), "pg_attribute has 1 of the 2 columns of \"public.t\""),
             (|it| drop(it.types.remove(0)), "pg_type lacks the type 23 of column 1 of \"public.t\""),
             (|it| it.indexes.clear(), "pg_index lacks the index \"public.t_pkey\""),
