@@ -35,7 +35,7 @@ use crate::{
     workspace::WorkspaceKind,
 };
 
-pub(crate) use checking::{check_in_full, check_planned};
+pub(crate) use checking::{check_all, check_in_full, check_planned};
 
 /// Why a check has no verdict that nobody wanted any more before it started.
 const NOT_WANTED: &str = "the check was given up while it waited for its turn";
@@ -251,15 +251,19 @@ fn check_as_far_as_needed(
     let check =
         |plan: &Plan| check_planned(repository, record, plan, &teller.cancel, teller.step, |_| Ok(()));
     if may_carry {
-        let plan = Plan::carrying(repository, checker, record, started)?;
+        let mut plan = Plan::carrying(repository, checker, record, started)?;
         let report = check(&plan)?;
-        if !plan.is_of_other_engine(&report) {
-            return Ok((report, plan));
+        let is_of_other_engine = plan.is_of_other_engine(&report);
+        match plan.settle(&report) {
+            Ok(()) if !is_of_other_engine => return Ok((report, plan)),
+            Ok(()) => tracing::info!("the engine's version has changed: the check looks at all parts"),
+            Err(why) => tracing::warn!(why, "nothing is carried: the check looks at all parts"),
         }
-        tracing::info!("the engine's version has changed: the check looks at all parts");
     }
-    let plan = Plan::full(repository, checker, record, started)?;
-    Ok((check(&plan)?, plan))
+    let mut plan = Plan::full(repository, checker, record, started)?;
+    let report = check(&plan)?;
+    plan.settle(&report)?;
+    Ok((report, plan))
 }
 
 /// A generation that had passed is known to be bad now: that is a verdict of its own.

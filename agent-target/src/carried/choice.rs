@@ -86,6 +86,31 @@ pub(super) fn choose(parts: &[Part], passed: &BTreeMap<String, Passed>, times: &
     choices
 }
 
+/// Which remembered results may be carried if their parts turn out to be unchanged: parts that an engine finds, of which there may be few and
+/// large ones, so that none is checked before its turn.
+///
+/// The turn of the one that was checked longest ago has come when more parts should have been checked since then than were: so the
+/// re-checks are spread evenly over `within`, also after a check of all.
+pub(super) fn choose_known(passed: &BTreeMap<String, Passed>, times: &Times) -> BTreeMap<String, Passed> {
+    let is_usable = |it: &Passed| it.checked <= times.now && times.age(it.checked) < times.within;
+    let mut left: Vec<_> = passed.iter().filter(|(_, it)| is_usable(it)).collect();
+    left.sort_by_key(|(name, it)| (std::cmp::Reverse(it.checked), *name));
+    // Those that are checked now are the newest.
+    let mut now = passed.len() - left.len();
+    while let Some((_, oldest)) = left.last() {
+        let share =
+            times.age(oldest.checked).as_secs_f64() / times.within.as_secs_f64().max(f64::MIN_POSITIVE);
+        let wanted = (share * passed.len() as f64).floor() as usize;
+        let newer = left.iter().filter(|(_, it)| it.checked > oldest.checked).count();
+        if wanted <= newer + now {
+            break;
+        }
+        left.pop();
+        now += 1;
+    }
+    left.into_iter().map(|(name, it)| (name.clone(), *it)).collect()
+}
+
 fn choose_one(part: &Part, passed: Option<&Passed>, times: &Times) -> Choice {
     match passed {
         Some(passed) if part.inputs == Some(passed.inputs) => {
@@ -210,6 +235,39 @@ mod tests {
         }
         // A thousand parts in 168 hours are six an hour, and twice that after an hour that was missed.
         assert!((6..=13).contains(&most), "{most}");
+    }
+
+    /// Four large parts, hour by hour for three weeks after a check of all: one is checked at a time, each once a week, and none is late.
+    #[test]
+    fn re_checks_of_few_parts_are_spread_evenly_too() {
+        let mut known: BTreeMap<_, _> =
+            ["a", "b", "c", "d"].map(|name| (name.to_owned(), passed(1, 0))).into();
+        let week = WEEK as i64 / HOUR as i64;
+        let mut checked = 0;
+        for now in 1..=3 * week {
+            let carried = choose_known(&known, &times(now));
+            assert!(carried.values().all(|it| times(now).age(it.checked) < times(now).within));
+            assert!(known.len() - carried.len() <= 1, "{now}: {carried:?}");
+            for (name, it) in &mut known {
+                if !carried.contains_key(name) {
+                    checked += 1;
+                    *it = passed(1, now);
+                }
+            }
+        }
+        assert_eq!(checked, 12, "four parts in three weeks");
+    }
+
+    #[test]
+    fn a_remembered_part_is_checked_when_a_clock_speaks_against_it() {
+        let known = BTreeMap::from([("a".to_owned(), passed(1, 0)), ("b".to_owned(), passed(1, 2))]);
+        let names = |times: Times| choose_known(&known, &times).into_keys().collect::<Vec<_>>();
+        assert_eq!(names(times(2)), ["a", "b"]);
+        assert_eq!(names(times(1)), ["a"], "dated in the future");
+        assert!(names(times(-1)).is_empty());
+        assert!(names(times(WEEK as i64 / HOUR as i64 + 2)).is_empty(), "at the deadline");
+        assert!(names(Times { mark: at(9000), ..times(2) }).is_empty(), "old by the source's clock");
+        assert!(names(Times { within: Duration::ZERO, ..times(2) }).is_empty());
     }
 
     /// A clock that runs ahead and is put right: what was dated meanwhile is checked, whatever it says.

@@ -5,7 +5,7 @@ use std::{fs::File, io::BufReader, path::PathBuf, time::Duration};
 use assay_common::{
     digest::RootDigest,
     id::GenerationNumber,
-    manifest::{EntryKind, ManifestReader, Root, validate_entry},
+    manifest::{Entry, EntryKind, ManifestReader, Root, validate_entry},
     path::TreePath,
     profile::{PartFiles, PartsKind, Profile},
     verdict::HexDigest,
@@ -16,13 +16,19 @@ use super::{
     revisions::RevisionParts,
 };
 use crate::{
-    check::PartArgument,
+    check::{
+        PartArgument,
+        known::{Known, KnownFile},
+    },
     repository::Repository,
     store::{MANIFEST, Record, TREE},
 };
 
 /// With more parts than this in a step no result is carried: the record of all of them would be too large.
-const MAX_PARTS: usize = 50_000;
+pub(super) const MAX_PARTS: usize = 50_000;
+
+/// With more files of relations than this no result is carried either: what a step is told is held in memory.
+const MAX_FILES: usize = 100_000;
 
 /// A part of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +50,22 @@ pub(crate) struct StepParts {
     pub(crate) recheck_within: Duration,
     /// The parts in their order; `None`: they cannot be told apart, and all is checked as one.
     pub(crate) parts: Option<Vec<Part>>,
+    /// What the step is told when its engine finds the parts; then there are none here.
+    pub(crate) known: Option<Known>,
 }
 
 /// Finds the parts of one step while the manifest is read.
 enum Finder<'a> {
-    Files { files: PartFiles, common: Box<Inputs>, parts: Vec<Part>, is_certain: bool, roots: &'a [Root] },
+    Files {
+        files: PartFiles,
+        common: Box<Inputs>,
+        parts: Vec<Part>,
+        is_certain: bool,
+        roots: &'a [Root],
+    },
     Revisions(Box<RevisionParts>),
+    /// The engine finds the parts: it is told which files there are.
+    Engine(Known),
 }
 
 /// Lists the parts of all steps that have any. `altered`: a file of the tree that is taken to have another content than the manifest says.
@@ -77,6 +93,12 @@ pub(crate) fn list(
                 let folder: PathBuf = generation.join(TREE).join(&root.subdirectory);
                 Finder::Revisions(Box::new(RevisionParts::of(&folder, settings)))
             }
+            Some(PartsKind::PostgresqlRelations) => {
+                let mut common = Inputs::new();
+                common.add(b"relations").add(&settings.0).add(check.name.as_bytes());
+                let common = common.finish().to_string();
+                Finder::Engine(Known { common, ..Default::default() })
+            }
             None => Finder::Files {
                 files: PartFiles::new(parts)?,
                 common: Box::new(Inputs::new()),
@@ -101,7 +123,12 @@ pub(crate) fn list(
                 Finder::Revisions(revisions) if root == 0 => {
                     revisions.take(&in_root, &entry, digest, is_altered);
                 }
-                Finder::Revisions(_) => {}
+                Finder::Engine(known) if root == 0 => {
+                    if let Some((path, file)) = relation_file(&in_root, &entry, digest) {
+                        known.files.insert(path, file);
+                    }
+                }
+                Finder::Revisions(_) | Finder::Engine(_) => {}
                 // Folders hold the files, and say nothing beside them.
                 Finder::Files { .. } if entry.kind() == EntryKind::Directory => {}
                 Finder::Files { files, common, parts, is_certain, roots } => {
@@ -130,16 +157,33 @@ pub(crate) fn list(
         ));
     }
     let finish = |(step, recheck_within, finder)| {
+        let mut known = None;
         let parts = match finder {
             Finder::Revisions(revisions) => revisions.finish(),
+            Finder::Engine(mut files) => {
+                if files.files.len() > MAX_FILES {
+                    files.files.clear();
+                }
+                known = Some(files);
+                None
+            }
             Finder::Files { common, parts, is_certain, .. } => {
                 let is_known = is_certain && parts.len() <= MAX_PARTS;
                 Some(finish_files(settings, &common, parts, is_known))
             }
         };
-        StepParts { step, recheck_within, parts }
+        StepParts { step, recheck_within, parts, known }
     };
     Ok(finders.into_iter().map(finish).collect())
+}
+
+/// A file in which a relation may lie. A further name of a file and what is no file are left out: what lies there is checked.
+fn relation_file(path: &TreePath, entry: &Entry, digest: HexDigest) -> Option<(String, KnownFile)> {
+    let name = std::str::from_utf8(path.as_bytes()).ok()?;
+    let is_there = ["base/", "global/"].iter().any(|folder| name.starts_with(folder));
+    let written = (entry.mtime_seconds, entry.mtime_nanos);
+    (is_there && entry.kind() == EntryKind::File)
+        .then(|| (name.to_owned(), KnownFile { digest, size: entry.size, written }))
 }
 
 /// True for a profile with a check whose results can be carried.

@@ -38,6 +38,8 @@ pub(super) struct Memory {
 pub(super) struct StepMemory {
     /// The engine's name and version.
     pub(super) engine: Option<String>,
+    /// What the step told of the whole in the newest check.
+    pub(super) state: Option<String>,
     /// The parts that passed, by their names.
     pub(super) parts: BTreeMap<String, Passed>,
 }
@@ -62,7 +64,7 @@ pub(super) fn recall(repository: &Repository, checker: HexDigest) -> Result<Memo
     };
     let steps = record.steps.into_iter().map(|(name, step)| {
         let parts = step.parts.into_iter().filter_map(|(name, part)| Some((name, passed(part)?)));
-        (name, StepMemory { engine: step.engine, parts: parts.collect() })
+        (name, StepMemory { engine: step.engine, state: step.state, parts: parts.collect() })
     });
     Ok(Memory { time: record.time, full_check: record.full_check, steps: steps.collect() })
 }

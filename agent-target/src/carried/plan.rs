@@ -9,13 +9,16 @@ use assay_common::{
 use jiff::Timestamp;
 
 use super::{
-    choice::{Passed, Times, choose},
-    listing::{Part, StepParts, list},
+    choice::{Passed, Times, choose, choose_known},
+    listing::{MAX_PARTS, Part, StepParts, list},
     memory::{Memory, StepMemory, recall},
     record::{CheckOfParts, FORM, PartsRecord, StepRecord},
 };
 use crate::{
-    check::{CheckReport, NotCovered, PartArgument, SPECIAL_FILE, StepReport},
+    check::{
+        CheckReport, NotCovered, Outcome, PartArgument, SPECIAL_FILE, StepReport,
+        known::{ARGUMENT, Found, Known},
+    },
     config,
     repository::Repository,
     store::Record,
@@ -42,11 +45,25 @@ struct PlannedStep {
     /// What is checked now; `None`: the whole, which has no parts.
     check: Option<Vec<Part>>,
     carried: Vec<(Part, Passed)>,
+    /// Of a step whose engine finds the parts.
+    found: Option<FoundByEngine>,
 }
 
-/// The parts of a generation that has just passed a full check.
+/// A step whose engine finds the parts.
+#[derive(Debug, Clone)]
+struct FoundByEngine {
+    /// What it is told.
+    known: Known,
+    /// Where the parts passed that it is told of.
+    passed: BTreeMap<String, Passed>,
+    /// What it tells of the whole, and how many parts it checked, once it has passed.
+    state: Option<String>,
+    checked: u64,
+}
+
+/// A full check that a generation has just passed.
 #[derive(Debug)]
-pub(crate) struct Undamaged(Vec<StepParts>);
+pub(crate) struct Undamaged(Plan);
 
 impl Plan {
     /// A check of all parts, as of `now`.
@@ -71,6 +88,7 @@ impl Plan {
             engine: None,
             check: step.parts,
             carried: Vec::new(),
+            found: step.known.map(FoundByEngine::of),
         });
         Self { steps: steps.collect(), started: now, full_check: None }
     }
@@ -110,12 +128,9 @@ impl Plan {
         Ok(full)
     }
 
-    /// The parts of a generation that has just passed a full check, for [`Self::with_damage`].
-    ///
-    /// # Errors
-    /// When the manifest cannot be read.
-    pub(crate) fn undamaged(repository: &Repository, record: &Record) -> Result<Undamaged, String> {
-        list(repository, repository.checker(), record, None).map(Undamaged)
+    /// This full check, which the generation has just passed and whose parts are known, for [`Self::with_damage`].
+    pub(crate) fn into_undamaged(self) -> Undamaged {
+        Undamaged(self)
     }
 
     /// A check of the generation in which the content of `file` is another one, by the same rules as any other check: what does not depend
@@ -133,12 +148,13 @@ impl Plan {
         let now = Timestamp::now();
         let mut plan = Self::of_all(steps, &repository.config, now);
         for step in &mut plan.steps {
-            let undamaged = before.0.iter().filter(|before| before.step == step.step);
-            let parts = undamaged.flat_map(|before| before.parts.iter().flatten());
+            let undamaged = before.0.steps.iter().filter(|before| before.step == step.step);
+            let parts = undamaged.clone().flat_map(|before| before.check.iter().flatten());
             let passed = parts.filter_map(|part| {
                 Some((part.name.clone(), Passed { inputs: part.inputs?, checked: now, sequence: 0 }))
             });
-            let known = StepMemory { engine: None, parts: passed.collect() };
+            let state = undamaged.clone().find_map(|before| before.found.as_ref()?.state.clone());
+            let known = StepMemory { engine: None, state, parts: passed.collect() };
             let within = std::time::Duration::from_secs(step.within.max(1));
             step.carry(known, &Times { now, mark: now, last: now, within });
         }
@@ -148,15 +164,43 @@ impl Plan {
     /// What each step is given.
     pub(crate) fn arguments(&self) -> BTreeMap<String, Vec<PartArgument>> {
         let of_step = |step: &PlannedStep| {
+            if step.found.is_some() {
+                return Some((step.step.clone(), vec![PartArgument::Text(ARGUMENT.to_owned())]));
+            }
             let arguments = step.check.as_ref()?.iter().map(|part| part.argument.clone());
             Some((step.step.clone(), arguments.collect()))
         };
         self.steps.iter().filter_map(of_step).collect()
     }
 
+    /// What each step is told whose engine finds the parts.
+    pub(crate) fn known(&self) -> BTreeMap<String, Known> {
+        let of_step =
+            |step: &PlannedStep| Some((step.step.clone(), step.found.as_ref().map(|it| it.known.clone())?));
+        self.steps.iter().filter_map(of_step).collect()
+    }
+
+    /// Takes in which parts the engines found in a check that passed.
+    ///
+    /// # Errors
+    /// When a step does not say it although it was told of parts, or carries what it must not: nobody knows what it checked.
+    pub(crate) fn settle(&mut self, report: &CheckReport) -> Result<(), String> {
+        if report.outcome != Outcome::Pass {
+            return Ok(());
+        }
+        for step in &mut self.steps {
+            let found = steps_of(report, &step.step).next().and_then(|it| it.found.clone());
+            step.settle(found).map_err(|why| format!("the step '{}' {why}", step.step))?;
+        }
+        Ok(())
+    }
+
     /// True if a step says that it was done by another version of its engine than the one that the carried parts passed with.
     pub(crate) fn is_of_other_engine(&self, report: &CheckReport) -> bool {
-        self.steps.iter().filter(|step| !step.carried.is_empty()).any(|step| {
+        let carries = |step: &&PlannedStep| {
+            !step.carried.is_empty() || step.found.as_ref().is_some_and(|found| !found.passed.is_empty())
+        };
+        self.steps.iter().filter(carries).any(|step| {
             let mut engines = steps_of(report, &step.step).map(|it| &it.engine);
             engines.any(|engine| *engine != step.engine)
         })
@@ -172,7 +216,7 @@ impl Plan {
             verdicts.iter().map(|(sequence, parts)| CarriedFrom { sequence: *sequence, parts: *parts });
         Some(Carried {
             parts: carried().count() as u64,
-            parts_checked_now: self.steps.iter().flat_map(|step| step.check.iter().flatten()).count() as u64,
+            parts_checked_now: self.steps.iter().map(PlannedStep::checked_now).sum(),
             verdicts: listed.take(MAX_LISTED).collect(),
             verdicts_total: verdicts.len() as u64,
             oldest: times().min()?,
@@ -218,8 +262,9 @@ impl Plan {
                 parts.extend(part.inputs.map(|inputs| (part.name.clone(), (inputs, 0))));
             }
             let engine = steps_of(report, &step.step).find_map(|it| it.engine.clone());
-            if !parts.is_empty() {
-                steps.insert(step.step.clone(), StepRecord { engine, parts });
+            let state = step.found.as_ref().and_then(|found| found.state.clone());
+            if !parts.is_empty() && parts.len() <= MAX_PARTS {
+                steps.insert(step.step.clone(), StepRecord { engine, state, parts });
             }
         }
         let is_full = self.steps.iter().all(|step| step.carried.is_empty());
@@ -236,6 +281,15 @@ impl Plan {
     fn tell(&self) {
         for step in &self.steps {
             let now = step.check.as_ref().map_or(0, Vec::len);
+            if let Some(found) = &step.found {
+                let known = found.passed.len();
+                tracing::info!(
+                    step = step.step,
+                    parts_known = known,
+                    "parts of the check that its engine finds"
+                );
+                continue;
+            }
             tracing::info!(
                 step = step.step,
                 parts_now = now,
@@ -249,6 +303,14 @@ impl Plan {
 impl PlannedStep {
     /// Carries what `known` and `times` allow.
     fn carry(&mut self, known: StepMemory, times: &Times) {
+        if let Some(found) = &mut self.found {
+            found.passed = choose_known(&known.parts, times);
+            let told = found.passed.iter().map(|(name, passed)| (name.clone(), passed.inputs));
+            found.known.parts = told.collect();
+            found.known.state = known.state.clone();
+            self.engine = known.engine;
+            return;
+        }
         let Some(parts) = self.check.take() else { return };
         let choices = choose(&parts, &known.parts, times);
         let mut check = Vec::new();
@@ -261,10 +323,46 @@ impl PlannedStep {
         (self.check, self.engine) = (Some(check), known.engine);
     }
 
+    /// Takes in which parts the engine found. What it says is held against what it was told.
+    fn settle(&mut self, found: Option<Found>) -> Result<(), &'static str> {
+        let Some(told) = &mut self.found else { return Ok(()) };
+        let Some(found) = found else {
+            return match told.passed.is_empty() {
+                true => Ok(()),
+                false => Err("does not say which of its parts it has checked"),
+            };
+        };
+        let part = |name: String, inputs| Part {
+            argument: PartArgument::Text(name.clone()),
+            name,
+            inputs: Some(inputs),
+        };
+        for (name, inputs) in found.carried {
+            let passed =
+                told.passed.get(&name).filter(|it| it.inputs == inputs && !found.passed.contains_key(&name));
+            let passed = *passed.ok_or("carries the result of a part that has none")?;
+            self.carried.push((part(name, inputs), passed));
+        }
+        told.state = found.state;
+        told.checked = found.checked.max(found.passed.len() as u64);
+        self.check = Some(found.passed.into_iter().map(|(name, inputs)| part(name, inputs)).collect());
+        Ok(())
+    }
+
+    /// How many parts this check looked at.
+    fn checked_now(&self) -> u64 {
+        let listed = self.check.as_ref().map_or(0, |parts| parts.len() as u64);
+        self.found.as_ref().map_or(listed, |found| found.checked)
+    }
+
     /// The parts of this check that were looked at: all but those that the step names as not covered. None of them when it names something
     /// that is no part.
     fn covered(&self, missed: &[&NotCovered]) -> Vec<&Part> {
         let checked = || self.check.iter().flatten();
+        if self.found.is_some() {
+            // The engine names none that it did not look at.
+            return checked().collect();
+        }
         let is = |missed: &NotCovered, part: &Part| {
             let name = &missed.part;
             *name == part.name
@@ -277,6 +375,12 @@ impl PlannedStep {
             return Vec::new();
         }
         checked().filter(|part| !missed.iter().any(|missed| is(missed, part))).collect()
+    }
+}
+
+impl FoundByEngine {
+    fn of(known: Known) -> Self {
+        Self { known, passed: BTreeMap::new(), state: None, checked: 0 }
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// Folder of the records in a repository's store.
 pub(super) const FOLDER: &str = "parts";
 /// Version of the record's form, and of how parts and their inputs are found.
-pub(super) const FORM: u32 = 1;
+pub(super) const FORM: u32 = 2;
 /// A longer record is not ours.
 const MAX_BYTES: u64 = 32 << 20;
 
@@ -52,6 +52,8 @@ pub(super) struct CheckOfParts {
 pub(super) struct StepRecord {
     /// The engine's name and version, as the step said.
     pub(super) engine: Option<String>,
+    /// What the step told of the whole when it passed.
+    pub(super) state: Option<String>,
     /// By its name: the digest of what the part depended on, and the number of its check in `checks`.
     pub(super) parts: BTreeMap<String, (HexDigest, usize)>,
 }
@@ -120,7 +122,7 @@ mod tests {
             time,
             full_check: time,
             checks: vec![CheckOfParts { sequence: None, time }],
-            steps: BTreeMap::from([("verify".to_owned(), StepRecord { engine: None, parts })]),
+            steps: BTreeMap::from([("verify".to_owned(), StepRecord { engine: None, state: None, parts })]),
         }
     }
 

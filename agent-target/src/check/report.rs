@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use assay_common::profile::{Depth, Limits, RunAs, TargetNames, Value};
 use tokio_util::sync::CancellationToken;
 
-use super::{Captured, PartArgument, Priority};
+use super::{
+    Captured, PartArgument, Priority,
+    known::{Found, Known},
+};
 use crate::{
     patch::PatchRecord,
     userns::Account,
@@ -44,6 +47,8 @@ pub struct CheckContext {
     pub vars: BTreeMap<String, Value>,
     /// What each step is given for its parts, by the step's name; a step that is not named checks all that there is.
     pub parts: BTreeMap<String, Vec<PartArgument>>,
+    /// What a step is told whose engine finds its parts, by the step's name.
+    pub(crate) known: BTreeMap<String, Known>,
     /// Values to try instead of the profile's, by the patch's key. They may hold the placeholders of patch
     /// values.
     pub patch_values: BTreeMap<String, Vec<String>>,
@@ -81,6 +86,7 @@ impl Default for CheckContext {
             target: TargetNames::default(),
             vars: BTreeMap::new(),
             parts: BTreeMap::new(),
+            known: BTreeMap::new(),
             patch_values: BTreeMap::new(),
             overlay_files: BTreeMap::new(),
             mark_id: String::new(),
@@ -223,6 +229,8 @@ pub struct StepReport {
     pub checked: Vec<PartsChecked>,
     /// What it did not look at; at most 200 parts, and one entry that counts the rest.
     pub not_covered: Vec<NotCovered>,
+    /// The parts that its engine found, if it was told of parts and passed.
+    pub(crate) found: Option<Found>,
     /// Its standard output.
     pub stdout: Captured,
     /// Its standard error.

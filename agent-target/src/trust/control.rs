@@ -49,8 +49,8 @@ pub fn run(
     let generation = repository.newest_pass().ok_or("no generation has passed its check yet")?;
     let record = repository.store.record(generation).map_err(|error| error.to_string())?;
     let checker = repository.checker();
-    let undamaged = Plan::undamaged(repository, &record)?;
-    let mut run = Run { repository, record: &record, undamaged, seed, cancel, on_step, damages: Vec::new() };
+    let mut run =
+        Run { repository, record: &record, undamaged: None, seed, cancel, on_step, damages: Vec::new() };
     let (outcome, message) = run.all();
     let damages = run.damages;
     if cancel.is_cancelled() {
@@ -91,7 +91,8 @@ pub fn new_seed() -> u64 {
 struct Run<'a> {
     repository: &'a Repository,
     record: &'a Record,
-    undamaged: Undamaged,
+    /// The check that passed, once it has.
+    undamaged: Option<Undamaged>,
     seed: u64,
     cancel: &'a CancellationToken,
     on_step: &'a dyn Fn(&str),
@@ -101,10 +102,10 @@ struct Run<'a> {
 impl Run<'_> {
     fn all(&mut self) -> (Outcome, String) {
         (self.on_step)("the check on undamaged data");
-        let undamaged = verify::check_in_full(self.repository, self.record, self.cancel, &|_| {});
-        match undamaged.map(|report| (verify::outcome(report.outcome), report)) {
-            Ok((Outcome::Pass, _)) => {}
-            Ok((_, report)) => {
+        let undamaged = verify::check_all(self.repository, self.record, self.cancel, &|_| {});
+        match undamaged.map(|(report, plan)| (verify::outcome(report.outcome), report, plan)) {
+            Ok((Outcome::Pass, _, plan)) => self.undamaged = Some(plan.into_undamaged()),
+            Ok((_, report, _)) => {
                 let text = format!(
                     "the check does not pass the undamaged data: {}: {}",
                     report.reason, report.message
@@ -196,7 +197,11 @@ impl Run<'_> {
             (self.on_step)(&format!("{} in {file}", control.damage.as_str()));
             let mut dice = Dice::new(self.seed, number, place);
             let mut made = None;
-            let plan = Plan::with_damage(self.repository, self.record, &candidate.path, &self.undamaged);
+            let undamaged =
+                self.undamaged.as_ref().ok_or("the check of undamaged data has not passed".to_owned());
+            let plan = undamaged.and_then(|undamaged| {
+                Plan::with_damage(self.repository, self.record, &candidate.path, undamaged)
+            });
             let report = plan.and_then(|plan| {
                 let prepare = |workspace: &Workspace| {
                     let folder = workspace.root_folder(&candidate.root).map_err(|error| error.to_string())?;
@@ -205,7 +210,17 @@ impl Run<'_> {
                     made = done.map_err(|error| format!("{file}: {error}"))?;
                     if made.is_some() { Ok(()) } else { Err("no place fits".to_owned()) }
                 };
-                verify::check_planned(self.repository, self.record, &plan, self.cancel, &|_| {}, prepare)
+                let mut plan = plan;
+                let report = verify::check_planned(
+                    self.repository,
+                    self.record,
+                    &plan,
+                    self.cancel,
+                    &|_| {},
+                    prepare,
+                )?;
+                plan.settle(&report)?;
+                Ok(report)
             });
             let Some(what) = made else {
                 if let Err(error) = report {

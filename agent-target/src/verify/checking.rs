@@ -21,8 +21,20 @@ pub(crate) fn check_in_full(
     cancel: &CancellationToken,
     on_step: &dyn Fn(&str),
 ) -> Result<CheckReport, String> {
-    let plan = Plan::full(repository, repository.checker(), record, jiff::Timestamp::now())?;
-    check_planned(repository, record, &plan, cancel, on_step, |_| Ok(()))
+    check_all(repository, record, cancel, on_step).map(|(report, _)| report)
+}
+
+/// The same, with the parts that it looked at.
+pub(crate) fn check_all(
+    repository: &Repository,
+    record: &Record,
+    cancel: &CancellationToken,
+    on_step: &dyn Fn(&str),
+) -> Result<(CheckReport, Plan), String> {
+    let mut plan = Plan::full(repository, repository.checker(), record, jiff::Timestamp::now())?;
+    let report = check_planned(repository, record, &plan, cancel, on_step, |_| Ok(()))?;
+    plan.settle(&report)?;
+    Ok((report, plan))
 }
 
 /// Checks what `plan` says of a generation in a workspace of its own, after `prepare` has done what it likes to the workspace.
@@ -76,6 +88,7 @@ pub(crate) fn check_planned(
         target: config.names.clone(),
         vars,
         parts: plan.arguments(),
+        known: plan.known(),
         overlay_files: config.overlays.clone(),
         mark_id: record.mark.id.clone(),
         isolation: match config.isolation {

@@ -42,6 +42,9 @@ fn recheck_within() -> Span {
 pub enum PartsKind {
     /// Ranges of revisions of a Subversion repository in the first root; `{parts}` is `FIRST:LAST` of each.
     SubversionRevisions,
+    /// The relations of a PostgreSQL cluster whose data directory is the first root. The step finds them itself: `{parts}` has it read from its
+    /// standard input what it may carry.
+    PostgresqlRelations,
 }
 
 /// The patterns of [`Parts`], ready to be asked about paths in a root.

@@ -159,6 +159,7 @@ fn parts_and_the_command_fit_each_other() {
     };
     let given = "'{parts}', ";
     assert_eq!(told(given, "parts = { kind = 'subversion-revisions' }"), "");
+    assert_eq!(told(given, "parts = { kind = 'postgresql-relations' }"), "");
     assert_eq!(
         told(given, "parts = { for_each_changed = ['*.book'], not_read = ['/x'], recheck_within = '1d' }"),
         ""
@@ -170,6 +171,11 @@ fn parts_and_the_command_fit_each_other() {
             "'x{parts}', ",
             "parts = { kind = 'subversion-revisions' }",
             "{parts} is a list, which can only stand alone",
+        ),
+        (
+            given,
+            "stdin = 'yes'\nparts = { kind = 'postgresql-relations' }",
+            "need the standard input: 'stdin' cannot be set",
         ),
         (given, "parts = {}", "either 'kind' or 'for_each_changed' is needed"),
         (given, "parts = { kind = 'subversion-revisions', for_each_changed = ['*'] }", "and not both"),

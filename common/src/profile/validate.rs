@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Check, MarkKind, Profile, Value,
+    Check, MarkKind, PartsKind, Profile, Value,
     fault::{Fault, Step, key_text, place},
     files,
     template::{self, Placeholder, is_name},
@@ -369,6 +369,12 @@ impl Faults<'_> {
         self.expect(one, way, "either 'kind' or 'for_each_changed' is needed, and not both");
         let own = check.for_each.is_none() && !check.repair;
         self.expect(own, way, "cannot be together with 'for_each' or 'repair'");
+        let reads = parts.kind == Some(PartsKind::PostgresqlRelations);
+        self.expect(
+            !reads || check.stdin.is_none(),
+            way,
+            "of this kind need the standard input: 'stdin' cannot be set",
+        );
         let of_files = parts.not_read.is_empty() || !parts.for_each_changed.is_empty();
         self.expect(of_files, &[way, way!["not_read"]].concat(), "is only for 'for_each_changed'");
         for (key, patterns) in [("for_each_changed", &parts.for_each_changed), ("not_read", &parts.not_read)]

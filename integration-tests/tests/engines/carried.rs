@@ -9,8 +9,9 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    live::{flip, middle, run},
+    live::{flip, middle, newest_verdict, overwrite, run},
     pair::{Pair, wrong_clock},
+    postgresql::{Cluster, agents_with},
 };
 
 /// Parts that the run's PASS checked, and parts whose result it carried.
@@ -103,6 +104,116 @@ fn a_subversion_check_follows_the_change_and_finds_damage_anywhere() {
         serde_json::from_str(verified.stdout.lines().last().expect("a verdict")).expect("JSON");
     assert_eq!(counts(&verified), (0, 0), "{verified}");
     assert_eq!(counts(&pair.run(0)), (1, 3));
+}
+
+/// Tables with an index and values that are stored apart.
+const TABLES: &str = "
+DO $$ BEGIN FOR t IN 1..8 LOOP
+    EXECUTE format('CREATE TABLE t%s (n int PRIMARY KEY, filler text, far text)', t);
+    EXECUTE format('ALTER TABLE t%s ALTER far SET STORAGE external', t);
+    EXECUTE format('INSERT INTO t%s SELECT n, repeat(''x'', 300), repeat(md5(n::text), 100) FROM generate_series(1, 300) n', t);
+END LOOP; END $$;
+CREATE FUNCTION fold(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.lower($1)';
+";
+
+/// A cluster with agents beside it, in which nothing is written but by the test.
+struct Still {
+    cluster: Cluster,
+    pair: Pair,
+    /// Tables of a check in which all tables of `TABLES` are carried.
+    always: u64,
+}
+
+impl Still {
+    fn start() -> Self {
+        let (pair, cluster) = agents_with(&["--data-checksums", "--wal-segsize=1"], |keys| {
+            Pair::engine("postgresql", &format!("{keys}max_drop_percent = 100\n"))
+        });
+        cluster.query("ALTER SYSTEM SET autovacuum = off");
+        cluster.query("SELECT pg_reload_conf()");
+        cluster.query(TABLES);
+        cluster.query("VACUUM (FREEZE)");
+        let first = pair.run(0);
+        assert_eq!(counts(&first), (0, 0), "nothing is carried: {first}");
+        let all = tables(&pair);
+        let still = Self { cluster, pair, always: all - 8 };
+        let second = still.pair.run(0);
+        println!("{}", sentence(&second));
+        assert!(counts(&second).1 > 8, "{second}");
+        assert_eq!(tables(&still.pair), still.always, "nothing has changed");
+        still
+    }
+
+    /// Carries statements out, has a check, and says how many tables of the application it looked at.
+    fn checked_after(&self, statements: &str) -> u64 {
+        // VACUUM cannot be one of several.
+        for statement in statements.split("; ").filter(|it| !it.is_empty()) {
+            self.cluster.query(statement);
+        }
+        let run = self.pair.run(0);
+        assert_eq!(run["outcome"], "OUTCOME_PASS", "{statements}: {run}");
+        tables(&self.pair) - self.always
+    }
+}
+
+/// How many tables amcheck looked at, by the newest verdict.
+fn tables(pair: &Pair) -> u64 {
+    let verdict = newest_verdict(pair);
+    let step = verdict.steps.iter().find(|step| step.name == "amcheck").expect("the step");
+    step.checked.iter().find(|it| it.kind == "tables").map_or(0, |it| it.count)
+}
+
+#[test]
+fn a_postgresql_check_follows_the_change() {
+    let still = Still::start();
+    let changes = "UPDATE t1 SET filler = 'y' WHERE n = 7; ALTER TABLE t2 RENAME TO renamed; \
+         ALTER TABLE t3 ALTER n SET STATISTICS 50; TRUNCATE t4";
+    assert_eq!(still.checked_after(changes), 4);
+    // While a transaction is open, nobody knows what becomes of its rows: its end is in the commit log alone. Rows that several transactions have
+    // locked at once depend on the lists of transactions, and what a function of the application's own gives is known to nobody.
+    let open = still.cluster.begin("INSERT INTO t7 VALUES (1000, '', '')");
+    let locks = ["SELECT FROM t8 WHERE n = 1 FOR SHARE"; 2].map(|lock| still.cluster.begin(lock));
+    locks.into_iter().for_each(crate::postgresql::Open::commit);
+    let changes = "VACUUM t1; VACUUM FULL t3; INSERT INTO t4 VALUES (1, '', ''); DROP TABLE t5; \
+         CREATE INDEX ON t6 (fold(filler)); CREATE TABLE t9 AS SELECT n FROM generate_series(1, 1000) n; \
+         CREATE INDEX ON t9 (n); CHECKPOINT";
+    assert_eq!(still.checked_after(changes), 7, "t1, t3, t4, t6, t7, t8, t9");
+    assert_eq!(still.checked_after(""), 3, "t6, t7 and t8, whose files are as they were");
+    open.commit();
+    let changes =
+        "DROP INDEX t6_fold_idx; CREATE INDEX ON t6 (lower(filler)) WHERE n > 5; VACUUM (FREEZE) t8";
+    assert_eq!(still.checked_after(changes), 3, "t6, t7, whose rows count now, and t8");
+    assert_eq!(still.checked_after(""), 0);
+    // What an operator of the cluster's own does is said by rows on which all tables depend.
+    assert_eq!(still.checked_after("ALTER FUNCTION pg_catalog.btint4cmp(int, int) COST 2"), 8);
+}
+
+/// Damage on the live side in tables that were carried, and in the commit log on which their rows depend.
+#[test]
+fn damage_in_a_carried_table_of_postgresql_is_found() {
+    let mut still = Still::start();
+    let file = still.cluster.file_of("t1_pkey");
+    let broken = flip(&file, middle(&file), "t1_pkey");
+    let failed = still.pair.run(1);
+    assert_eq!(failed["reason"], "damage-found", "{failed}");
+    broken.mend();
+    assert_eq!(still.checked_after("UPDATE t3 SET filler = 'z'; SELECT count(*) FROM t3"), 8, "after a FAIL");
+    // What the server holds of the log in its memory goes to the file when it stops.
+    let transaction: u64 = still.cluster.query("SELECT xmin FROM t3 LIMIT 1").parse().expect("a number");
+    still.cluster.stop("-INT");
+    let log = still.cluster.data.join("pg_xact/0000");
+    let at = transaction / 4;
+    let byte = fs::read(&log).expect("read")[at as usize];
+    let without = byte & !(3 << (2 * (transaction % 4)));
+    let broken = overwrite(&log, at, &[without], "pg_xact/0000");
+    still.cluster.start_again(&[]);
+    let failed = still.pair.run(1);
+    assert!(failed["message"].as_str().is_some_and(|text| text.contains("commit log")), "{failed}");
+    still.cluster.stop("-INT");
+    broken.mend();
+    still.cluster.start_again(&[]);
+    assert_eq!(still.checked_after(""), 8, "after a FAIL all is checked");
+    assert_eq!(still.checked_after(""), 0);
 }
 
 /// Eight days later by both clocks, no result may be carried; then the clocks are put right, and what was dated ahead counts for nothing.

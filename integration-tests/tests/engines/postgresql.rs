@@ -4,11 +4,11 @@
 
 use std::{
     fs::{self, File},
-    io::ErrorKind,
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
     net::TcpListener,
     os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
 };
 
 use crate::pair::{Pair, eventually, json};
@@ -139,6 +139,19 @@ impl Cluster {
         run(command.arg("-h").arg(&self.socket).args(["-c", query])).trim().to_owned()
     }
 
+    /// Begins a transaction with these statements, and leaves it open.
+    pub(crate) fn begin(&self, statements: &str) -> Open {
+        let mut command = self.client().psql();
+        let mut psql =
+            command.args(["-A", "-t"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
+        let mut input = psql.stdin.take().expect("an input");
+        writeln!(input, "BEGIN; {statements};\n\\echo begun").expect("write");
+        let lines = BufReader::new(psql.stdout.take().expect("an output")).lines();
+        let begun = lines.map_while(Result::ok).any(|line| line == "begun");
+        assert!(begun, "{statements}");
+        Open { psql, input }
+    }
+
     /// Runs statements from another thread.
     pub(crate) fn client(&self) -> Client {
         Client { socket: self.socket.clone() }
@@ -154,6 +167,21 @@ impl Cluster {
         command.args(["-U", "postgres", "-h"]).arg(&self.socket).args(arguments).arg("postgres");
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command
+    }
+}
+
+/// A transaction that is open.
+pub(crate) struct Open {
+    psql: Child,
+    input: ChildStdin,
+}
+
+impl Open {
+    /// Commits it.
+    pub(crate) fn commit(mut self) {
+        writeln!(self.input, "COMMIT;").expect("write");
+        drop(self.input);
+        assert!(self.psql.wait().expect("ends").success());
     }
 }
 

@@ -223,6 +223,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/engine/postgresql/entries.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/cluster.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/files.rs", IN_THE_SANDBOX),
+    ("agent-target/src/engine/postgresql/ground.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/prepare.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/server.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/sqlite/mod.rs", IN_THE_SANDBOX),

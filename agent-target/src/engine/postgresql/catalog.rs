@@ -39,6 +39,10 @@ pub(super) struct Relation {
     /// How many pages it had when VACUUM or ANALYZE last looked (`relpages`): a hint, which may be of any age.
     pub(super) pages_once: u64,
     pub(super) index: Option<Index>,
+    /// Its TOAST table, or 0.
+    pub(super) toast: u32,
+    /// Its result is carried: nothing of it is looked at.
+    pub(super) is_carried: bool,
 }
 
 /// What an index is made of.
@@ -57,6 +61,8 @@ pub(super) struct Index {
     pub(super) asks_host: bool,
     /// It is ordered by an operator class that came with the application or an extension.
     pub(super) own_order: bool,
+    /// Its expressions name something that the cluster did not have when it was new.
+    pub(super) names_own: bool,
 }
 
 impl Index {
@@ -70,6 +76,7 @@ impl Index {
             functions: BTreeSet::new(),
             asks_host: false,
             own_order: false,
+            names_own: false,
         }
     }
 
@@ -130,7 +137,7 @@ impl Relations {
         let methods = names(session.rows("SELECT oid, amname FROM pg_catalog.pg_am").await?);
         let mut indexes = indexes(session).await?;
         let query = "SELECT oid, relnamespace, relname, relkind, relpersistence, relam, relowner, \
-             pg_catalog.pg_relation_filepath(oid), relpages FROM pg_catalog.pg_class";
+             pg_catalog.pg_relation_filepath(oid), relpages, reltoastrelid FROM pg_catalog.pg_class";
         let mut relations = Self::default();
         for row in session.rows(query).await? {
             let kind = text(&row, 3).chars().next().unwrap_or_default();
@@ -156,6 +163,8 @@ impl Relations {
                 file: text(&row, 7).to_owned(),
                 pages_once: number(&row, 8).into(),
                 index: indexes.remove(&oid),
+                toast: number(&row, 9),
+                is_carried: false,
             });
         }
         Ok(relations)
@@ -185,6 +194,7 @@ async fn indexes(session: &Session) -> Result<HashMap<u32, Index>, ServerError> 
                 .collect(),
             asks_host: trees.iter().flat_map(|tree| called(tree)).any(|it| OF_THE_HOST.contains(&it)),
             own_order: numbers(6).any(|it| it >= FIRST_NORMAL_OID),
+            names_own: trees.iter().any(|tree| names_own(tree)),
         }
     };
     Ok(rows.iter().map(|row| (number(row, 0), index(row))).collect())
@@ -205,6 +215,12 @@ fn called(tree: &str) -> BTreeSet<u32> {
     found
 }
 
+/// True for an expression in which any number stands that something of the application or an extension can have.
+fn names_own(tree: &str) -> bool {
+    let numbers = tree.split(|it: char| !it.is_ascii_digit()).filter(|it| !it.is_empty());
+    numbers.into_iter().any(|it| it.parse::<u64>().map_or(true, |number| number >= FIRST_NORMAL_OID.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,6 +230,8 @@ mod tests {
         let tree = "({FUNCEXPR :funcid 16402 :funcresulttype 25 :args ({OPEXPR :opno 98 :opfuncid 67} {VAR :varno 1})})";
         assert_eq!(called(tree), BTreeSet::from([67, 98, 16402]));
         assert_eq!(called(""), BTreeSet::new());
+        assert!(names_own(tree) && names_own("{RELABELTYPE :resulttype 99999999999999999999}"));
+        assert!(!names_own("") && !names_own("({FUNCEXPR :funcid 870 :location 16})"));
     }
 
     #[test]
@@ -229,6 +247,8 @@ mod tests {
             file: file.into(),
             pages_once: 0,
             index: None,
+            toast: 0,
+            is_carried: false,
         };
         assert_eq!(relation("base/5/16384").shown_file(), "base/5/16384");
         let in_space = relation("pg_tblspc/16385/PG_15_202209061/5/16390");
@@ -246,6 +266,7 @@ mod tests {
             functions: BTreeSet::new(),
             asks_host: false,
             own_order: false,
+            names_own: false,
         };
         assert!(!index.runs_code() && index.uses_default_collation());
         assert!(Index { computed: true, ..index.clone() }.runs_code());

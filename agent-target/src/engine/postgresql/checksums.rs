@@ -4,7 +4,7 @@
 //! no number of pages. Here a wrong page counts when the catalogue says that a relation owns the file.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
@@ -12,6 +12,8 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     thread,
 };
+
+use assay_common::verdict::HexDigest;
 
 use super::{
     page::{PAGE_BYTES, checksum, is_new, stored_checksum},
@@ -36,7 +38,7 @@ pub(super) struct BadFile {
 }
 
 /// What a file of a relation is called: a number, a fork, a segment.
-fn relation_of(name: &str) -> Option<(&str, u64)> {
+pub(super) fn relation_of(name: &str) -> Option<(&str, u64)> {
     let (stem, segment) = match name.split_once('.') {
         Some((stem, segment)) => (stem, segment.parse().ok()?),
         None => (name, 0),
@@ -84,13 +86,16 @@ fn folders(data: &Path) -> io::Result<Vec<String>> {
 }
 
 /// A file that may be a relation's.
-struct Candidate {
-    shown: String,
-    relation: String,
+pub(super) struct Candidate {
+    /// Below the data directory.
+    pub(super) shown: String,
+    /// The same without a fork's or a segment's ending.
+    pub(super) relation: String,
     segment: u64,
 }
 
-fn candidates(data: &Path) -> io::Result<Vec<Candidate>> {
+/// Every file that may be a relation's.
+pub(super) fn candidates(data: &Path) -> io::Result<Vec<Candidate>> {
     let mut found = Vec::new();
     for folder in folders(data)? {
         let mut names: Vec<String> = Vec::new();
@@ -112,10 +117,20 @@ fn candidates(data: &Path) -> io::Result<Vec<Candidate>> {
     Ok(found)
 }
 
-/// Reads every file that may be a relation's, and says how many pages there were and which files have a wrong one. Several files are read side
+/// What the pages of a relation's files are called as a part of the check.
+pub(super) fn pages_of(relation: &str) -> String {
+    format!("pages of {relation}")
+}
+
+/// Reads every file that may be a relation's, but those of parts that are carried, and says how many pages and relations there were and which files have a wrong page. Several files are read side
 /// by side: one core does not keep up with a fast disk.
-pub(super) fn read(data: &Path, blocks_per_segment: u64) -> io::Result<(u64, Vec<BadFile>)> {
-    let candidates = candidates(data)?;
+pub(super) fn read(
+    data: &Path,
+    blocks_per_segment: u64,
+    carried: &BTreeMap<String, HexDigest>,
+) -> io::Result<(u64, u64, Vec<BadFile>)> {
+    let mut candidates = candidates(data)?;
+    candidates.retain(|file| !carried.contains_key(&pages_of(&file.relation)));
     let next = AtomicUsize::new(0);
     let take = || -> io::Result<Vec<(usize, u64, Option<Wrong>)>> {
         let mut read = Vec::new();
@@ -143,7 +158,8 @@ pub(super) fn read(data: &Path, blocks_per_segment: u64) -> io::Result<(u64, Vec
         let (candidate, (first, pages)) = (&candidates[at], wrong?);
         Some(BadFile { shown: candidate.shown.clone(), relation: candidate.relation.clone(), first, pages })
     });
-    Ok((pages, bad.collect()))
+    let relations: HashSet<&str> = candidates.iter().map(|it| it.relation.as_str()).collect();
+    Ok((pages, relations.len() as u64, bad.collect()))
 }
 
 type Wrong = ((u64, u16, u16), u64);
@@ -237,7 +253,7 @@ mod tests {
         page[8..10].copy_from_slice(&sum.to_le_bytes());
         write("base/5/3.1", &page);
         write("base/5/3.2", &page);
-        let (pages, bad) = read(data.path(), 131_072).expect("read");
+        let (pages, _, bad) = read(data.path(), 131_072, &BTreeMap::new()).expect("read");
         let shown: Vec<_> = bad.iter().map(|it| (it.shown.as_str(), it.relation.as_str())).collect();
         assert_eq!(
             (pages, &shown[..]),

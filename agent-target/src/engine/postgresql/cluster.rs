@@ -76,6 +76,11 @@ impl Cluster {
         line.trim().parse().ok()
     }
 
+    /// How long a segment of a relation is, in pages.
+    pub(super) fn blocks_per_segment(&self) -> u64 {
+        self.control_number("Blocks per segment of large relation").unwrap_or(131_072)
+    }
+
     /// The role that the check makes for itself: the same in each step of a check.
     pub(super) fn own_role(&self) -> String {
         let system = self.control_number("Database system identifier").unwrap_or_default();
@@ -95,7 +100,7 @@ pub(super) fn major_of(version: &str) -> Option<u32> {
 }
 
 /// What `pg_controldata` shows of the copy. It reads a control file whose checksum is wrong, too, and says so.
-fn control(program: &Path, data: &Path) -> Result<String, End> {
+pub(super) fn control(program: &Path, data: &Path) -> Result<String, End> {
     let mut command = Command::new(program);
     command.arg("-D").arg(data).env("LC_ALL", "C").stdin(Stdio::null());
     let done = command.output().map_err(tool(program.display()))?;

@@ -139,7 +139,7 @@ pub(super) fn check(
     // Tables of the whole cluster are in the catalogue of each database.
     let mut seen = std::collections::HashSet::new();
     for relation in relations {
-        if relation.file.is_empty() || !seen.insert(&relation.file) {
+        if relation.is_carried || relation.file.is_empty() || !seen.insert(&relation.file) {
             continue;
         }
         // An index that did not become valid has what its making had written until then. It has been named.
@@ -240,6 +240,8 @@ pub(super) fn check_mapped(
                 file: format!("{folder}/{}", files.get(&number)?),
                 pages_once: 0,
                 index,
+                toast: 0,
+                is_carried: false,
             })
         };
         let pairs = MAPPED.iter().flat_map(|(table, name, tree, tree_name)| {
@@ -313,6 +315,7 @@ impl Looked<'_> {
             self.visibility_map(&map, &table, report)?;
         }
         if !indexed && relation.pages_once > segments.blocks() {
+            report.is_lacking(relation);
             report.not_covered(
                 &format!("length of {} (file {})", relation.title(), relation.shown_file()),
                 &format!(

@@ -12,6 +12,8 @@ use std::{
 use super::{
     catalog::{Relation, Relations},
     cluster::Cluster,
+    ground::Ground,
+    groups::{self, Group},
     meaning::{Meaning, Reason, ServerError},
     prepare::{self, Database, Functions, Prepared, collation_versions, regclass},
     references,
@@ -55,26 +57,34 @@ struct Looking<'a> {
     report: &'a RefCell<Report>,
 }
 
-/// Looks at all of `database`, and gives back its relations.
+/// Looks at all of `database` but the tables that are carried, and gives back its relations and its parts.
 pub(super) async fn database(
     cluster: &Cluster,
     prepared: &Prepared,
     database: &Database,
     jobs: usize,
+    ground: Option<&Ground>,
     report: &RefCell<Report>,
-) -> Result<Vec<Relation>, ServerError> {
+) -> Result<(Vec<Relation>, Vec<Group>), ServerError> {
     let name = &database.name;
     let session = Session::connect(cluster, &prepared.role, name).await?;
     let functions = prepare::database(cluster, &session, report, database).await?;
-    let relations = Relations::read(&session, name).await?;
+    let mut relations = Relations::read(&session, name).await?;
     let missing = references::missing(&session, name).await?;
     report.borrow_mut().damages(&missing);
+    let mut groups = Vec::new();
+    if let Some(ground) = ground {
+        let blocks = cluster.blocks_per_segment();
+        groups =
+            groups::find(&session, (cluster, blocks), ground, (database, &functions), &mut relations).await?;
+    }
     let mut looking =
         Looking { cluster, prepared, database, functions, collations: HashMap::new(), relations, report };
     looking.collations = looking.read_collations(&session).await?;
     looking.name_the_rest();
     let (mut plain, mut code) = (VecDeque::new(), VecDeque::new());
-    for (at, relation) in looking.relations.all.iter().enumerate() {
+    let wanted = looking.relations.all.iter().enumerate().filter(|(_, relation)| !relation.is_carried);
+    for (at, relation) in wanted {
         if relation.index.as_ref().is_some_and(|index| index.runs_code()) {
             code.push_back((at, 0));
         } else {
@@ -87,16 +97,13 @@ pub(super) async fn database(
         futures::future::join_all(workers).await;
         // What no worker took: the server went away and did not come back.
         for (at, _) in queue.into_inner() {
-            let title = looking.relations.all[at].title();
-            report.borrow_mut().missed(
-                Reason::ServerEnded,
-                &title,
-                "the server ended before it was looked at",
-            );
+            let relation = &looking.relations.all[at];
+            let why = "the server ended before it was looked at";
+            report.borrow_mut().missed_of(relation, Reason::ServerEnded, &relation.title(), why);
         }
     }
     report.borrow_mut().count("databases", 1);
-    Ok(looking.relations.all)
+    Ok((looking.relations.all, groups))
 }
 
 impl Looking<'_> {
@@ -202,7 +209,7 @@ impl Looking<'_> {
                 queue.borrow_mut().push_back((at, tries + 1));
             } else {
                 let why = format!("the server ended while it was looked at: {error}");
-                self.report.borrow_mut().missed(Reason::ServerEnded, &relation.title(), &why);
+                self.report.borrow_mut().missed_of(relation, Reason::ServerEnded, &relation.title(), &why);
             }
         }
     }
@@ -308,7 +315,7 @@ impl Looking<'_> {
                 }
                 Err(error) => {
                     let part = format!("visibility map of {}", relation.title());
-                    self.report.borrow_mut().missed(Reason::Other, &part, &error.to_string());
+                    self.report.borrow_mut().missed_of(relation, Reason::Other, &part, &error.to_string());
                     return Ok(());
                 }
             }
@@ -356,7 +363,7 @@ impl Looking<'_> {
                 let (reason, why) =
                     self.sorts_otherwise(relation).unwrap_or((Reason::Collation, String::new()));
                 let why = format!("{why}, and its entries are in another order: {error}");
-                self.report.borrow_mut().missed(reason, &relation.title(), &why);
+                self.report.borrow_mut().missed_of(relation, reason, &relation.title(), &why);
                 Ok(())
             }
             Meaning::LacksEntry if computes => {
@@ -387,16 +394,16 @@ impl Looking<'_> {
         match self.call(session, relation, false, "").await {
             Ok(()) => {
                 let why = format!("its pages are sound, and were not compared with the table: {why}");
-                self.report.borrow_mut().missed(reason, &relation.title(), &why);
+                self.report.borrow_mut().missed_of(relation, reason, &relation.title(), &why);
                 Ok(())
             }
             Err(error) if error.is_lost() => Err(error),
             Err(error) if error.meaning() == Meaning::Order && self.sorts_otherwise(relation).is_some() => {
-                self.report.borrow_mut().missed(reason, &relation.title(), why);
+                self.report.borrow_mut().missed_of(relation, reason, &relation.title(), why);
                 Ok(())
             }
             Err(error) if matches!(error.meaning(), Meaning::NotLooked(_) | Meaning::Unsupported) => {
-                self.report.borrow_mut().missed(reason, &relation.title(), why);
+                self.report.borrow_mut().missed_of(relation, reason, &relation.title(), why);
                 Ok(())
             }
             Err(error) => self.failed(relation, error),
@@ -475,8 +482,8 @@ impl Looking<'_> {
                 report.damage(&format!("{title} (file {}): {error}", relation.shown_file()));
             }
             _ if error.is_lost() => return Err(error),
-            Meaning::Unsupported => report.missed(Reason::Other, &title, &error.to_string()),
-            Meaning::NotLooked(reason) => report.missed(reason, &title, &error.to_string()),
+            Meaning::Unsupported => report.missed_of(relation, Reason::Other, &title, &error.to_string()),
+            Meaning::NotLooked(reason) => report.missed_of(relation, reason, &title, &error.to_string()),
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ mod cluster;
 mod commits;
 mod entries;
 mod files;
+mod ground;
+mod groups;
 mod look;
 mod meaning;
 pub(crate) mod page;
@@ -32,14 +34,17 @@ mod trees;
 
 use std::{
     cell::RefCell,
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     io,
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     thread,
 };
 
+use crate::check::known::Found;
 use cluster::Cluster;
+use ground::{Ground, Part};
+use groups::Group;
 use meaning::{Meaning, Reason};
 use page::PAGE_BYTES;
 use prepare::{Prepared, UsableFolders};
@@ -76,6 +81,9 @@ pub struct Arguments {
     /// What comes out when a table or an index could not be looked at
     #[arg(long, value_enum, default_value_t = Unchecked::Inconclusive)]
     unchecked: Unchecked,
+    /// The standard input says which parts need not be checked; the parts that were are left in the folder of the step
+    #[arg(long)]
+    known_parts: bool,
 }
 
 /// A step of the check.
@@ -181,8 +189,8 @@ fn run(arguments: &Arguments) -> Result<(), End> {
         )));
     }
     match arguments.step {
-        Step::Amcheck => amcheck(&cluster),
-        Step::Checksums => checksums(&cluster),
+        Step::Amcheck => amcheck(&cluster, arguments.known_parts),
+        Step::Checksums => checksums(&cluster, arguments.known_parts),
         Step::Dump => dump(&cluster),
     }
 }
@@ -201,22 +209,27 @@ fn wait<T>(work: impl Future<Output = Result<T, End>>) -> Result<T, End> {
     runtime.map_err(tool("the connections"))?.block_on(work)
 }
 
-fn amcheck(cluster: &Cluster) -> Result<(), End> {
+fn amcheck(cluster: &Cluster, is_told: bool) -> Result<(), End> {
     let server = Server::start(cluster)?;
+    // All that was recovered is in the files: the server ends its recovery with a checkpoint.
+    let ground = Ground::read(cluster, is_told)?.map(|ground| ground.with_log(cluster)).transpose()?;
     let report = RefCell::new(Report::default());
     let mut usable = UsableFolders::of_every_cluster();
     let looked = wait(async {
         usable = UsableFolders::ask(cluster).await;
         let prepared = prepare::cluster(cluster).await?;
-        let mut relations = Vec::new();
+        let (mut relations, mut groups) = (Vec::new(), Vec::new());
         let jobs = thread::available_parallelism().map_or(2, usize::from).clamp(1, MAX_JOBS);
         for database in &prepared.databases {
-            relations.extend(look_at(cluster, &prepared, database, jobs, &report).await?);
+            let (of_database, parts) =
+                look_at(cluster, &prepared, database, jobs, ground.as_ref(), &report).await?;
+            relations.extend(of_database);
+            groups.extend(parts);
         }
-        Ok(relations)
+        Ok((relations, groups, prepared.databases.len()))
     });
     let mut report = report.into_inner();
-    let blocks = cluster.control_number("Blocks per segment of large relation").unwrap_or(131_072);
+    let blocks = cluster.blocks_per_segment();
     if let Some(line) = server.gave_up() {
         report.damage(&format!("the server gave up: {line}"));
         drop(server);
@@ -229,16 +242,37 @@ fn amcheck(cluster: &Cluster) -> Result<(), End> {
         entries::check_mapped(&cluster.data, blocks, &usable, &mut report)
             .map_err(tool("the catalogues' files"))?;
     }
-    let relations = match (looked, stopped) {
-        (Ok(relations), Ok(())) => relations,
+    let (relations, groups, databases) = match (looked, stopped) {
+        (Ok(looked), Ok(())) => looked,
         // Damage counts, even where something else could not be looked at.
         (Err(end), _) | (Ok(_), Err(end)) => return report.end(Unchecked::Accept).and(Err(end)),
     };
     entries::check(&cluster.data, blocks, &relations, &mut report)
         .map_err(tool("the files of the relations"))?;
     report.end(cluster.unchecked)?;
+    if let Some(ground) = &ground {
+        ground.tell(cluster, found(&groups, databases, &report), true)?;
+    }
     println!("amcheck: no damage found");
     Ok(())
+}
+
+/// What a check that found no damage says of its parts. The catalogue of a database is one that is never carried.
+fn found(groups: &[Group], databases: usize, report: &Report) -> Found {
+    let mut found = Found { checked: databases as u64, ..Default::default() };
+    for group in groups {
+        if !group.is_carried {
+            found.checked += 1;
+        }
+        // A sentence never gets better by being carried.
+        let is_whole = !group.files.iter().any(|file| report.lacks(file));
+        match (group.part.inputs, group.is_carried) {
+            (Some(inputs), true) => drop(found.carried.insert(group.part.name.clone(), inputs)),
+            (Some(inputs), false) if is_whole => drop(found.passed.insert(group.part.name.clone(), inputs)),
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Looks at one database. Where its locale is not installed here, at what does not depend on it.
@@ -247,10 +281,11 @@ async fn look_at(
     prepared: &Prepared,
     database: &prepare::Database,
     jobs: usize,
+    ground: Option<&Ground>,
     report: &RefCell<Report>,
-) -> Result<Vec<catalog::Relation>, End> {
+) -> Result<(Vec<catalog::Relation>, Vec<Group>), End> {
     let part = format!("database \"{}\"", database.name);
-    let mut done = look::database(cluster, prepared, database, jobs, report).await;
+    let mut done = look::database(cluster, prepared, database, jobs, ground, report).await;
     if let Err(error) = &done
         && error.meaning() == Meaning::NotLooked(Reason::Locale)
     {
@@ -258,12 +293,12 @@ async fn look_at(
         report.borrow_mut().missed(Reason::Locale, &format!("order of text in {part}"), &why);
         let without = prepare::without_locale(cluster, prepared, database).await;
         done = match without {
-            Ok(database) => look::database(cluster, prepared, &database, jobs, report).await,
+            Ok(database) => look::database(cluster, prepared, &database, jobs, ground, report).await,
             Err(error) => Err(error),
         };
     }
     match done {
-        Ok(relations) => Ok(relations),
+        Ok(looked) => Ok(looked),
         Err(error) => {
             let mut report = report.borrow_mut();
             match error.meaning() {
@@ -283,14 +318,18 @@ async fn look_at(
                 Meaning::NotLooked(reason) => report.missed(reason, &part, &error.to_string()),
                 Meaning::Unsupported => report.missed(Reason::Other, &part, &error.to_string()),
             }
-            Ok(Vec::new())
+            Ok((Vec::new(), Vec::new()))
         }
     }
 }
 
-fn checksums(cluster: &Cluster) -> Result<(), End> {
+fn checksums(cluster: &Cluster, is_told: bool) -> Result<(), End> {
+    let ground = Ground::read(cluster, is_told)?;
     match cluster.control_number("Data page checksum version") {
         Some(0) => {
+            if let Some(ground) = &ground {
+                ground.tell(cluster, Found::default(), false)?;
+            }
             println!("checksums: not enabled in this cluster");
             return Ok(());
         }
@@ -299,8 +338,17 @@ fn checksums(cluster: &Cluster) -> Result<(), End> {
             return Err(End::Tool("pg_controldata does not say whether there are checksums".to_owned()));
         }
     }
-    let blocks = cluster.control_number("Blocks per segment of large relation").unwrap_or(131_072);
-    let (pages, bad) = checksums::read(&cluster.data, blocks).map_err(tool("the files of the relations"))?;
+    let (mut sound, mut carried) = (BTreeMap::new(), BTreeMap::new());
+    for (ground, relation) in ground.iter().flat_map(|it| it.relations().map(move |relation| (it, relation)))
+    {
+        let files = ground.files(relation).unwrap_or_default();
+        let inputs = ground.inputs("pages").files(files).finish();
+        let part = Part { name: checksums::pages_of(relation), inputs: Some(inputs) };
+        let parts = if ground.carries(&part) { &mut carried } else { &mut sound };
+        parts.insert(part.name, inputs);
+    }
+    let read = checksums::read(&cluster.data, cluster.blocks_per_segment(), &carried);
+    let (pages, relations, bad) = read.map_err(tool("the files of the relations"))?;
     let mut report = Report::default();
     report.count("pages", pages);
     if !bad.is_empty() {
@@ -308,6 +356,12 @@ fn checksums(cluster: &Cluster) -> Result<(), End> {
         checksums::judge(&bad, &owned, &mut report);
     }
     report.end(cluster.unchecked)?;
+    if let Some(ground) = &ground {
+        for file in &bad {
+            sound.remove(&checksums::pages_of(&file.relation));
+        }
+        ground.tell(cluster, Found { state: None, passed: sound, checked: relations, carried }, false)?;
+    }
     println!("checksums: all good");
     Ok(())
 }

@@ -95,6 +95,25 @@ pub(super) fn versions(page: &[u8]) -> impl Iterator<Item = Version> {
     })
 }
 
+/// The transactions that made and ended a version of a row, whatever its marks say of them; `None`: several transactions, or of a version
+/// before 9.0.
+pub(super) type Ends = Option<[u32; 2]>;
+
+/// The same for each version of a heap page, 0 where there is none and where a version is frozen.
+pub(super) fn ends(page: &[u8]) -> impl Iterator<Item = Ends> {
+    const FROZEN: u16 = 0x0300;
+    const SEVERAL: u16 = 0x1000;
+    const MOVED: u16 = 0xc000;
+    pointers(page).filter(|(_, state, length)| *state == 1 && *length >= 23).map(|(offset, ..)| {
+        let mask = word(page, offset + 20);
+        let (made, ended) = (long(page, offset), long(page, offset + 4));
+        if mask & MOVED != 0 || (mask & SEVERAL != 0 && ended != 0) {
+            return None;
+        }
+        Some([if mask & FROZEN == FROZEN { 0 } else { made }, ended])
+    })
+}
+
 /// True if the first page of a sequence is one (commands/sequence.c).
 pub(super) fn is_sequence(page: &[u8]) -> bool {
     const MAGIC: u32 = 0x1717;

@@ -7,9 +7,9 @@
 //! | `checked N KIND` | how much was looked at |
 //! | `incomplete: REASON: …` | the step could not look at a part that it must look at, and found no damage |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{End, Unchecked, meaning::Reason};
+use super::{End, Unchecked, catalog::Relation, meaning::Reason};
 
 /// Findings about one part beyond these are counted, not printed.
 const MAX_FINDINGS: usize = 50;
@@ -19,6 +19,8 @@ pub(super) struct Report {
     damaged: u64,
     missed: BTreeMap<Reason, Vec<String>>,
     counts: BTreeMap<&'static str, u64>,
+    /// The files of relations of which something could not be looked at.
+    lacking: BTreeSet<String>,
 }
 
 impl Report {
@@ -44,6 +46,22 @@ impl Report {
         let (part, why) = (one_line(part), one_line(why));
         println!("not covered: {part}: {why}");
         self.missed.entry(reason).or_default().push(format!("{part}: {why}"));
+    }
+
+    /// A part that the step must look at and could not, because of this relation.
+    pub(super) fn missed_of(&mut self, relation: &Relation, reason: Reason, part: &str, why: &str) {
+        self.is_lacking(relation);
+        self.missed(reason, part, why);
+    }
+
+    /// Something of this relation could not be looked at: its result is not carried.
+    pub(super) fn is_lacking(&mut self, relation: &Relation) {
+        self.lacking.insert(relation.file.clone());
+    }
+
+    /// True if something of the relation with this file could not be looked at.
+    pub(super) fn lacks(&self, file: &str) -> bool {
+        self.lacking.contains(file)
     }
 
     /// True if there is a part that the step must look at and could not, for another reason than what is missing on this host.

@@ -39,6 +39,9 @@ pub(super) fn options(major: u32) -> String {
     options.join(" ")
 }
 
+/// What stands for what is no UTF-8.
+pub(super) const NOT_TEXT: &str = "(a name that is not UTF-8)";
+
 /// A row: each column as text, or nothing for NULL.
 pub(super) type Row = Vec<Option<String>>;
 
@@ -72,7 +75,7 @@ impl Session {
             match message {
                 SimpleQueryMessage::Row(row) => {
                     // A name that is no UTF-8 is shown as that; nothing is looked up by names.
-                    let column = |at| row.try_get(at).unwrap_or(Some("(a name that is not UTF-8)"));
+                    let column = |at| row.try_get(at).unwrap_or(Some(NOT_TEXT));
                     rows.push((0..row.len()).map(|at| column(at).map(str::to_owned)).collect());
                 }
                 SimpleQueryMessage::RowDescription(_) => rows.clear(),
