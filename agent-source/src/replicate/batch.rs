@@ -1,6 +1,6 @@
 //! What is on its way between reading and the target: batches of pieces, and the budget of bytes that they may hold.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering};
 
 use assay_proto::v1::FilePart;
 use bytes::Bytes;
@@ -35,6 +35,37 @@ pub struct Batch {
     pub content_bytes: usize,
     /// Given back when the content is no longer held.
     pub budget: Vec<OwnedSemaphorePermit>,
+    /// What progress does not count yet.
+    pub on_the_way: OnTheWay,
+}
+
+/// Content that has been read and that the target has not acknowledged: it is on its way for as long as this lives.
+#[derive(Debug, Default)]
+pub struct OnTheWay {
+    counters: Arc<Counters>,
+    bytes: u64,
+}
+
+impl OnTheWay {
+    fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, bytes: 0 }
+    }
+
+    fn add(&mut self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.bytes += bytes;
+        self.counters.on_the_way.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn take(&mut self) -> Self {
+        Self { counters: Arc::clone(&self.counters), bytes: std::mem::take(&mut self.bytes) }
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.counters.on_the_way.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// What a piece that was let go is counted for: that it is remembered where it was costs memory too.
@@ -191,6 +222,7 @@ pub struct Batcher {
     chunks: Vec<Chunk>,
     held: Vec<OwnedSemaphorePermit>,
     content_bytes: usize,
+    on_the_way: OnTheWay,
 }
 
 impl Batcher {
@@ -205,6 +237,7 @@ impl Batcher {
             batches,
             budget,
             runtime,
+            on_the_way: OnTheWay::new(Arc::clone(&counters)),
             counters,
             parts: Vec::new(),
             chunks: Vec::new(),
@@ -238,6 +271,7 @@ impl Batcher {
         self.chunks.extend(chunks.into_iter().map(Chunk::Held));
         self.held.push(claim);
         self.content_bytes += bytes;
+        self.on_the_way.add(bytes);
     }
 
     /// Adds content of so many bytes, some of which was let go: of the claim only as much is kept as the rest takes.
@@ -252,6 +286,7 @@ impl Batcher {
         self.held.push(self.budget.reduce(claim, held_bytes, let_go));
         self.chunks.extend(chunks);
         self.content_bytes += bytes;
+        self.on_the_way.add(bytes);
     }
 
     /// True when a batch is full, and the part that is being made should be pushed.
@@ -281,6 +316,7 @@ impl Batcher {
             chunks: std::mem::take(&mut self.chunks),
             content_bytes: std::mem::take(&mut self.content_bytes),
             budget: std::mem::take(&mut self.held),
+            on_the_way: self.on_the_way.take(),
         };
         self.counters.chunks_offered.add(batch.chunks.len() as u64);
         self.batches.blocking_send(batch).map_err(|_| Closed)
@@ -317,6 +353,31 @@ mod tests {
         assert_eq!(Memory::new(8 * MIB, 4).runs(), 1);
         assert_eq!(Memory::new(13 * MIB, 4).runs(), 2);
         assert_eq!((Memory::new(0, 4).runs(), take_all(&Memory::new(0, 4).budget()).len()), (1, 6));
+    }
+
+    /// Reading is ahead of a slow link: what waits for it is not done yet, or the time left would be that of the reading.
+    #[test]
+    fn progress_counts_what_the_target_has() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let counters = Arc::new(Counters::default());
+        let (batches, mut queue) = mpsc::channel(1);
+        let budget = Budget::new(20 * MIB);
+        let claim = budget.try_claim(MIB).expect("free");
+        let mut batcher = Batcher::new(batches, budget, runtime.handle().clone(), Arc::clone(&counters));
+        counters.to_read.add(3 * MIB as u64);
+        counters.is_walked.store(true, Ordering::Relaxed);
+        // Found to be the same as before: read, and nothing to send.
+        counters.done.add(MIB as u64);
+        assert_eq!(counters.work(), (3 * MIB as u64, MIB as u64));
+        counters.done.add(MIB as u64);
+        batcher.hold([Bytes::from(vec![0; MIB])], MIB, claim);
+        assert_eq!(counters.work(), (3 * MIB as u64, MIB as u64));
+        batcher.push(FilePart::default()).expect("pushed");
+        batcher.flush().expect("sent");
+        let batch = queue.try_recv().expect("a batch");
+        assert_eq!(counters.work(), (3 * MIB as u64, MIB as u64));
+        drop(batch);
+        assert_eq!(counters.work(), (3 * MIB as u64, 2 * MIB as u64));
     }
 
     /// Nothing is free in either: the claim is met by what comes back first, and ends when the transfer does.

@@ -101,9 +101,10 @@ pub struct Counters {
     pub reconnects: Counter,
     pub files_reread: Counter,
     pub bytes_reread: Counter,
-    /// Content of the files that were found to be read, and how much of it has been read.
+    /// Content of the files that were found to be read, how much of it has been read, and what of that the target has not acknowledged.
     pub to_read: Counter,
     pub done: Counter,
+    pub on_the_way: AtomicU64,
     /// All content there is, of a run that reads everything; 0 where that is not known.
     pub tree_bytes: Counter,
     /// The walk has come to its end: nothing more is found to be read.
@@ -134,9 +135,11 @@ impl Counters {
         }
     }
 
-    /// Bytes that the run reads in all, 0 while that is not known, and bytes of them that have been read.
+    /// Bytes that the run reads in all, 0 while that is not known, and bytes of them that have been read and that the target has: reading is
+    /// ahead of a slow link by what memory allows.
     pub fn work(&self) -> (u64, u64) {
-        let (found, done) = (self.to_read.get(), self.done.get());
+        let on_the_way = self.on_the_way.load(Ordering::Relaxed);
+        let (found, done) = (self.to_read.get(), self.done.get().saturating_sub(on_the_way));
         let all = match (self.is_walked.load(Ordering::Relaxed), self.tree_bytes.get()) {
             (true, _) => found,
             (false, 0) => return (0, 0),

@@ -200,7 +200,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replicate::chunk::Chunk;
+    use crate::replicate::{batch::OnTheWay, chunk::Chunk};
 
     fn packer(compression: Compression) -> Packer {
         let (retry, patience) = (Duration::ZERO, Duration::MAX);
@@ -211,7 +211,13 @@ mod tests {
 
     fn batch(bytes: Vec<u8>) -> Arc<Batch> {
         let (content_bytes, chunks) = (bytes.len(), vec![Chunk::Held(bytes.into())]);
-        Arc::new(Batch { parts: Vec::new(), chunks, content_bytes, budget: Vec::new() })
+        Arc::new(Batch {
+            parts: Vec::new(),
+            chunks,
+            content_bytes,
+            budget: Vec::new(),
+            on_the_way: OnTheWay::default(),
+        })
     }
 
     #[tokio::test]
