@@ -1,4 +1,4 @@
-//! The source agent's configuration file. Relative paths start at the file's own folder.
+//! The source agent's configuration: a file, and a folder of further repositories. Relative paths start at the file's own folder.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use assay_common::{
-    config::{self, ConfigError, Span},
+    config::{self, ConfigError, ConfigText, FileText, Span, ValueFault},
     fidelity::is_pattern,
     id::is_plain_name,
     manifest::{Header, Root},
@@ -149,7 +149,7 @@ struct File {
     traces: Option<TracesSection>,
     #[serde(default)]
     notify: Vec<NotifySection>,
-    #[serde(rename = "repository")]
+    #[serde(rename = "repository", default)]
     repositories: Vec<RepositorySection>,
 }
 
@@ -389,20 +389,26 @@ pub enum LoadError {
     Profile(#[from] ProfileError),
 }
 
-/// Reads and checks a configuration file.
+/// Reads and checks a configuration file and its further files.
 ///
 /// # Errors
 /// All that is wrong, with file and key.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
-    parse(path, &config::read(path)?)
+    parse(&ConfigText::read(path)?)
 }
 
-/// As [`load`], of text that is to become the file `path`.
+/// As [`load`], of text that is to be written.
 ///
 /// # Errors
 /// All that is wrong, with file and key.
-pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
-    let file: File = config::parse(path, text)?;
+pub fn parse(text: &ConfigText) -> Result<Config, LoadError> {
+    let path = text.main.path.as_path();
+    let file: File = text.main.parse()?;
+    let further = text.further_repositories::<RepositorySection>()?;
+    let sections: Vec<(&FileText, &RepositorySection)> = {
+        let main = file.repositories.iter().map(|section| (&text.main, section));
+        main.chain(further.iter().map(|(file, section)| (*file, section))).collect()
+    };
     let resolve = |file: &Path| config::resolve(path, file);
     let mut faults = Vec::new();
     if !is_plain_name(&file.agent.name) {
@@ -429,16 +435,19 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
     if file.agent.runs_at_a_time.is_some_and(|runs| !(1..=64).contains(&runs)) {
         faults.push("agent.runs_at_a_time: must be 1 to 64".to_owned());
     }
-    if file.repositories.is_empty() {
+    if sections.is_empty() {
         faults.push("repository: at least one [[repository]] is needed".to_owned());
     }
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
-    for section in &file.repositories {
+    let mut faults_of_repositories = Vec::new();
+    for (file, section) in &sections {
+        let mut faults = Vec::new();
         if !names.insert(&section.name) {
             faults.push(format!("repository {:?} is defined twice", section.name));
         }
         repositories.extend(repository(path, section, &mut faults)?);
+        faults_of_repositories.extend(ValueFault::all(&file.path, faults));
     }
     let ca = resolve(&file.tls.ca);
     let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
@@ -454,17 +463,18 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
             ));
         }
     }
-    let named = file.repositories.iter().map(|section| (section.name.as_str(), section.alias.as_deref()));
+    let named = sections.iter().map(|(_, section)| (section.name.as_str(), section.alias.as_deref()));
     faults.extend(config::alias_faults(named));
-    let names: Vec<_> = file.repositories.iter().map(|section| section.name.as_str()).collect();
+    let names: Vec<_> = sections.iter().map(|(_, section)| section.name.as_str()).collect();
     let notify = Way::all(path, &file.notify, &names, &mut faults);
     let traces = Collector::new(path, file.traces.as_ref(), &mut faults);
     let revoked = Revoked::load(path, file.tls.revoked.as_ref()).unwrap_or_else(|fault| {
         faults.push(format!("tls.revoked: {fault}"));
         Revoked::default()
     });
+    let faults: Vec<_> = ValueFault::all(path, faults).chain(faults_of_repositories).collect();
     if !faults.is_empty() {
-        return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
+        return Err(ConfigError::Values { faults }.into());
     }
     let operator_tls = match &file.operator {
         Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
@@ -474,7 +484,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
     let target = TargetSection { signing_key: resolve(&file.target.signing_key), ..file.target };
     let signing_key = resolve(&agent.signing_key);
     let metrics = file.metrics;
-    let never = schedules_without_slots(path, text, &file.repositories);
+    let never = sections.iter().filter_map(|(file, section)| without_slots(file, section)).collect();
     let path = path.to_owned();
     Ok(Config {
         path,
@@ -587,23 +597,20 @@ fn repository(
     }))
 }
 
-/// A fault for each schedule that has no slot from now on. The agent serves all the same, and says so: after years, or with a clock that
-/// is wrong, this is no reason to take the other repositories down.
-fn schedules_without_slots(path: &Path, text: &str, sections: &[RepositorySection]) -> Vec<String> {
-    let mut faults = Vec::new();
-    for section in sections {
-        let Some(spanned) = &section.schedule else { continue };
-        let Ok(schedule) = schedule(spanned.get_ref()) else { continue };
-        if schedule.next_slot(jiff::Timestamp::now()).is_none() {
-            let (line, column) = config::position(text, spanned.span().start);
-            faults.push(format!(
-                "{}:{line}:{column}: repository {}: schedule: never comes: there is no such day and time from now on",
-                path.display(),
-                section.name
-            ));
-        }
+/// What is wrong with a schedule that has no slot from now on. The agent serves all the same, and says so: after years, or with a clock
+/// that is wrong, this is no reason to take the other repositories down.
+fn without_slots(file: &FileText, section: &RepositorySection) -> Option<String> {
+    let spanned = section.schedule.as_ref()?;
+    let schedule = schedule(spanned.get_ref()).ok()?;
+    if schedule.next_slot(jiff::Timestamp::now()).is_some() {
+        return None;
     }
-    faults
+    let (line, column) = config::position(&file.text, spanned.span().start);
+    Some(format!(
+        "{}:{line}:{column}: repository {}: schedule: never comes: there is no such day and time from now on",
+        file.path.display(),
+        section.name
+    ))
 }
 
 /// The schedule is checked while the file is read, so that a fault has its line.
@@ -695,12 +702,12 @@ mod tests {
             ("{ cron = '@daily' }", false),
         ] {
             let (text, section) = section_of(line);
-            let sections = [section.expect(line)];
-            let faults = schedules_without_slots(Path::new("source.toml"), &text, &sections);
-            assert_eq!(faults.len(), usize::from(never), "{line}: {faults:?}");
-            if never {
+            let file = FileText { path: "source.toml".into(), text };
+            let fault = without_slots(&file, &section.expect(line));
+            assert_eq!(fault.is_some(), never, "{line}: {fault:?}");
+            if let Some(fault) = fault {
                 let told = "source.toml:4:12: repository app: schedule: never comes";
-                assert!(faults[0].starts_with(told), "{faults:?}");
+                assert!(fault.starts_with(told), "{fault}");
             }
         }
     }

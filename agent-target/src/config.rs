@@ -1,4 +1,4 @@
-//! The target agent's configuration file. Relative paths start at the file's own folder.
+//! The target agent's configuration: a file, and a folder of further repositories. Relative paths start at the file's own folder.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use assay_common::{
-    config::{self, ConfigError, Size, Span, SpanOrNever},
+    config::{self, ConfigError, ConfigText, Size, Span, SpanOrNever, ValueFault},
     fidelity::{CopyRules, SpecialFile, is_pattern},
     id::is_plain_name,
     metrics::MetricsSection,
@@ -470,44 +470,31 @@ pub enum LoadError {
     Profile(#[from] ProfileError),
 }
 
-/// Reads and checks a configuration file.
+/// Reads and checks a configuration file and its further files.
 ///
 /// # Errors
 /// All that is wrong, with file and key.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
-    check(path, config::load(path)?)
+    parse(&ConfigText::read(path)?)
 }
 
-/// As [`load`], of text that is to become the file `path`.
+/// As [`load`], of text that is to be written.
 ///
 /// # Errors
 /// All that is wrong, with file and key.
-pub fn parse(path: &Path, text: &str) -> Result<Config, LoadError> {
-    check(path, config::parse(path, text)?)
-}
-
-fn check(path: &Path, file: File) -> Result<Config, LoadError> {
+pub fn parse(text: &ConfigText) -> Result<Config, LoadError> {
+    let path = text.main.path.as_path();
+    let mut file: File = text.main.parse()?;
+    let sections: Vec<(&Path, RepositorySection)> = {
+        let further = text.further_repositories()?;
+        let main = std::mem::take(&mut file.repositories).into_iter().map(|section| (path, section));
+        main.chain(further.into_iter().map(|(file, section)| (file.path.as_path(), section))).collect()
+    };
     let resolve = |file: &Path| config::resolve(path, file);
     let mut faults = Vec::new();
-    let mut check_name = |key: &str, name: &str| {
-        if !is_plain_name(name) {
-            faults.push(format!("{key}: {name:?}: a name has 1 to 64 letters, digits, '-' or '_'"));
-        }
-    };
-    check_name("agent.name", &file.agent.name);
-    for section in &file.repositories {
-        check_name("repository.name", &section.name);
-        check_name("repository.source", &section.source);
-        for name in &section.restore {
-            check_name("repository.restore", name);
-        }
-    }
-    for (index, section) in file.repositories.iter().enumerate() {
-        let wrong = section.limits.faults();
-        faults.extend(wrong.map(|(key, message)| format!("repository[{index}].limits.{key}: {message}")));
-    }
+    faults.extend(name_fault("agent.name", &file.agent.name));
     faults.extend(file.agent.faults());
-    if file.repositories.is_empty() {
+    if sections.is_empty() {
         faults.push(NO_REPOSITORY.to_owned());
     }
     let check_priority = Priority { nice: file.agent.check_nice, io: file.agent.check_io };
@@ -542,7 +529,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let hidden =
         hidden.chain([resolve(&authority), resolve(Path::new("ca")), resolve(Path::new("pki/ca.key"))]);
     // The configuration itself may hold what a webhook's address or a profile's variable should not tell.
-    let hidden = hidden.chain([path.to_owned()]);
+    let hidden = hidden.chain([path.to_owned(), config::further_folder(path)]);
     let ca = resolve(&file.tls.ca);
     let tls = TlsFiles { ca: ca.clone(), cert: resolve(&file.tls.cert), key: resolve(&file.tls.key) };
     // Nor the authority's key, where it lies in reach. A profile that would show it is refused below.
@@ -551,9 +538,18 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
     let account = account::find(file.agent.check_user.as_ref(), file.agent.check_group.as_ref(), &mut faults);
     let mut names = HashSet::new();
     let mut repositories = Vec::new();
-    for section in file.repositories {
+    let mut faults_of_repositories = Vec::new();
+    for (in_file, section) in sections {
+        let shown = section.name.clone();
+        let mut faults = Vec::new();
+        faults.extend(name_fault("name", &section.name));
+        faults.extend(name_fault("source", &section.source));
+        faults.extend(section.restore.iter().filter_map(|name| name_fault("restore", name)));
+        let wrong = section.limits.faults();
+        faults.extend(wrong.map(|(key, message)| format!("limits.{key}: {message}")));
         if !names.insert(section.name.clone()) {
-            faults.push(format!("repository {:?} is defined twice", section.name));
+            let twice = format!("repository {:?} is defined twice", section.name);
+            faults_of_repositories.extend(ValueFault::all(in_file, [twice]));
         }
         for (key, span) in [
             ("control_every", section.control_every.and_then(every)),
@@ -564,26 +560,27 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             ("scrub_every", section.scrub_every),
         ] {
             if span.is_some_and(|span| span.0.is_zero()) {
-                faults.push(format!("repository.{key}: must be greater than zero"));
+                faults.push(format!("{key}: must be greater than zero"));
             }
         }
         let quota = section.quota.or(file.agent.quota);
         if quota.is_some_and(|quota| quota.0 == 0) {
-            faults.push(
-                "repository.quota: must be greater than zero; without it the disk is the limit".to_owned(),
-            );
+            faults.push("quota: must be greater than zero; without it the disk is the limit".to_owned());
         }
         if section.quota_entries == Some(0) {
-            faults.push("repository.quota_entries: must be greater than zero; without it half of the file system's is the limit".to_owned());
+            faults.push(
+                "quota_entries: must be greater than zero; without it half of the file system's is the limit"
+                    .to_owned(),
+            );
         }
         let retention = section.retention.map(Retention::from);
         if retention.as_ref().is_some_and(|retention| !retention.keeps_any()) {
             let rules = "last, hourly, daily, weekly, monthly or within";
-            faults.push(format!("repository.retention: at least one of {rules} must keep something"));
+            faults.push(format!("retention: at least one of {rules} must keep something"));
         }
         for pattern in section.attributes.iter().flatten().filter(|pattern| !is_pattern(pattern)) {
             faults.push(format!(
-                "repository.attributes: {pattern:?} must be the name of an attribute, or the beginning of one with '*' behind it"
+                "attributes: {pattern:?} must be the name of an attribute, or the beginning of one with '*' behind it"
             ));
         }
         let host = section.host.unwrap_or_default();
@@ -591,10 +588,10 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         let profile = assay_common::profile::named(path, &section.profile)?;
         for shown in &profile.sandbox.visible {
             if let Some(why) = sandbox::reaches(shown, &hidden) {
-                faults.push(format!("repository.profile: {}: [sandbox] visible: {why}", section.profile));
+                faults.push(format!("profile: {}: [sandbox] visible: {why}", section.profile));
             } else if let Some(key) = authority::key_below(&ca, shown) {
                 faults.push(format!(
-                    "repository.profile: {}: [sandbox] visible: {} would show {}, the certificate authority's private key",
+                    "profile: {}: [sandbox] visible: {} would show {}, the certificate authority's private key",
                     section.profile,
                     shown.display(),
                     key.display()
@@ -604,9 +601,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         for (place, file) in section.overlay.iter().map(|(place, file)| (place, resolve(file))) {
             if authority::key_below(&ca, &file).is_some() {
                 let file = file.display();
-                faults.push(format!(
-                    "repository.overlay.{place:?}: {file} is the certificate authority's private key"
-                ));
+                faults.push(format!("overlay.{place:?}: {file} is the certificate authority's private key"));
             }
         }
         let absolute = |path: &Path| {
@@ -616,9 +611,7 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         for (root, live) in section.live_paths.iter().flatten() {
             if !absolute(live) {
                 let live = live.display();
-                faults.push(format!(
-                    "repository.live_paths.{root}: {live} must be an absolute path without '..'"
-                ));
+                faults.push(format!("live_paths.{root}: {live} must be an absolute path without '..'"));
             }
         }
         repositories.push(Repository {
@@ -663,6 +656,8 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
             reserve: section.reserve.or(file.agent.reserve),
             copy_ahead: section.copy_ahead.unwrap_or(COPY_AHEAD),
         });
+        let faults = faults.into_iter().map(|fault| format!("repository {shown}: {fault}"));
+        faults_of_repositories.extend(ValueFault::all(in_file, faults));
     }
     let named = repositories.iter().map(|it| (it.name.as_str(), it.alias.as_deref()));
     faults.extend(config::alias_faults(named));
@@ -673,8 +668,9 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         faults.push(format!("tls.revoked: {fault}"));
         Revoked::default()
     });
+    let faults: Vec<_> = ValueFault::all(path, faults).chain(faults_of_repositories).collect();
     if !faults.is_empty() {
-        return Err(ConfigError::Values { path: path.to_owned(), faults }.into());
+        return Err(ConfigError::Values { faults }.into());
     }
     let operator_tls = match &file.operator {
         Some(operator) => TlsFiles { ca, cert: resolve(&operator.cert), key: resolve(&operator.key) },
@@ -697,6 +693,11 @@ fn check(path: &Path, file: File) -> Result<Config, LoadError> {
         notify,
         repositories,
     })
+}
+
+fn name_fault(key: &str, name: &str) -> Option<String> {
+    let fault = || format!("{key}: {name:?}: a name has 1 to 64 letters, digits, '-' or '_'");
+    (!is_plain_name(name)).then(fault)
 }
 
 /// The names that this host goes by: the kernel's node name, as the full name when it has dots, and its first label.

@@ -8,6 +8,9 @@ use std::{
 
 use serde::{Deserialize, de};
 
+mod files;
+pub use files::{ConfigText, FileText, further_folder};
+
 /// The reason of a run whose two ends do not have one history.
 pub const HISTORY_DIFFERS: &str = "history-differs";
 
@@ -65,17 +68,32 @@ pub enum ConfigError {
         message: String,
     },
     /// The shape is right and the values are not.
-    #[error("{}", list(path, faults))]
+    #[error("{}", list(faults))]
     Values {
-        /// The file.
-        path: PathBuf,
-        /// All that is wrong, each naming its key.
-        faults: Vec<String>,
+        /// All that is wrong.
+        faults: Vec<ValueFault>,
     },
 }
 
-fn list(path: &Path, faults: &[String]) -> String {
-    faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect::<Vec<_>>().join("\n")
+/// A value that is not accepted.
+#[derive(Debug)]
+pub struct ValueFault {
+    /// The file that it is in.
+    pub path: PathBuf,
+    /// What is wrong, naming the key.
+    pub message: String,
+}
+
+impl ValueFault {
+    /// Those of one file.
+    pub fn all(path: &Path, messages: impl IntoIterator<Item = String>) -> impl Iterator<Item = Self> {
+        messages.into_iter().map(|message| Self { path: path.to_owned(), message })
+    }
+}
+
+fn list(faults: &[ValueFault]) -> String {
+    let lines = faults.iter().map(|fault| format!("{}: {}", fault.path.display(), fault.message));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Reads a TOML file into `T`.

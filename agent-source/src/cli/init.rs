@@ -16,7 +16,7 @@ use assay_common::{
         join::{self, Acceptance, Invitation},
         print, write_new,
     },
-    config::Span,
+    config::{ConfigError, ConfigText, Span},
     durable::write_durable,
     id::is_plain_name,
     profile::Profile,
@@ -153,24 +153,26 @@ pub(super) fn add(arguments: &AddArgs, config: &Path) -> Result<ExitCode, Comman
     join::refuse_what_is_there(answer.clone())?;
     let failed = |error: std::io::Error| CommandError::not_run(format!("{}: {error}", config.display()));
     super::load(config)?;
-    // A link stays one: what it points to is replaced.
-    let config = &fs::canonicalize(config).map_err(failed)?;
+    let config = &std::path::absolute(config).map_err(failed)?;
     // One at a time: what the other has added is read. Held until the end.
     let folder = fs::File::open(config.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
     rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| failed(error.into()))?;
-    let text = fs::read_to_string(config).map_err(failed)?;
+    let mut text = ConfigText::read(config).map_err(|error| CommandError::usage(error.to_string()))?;
     let mode = fs::metadata(config).map_err(failed)?.permissions().mode() & 0o777;
-    let text = format!("{}\n\n{}", text.trim_end(), planned.section());
-    // Looked at before it takes the old one's place.
-    let parsed = config::parse(config, &text)
+    let changed = text.add_repository(&planned.name, &planned.section());
+    // Looked at before it is written.
+    let parsed = config::parse(&text)
         .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
     let key = SigningKey::load(&parsed.signing_key)?.verifying_key();
     let line = planned.acceptance(&parsed.agent.name, key.to_pem()).to_line();
     if let Some(answer) = answer {
         write_new(answer, &format!("{line}\n"))?;
     }
-    write_durable(config, text.as_bytes(), mode).map_err(|error| CommandError::not_run(error.to_string()))?;
+    // A link stays one: what it points to is replaced.
+    let place = fs::canonicalize(&changed.path).unwrap_or(changed.path);
+    write_durable(&place, changed.text.as_bytes(), mode)
+        .map_err(|error| CommandError::not_run(error.to_string()))?;
     print(&format!(
         "added repository {name} ({profile} in {root}) to {config}\n\n\
          on the target, as one line:\n\nassay-target add {line}\n\n\
@@ -178,7 +180,7 @@ pub(super) fn add(arguments: &AddArgs, config: &Path) -> Result<ExitCode, Comman
         name = planned.name,
         profile = planned.found.profile,
         root = planned.found.root.display(),
-        config = config.display(),
+        config = place.display(),
     ));
     Ok(ExitCode::SUCCESS)
 }
@@ -221,12 +223,16 @@ struct Accepted {
 pub(super) fn acceptance(config: &Config, repository: &str) -> Result<Acceptance, CommandError> {
     #[derive(serde::Deserialize)]
     struct All {
-        repository: Vec<Accepted>,
+        #[serde(rename = "repository", default)]
+        repositories: Vec<Accepted>,
     }
-    let all: All =
-        assay_common::config::load(&config.path).map_err(|error| CommandError::usage(error.to_string()))?;
+    let wrong = |error: ConfigError| CommandError::usage(error.to_string());
+    let text = ConfigText::read(&config.path).map_err(wrong)?;
+    let All { mut repositories } = text.main.parse().map_err(wrong)?;
+    let further = text.further_repositories().map_err(wrong)?;
+    repositories.extend(further.into_iter().map(|(_, repository)| repository));
     let wanted = assay_common::cli::all::real_name(repository);
-    let named = all.repository.into_iter().find(|it| repository.is_empty() || it.name == wanted);
+    let named = repositories.into_iter().find(|it| repository.is_empty() || it.name == wanted);
     let Accepted { name, profile, vars } = named.ok_or_else(|| {
         CommandError::usage(assay_common::config::no_such_repository(repository, "in the configuration"))
     })?;

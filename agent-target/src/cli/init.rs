@@ -16,7 +16,7 @@ use assay_common::{
         join::{Acceptance, Invitation},
         print, refuse_below, write_new,
     },
-    config::Size,
+    config::{ConfigText, FileText, Size},
     dial,
     durable::write_durable,
     error::Hint as _,
@@ -299,16 +299,15 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
         acceptance.profile.clone_from(profile);
     }
     started(config)?;
-    // A link stays one: what it points to is replaced.
-    let config = &fs::canonicalize(config).map_err(failed(config))?;
+    let config = &std::path::absolute(config).map_err(failed(config))?;
     // One at a time: what the other has added is read. Held until the end.
     let folder = fs::File::open(folder_of(config)).map_err(failed(config))?;
     rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
         .map_err(|error| failed(config)(error.into()))?;
-    let text = fs::read_to_string(config).map_err(failed(config))?;
+    let text = ConfigText::read(config).map_err(|error| CommandError::usage(error.to_string()))?;
     let mode = fs::metadata(config).map_err(failed(config))?.permissions().mode() & 0o777;
     let Acceptance { source, source_key, .. } = &acceptance;
-    let (key, key_path) = pinned_at(config, &text, source);
+    let (key, key_path) = pinned_at(&text, source);
     let pin = match fs::read_to_string(&key_path) {
         Ok(pinned) if pinned == *source_key => Pin::Same,
         Ok(_) if arguments.replace_key => Pin::Replaced,
@@ -319,7 +318,7 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
         }
         Err(_) => Pin::New,
     };
-    if arguments.replace_key && pin != Pin::New && is_configured(config, &text, &acceptance) {
+    if arguments.replace_key && pin != Pin::New && is_configured(&text, &acceptance) {
         if pin == Pin::Replaced {
             replace_key(&key_path, source, source_key)?;
         }
@@ -332,24 +331,28 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
         return Ok(ExitCode::SUCCESS);
     }
     refuse_commands(&acceptance, arguments, config)?;
-    // Looked at before it takes the old one's place.
-    let with = |quota: Option<Size>| -> Result<(String, config::Config), CommandError> {
-        let text = format!("{}\n\n{}", text.trim_end(), section(&acceptance, &key, quota));
-        let parsed = config::parse(config, &text)
+    // Looked at before it is written.
+    let with = |quota: Option<Size>| -> Result<(FileText, config::Config), CommandError> {
+        let mut text = text.clone();
+        let changed = text.add_repository(&acceptance.repository, &section(&acceptance, &key, quota));
+        let parsed = config::parse(&text)
             .map_err(|error| CommandError::usage(error.to_string()).hint("nothing was changed"))?;
-        Ok((text, parsed))
+        Ok((changed, parsed))
     };
     let quota = match arguments.quota {
         Some(quota) => Some(quota),
         None => shares::of_next(&with(None)?.1),
     };
-    let (text, _) = with(quota)?;
+    let (changed, _) = with(quota)?;
     match pin {
         Pin::Same => {}
         Pin::Replaced => replace_key(&key_path, source, source_key)?,
         Pin::New => write_new(&key_path, source_key)?,
     }
-    write_durable(config, text.as_bytes(), mode).map_err(|error| CommandError::not_run(error.to_string()))?;
+    // A link stays one: what it points to is replaced.
+    let place = fs::canonicalize(&changed.path).unwrap_or(changed.path);
+    write_durable(&place, changed.text.as_bytes(), mode)
+        .map_err(|error| CommandError::not_run(error.to_string()))?;
     let fingerprint = VerifyingKey::from_pem(source_key).map(|key| key.key_id());
     print(&format!(
         "added repository {} of {source} (profile {}) to {}\n\
@@ -357,7 +360,7 @@ pub(super) fn accept(arguments: &AcceptArgs, config: &Path) -> Result<ExitCode, 
          {}next: assay-target doctor; start assay-target, or restart it\n",
         acceptance.repository,
         acceptance.profile,
-        config.display(),
+        place.display(),
         fingerprint.unwrap_or_default(),
         quota.map_or_else(String::new, |quota| format!(
             "it may hold {quota} here (quota): change that when the repositories need other shares of the disk\n"
@@ -378,10 +381,10 @@ enum Pin {
 }
 
 /// Where the key of a source is pinned, as the configuration says it and as a path: where its other repositories have it.
-fn pinned_at(config: &Path, text: &str, source: &str) -> (String, PathBuf) {
+fn pinned_at(text: &ConfigText, source: &str) -> (String, PathBuf) {
     let key = format!("pki/{source}-signing.pub");
-    let usual = folder_of(config).join(&key);
-    let parsed = config::parse(config, text).ok();
+    let usual = folder_of(&text.main.path).join(&key);
+    let parsed = config::parse(text).ok();
     let known = parsed.and_then(|parsed| parsed.repositories.into_iter().find(|it| it.source == source));
     match known.map(|repository| repository.source_key) {
         Some(path) if path != usual => (path.to_string_lossy().into_owned(), path),
@@ -390,8 +393,8 @@ fn pinned_at(config: &Path, text: &str, source: &str) -> (String, PathBuf) {
 }
 
 /// True if the repository of an acceptance is in the configuration already, for the same source.
-fn is_configured(config: &Path, text: &str, acceptance: &Acceptance) -> bool {
-    config::parse(config, text).is_ok_and(|parsed| {
+fn is_configured(text: &ConfigText, acceptance: &Acceptance) -> bool {
+    config::parse(text).is_ok_and(|parsed| {
         let mut all = parsed.repositories.iter();
         all.any(|it| it.name == acceptance.repository && it.source == acceptance.source)
     })

@@ -186,6 +186,47 @@ fn from_nothing_to_a_first_verified_backup() {
     let text = fs::read_to_string(hosts.path("target/target.toml")).expect("read");
     let quotas = text.lines().filter(|line| line.starts_with("quota = ")).count();
     assert!(quotas == 3 && text.contains("\nreserve = \""), "of [agent] and of each repository: {text}");
+    a_third_in_files_of_its_own(&hosts);
+}
+
+/// Where the folder of further files exists, a new repository gets a file of its own there, and goes with it.
+fn a_third_in_files_of_its_own(hosts: &Hosts) {
+    let more = hosts.path("more");
+    fs::create_dir(&more).expect("mkdir");
+    let mains = ["source", "target"].map(|role| hosts.path(role).join(format!("{role}.toml")));
+    let before = mains.clone().map(|main| fs::read(main).expect("read"));
+    let [source, target] = mains.clone().map(|main| main.with_extension("d"));
+    for folder in [&source, &target] {
+        fs::create_dir(folder).expect("mkdir");
+    }
+    let folder = more.to_str().expect("utf-8");
+    let add = ["add", "--profile", "generic", "--repository", "more", "--check", "ls", ";", folder];
+    let printed = hosts.good("source", &add);
+    assert!(printed.contains("source.d/more.toml"), "{printed}");
+    let line = printed.lines().find_map(|line| line.strip_prefix("assay-target add ")).expect("a line");
+    let added = hosts.good("target", &["add", "--allow-commands", line]);
+    assert!(added.contains("target.d/more.toml"), "{added}");
+    assert_eq!(mains.map(|main| fs::read(main).expect("read")), before, "the main files stay as they are");
+    assert!(hosts.good("source", &["acceptance", "more"]).contains(line));
+    for (role, folder) in [("source", &source), ("target", &target)] {
+        let check = || hosts.run(role, &["config", "check"]);
+        let good = check();
+        assert!(good.code == 0 && good.stdout.contains("repositories: code, files, more"), "{good:?}");
+        let file = folder.join("more.toml");
+        let text = fs::read_to_string(&file).expect("read");
+        for (wrong, told) in [
+            (format!("{text}\n[agent]\nname = 'x'\n"), "unknown field `agent`"),
+            (text.replace("\"more\"", "\"code\""), "repository \"code\" is defined twice"),
+        ] {
+            fs::write(&file, wrong).expect("write");
+            let wrong = check();
+            assert!(wrong.code == 2 && wrong.stderr.contains(told), "{wrong:?}");
+            assert!(wrong.stderr.contains(&format!("{role}.d/more.toml:")), "{wrong:?}");
+        }
+        fs::remove_file(&file).expect("remove");
+        let gone = check();
+        assert!(gone.code == 0 && gone.stdout.contains("repositories: code, files\n"), "{gone:?}");
+    }
 }
 
 /// A list that has no end takes no folder for an argument and protects nothing else instead.
