@@ -108,6 +108,7 @@ impl Agent {
         }
         let id: RunId = id.parse().map_err(|fault| {
             RpcFault::new(Code::InvalidArgument, "invalid-argument", format!("run_id: {fault}"))
+                .with_hint("assay-source runs lists them")
         })?;
         for repository in self.repositories.values() {
             if let Some(current) = repository.current().filter(|current| current.id == id) {

@@ -577,6 +577,17 @@ pub enum WorkspaceKind {
     Copy,
 }
 
+impl WorkspaceKind {
+    /// As people read it.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Overlay => "an overlay mount",
+            Self::Reflink => "a reflink copy",
+            Self::Copy => "a full copy",
+        }
+    }
+}
+
 /// When what happened, by the target host's clock; null for what did not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -12,6 +12,7 @@ use assay_common::{
     profile::{Mark, MarkKind},
     signing::SigningKey,
     tls::TlsFiles,
+    verdict::coverage::length_in_words,
 };
 use jiff::Timestamp;
 use tonic::transport::Channel;
@@ -169,7 +170,7 @@ fn rereading(report: &mut Report, repository: &Repository, state: &Path) {
             return report.warn(&what, error.to_string(), "run doctor as the agent's user");
         }
     };
-    let within = humantime::format_duration(within);
+    let within = length_in_words(within);
     if readings.files == 0 {
         return report.ok(&what, format!("every byte within {within}, from the first run on"));
     }
@@ -180,7 +181,7 @@ fn rereading(report: &mut Report, repository: &Repository, state: &Path) {
     });
     let unknown = match readings.files_unknown {
         0 => String::new(),
-        files => format!("; of {files} files it is not known when they were read"),
+        files => format!("; when {} was read is not known", show::counted(files, "file")),
     };
     let bytes = show::bytes;
     let share = format!("every byte within {within}: {} of {} a day", bytes(day), bytes(readings.bytes));

@@ -6,7 +6,11 @@ use std::{
 };
 
 use assay_common::{
-    cli::{print, print_error, print_json, screen::safe, show},
+    cli::{
+        print, print_error, print_json,
+        screen::{counted, safe},
+        show,
+    },
     json::to_output,
 };
 use assay_proto::v1::{Phase, Run, source_service_client::SourceServiceClient};
@@ -280,7 +284,7 @@ fn progress(run: &Run, pace: &mut Pace, now: Instant) -> String {
             let entries = run.base_entries.max(counts.entries_scanned);
             format!("{} of {entries} entries looked at; ", counts.entries_scanned)
         }
-        (0, _) => format!("{} entries looked at; ", counts.entries_scanned),
+        (0, _) => format!("{} looked at; ", counted(counts.entries_scanned, "entry", "entries")),
         (_, None) => String::new(),
         (_, Some(left)) => format!("about {} left; ", show::age(left)),
     };
@@ -310,7 +314,8 @@ fn detail(run: &Run) -> String {
             format!(": {base}{mark}")
         }
         Phase::Sealing => run.counts.as_ref().map_or_else(String::new, |counts| {
-            format!(": {} sent in {} chunks", show::bytes(counts.bytes_sent), counts.chunks_sent)
+            let chunks = counted(counts.chunks_sent, "chunk", "chunks");
+            format!(": {} sent in {chunks}", show::bytes(counts.bytes_sent))
         }),
         Phase::Checking => format!(": generation {}", run.generation),
         _ => String::new(),

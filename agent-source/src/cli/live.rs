@@ -7,7 +7,11 @@ use std::{
 };
 
 use assay_common::{
-    cli::{CommandError, coloured, screen::safe, show},
+    cli::{
+        CommandError, coloured,
+        screen::{counted, safe},
+        show,
+    },
     verdict::timestamp_from_proto,
 };
 use assay_proto::v1::{
@@ -170,7 +174,7 @@ fn under_way(run: &Run, rate: &mut Rate, now: Instant) -> String {
         }
         Phase::Replicating => {
             let counts = run.counts.unwrap_or_default();
-            format!("{phase}: {} entries looked at", counts.entries_scanned)
+            format!("{phase}: {} looked at", counted(counts.entries_scanned, "entry", "entries"))
         }
         Phase::Checking => format!("{phase}: {}", step_name(run)),
         _ => phase.to_owned(),

@@ -154,7 +154,10 @@ fn target(text: &mut String, target: &Outlook, work: Option<&PlannedWork>) {
         row(
             text,
             "to heal",
-            &format!("{} files that the target's disk has not kept are sent again", target.rotten_files),
+            &format!(
+                "{}, corrupt on the target's disk, to be sent again",
+                show::counted(target.rotten_files, "file")
+            ),
         );
     }
     let made = match &target.negative_control {

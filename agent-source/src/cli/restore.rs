@@ -35,7 +35,7 @@ const MAX_MESSAGE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Takes a generation back from the target
 ///
-/// What the configuration does not say, or on a host without one, stands on the line: --server (the target), --ca, --cert and --key (of
+/// What the configuration does not say, or on a host without one, stands on the line: --server (the target), --ca, --cert and --cert-key (of
 /// the role "restore"), --target-key, --source-key.
 #[derive(Debug, clap::Args)]
 pub(super) struct Restore {

@@ -8,6 +8,7 @@ use assay_common::{
     manifest::{Entry, EntryKind},
     path::{TreePath, compare_paths},
     profile::Turn,
+    verdict::coverage::length_in_words,
 };
 use assay_proto::v1::PutEntry;
 use rustix::fs::{FileType, Stat};
@@ -326,7 +327,8 @@ pub(super) fn compare(
     }
     if let Some((files, path)) = ahead {
         counters.warn(format!(
-            "{files} files changed in the future by this host's clock ({path} is one of them): they are read in every run until then"
+            "{} changed in the future by this host's clock, for example {path}: such files are read in every run until then",
+            show::counted(files, "file")
         ));
     }
     counters.is_walked.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -394,7 +396,7 @@ fn overdue(share: &Share, rereading: &Rereading) -> String {
     format!(
         "all {} are read again: more than reread_within ({}) has passed since the last run",
         show::bytes(share.total),
-        humantime::format_duration(rereading.within)
+        length_in_words(rereading.within)
     )
 }
 

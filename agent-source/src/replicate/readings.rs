@@ -17,6 +17,7 @@ use assay_common::{
     cli::show,
     closed,
     error::{IoContext as _, PathError},
+    verdict::coverage::length_in_words,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -83,7 +84,7 @@ impl Rereading {
                 "the oldest reading is {} old, and reread_within is {}: files did not have their turn in time; let runs come more often, \
                  or run once with --full-read",
                 show::age(age.as_secs()),
-                humantime::format_duration(self.within)
+                length_in_words(self.within)
             )
         })
     }
@@ -102,7 +103,7 @@ impl Rereading {
             format!(
                 "reading all {} again within {} takes {} a second, and reread_mib_per_second allows {}: raise it, or reread_within",
                 show::bytes(total),
-                humantime::format_duration(self.within),
+                length_in_words(self.within),
                 show::bytes(needed as u64),
                 show::bytes(self.bytes_per_second),
             )

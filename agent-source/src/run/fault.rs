@@ -3,6 +3,7 @@
 use std::{io, path::Path, sync::Arc, time::Duration};
 
 use assay_common::{
+    cli::screen::counted,
     config::HISTORY_DIFFERS,
     error::without_codes,
     error::{Hint as _, PathError},
@@ -95,9 +96,8 @@ impl Fault {
         let hint = if moved == 0 {
             "check that everything is mounted; if it is right, run once with --allow-mass-drop"
         } else {
-            text.push_str(&format!(
-                "; {moved} files of them stand at other paths now, as when a folder was moved"
-            ));
+            let files = counted(moved, "file is at another path", "files are at other paths");
+            text.push_str(&format!("; of them {files} now, as when a folder was moved"));
             "if they were moved on purpose, run once with --allow-mass-drop; their content is not sent again"
         };
         Self::not_run("mass-drop", text).hint(hint)
@@ -335,7 +335,7 @@ mod tests {
         assert!(Fault::mass_drop(9, 10, 50, 0).text().contains("is mounted"));
         let moved = Fault::mass_drop(9, 10, 50, 8).text();
         assert!(
-            moved.contains("8 files of them stand at other paths") && moved.contains("--allow-mass-drop")
+            moved.contains("of them 8 files are at other paths now") && moved.contains("--allow-mass-drop")
         );
     }
 }

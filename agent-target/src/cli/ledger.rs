@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs::File, io, path::PathBuf, process::ExitCode}
 
 use assay_common::{
     audit::{Expected, Finding, audit},
-    cli::{AuditArgs, Beside, CommandError, all, print, print_head, print_json},
+    cli::{AuditArgs, Beside, CommandError, all, print, print_head, print_json, show},
     config::no_such_repository,
     digest::MANIFEST_CONTEXT,
     error::Hint as _,
@@ -221,7 +221,8 @@ fn acknowledge(
     if json {
         print_json(&serde_json::json!({ "acknowledged": count, "file": path.display().to_string() }));
     } else {
-        print(&format!("acknowledged: the times of {count} verdicts; kept as {}\n", path.display()));
+        let verdicts = show::counted(count as u64, "verdict");
+        print(&format!("acknowledged: the times of {verdicts}; kept as {}\n", path.display()));
     }
     Ok(ExitCode::SUCCESS)
 }

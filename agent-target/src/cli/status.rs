@@ -20,12 +20,12 @@ pub(super) fn text(status: &GetTargetStatusResponse) -> String {
         one(&mut text, repository, status.now.as_ref(), now);
     }
     if let Some(checks) = status.checks.as_ref().filter(|checks| checks.waiting > 0) {
-        let since = show::ago(checks.oldest_since.as_ref(), now);
+        let waited = show::so_far(checks.oldest_since.as_ref(), now);
         let (running, waiting, at_a_time) = (checks.running, checks.waiting, checks.at_a_time);
         lines(
             &mut text,
             "checks",
-            &format!("{running} running, {waiting} waiting, the first since {since}; {at_a_time} at a time"),
+            &format!("{running} running, {waiting} waiting, the first for {waited}; {at_a_time} at a time"),
         );
     }
     // After the answer to the one question.
@@ -101,11 +101,11 @@ fn one(
         );
     }
     if let Some(wait) = &repository.check_wait {
-        let since = show::ago(wait.since.as_ref(), now);
+        let waited = show::so_far(wait.since.as_ref(), now);
         row(
             text,
             "  waits",
-            &format!("for a check slot since {since}, {}", show::queued(wait.before as usize)),
+            &format!("for a check slot, {waited} so far, {}", show::queued(wait.before as usize)),
         );
     }
     row(

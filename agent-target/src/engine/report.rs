@@ -12,14 +12,14 @@
 
 use std::io::{self, Write};
 
-use assay_common::path::display_bytes;
+use assay_common::{error::without_codes, path::display_bytes};
 
 /// More lines of damage, and as many of notes, than this are counted, not printed.
 const MAX_LINES: u64 = 2000;
 
 /// Says what kept a check from looking.
 pub(super) fn unable(text: &str) {
-    eprintln!("{}", display_bytes(text.trim_end().as_bytes()));
+    eprintln!("{}", display_bytes(without_codes(text.trim_end()).as_bytes()));
 }
 
 /// Prints what a check finds, and counts it.
@@ -44,7 +44,7 @@ impl<W: Write> Report<W> {
     /// One line, whatever the text holds.
     fn line(&mut self, text: &str) {
         // Nobody reads any more: the step has been ended.
-        drop(writeln!(self.out, "{}", display_bytes(text.trim_end().as_bytes())));
+        drop(writeln!(self.out, "{}", display_bytes(without_codes(text.trim_end()).as_bytes())));
     }
 
     pub(super) fn engine(&mut self, version: &str) {

@@ -15,6 +15,7 @@
 //! find damage that is not there.
 
 use assay_common::{
+    cli::show,
     id::GenerationNumber,
     verdict::{Attribution, FaultOrigin, NegativeControl, ReadBack, Trust},
 };
@@ -111,8 +112,9 @@ pub fn judge(facts: Facts) -> Attribution {
         Ok((counts, differing)) => {
             if counts.differ == 0 {
                 evidence.push(format!(
-                    "the disk kept it: {} files of this generation, {} bytes, were read back and are what arrived",
-                    counts.files, counts.bytes
+                    "the disk kept it: reading this generation back, {} with {}, gave what had arrived",
+                    show::counted(counts.files, "file"),
+                    show::bytes(counts.bytes)
                 ));
             }
             evidence.extend(differing.iter().take(10).map(|(path, what)| format!("{path}: {what}")));
@@ -161,8 +163,9 @@ fn decide(facts: &Facts, evidence: &mut Vec<String>) -> (FaultOrigin, Vec<String
         && counts.differ > 0
     {
         evidence.push(format!(
-            "{} of the {} files of this generation are not what arrived here: this host's disk or memory changed them",
-            counts.differ, counts.files
+            "this host's disk or memory changed {} of the {} of this generation",
+            show::counted(counts.differ, "file"),
+            counts.files
         ));
         return (FaultOrigin::TargetDisk, differing.iter().map(|(path, _)| path.clone()).collect());
     }

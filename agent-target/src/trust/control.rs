@@ -8,6 +8,7 @@
 use std::{fs::File, io::BufReader};
 
 use assay_common::{
+    cli::show,
     id::GenerationNumber,
     manifest::{EntryKind, ManifestReader, Root, validate_entry},
     path::TreePath,
@@ -162,7 +163,12 @@ impl Run<'_> {
         }
         (
             Outcome::Fail,
-            format!("{} of {count} kinds of damage were found: {}", found.len(), found.join(", ")),
+            format!(
+                "found {} of {} of damage: {}",
+                found.len(),
+                show::counted(count as u64, "kind"),
+                found.join(", ")
+            ),
         )
     }
 

@@ -81,7 +81,11 @@ fn reading_lines(reading: &Readings, lines: &mut Vec<String>) {
     let (total, now) = (reading.files_total, reading.files_read_now);
     let bytes = show::bytes;
     if now >= total {
-        lines.push(format!("The source read all {total} files in this run, {}.", bytes(reading.bytes_total)));
+        let files = match total {
+            1 => "the only file".to_owned(),
+            total => format!("all {total} files"),
+        };
+        lines.push(format!("The source read {files} in this run, {}.", bytes(reading.bytes_total)));
     } else {
         let mut line = format!(
             "The source read {now} of {total} files in this run, {} of {}.",
@@ -100,8 +104,8 @@ fn reading_lines(reading: &Readings, lines: &mut Vec<String>) {
         if reading.files_of_unknown_age > 0 {
             let _ = write!(
                 line,
-                " Of {} files it does not know when it read them.",
-                reading.files_of_unknown_age
+                " When it read {} is not known.",
+                show::counted(reading.files_of_unknown_age, "file")
             );
         }
         lines.push(line);
@@ -130,7 +134,7 @@ fn step_line(step: &Step) -> String {
         }
         None => line.push_str(" ran"),
     }
-    let parts: Vec<_> = step.checked.iter().map(|it| format!("{} {}", it.count, safe(&it.kind))).collect();
+    let parts: Vec<_> = step.checked.iter().map(|it| show::of_kind(it.count, &safe(&it.kind))).collect();
     if !parts.is_empty() {
         let _ = write!(line, "; it checked {}", parts.join(", "));
     }

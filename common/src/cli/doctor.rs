@@ -10,11 +10,12 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::print_json;
+use super::{print_json, show};
 use crate::{
-    error::Hint as _,
+    error::{Hint as _, without_codes},
     pki::{Role, authority},
     tls::{Credentials, TlsFiles},
+    verdict::timestamp_to_proto,
 };
 
 /// Certificates that end sooner are told of.
@@ -53,7 +54,7 @@ pub struct Report(Vec<Finding>);
 
 impl Report {
     fn add(&mut self, level: Level, what: &str, found: impl Into<String>, remedy: impl Into<String>) {
-        let (found, remedy) = (found.into(), remedy.into());
+        let (found, remedy) = (without_codes(&found.into()), remedy.into());
         self.0.push(Finding { level, what: what.to_owned(), found, remedy });
     }
 
@@ -123,8 +124,9 @@ impl Report {
             Ok(credentials) => {
                 let end = credentials.expires();
                 let days = now.duration_until(end).as_hours() / 24;
+                let left = show::until(Some(&timestamp_to_proto(end)), now);
                 let found =
-                    format!("{}, until {} ({days} days)", credentials.identity(), end.strftime("%Y-%m-%d"));
+                    format!("{}, until {} ({left})", credentials.identity(), end.strftime("%Y-%m-%d"));
                 for fault in credentials.unusable_authorities() {
                     self.warn(
                         what,

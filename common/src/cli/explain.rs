@@ -241,11 +241,16 @@ fn checker(verdict: &Verdict, text: &mut String) {
     }
 }
 
+/// True as long as no negative control has shown what the checker is worth.
+fn lacks_control(verdict: &Verdict) -> bool {
+    verdict.negative_control.as_ref().is_none_or(|control| control.trust() == Trust::Unknown)
+}
+
 /// What an operator may do about a PASS that claims less than a PASS can.
 fn after_pass(verdict: &Verdict) -> Vec<&'static str> {
     let claims = verdict.claims();
     let mut steps = Vec::new();
-    if verdict.negative_control.as_ref().is_none_or(|control| control.trust() == Trust::Unknown) {
+    if lacks_control(verdict) {
         steps.push(
             "Let a negative control show that the checker finds damage: the first one of a checker follows its first PASS by itself, also after its \
              programs have changed, and assay-target control makes one now. Until one has passed, this PASS does not count.",
@@ -295,7 +300,12 @@ fn commands(verdict: &Verdict, text: &mut String) {
         |generation: u64| format!("assay-target restore {repository} --generation {generation} --to DIR");
     let mut commands = Vec::new();
     match (verdict.outcome, verdict.generation) {
-        (Outcome::Pass, Some(generation)) => commands.push(restore(generation.0)),
+        (Outcome::Pass, Some(generation)) => {
+            if lacks_control(verdict) {
+                commands.push(format!("assay-target control {repository}"));
+            }
+            commands.push(restore(generation.0));
+        }
         (Outcome::Fail, _) => {
             commands.push(format!("assay-target bisect {repository}"));
             let last = verdict.attribution.as_ref().and_then(|it| it.last_pass);

@@ -351,7 +351,8 @@ fn write_out(text: &str) {
 fn after_output(code: ExitCode, fault: Option<io::Error>) -> (ExitCode, Option<String>) {
     let Some(error) = fault else { return (code, None) };
     let text = (error.kind() != io::ErrorKind::BrokenPipe).then(|| {
-        format!("error: the output cannot be written: {error}\nHINT: what was printed is not whole\n")
+        let why = without_codes(&error.to_string());
+        format!("error: the output cannot be written: {why}\nHINT: what was printed is not whole\n")
     });
     // A worse outcome keeps its own code.
     (if code == ExitCode::SUCCESS { ExitCode::from(EXIT_NOT_RUN) } else { code }, text)
@@ -368,6 +369,9 @@ mod tests {
         assert_eq!(code, ExitCode::from(EXIT_NOT_RUN));
         assert!(text.expect("a text").starts_with("error: the output cannot be written: no storage space"));
         assert_eq!(after_output(ExitCode::from(1), full()).0, ExitCode::from(1));
+        let (_, text) = after_output(ExitCode::SUCCESS, Some(rustix::io::Errno::NOSPC.into()));
+        let plain = "error: the output cannot be written: No space left on device\n";
+        assert!(text.expect("a text").starts_with(plain));
         let (code, text) = after_output(ExitCode::SUCCESS, Some(io::ErrorKind::BrokenPipe.into()));
         assert_eq!((code, text), (ExitCode::from(EXIT_NOT_RUN), None));
         assert_eq!(after_output(ExitCode::SUCCESS, None), (ExitCode::SUCCESS, None));

@@ -63,11 +63,11 @@ const QUOTE: &str = "| ";
 
 fn style_of(word: &str) -> Option<Style> {
     Some(match word {
-        "PASS" | "OK" => GOOD,
-        "INCONCLUSIVE" | "NOT_RUN" | "WARN" | "WARNING" | "OVERDUE" | "CHANGED" | "STOP" | "TROUBLE" => {
-            DOUBTFUL
-        }
-        "FAIL" | "BAD" | "ROTTEN" | "WRONG" | "NOT ENOUGH" | "NOT SOUND" | "NOT HEALED" => WRONG,
+        "PASS" | "OK" | "TRUSTED" => GOOD,
+        "INCONCLUSIVE" | "NOT_RUN" | "WARN" | "WARNING" | "OVERDUE" | "CHANGED" | "STOP" | "TROUBLE"
+        | "NOT PROVEN" => DOUBTFUL,
+        "FAIL" | "BAD" | "ROTTEN" | "WRONG" | "UNVERIFIED" => WRONG,
+        "NOT ENOUGH" | "NOT SOUND" | "NOT HEALED" | "NOT TRUSTED" | "NOT RESTORED" | "NOT VALID" => WRONG,
         _ => return None,
     })
 }
@@ -161,6 +161,8 @@ mod tests {
             ("1 BAD, 4 WARN, 8 OK\n", "1 {rBAD}, 4 {yWARN}, 8 {gOK}\n"),
             ("room  3 GB free: NOT ENOUGH\n", "room  3 GB free: {rNOT ENOUGH}\n"),
             ("NOT_RUN mass-drop\n", "{yNOT_RUN} mass-drop\n"),
+            ("the checker is NOT TRUSTED: x\n", "the checker is {rNOT TRUSTED}: x\n"),
+            ("  CHECKER NOT PROVEN: x\n", "  CHECKER {yNOT PROVEN}: x\n"),
             ("/srv/PASS/x BYPASS PASSED PASS-1 NOT so\n", "/srv/PASS/x BYPASS PASSED PASS-1 NOT so\n"),
             ("  | FAIL says the checker\n", "  | FAIL says the checker\n"),
         ] {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{CommandError, print};
+use super::{CommandError, print, show::counted};
 use crate::{
     error::Hint as _,
     pki::{
@@ -244,7 +244,8 @@ impl PkiCommand {
                     let old = Certificate::read(&path).map_err(fault)?;
                     let left = old.not_after.duration_since(now).as_hours();
                     if within.is_some_and(|days| left > 24 * i64::from(days)) {
-                        text += &format!("{}: not renewed, {} days are left\n", path.display(), left / 24);
+                        let days = left.unsigned_abs() / 24;
+                        text += &format!("{}: not renewed, {} left\n", path.display(), counted(days, "day"));
                         continue;
                     }
                     let ca = authority_of(ca_folder.as_deref(), &folder)?;

@@ -11,7 +11,11 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{CommandError, EXIT_NOT_RUN, EXIT_USAGE, print, print_json, screen::safe, show};
+use super::{
+    CommandError, EXIT_NOT_RUN, EXIT_USAGE, print, print_json,
+    screen::{counted, safe},
+    show,
+};
 use crate::{
     digest::RootDigest,
     error::{Hint as _, ShowPath},
@@ -372,8 +376,9 @@ impl RestoreArgs {
             let kinds: Vec<_> = left_out.iter().map(|left_out| left_out.what.as_str()).collect();
             let kinds = kinds.join(", ");
             super::print_error(&format!(
-                "WARNING: this user is not root: {lacking} entries will lack something that they have in the generation ({kinds}). \
-                 --as-this-user says that this is wanted\n"
+                "WARNING: this user is not root: {} will lack something of the generation ({kinds}). \
+                 --as-this-user says that this is wanted\n",
+                counted(lacking, "entry", "entries")
             ));
         }
         let (wants_out, wants_in) = channel(WANTS_AHEAD);
@@ -428,9 +433,10 @@ impl RestoreArgs {
             }));
         } else {
             let mut text = format!(
-                "restored generation {} to {} in {seconds:.1} s\n  {files} files of {}: {} already correct, {} restored, {} fetched\n",
+                "restored generation {} to {} in {seconds:.1} s\n  {} of {}: {} already correct, {} restored, {} fetched\n",
                 offered.generation,
                 ShowPath(&self.to),
+                counted(*files, "file", "files"),
                 show::bytes(*bytes),
                 report.files_right,
                 report.files_made,
@@ -447,8 +453,8 @@ impl RestoreArgs {
             }
             if report.beyond_user > 0 {
                 text += &format!(
-                    "  {} entries lack something that only root can restore{}\n",
-                    report.beyond_user,
+                    "  {} without something that only root can restore{}\n",
+                    counted(report.beyond_user, "entry is", "entries are"),
                     if self.as_this_user { "" } else { ": run the restore as root, or say --as-this-user" }
                 );
             }
@@ -456,7 +462,8 @@ impl RestoreArgs {
                 text += &format!("  LEFT OUT {what} (as of {example}): {why}\n");
             }
             if report.deleted > 0 {
-                text += &format!("  {} names that the generation has not were removed\n", report.deleted);
+                let names = counted(report.deleted, "name was", "names were");
+                text += &format!("  {names} removed that the generation does not have\n");
             }
             for (before, now) in &report.set_aside {
                 text += &format!(
@@ -465,8 +472,8 @@ impl RestoreArgs {
             }
             if report.left_over > 0 {
                 text += &format!(
-                    "  {} names that the generation has not were left: say --delete to remove such\n",
-                    report.left_over
+                    "  {} left that the generation does not have: say --delete to remove such\n",
+                    counted(report.left_over, "name was", "names were")
                 );
             }
             for (path, why) in &report.lost {
@@ -474,9 +481,9 @@ impl RestoreArgs {
             }
             if report.lost_files > 0 {
                 text += &format!(
-                    "  {} entries were not restored: put right what stands beside each; what the target has lost may be in another \
+                    "  {} not restored: put right what stands beside each; what the target has lost may be in another \
                      generation\n",
-                    report.lost_files
+                    counted(report.lost_files, "entry was", "entries were")
                 );
             }
             print(&text);

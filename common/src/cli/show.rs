@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use assay_proto::v1::{self, Generation, Phase, Run};
 
-use super::screen::safe;
+use super::screen::{self, safe};
 use crate::verdict::{
     BackupClaim, NegativeControl, Outcome, Trust, Verdict, coverage::meaning, timestamp_from_proto,
 };
@@ -12,6 +12,17 @@ use crate::verdict::{
 /// A number and the word for what it counts, which gets an `s` unless there is one of it.
 pub fn counted(count: u64, word: &str) -> String {
     if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// A number and what it counts, where only the word for several is known: `12 tables`, `1 table`, `1 index`, `1 entry`.
+pub fn of_kind(count: u64, several: &str) -> String {
+    let one = || {
+        let of_two = [("ies", "y"), ("xes", "x"), ("s", "")];
+        let found =
+            of_two.iter().find_map(|(end, other)| Some(several.strip_suffix(end)?.to_owned() + other));
+        found.unwrap_or_else(|| several.to_owned())
+    };
+    if count == 1 { format!("1 {}", one()) } else { format!("{count} {several}") }
 }
 
 /// The place in a queue, by how many come first: `it is next`, `3 before it`.
@@ -52,6 +63,14 @@ pub fn age(seconds: u64) -> String {
     }
 }
 
+/// How long something took, as people say it: `0.3 s`, `8.2 s`, `45 s`, `12 min`, `3 h`.
+pub fn took(milliseconds: u64) -> String {
+    match milliseconds {
+        0..=9_949 => format!("{}.{} s", (milliseconds + 50) / 1000, (milliseconds + 50) % 1000 / 100),
+        _ => age((milliseconds + 500) / 1000),
+    }
+}
+
 /// How long ago that was at `now`: `12 min ago`; `just now` for what a clock beside ours has in the future.
 pub fn ago(time: Option<&prost_types::Timestamp>, now: jiff::Timestamp) -> String {
     let Some(time) = time.and_then(timestamp_from_proto) else {
@@ -61,6 +80,12 @@ pub fn ago(time: Option<&prost_types::Timestamp>, now: jiff::Timestamp) -> Strin
         Ok(seconds) => format!("{} ago", age(seconds)),
         Err(_) => "just now".to_owned(),
     }
+}
+
+/// How long something has lasted at `now`: `12 min`.
+pub fn so_far(since: Option<&prost_types::Timestamp>, now: jiff::Timestamp) -> String {
+    let seconds = since.and_then(timestamp_from_proto).map(|since| since.duration_until(now).as_secs());
+    age(seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default())
 }
 
 /// How long it is from `now` until then: `in 12 min`; `now` for what has come.
@@ -203,9 +228,9 @@ pub fn sent(counts: &v1::Counts) -> String {
     if counts.total_bytes == 0 {
         // The run ended before its manifest was complete.
         return format!(
-            "sent {} before it ended; read {} files",
+            "sent {} before it ended; read {}",
             bytes(counts.bytes_sent),
-            counts.files_read
+            counted(counts.files_read, "file")
         );
     }
     let (sent, total) = (bytes(counts.bytes_sent), bytes(counts.total_bytes));
@@ -215,17 +240,18 @@ pub fn sent(counts: &v1::Counts) -> String {
         false => format!("sent {sent} of {total}"),
     };
     let mut text = format!(
-        "{of} ({} over the wire)\n  read {} files, kept {} entries",
+        "{of} ({} over the wire)\n  read {}, kept {}",
         bytes(counts.wire_bytes_out),
-        counts.files_read,
-        counts.entries_kept,
+        counted(counts.files_read, "file"),
+        screen::counted(counts.entries_kept, "entry", "entries"),
     );
     if counts.entries_dropped > 0 {
         let _ = write!(text, ", dropped {}", counts.entries_dropped);
     }
     if counts.files_reread > 0 {
-        let (files, bytes) = (counts.files_reread, bytes(counts.bytes_reread));
-        let _ = write!(text, "\n  read {files} unchanged files again, {bytes}: their turn had come");
+        let files = counted(counts.files_reread, "unchanged file");
+        let bytes = bytes(counts.bytes_reread);
+        let _ = write!(text, "\n  read {files} again, {bytes}: their turn had come");
     }
     if counts.files_changed_without_trace > 0 {
         let files = counted(counts.files_changed_without_trace, "file");
@@ -416,8 +442,13 @@ pub fn verdict(verdict: &Verdict) -> String {
             (_, Some(signal)) => format!("signal {signal}"),
             _ => "no exit".to_owned(),
         };
-        let _ =
-            writeln!(text, "  step {}: {} ({end}, {} ms)", safe(&step.name), step.outcome, step.duration_ms);
+        let _ = writeln!(
+            text,
+            "  step {}: {} ({end}, {})",
+            safe(&step.name),
+            step.outcome,
+            took(step.duration_ms)
+        );
         for finding in step.findings.iter().take(10) {
             let _ = writeln!(text, "    {}", safe(finding));
         }
@@ -432,8 +463,8 @@ pub fn verdict(verdict: &Verdict) -> String {
     if let Some(workspace) = &verdict.workspace {
         let _ = writeln!(
             text,
-            "  workspace {:?}, isolated: {}",
-            workspace.kind,
+            "  workspace: {}; isolated: {}",
+            workspace.kind.in_words(),
             safe(&workspace.isolation.join(", "))
         );
         if !workspace.not_isolated.is_empty() {
@@ -509,6 +540,25 @@ mod tests {
         );
         let shown = generations(&[generation]);
         assert!(shown.contains("\n       <- verified\n       pinned: before the upgrade\n"), "{shown}");
+    }
+
+    #[test]
+    fn one_of_a_kind_is_no_plural() {
+        for (kind, one) in
+            [("tables", "1 table"), ("indexes", "1 index"), ("entries", "1 entry"), ("WAL", "1 WAL")]
+        {
+            assert_eq!(of_kind(1, kind), one);
+            assert_eq!(of_kind(2, kind), format!("2 {kind}"));
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_are_read_by_people() {
+        let shown =
+            [0, 49, 50, 8_239, 9_949, 9_950, 45_400, 119_499, 119_500, 3_600_000, 7_200_000].map(took);
+        let told =
+            ["0.0 s", "0.0 s", "0.1 s", "8.2 s", "9.9 s", "10 s", "45 s", "119 s", "2 min", "60 min", "2 h"];
+        assert_eq!(shown, told);
     }
 
     /// A peer's word, a checker's, a file's name: none begins a line of its own.

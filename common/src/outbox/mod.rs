@@ -16,6 +16,8 @@ use std::{
 
 use tokio::sync::mpsc;
 
+use crate::error::without_codes;
+
 pub use peer::{Peer, system_roots};
 
 /// Messages that wait on one way out: a day of hourly trouble of a few repositories.
@@ -38,12 +40,12 @@ pub struct DeliveryError {
 impl DeliveryError {
     /// It may arrive when it is tried again.
     pub fn transient(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: true, partly: false }
+        Self { message: without_codes(&message.into()), transient: true, partly: false }
     }
 
     /// It never will.
     pub fn lasting(message: impl Into<String>) -> Self {
-        Self { message: message.into(), transient: false, partly: false }
+        Self { message: without_codes(&message.into()), transient: false, partly: false }
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     confined::Folder,
     digest::ContentDigest,
+    error::without_codes,
     manifest::{Entry, EntryKind, Piece, content_pieces},
     path::{TreePath, display_bytes},
     uncached,
@@ -363,7 +364,7 @@ impl Apply<'_> {
         self.not_made.insert(path.as_bytes().to_vec());
         self.report.lost_files += 1;
         if self.report.lost.len() < NAMED {
-            self.report.lost.push((path.clone(), why));
+            self.report.lost.push((path.clone(), without_codes(&why)));
         }
     }
 

@@ -30,7 +30,7 @@ use std::{io, path::PathBuf};
 use crate::fidelity::LeftOut;
 
 use crate::{
-    error::PathError,
+    error::{PathError, without_codes},
     id::GenerationNumber,
     manifest::{DeltaFault, ManifestError},
     path::TreePath,
@@ -148,7 +148,7 @@ pub enum RestoreError {
         all: u64,
     },
     /// Something of the destination.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", without_codes(&source.to_string()))]
     Entry {
         /// Below the destination.
         path: TreePath,

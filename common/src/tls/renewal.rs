@@ -46,8 +46,11 @@ pub fn warning(expires: Timestamp, now: Timestamp) -> Option<String> {
     if hours > (24 * WARN_DAYS) as f64 {
         return None;
     }
-    let left =
-        if hours < 0.0 { "has expired".to_owned() } else { format!("expires in {:.0} days", hours / 24.0) };
+    let left = match hours {
+        ..0.0 => "has expired".to_owned(),
+        ..48.0 => format!("expires in {hours:.0} hours"),
+        _ => format!("expires in {:.0} days", hours / 24.0),
+    };
     Some(format!(
         "this agent's certificate, one that it needs, or its CA's {left}, on {}: issue a new one (assay-target pki issue) and put it in its place",
         expires.strftime("%Y-%m-%d %H:%M:%SZ")

@@ -394,7 +394,7 @@ fn reading_limits(grounds: &Grounds<'_>) -> (Vec<String>, Vec<String>) {
     let too_old = |what: &str, time: Timestamp, limit: Option<Duration>| {
         let age = Duration::try_from(time.duration_until(mark)).ok()?;
         let limit = limit.filter(|limit| age > *limit)?;
-        let (age, limit) = (days(age), days(limit));
+        let (age, limit) = (length_in_words(age), length_in_words(limit));
         Some(format!("{what} is {age} old, and {limit} is the limit"))
     };
     match grounds.reading {
@@ -482,7 +482,7 @@ fn minute(time: Timestamp) -> String {
 }
 
 /// A span in its two largest units, rounded down.
-fn days(span: Duration) -> String {
+pub fn length_in_words(span: Duration) -> String {
     let (minutes, hours) = (span.as_secs() / 60, span.as_secs() / 3600);
     let word = |count, unit: &str| if count == 1 { format!("1 {unit}") } else { format!("{count} {unit}s") };
     match (hours / 24, hours % 24, minutes % 60) {

@@ -140,7 +140,7 @@ fn tls_before_1_3_is_refused() {
 fn the_end_of_a_certificate_is_warned_of() {
     let pair = Pair::plain(1);
     for (agent, _) in AGENTS {
-        let text = "this agent's certificate, one that it needs, or its CA's expires in 1 days";
+        let text = "this agent's certificate, one that it needs, or its CA's expires in 24 hours";
         assert_eq!(logged(&pair, agent, text), 1);
         let done = if agent == "source" { pair.source(&["status"]) } else { pair.target(&["status"]) };
         assert!(done.stdout.contains("WARNING: this agent's certificate"), "{done:?}");
@@ -441,7 +441,7 @@ fn no_root_profile_or_overlay_takes_the_authoritys_key_along() {
         (
             "profile = \"generic\"",
             format!("profile = \"generic\"\noverlay = {{ \"licence\" = {key:?} }}"),
-            "repository.overlay",
+            ": overlay.",
         ),
     ] {
         fs::write(pair.path("target.toml"), target.replace(from, &to)).expect("write");

@@ -71,7 +71,7 @@ fn a_fresh_file_system_is_empty_and_its_lost_and_found_stays() {
     fs::write(to.join("stale"), "x").expect("write");
     let second = restore(&pair, &to, &["--onto-existing", "--delete"]);
     assert_eq!(second.code, 0, "{second:?}");
-    assert!(second.stdout.contains("1 names that the generation has not were removed"), "{second:?}");
+    assert!(second.stdout.contains("1 name was removed that the generation does not have"), "{second:?}");
     assert!(to.join("lost+found").is_dir() && to.join("file").exists() && !to.join("stale").exists());
     // Elsewhere it is a folder like any other.
     let inside = pair.path("inside");

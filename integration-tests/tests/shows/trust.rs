@@ -286,7 +286,7 @@ fn the_accurev_checker_finds_what_its_profile_lists() {
     pair.run(0);
     let done = pair.target(&["control"]);
     assert_eq!(done.code, 0, "{done:?}");
-    assert!(done.stdout.contains("2 of 2 kinds of damage were found"), "{done:?}");
+    assert!(done.stdout.contains("found 2 of 2 kinds of damage"), "{done:?}");
 }
 
 /// The first bad one of seven, of which the check could say nothing when they were made, is found by halves.

@@ -141,7 +141,7 @@ fn a_rate_that_is_too_low_is_told() {
     let slow = Rereading { bytes_per_second: 128 << 20, ..rereading(DAY, 7) };
     assert_eq!(slow.is_too_slow_for(50 << 40), None);
     let text = slow.is_too_slow_for(100 << 40).expect("80 TB in a week");
-    for part in ["110.0 TB", "7days", "181.8 MB a second", "134.2 MB", "raise it, or reread_within"] {
+    for part in ["110.0 TB", "7 days", "181.8 MB a second", "134.2 MB", "raise it, or reread_within"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert_eq!(Rereading { within: Duration::ZERO, ..slow }.is_too_slow_for(u64::MAX), None);
@@ -186,7 +186,7 @@ fn a_reading_that_is_too_old_is_told() {
     let late = |now, oldest| upon(now).is_late(&Summary { oldest, ..Default::default() });
     assert_eq!((late(20 * DAY, Some(12 * DAY)), late(20 * DAY, None)), (None, None));
     let text = late(20 * DAY, Some(10 * DAY)).expect("ten days");
-    assert!(text.starts_with("the oldest reading is 10 days old, and reread_within is 7days"), "{text}");
+    assert!(text.starts_with("the oldest reading is 10 days old, and reread_within is 7 days"), "{text}");
     let off = Rereading { within: Duration::ZERO, ..upon(20 * DAY) };
     assert_eq!(off.is_late(&Summary { oldest: Some(1), ..Default::default() }), None);
 }

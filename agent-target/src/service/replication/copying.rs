@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use assay_common::rpc_status::{BUSY, RpcFault};
+use assay_common::{
+    cli::show,
+    rpc_status::{BUSY, RpcFault},
+};
 use tonic::Code;
 
 /// When a source that found no place may come back.
@@ -57,10 +60,15 @@ impl CopySlots {
         let share = self.limit.div_ceil(2);
         let text = if of_source >= share {
             format!(
-                "{of_source} runs of the source {source:?} are being received, and it may have {share} at a time"
+                "it receives {} of the source {source:?} already, which may have {share} at a time",
+                show::counted(of_source as u64, "run")
             )
         } else if all >= self.limit {
-            format!("{all} runs are being received, and it takes {} at a time", self.limit)
+            format!(
+                "it receives {} already, and takes {} at a time",
+                show::counted(all as u64, "run"),
+                self.limit
+            )
         } else {
             taken.insert(repository.to_owned(), Taken { source: source.to_owned(), since: Instant::now() });
             return Ok(());

@@ -6,6 +6,7 @@ use std::{
 };
 
 use assay_common::{
+    cli::show,
     config::HISTORY_DIFFERS,
     digest::RootDigest,
     id::{GenerationNumber, RunId},
@@ -28,11 +29,13 @@ use crate::{
 /// A source that fails over and over adds a verdict to the ledger each time, which is never removed.
 fn too_many_failed(limit: u32, again: Duration) -> RpcFault {
     let text = format!(
-        "{limit} runs of this repository have failed within an hour: the next one is opened in {again:.0?}"
+        "{} of this repository failed within an hour: the next one is opened in {}",
+        show::counted(limit.into(), "run"),
+        show::age(again.as_secs())
     );
     RpcFault::new(Code::ResourceExhausted, TOO_MANY_FAILED_RUNS, text)
         .with_retry_after(again)
-        .with_hint("look at why they failed (assay-target verdicts); limits.failed_runs_per_hour on the target sets how many may")
+        .with_hint("look at why they failed (assay-target verdict list); limits.failed_runs_per_hour on the target sets how many may")
 }
 
 /// With less than this free there is no room for a run beside what an earlier one left.

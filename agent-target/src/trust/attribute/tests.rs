@@ -185,7 +185,7 @@ fn the_first_sentence_of_the_evidence_is_the_one_that_decided() {
                     vec![("b".into(), "bytes 0 to 9".into())],
                 ));
             },
-            "1 of the 3 files of this generation are not what arrived here: this host's disk or memory changed them",
+            "this host's disk or memory changed 1 file of the 3 of this generation",
         ),
         (
             |it| it.recheck = Recheck::OwnPass { verdict: "000000004".into() },
@@ -263,10 +263,7 @@ fn the_first_sentence_of_the_evidence_is_the_one_that_decided() {
 fn the_rest_of_the_evidence_says_how_each_fact_was_found() {
     type Change = fn(&mut Facts);
     let rows: [(Change, &str); 7] = [
-        (
-            |_| {},
-            "the disk kept it: 3 files of this generation, 9 bytes, were read back and are what arrived",
-        ),
+        (|_| {}, "the disk kept it: reading this generation back, 3 files with 9 B, gave what had arrived"),
         (|_| {}, "the checker tells good from bad: it passes generation 1 again"),
         (|it| it.read_back = Err("no room".into()), "the generation could not be read back: no room"),
         (

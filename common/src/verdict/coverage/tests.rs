@@ -293,7 +293,7 @@ fn spans_are_told_in_their_two_largest_units() {
         (86_400, "1 day"),
         (7 * 86_400 + 3601, "7 days and 1 hour"),
     ] {
-        assert_eq!(days(Duration::from_secs(seconds)), text);
+        assert_eq!(length_in_words(Duration::from_secs(seconds)), text);
     }
 }
 
