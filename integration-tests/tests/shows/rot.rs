@@ -418,8 +418,7 @@ fn a_share_that_cannot_be_read_in_time_is_told() {
         "profile = ",
         "reread_within = \"1s\"\nreread_mib_per_second = 1\nprofile = ",
     );
-    let told =
-        "reading all 3.0 MB again within 1 second takes 3.0 MB a second, and reread_mib_per_second allows 1.0 MB";
+    let told = "reading all 3.0 MB again within 1 second takes 3.0 MB a second, and reread_mib_per_second allows 1.0 MB";
     let run = pair.run(0);
     assert!(run["warnings"].to_string().contains(told), "{run}");
     for command in ["plan", "doctor"] {
