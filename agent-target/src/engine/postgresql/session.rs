@@ -25,9 +25,8 @@ const OPTIONS: [(&str, &str); 15] = [
 ];
 
 /// In a database without an encoding, names have the bytes that the application gave them: nothing is converted, and no name is
-/// refused because it is not UTF-8.
-const AS_IT_IS: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
-     WHERE pg_catalog.getdatabaseencoding() OPERATOR(pg_catalog.=) 'SQL_ASCII'";
+/// refused because it is not UTF-8. The server says its encoding by itself, and no operator of the copy is asked for it.
+const WITHOUT_ENCODING: &str = "SQL_ASCII";
 
 /// What `PGOPTIONS` holds for every session.
 pub(super) fn options(major: u32) -> String {
@@ -58,12 +57,15 @@ impl Session {
         config.host_path(cluster.socket_folder()).port(5432).user(role).dbname(database);
         config.application_name("assay").options(options(cluster.major));
         let (client, connection) = config.connect(NoTls).await.map_err(|error| ServerError::of(&error))?;
+        let is_without_encoding = connection.parameter("server_encoding") == Some(WITHOUT_ENCODING);
         let driver = tokio::spawn(async move {
             // The calls that wait for the connection say that it broke.
             drop(connection.await);
         });
         let session = Self { client, _driver: driver };
-        session.run(AS_IT_IS).await?;
+        if is_without_encoding {
+            session.run(&format!("SET client_encoding TO '{WITHOUT_ENCODING}'")).await?;
+        }
         Ok(session)
     }
 
