@@ -420,6 +420,8 @@ fn links_that_lead_out_of_the_repository_are_told_from_those_within() {
         fs::remove_file(&place).expect("remove");
         fs::rename(&inside, &place).expect("rename");
     }
+    symlink("..", bed.path("r/.git/logs/around")).expect("link");
+    bed.check("r/.git").ends(0);
     fs::remove_file(bed.path("r/.git/HEAD")).expect("remove");
     symlink("refs/heads/main", bed.path("r/.git/HEAD")).expect("link");
     bed.check("r/.git").ends(0).says("checked 2 references");

@@ -318,14 +318,15 @@ fn is_whole(root: &Path, part: &Path) -> Result<(), Unable> {
     Ok(())
 }
 
-/// Copies folders and the regular files in them.
+/// Copies folders and the regular files in them. Links in them are left out, as git does: one that leads to a folder around it would
+/// have no end.
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     let mut left = vec![(from.to_owned(), to.to_owned())];
     while let Some((from, to)) = left.pop() {
         fs::create_dir(&to)?;
         for entry in fs::read_dir(&from)? {
             let entry = entry?;
-            let (kind, place) = (fs::metadata(entry.path())?, to.join(entry.file_name()));
+            let (kind, place) = (entry.file_type()?, to.join(entry.file_name()));
             if kind.is_dir() {
                 left.push((entry.path(), place));
             } else if kind.is_file() {
