@@ -126,6 +126,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("common/src/cli/mod.rs", "the configuration file, from the command line"),
     ("common/src/cli/verify.rs", "a verdict and a key, from the command line"),
     ("common/src/config.rs", "the configuration file"),
+    (
+        "common/src/config/files.rs",
+        "lists the folder beside the configuration file, in which repositories have files of their own",
+    ),
     ("common/src/profile/mod.rs", "a profile that the configuration names"),
     ("common/src/signing.rs", "keys and certificates that the configuration names"),
     ("common/src/tls/renewal.rs", "the same certificates, looked at again"),
