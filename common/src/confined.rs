@@ -73,6 +73,23 @@ impl Folder {
         Ok(open_beneath(&self.0, path, OFlags::RDONLY | OFlags::NONBLOCK)?.into())
     }
 
+    /// The content of a small regular file anywhere below this one.
+    ///
+    /// # Errors
+    /// As the kernel says; for what is no regular file, and for one of more than `most` bytes.
+    pub fn read_small_below(&self, path: &TreePath, most: u64) -> io::Result<Vec<u8>> {
+        let file = self.open_file_below(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, most.saturating_add(1)), &mut content)?;
+        if content.len() as u64 > most {
+            return Err(io::Error::other("it is too long"));
+        }
+        Ok(content)
+    }
+
     /// Opens the regular file `name` in this folder for reading, without changing its access time where that is allowed.
     ///
     /// # Errors

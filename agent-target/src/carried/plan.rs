@@ -54,7 +54,7 @@ struct PlannedStep {
 struct FoundByEngine {
     /// What it is told.
     known: Known,
-    /// Where the parts passed that it is told of.
+    /// For each part that it is told of: the verdict and the time of the check that the part passed.
     passed: BTreeMap<String, Passed>,
     /// What it tells of the whole, and how many parts it checked, once it has passed.
     state: Option<String>,

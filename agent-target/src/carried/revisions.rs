@@ -1,10 +1,6 @@
 //! The ranges of revisions of a Subversion repository as parts, and what each depends on.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, path::Path};
 
 use assay_common::{
     confined::Folder,
@@ -127,19 +123,10 @@ impl RevisionParts {
     }
 }
 
-/// The content of a small file of the copy, which must be one.
+/// The content of a small file of the copy.
 fn read_small(folder: &Path, name: &str) -> io::Result<Vec<u8>> {
     let path = TreePath::parse(name.as_bytes()).map_err(io::Error::other)?;
-    let file = Folder::open(folder)?.open_file_below(&path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other("it is too long"));
-    }
-    Ok(text)
+    Folder::open(folder)?.read_small_below(&path, MAX_BYTES)
 }
 
 #[cfg(test)]

@@ -4,11 +4,7 @@
 //! [`Known`] from its standard input and leaves [`Found`] in its scratch folder, in the file [`FILE`]. What it finds counts only for a
 //! step that passed, and a part that it carries must be one that it was told of.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, io, path::Path};
 
 use assay_common::{confined::Folder, path::TreePath, verdict::HexDigest};
 use serde::{Deserialize, Serialize};
@@ -70,16 +66,7 @@ pub(super) fn read(scratch: &Path) -> Option<Found> {
 
 fn read_file(scratch: &Path) -> io::Result<Vec<u8>> {
     let name = TreePath::parse(FILE.as_bytes()).map_err(io::Error::other)?;
-    let file = Folder::open(scratch)?.open_file_below(&name)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other("it is too long"));
-    }
-    Ok(text)
+    Folder::open(scratch)?.read_small_below(&name, MAX_BYTES)
 }
 
 #[cfg(test)]
@@ -90,7 +77,7 @@ mod tests {
 
     /// What lies in the scratch folder was written by a step: a link, a FIFO or rubbish is nothing.
     #[test]
-    fn what_a_step_left_is_read_only_where_it_is_a_file_of_this_form() {
+    fn only_a_regular_file_of_this_form_is_read_from_the_scratch_folder() {
         let scratch = tempfile::tempdir().expect("temp");
         let path = scratch.path().join(FILE);
         assert_eq!(read(scratch.path()), None);

@@ -26,8 +26,8 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     (
         "application-functions",
-        "The copy cannot tell whether the index is wrong, because what the message names may be the application's own, or may differ in the live host's version of SQLite. \
-         Run PRAGMA integrity_check on the live host by the application's own connection; REINDEX there if it complains, too.",
+        "The copy cannot tell whether the index is wrong, because what the message names may be the application's own, or may differ in the live \
+         host's version of SQLite. Run PRAGMA integrity_check on the live host by the application's own connection; REINDEX there if it complains, too.",
     ),
     (
         "encrypted",

@@ -50,7 +50,7 @@ pub(super) fn find(git: &Git, view: &View, wanted: &BTreeSet<String>) -> BTreeMa
         return places;
     }
     let until = Instant::now() + PATIENCE;
-    // Missing objects, by names that lead from a reference to them, and those that only a reflog needs by a name of its.
+    // Missing objects, by names that lead to them from a reference, or from a reflog where nothing else does.
     for reflogs in [&["--no-reflogs"][..], &[]] {
         let mut fsck = git.command(view);
         fsck.args(["fsck", "--connectivity-only", "--name-objects", "--no-dangling", "--no-progress"])

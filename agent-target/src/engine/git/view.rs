@@ -297,14 +297,18 @@ fn is_whole(root: &Path, part: &Path) -> Result<(), Unable> {
             it.starts_with("worktrees") && it.ends_with("modules") && it.components().count() == 3
         });
         if is_modules {
-            // Repositories of their own.
-        } else if kind.is_dir() {
+            // They are repositories, each with a view of its own.
+            continue;
+        }
+        if kind.is_dir() {
             for entry in fs::read_dir(&path).map_err(|error| failed(&path, &error))? {
                 left.push(entry.map_err(|error| failed(&path, &error))?.path());
             }
         } else if kind.is_symlink() {
             // A symbolic reference may be a link that has the name of another reference.
-            let is_reference = fs::read_link(&path).is_ok_and(|target| target.starts_with("refs"));
+            let may_be_reference = part.ends_with("refs") || part.ends_with("worktrees");
+            let is_reference =
+                may_be_reference && fs::read_link(&path).is_ok_and(|it| it.starts_with("refs"));
             if !is_reference && !fs::canonicalize(&path).is_ok_and(|target| target.starts_with(&inside)) {
                 let name = path.strip_prefix(root).unwrap_or(&path).display();
                 return Err(Unable::Elsewhere(format!(

@@ -32,9 +32,9 @@ pub(super) struct History {
     /// The oldest transaction of the span, and the first behind it.
     pub(super) oldest: u32,
     pub(super) next: u32,
-    /// Those that had not ended, in order: what is said of them may change.
+    /// Transactions that had not ended, in order: their state may change.
     pub(super) open: Vec<u32>,
-    /// Of what was said of all others.
+    /// Digest of the state of each other transaction of the span.
     digest: String,
 }
 
@@ -180,7 +180,7 @@ mod tests {
 
     /// Transactions 3 to 7: committed, under way, committed, rolled back, a part that committed.
     #[test]
-    fn what_was_said_of_a_transaction_that_had_ended_may_not_change() {
+    fn the_logged_state_of_an_ended_transaction_may_not_change() {
         let data = tempfile::tempdir().expect("temp");
         fs::create_dir(data.path().join("pg_xact")).expect("mkdir");
         let write = |fates: [u8; 10]| {
