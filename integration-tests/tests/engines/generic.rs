@@ -1,7 +1,7 @@
 //! A folder whose files are named by the digest of their content, under programs that add and remove files, with a check of the
 //! operator's own; and checks that fail for another reason than the data.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{collections::VecDeque, fs, path::PathBuf, process::Command};
 
 use assay_common::verdict::Outcome;
 
@@ -14,6 +14,9 @@ use crate::{
 const CHECK: &str = "echo engine: sha256sum 1; if [ -e locked ]; then echo it is locked >&2; exit 3; fi; cd objects || exit 4; bad=0; n=0; \
     for f in *; do n=$((n+1)); if [ \"$(sha256sum <$f | cut -c1-64)\" != \"$f\" ]; then echo \"$f is damaged\"; bad=1; fi; done; \
     echo checked $n objects; exit $bad";
+
+/// Files that a writer leaves there for a while.
+const KEPT: usize = 50;
 
 struct Generic {
     writers: Writers,
@@ -32,12 +35,16 @@ impl Generic {
             live.put("cold", number);
         }
         for writer in 0..2 {
-            let (root, mut last) = (live.pair.root(0), None);
+            let (root, mut last, mut kept) = (live.pair.root(0), None, VecDeque::new());
             live.writers.start(move |number| {
-                let name = put(&root, &format!("writer{writer}"), number);
-                // Files come and go.
-                if let Some(old) = last.replace(name).filter(|_| number % 10 > 0) {
-                    fs::remove_file(root.join("objects").join(old)).expect("remove");
+                let mut gone = last.replace(put(&root, &format!("writer{writer}"), number));
+                // Files come and go, most of them soon. The check reads all of them, so they do not become more and more.
+                if number.is_multiple_of(10) {
+                    kept.extend(gone.take());
+                    gone = if kept.len() > KEPT { kept.pop_front() } else { None };
+                }
+                if let Some(name) = gone {
+                    fs::remove_file(root.join("objects").join(name)).expect("remove");
                 }
                 true
             });

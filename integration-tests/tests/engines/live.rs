@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Instant,
 };
 
 use assay_common::{
@@ -40,6 +41,11 @@ pub(crate) trait Live: Sized + 'static {
 
     /// What the writers have done so far.
     fn written(&self) -> u64;
+
+    /// Runs the engine's own check on the live data, which tells a true FAIL from a false one.
+    fn check_live_data(&self) -> String {
+        "not run".to_owned()
+    }
 }
 
 /// One kind of damage, done on the live side.
@@ -125,6 +131,10 @@ pub(crate) fn add(path: &Path, content: &str, said: impl Into<String>) -> Broken
     Broken::new(said, move || fs::remove_file(&path).expect("remove"))
 }
 
+/// For each unit of time that a write took, its writer rests this many. At full speed writers take the machine from the agents, and their
+/// files become so many that every check takes longer than the one before.
+const REST: u32 = 4;
+
 /// Threads that write until they are dropped.
 pub(crate) struct Writers {
     stop: Arc<AtomicBool>,
@@ -145,9 +155,11 @@ impl Writers {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
+                let begun = Instant::now();
                 if write(number) {
                     written.fetch_add(1, Ordering::Relaxed);
                 }
+                std::thread::park_timeout(begun.elapsed() * REST);
             }
         }));
     }
@@ -161,6 +173,7 @@ impl Drop for Writers {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
+            thread.thread().unpark();
             let ended = thread.join();
             assert!(std::thread::panicking() || ended.is_ok(), "a writer has panicked");
         }
@@ -219,7 +232,14 @@ fn run_until_it_counts<L: Live>(live: &L, code: i32, void: &mut usize) -> serde_
             *void += 1;
             continue;
         }
-        assert_eq!(ended, code, "{run}\n{}", pair.logs());
+        // A log may keep only the start of this text.
+        assert!(
+            ended == code,
+            "exit code {ended} instead of {code}: {}; the engine's own check of the live data: {}\n{run}\n{}",
+            run["message"],
+            live.check_live_data(),
+            pair.logs()
+        );
         return run;
     }
     panic!("{MAX_VOID} runs one after the other were void");
@@ -283,6 +303,9 @@ pub(crate) fn soak<L: Live>(live: &L) {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{ROUNDS_VARIABLE}={text} is no number")),
         Err(_) => DEFAULT_ROUNDS,
     };
+    // Half of the rounds fail on purpose, and load makes more runs void: so many are not held up.
+    let limits = format!("[limits]\nfailed_runs_per_hour = {}\n[[repository]]", rounds * MAX_VOID);
+    live.pair().restart_with("target", "[[repository]]", &limits);
     let failing: Vec<_> = L::DAMAGES.iter().filter(|damage| damage.outcome == Outcome::Fail).collect();
     let mut void = 0;
     for round in 0..rounds {

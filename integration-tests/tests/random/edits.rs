@@ -79,7 +79,15 @@ pub(crate) fn edit(root: &Path, random: &mut StdRng, mapper: &mut Mapper) {
         // Cut off and written again to the same length, within a tick of the clock.
         (15, Some(file)) => {
             let length = file.metadata().expect("stat").len().min(300_000);
-            fs::write(&file, noise(random.random(), usize::try_from(length).expect("small"))).expect("write");
+            let data = noise(random.random(), usize::try_from(length).expect("small"));
+            // Without O_CREAT: in a sticky folder the kernel refuses it for a file of somebody else, even to root.
+            File::options()
+                .write(true)
+                .truncate(true)
+                .open(&file)
+                .expect("open")
+                .write_all_at(&data, 0)
+                .expect("write");
         }
         // Holes come, and content moves, below the same times of a tick.
         (16, Some(file)) => {

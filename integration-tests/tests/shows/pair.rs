@@ -25,7 +25,7 @@ use assay_common::{
 };
 
 /// How long something may take that should take a moment: patience for a busy machine, not a measurement.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The check of plain pairs, as it stands in their configuration. It lists the copy and finds files that were written to since
 /// they were copied: their content and their inode changed at the same instant. That is how a negative control's damage shows in
