@@ -152,6 +152,21 @@ fn sound_repositories_of_every_kind_pass() {
         put(name, &before);
     }
     assert_eq!(check(temp.path(), 60).0, 0);
+    // Files without which nobody opens the repository, cut to nothing and written over.
+    let mut number = 60;
+    for name in ["format", "db/format", "db/fs-type", "db/current", "db/uuid"] {
+        for content in [&b""[..], b"\0\0\0\0"] {
+            let before = fs::read(root.join(name)).expect("read");
+            put(name, content);
+            number += 1;
+            let (code, text) = check(temp.path(), number);
+            // A kind of file system with a name of rubbish may be one of the future.
+            let right = if name == "db/fs-type" && !content.is_empty() { 10 } else { 1 };
+            assert_eq!(code, right, "{name} of {} bytes: {text}", content.len());
+            put(name, &before);
+        }
+    }
+    assert_eq!(check(temp.path(), number + 1).0, 0);
 }
 
 /// Ranges that are asked for are verified, and no others: damage in another one is that one's.

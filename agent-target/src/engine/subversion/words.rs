@@ -31,6 +31,9 @@ const ROWS: &[(&str, Meaning)] = &[
     (r"^\* Verified revision \d+\.$", Meaning::Verified),
     (r"^\* Error verifying (?:revision \d+|repository metadata)\.$", Meaning::Unverified),
     (r"^svnadmin: E(?:165005|160043|160033): ", Meaning::Version),
+    // An option of a later release in a format file; anything else in one that is not its form was never written so.
+    (r"^svnadmin: E125006: .*invalid filesystem format option", Meaning::Version),
+    (r"^svnadmin: E125006: ", Meaning::Damage),
     (r"^svnadmin: E000002: Can't open file '(?:format|db/fs-type|db/format)'", Meaning::NotARepository),
     // A file that the repository names is not there, or ends too early.
     (r"^svnadmin: E(?:000002|070014): ", Meaning::Damage),
@@ -78,6 +81,12 @@ mod tests {
             (
                 "svnadmin: E000002: Can't open file 'format': No such file or directory",
                 Meaning::NotARepository,
+            ),
+            ("svnadmin: E125006: Can't read first line of format file 'db/format'", Meaning::Damage),
+            ("svnadmin: E125006: First line of 'format' contains non-digit", Meaning::Damage),
+            (
+                "svnadmin: E125006: 'db/format' contains invalid filesystem format option 'colour'",
+                Meaning::Version,
             ),
             ("svnadmin: E000002: Can't open file 'db/revs/0/5': No such file or directory", Meaning::Damage),
             ("svnadmin: E070014: Can't read file 'db/revs/0/4': End of file found", Meaning::Damage),
