@@ -266,7 +266,7 @@ fn a_live_cluster_passes_and_what_was_committed_before_the_mark_is_in_its_backup
     run(&mut cluster.pgbench(&["-i", "-s", "3"]));
     cluster
         .query("CREATE TABLE committed (number int PRIMARY KEY, at timestamptz DEFAULT clock_timestamp())");
-    let _load = Load(cluster.pgbench(&["-n", "-c", "4", "-T", "3600"]).spawn().expect("starts"));
+    let _load = Load(cluster.pgbench(&["-n", "-c", "4", "-R", "200", "-T", "3600"]).spawn().expect("starts"));
     for generation in 1..=3 {
         cluster.query(&format!(
             "INSERT INTO committed SELECT {generation} * 1000 + n FROM generate_series(1, 100) n"

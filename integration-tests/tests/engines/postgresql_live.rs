@@ -143,6 +143,15 @@ impl Postgresql {
         Broken::new(said, move || opened.write_all_at(&lost, block * PAGE_BYTES).expect("write"))
     }
 
+    /// Damage that statements take out again.
+    fn undone_by(&self, said: &str, statements: &'static str) -> Broken {
+        let (client, file) = (self.cluster.client(), self.pair.path("undo"));
+        Broken::new(said, move || {
+            fs::write(&file, statements).expect("write");
+            assert!(client.run_file(&file), "{statements}");
+        })
+    }
+
     fn blank(&self, relation: &str, block: u64) -> Broken {
         overwrite(&self.file(relation), block * PAGE_BYTES, &[0; PAGE_BYTES as usize], self.named(relation))
     }
@@ -255,6 +264,41 @@ impl Live for Postgresql {
                 let map = |relation: &str| PathBuf::from(format!("{}_vm", live.file(relation).display()));
                 let longer = fs::read(map("cold_long")).expect("read");
                 overwrite(&map("cold"), 0, &longer, live.named("cold"))
+            },
+        },
+        Damage {
+            name: "a duplicate key of a unique index",
+            outcome: Outcome::Fail,
+            names: "table, index and file",
+            put_in: |live| {
+                let unique = |is: bool| {
+                    format!(
+                        "SET allow_system_table_mods = on; UPDATE pg_index SET indisunique = {is} WHERE indexrelid = 'twice_n'::regclass"
+                    )
+                };
+                live.cluster.query(
+                    "CREATE TABLE twice AS SELECT n FROM generate_series(1, 100) n; CREATE UNIQUE INDEX twice_n ON twice (n)",
+                );
+                live.cluster.query(&unique(false));
+                live.cluster.query("INSERT INTO twice VALUES (7)");
+                live.cluster.query(&unique(true));
+                live.undone_by("has a duplicate key", "DROP TABLE twice")
+            },
+        },
+        Damage {
+            name: "a row of the catalogue that is gone",
+            outcome: Outcome::Fail,
+            names: "the row",
+            put_in: |live| {
+                live.cluster.query("CREATE SEQUENCE forgotten");
+                live.cluster.query(
+                    "SET allow_system_table_mods = on; DELETE FROM pg_sequence WHERE seqrelid = 'forgotten'::regclass",
+                );
+                live.undone_by(
+                    "pg_sequence lacks the row of \"public.forgotten\"",
+                    "SET allow_system_table_mods = on; INSERT INTO pg_sequence VALUES ('forgotten'::regclass, 20, 1, 1, 1000, 1, 1, false); \
+                     DROP SEQUENCE forgotten",
+                )
             },
         },
         Damage {

@@ -45,12 +45,23 @@ pub(super) struct Relation {
     pub(super) is_carried: bool,
 }
 
+/// Whether a key of an index stands for one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unique {
+    No,
+    /// The key is all that its entries hold.
+    Whole,
+    /// Its entries hold more columns (`INCLUDE`).
+    WithMore,
+}
+
 /// What an index is made of.
 #[derive(Debug, Clone)]
 pub(super) struct Index {
     pub(super) table: u32,
     /// Why it is not used, and so not checked.
     pub(super) unusable: Option<&'static str>,
+    pub(super) unique: Unique,
     /// The collations of its columns, but for C.
     pub(super) collations: BTreeSet<u32>,
     /// It has an expression or a predicate.
@@ -71,6 +82,7 @@ impl Index {
         Self {
             table,
             unusable: None,
+            unique: Unique::No,
             collations: BTreeSet::new(),
             computed: false,
             functions: BTreeSet::new(),
@@ -173,7 +185,7 @@ impl Relations {
 
 async fn indexes(session: &Session) -> Result<HashMap<u32, Index>, ServerError> {
     let query = "SELECT indexrelid, indrelid, indisvalid, indisready, indislive, indcollation, indclass, \
-         indexprs, indpred FROM pg_catalog.pg_index";
+         indexprs, indpred, indisunique, indnatts = indnkeyatts FROM pg_catalog.pg_index";
     let rows = session.rows(query).await?;
     let index = |row: &super::session::Row| {
         let unusable = match (truth(row, 2), truth(row, 3), truth(row, 4)) {
@@ -185,6 +197,11 @@ async fn indexes(session: &Session) -> Result<HashMap<u32, Index>, ServerError> 
         Index {
             table: number(row, 1),
             unusable,
+            unique: match (truth(row, 9), truth(row, 10)) {
+                (false, _) => Unique::No,
+                (true, true) => Unique::Whole,
+                (true, false) => Unique::WithMore,
+            },
             collations: numbers(5).filter(|it| *it != 0 && !PLAIN_COLLATIONS.contains(it)).collect(),
             computed: trees.iter().any(|tree| !tree.is_empty()),
             functions: trees
@@ -261,6 +278,7 @@ mod tests {
         let index = Index {
             table: 1,
             unusable: None,
+            unique: Unique::No,
             collations: BTreeSet::from([100]),
             computed: false,
             functions: BTreeSet::new(),

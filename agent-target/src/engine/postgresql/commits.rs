@@ -142,6 +142,15 @@ impl CommitLog {
         Ok(self.fate(transaction)?.is_some_and(|fate| !matches!(fate, COMMITTED | PART_COMMITTED)))
     }
 
+    /// Whether the transaction has committed. `None` where the log does not say: a part of a transaction, and one that it has no place for.
+    pub(super) fn has_committed(&mut self, transaction: u32) -> io::Result<Option<bool>> {
+        Ok(match self.fate(transaction)? {
+            Some(COMMITTED) => Some(true),
+            None | Some(PART_COMMITTED) => None,
+            Some(_) => Some(false),
+        })
+    }
+
     /// What the log says of a transaction, if it has a place for it.
     fn fate(&mut self, transaction: u32) -> io::Result<Option<u8>> {
         let number = transaction / PER_FILE;

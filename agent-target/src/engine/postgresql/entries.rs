@@ -7,15 +7,14 @@
 use std::{collections::HashMap, io, path::Path};
 
 use super::{
-    catalog::{Index, Relation},
+    catalog::{Index, Relation, Unique},
     commits::CommitLog,
     files::{Folders, Segments},
-    page::{
-        PAGE_BYTES, RowPlace, heap_targets, is_new, is_sequence, leaf_entries, long, versions, visible_blocks,
-    },
+    page::{Leaf, PAGE_BYTES, RowPlace, heap_targets, is_new, is_sequence, long, versions, visible_blocks},
     prepare::UsableFolders,
     report::Report,
     trees::{self, Kind, LostFault},
+    unique,
 };
 
 /// Tables with more blocks are kept as the number of rows of each block: two bytes for 8 KiB.
@@ -326,7 +325,7 @@ impl Looked<'_> {
             );
         }
         for index in usable {
-            self.index(index, &table, folders, report)?;
+            self.index(index, &table, folders, log, report)?;
         }
         Ok(())
     }
@@ -365,6 +364,7 @@ impl Looked<'_> {
         index: &Relation,
         table: &Table,
         folders: &mut Folders,
+        log: &mut CommitLog,
         report: &mut Report,
     ) -> io::Result<()> {
         let Self { relation, segments, .. } = self;
@@ -387,7 +387,9 @@ impl Looked<'_> {
             lost_pages(index, &pages, &lost, report);
         } else {
             pages.each_page(|block, page| {
-                leaf_entries(page).into_iter().for_each(|place| look_up(place, block));
+                for entry in Leaf::of(page).iter().flat_map(Leaf::entries) {
+                    entry.rows().for_each(|place| look_up(place, block));
+                }
             })?;
         }
         let kind = match index.access_method.as_str() {
@@ -398,6 +400,10 @@ impl Looked<'_> {
             _ => "hash indexes whose entries were looked up in the table",
         };
         report.count(kind, 1);
+        let is_unique = index.index.as_ref().is_some_and(|it| it.unique == Unique::Whole);
+        if is_unique && index.access_method == "btree" {
+            self.duplicate_keys(index, &pages, log, report)?;
+        }
         if let Some((fault, place, block)) = first {
             let where_to = match fault {
                 Fault::BeyondEnd => format!("where the table ends at block {}", segments.blocks()),
@@ -413,6 +419,37 @@ impl Looked<'_> {
                 index.shown_file(),
                 place.block,
                 place.number,
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Looked<'_> {
+    /// Names the first duplicate key of a unique index.
+    fn duplicate_keys(
+        &self,
+        index: &Relation,
+        pages: &Segments,
+        log: &mut CommitLog,
+        report: &mut Report,
+    ) -> io::Result<()> {
+        let Self { relation, segments, .. } = self;
+        let found = unique::find(pages, segments, log)?;
+        report.count("unique indexes without duplicate keys", u64::from(found.first.is_none()));
+        if let Some((block, [one, other])) = found.first {
+            let more =
+                if found.count > 1 { format!(" ({} such places)", found.count) } else { String::new() };
+            report.damage(&format!(
+                "{} (file {file}): {} is unique and has a duplicate key: block {} row {} and block {} row {}, by block {block} of file {}{more}",
+                relation.title(),
+                index.title(),
+                one.block,
+                one.number,
+                other.block,
+                other.number,
+                file_of(index, pages, block),
+                file = file_of(relation, segments, u64::from(one.block)),
             ));
         }
         Ok(())
@@ -448,10 +485,10 @@ fn blank(relation: &Relation, segments: &Segments, blocks: &[u64], report: &mut 
     })?;
     if let Some(first) = found.first() {
         report.damage(&format!(
-            "{} (file {}), block {first}: a page of zeros, and the visibility map says that it has rows ({} such pages)",
+            "{} (file {}), block {first}: a page of zeros, and the visibility map says that it has rows{}",
             relation.title(),
             file_of(relation, segments, *first),
-            found.len()
+            if found.len() > 1 { format!(" ({} such pages)", found.len()) } else { String::new() }
         ));
     }
     Ok(())

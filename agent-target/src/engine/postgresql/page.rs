@@ -123,44 +123,88 @@ pub(super) fn is_sequence(page: &[u8]) -> bool {
         && matches!(pointers(page).next(), Some((_, 1, _)))
 }
 
-/// The rows that the entries of a B-tree's leaf point at. Other pages of the tree have none.
-pub(super) fn leaf_entries(page: &[u8]) -> Vec<RowPlace> {
-    // nbtree.h: BTPageOpaqueData is the last 16 bytes.
-    const LEAF: u16 = 1;
-    const GONE: u16 = 4 | 8 | 16; // deleted, meta, half dead
-    const ALTERNATIVE: u16 = 0x2000;
-    let mut places = Vec::new();
-    let special = word(page, 16) as usize;
-    if is_new(page) || special != page.len() - 16 {
-        return places;
+/// A leaf of a B-tree that is in use.
+pub(super) struct Leaf<'a> {
+    page: &'a [u8],
+    /// Where its entries end.
+    special: usize,
+    /// The block of the leaf behind it; 0 for the last.
+    pub(super) next: u32,
+}
+
+/// An entry of a leaf: its key as it is stored, and the rows that it points at.
+pub(super) struct Entry<'a> {
+    page: &'a [u8],
+    pub(super) key: &'a [u8],
+    /// A column of the key is null.
+    pub(super) has_null: bool,
+    /// Where its rows begin in the page, and how many there are.
+    rows: (usize, usize),
+}
+
+/// nbtree.h, itup.h: what the first eight bytes of an entry say.
+const ALTERNATIVE: u16 = 0x2000;
+const HAS_NULL: u16 = 0x8000;
+const LENGTH: u16 = 0x1fff;
+const POSTING: u16 = 0x2000;
+const KEY_ENDS_IN_ROW: u16 = 0x1000;
+
+impl<'a> Leaf<'a> {
+    /// `None` for every other page.
+    pub(super) fn of(page: &'a [u8]) -> Option<Self> {
+        // nbtree.h: BTPageOpaqueData is the last 16 bytes.
+        const LEAF: u16 = 1;
+        const GONE: u16 = 4 | 8 | 16; // deleted, meta, half dead
+        let special = word(page, 16) as usize;
+        if is_new(page) || special != page.len() - 16 {
+            return None;
+        }
+        let (next, flags) = (long(page, special + 4), word(page, special + 12));
+        (flags & LEAF != 0 && flags & GONE == 0).then_some(Self { page, special, next })
     }
-    let (next, flags) = (long(page, special + 4), word(page, special + 12));
-    if flags & LEAF == 0 || flags & GONE != 0 {
-        return places;
+
+    /// Its entries in order, without those that are known to lead to dead rows.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'a>> {
+        let Self { page, special, .. } = *self;
+        // Of all leaves but the last, the first item is the high key.
+        pointers(page).skip(usize::from(self.next != 0)).filter_map(move |(offset, state, length)| {
+            if state != 1 || offset + 8 > special || length < 8 {
+                return None;
+            }
+            let (own, info) = (place(page, offset), word(page, offset + 6));
+            let whole = usize::from(info & LENGTH).min(length);
+            // A posting list: how many there are, and where they begin in the entry.
+            let (key_end, rows) = if info & ALTERNATIVE == 0 {
+                (offset + whole, (offset, 1))
+            } else if own.number & POSTING == 0 {
+                return None;
+            } else {
+                let (count, start) = (usize::from(own.number & 0x0fff), offset + own.block as usize);
+                let end = start.saturating_add(6 * count);
+                if end > special || end > offset + length {
+                    return None;
+                }
+                (start, (start, count))
+            };
+            let key = page.get(offset + 8..key_end.min(special)).unwrap_or_default();
+            Some(Entry { page, key, has_null: info & HAS_NULL != 0, rows })
+        })
     }
-    // Of all leaves but the last, the first item is the high key.
-    let first = usize::from(next != 0);
-    let place = |at: usize| place(page, at);
-    for (offset, state, length) in pointers(page).skip(first) {
-        if state != 1 || offset + 8 > special || length < 8 {
-            continue;
-        }
-        let (own, info) = (place(offset), word(page, offset + 6));
-        if info & ALTERNATIVE == 0 {
-            places.push(own);
-            continue;
-        }
-        // A posting list: how many there are, and where they begin in the entry.
-        if own.number & 0x2000 == 0 {
-            continue;
-        }
-        let (count, start) = (usize::from(own.number & 0x0fff), offset + own.block as usize);
-        let end = start.saturating_add(6 * count);
-        if end <= special && end <= offset + length {
-            places.extend((0..count).map(|index| place(start + 6 * index)));
-        }
+
+    /// True if the next leaf may begin with entries of the key with which this one ends. Its high key then ends in the place of a row
+    /// (`_bt_truncate`, version 4 of the tree: PostgreSQL 12 and later).
+    pub(super) fn may_go_on(&self) -> bool {
+        let Some((offset, 1, _)) = pointers(self.page).next() else { return false };
+        let (own, info) = (place(self.page, offset), word(self.page, offset + 6));
+        self.next != 0 && info & ALTERNATIVE != 0 && own.number & KEY_ENDS_IN_ROW != 0
     }
-    places
+}
+
+impl Entry<'_> {
+    pub(super) fn rows(&self) -> impl Iterator<Item = RowPlace> {
+        let (start, count) = self.rows;
+        (0..count).map(move |index| place(self.page, start + 6 * index))
+    }
 }
 
 /// The blocks that a page of a visibility map says are visible to all. `number` is that page's own.
@@ -332,6 +376,13 @@ pub(super) mod tests {
         let items =
             [(1, entry(1, 1)), (1, entry(70_000, 2)), (3, entry(9, 9)), (1, posting(&[(3, 4), (5, 6)]))];
         let place = |block, number| RowPlace { block, number };
+        let leaf_entries = |page: &[u8]| -> Vec<RowPlace> {
+            Leaf::of(page)
+                .iter()
+                .flat_map(Leaf::entries)
+                .flat_map(|it| it.rows().collect::<Vec<_>>())
+                .collect()
+        };
         let leaf = leaf_entries(&page_of(&items, &opaque(0, 1)));
         assert_eq!(leaf, [place(1, 1), place(70_000, 2), place(3, 4), place(5, 6)]);
         // Its first item is the high key where another leaf follows.
@@ -353,9 +404,10 @@ pub(super) mod tests {
                 put(&mut page, 16, &special.to_le_bytes());
                 put(&mut page, PAGE_BYTES - 4, &1_u16.to_le_bytes());
                 assert!(heap_targets(&page).count() <= 2048);
-                for place in leaf_entries(&page) {
-                    assert!(u64::from(place.block) < 1 << 32);
+                for entry in Leaf::of(&page).iter().flat_map(Leaf::entries) {
+                    assert!(entry.rows().count() < 4096 && entry.key.len() < PAGE_BYTES);
                 }
+                let _ = Leaf::of(&page).map(|leaf| leaf.may_go_on());
             }
         }
     }
