@@ -32,6 +32,11 @@ fn quietly(repository: &Path, arguments: &[&str]) {
     drop(git(repository).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status());
 }
 
+/// Packs all objects, unreachable ones too. Without `-k`, `git repack` deletes unreachable objects, and git itself can lose commits: a push that
+/// is retried does not write objects that it finds, and `git repack` deletes them before the branch refers to them.
+const PACK: &[&str] = &["repack", "-adkq"];
+const PACK_WITH_CACHES: &[&str] = &["repack", "-adkq", "--write-midx", "--write-bitmap-index"];
+
 /// True while nothing is to be packed.
 type Paused = Arc<Mutex<bool>>;
 
@@ -69,7 +74,7 @@ impl Git {
                 std::thread::yield_now();
                 return false;
             }
-            quietly(&repository, &["repack", "-adq"]);
+            quietly(&repository, PACK);
             if number % 3 == 0 {
                 quietly(&repository, &["pack-refs", "--all"]);
             }
@@ -104,7 +109,7 @@ impl Git {
                     quiet(&["replace", "-d", "writer0"]);
                 }
                 4 => {
-                    quiet(&["repack", "-adq", "--write-midx", "--write-bitmap-index"]);
+                    quiet(PACK_WITH_CACHES);
                     quiet(&["commit-graph", "write", "--reachable"]);
                 }
                 _ => {
@@ -206,7 +211,7 @@ impl Live for Git {
             names: "the pack",
             put_in: |live| {
                 let unpause = live.pause();
-                run(git(&live.pair.root(0)).args(["repack", "-adq"]));
+                run(git(&live.pair.root(0)).args(PACK));
                 let pack = only_file(&live.file("objects/pack"), ".pack");
                 let name = pack.file_name().expect("a name").to_string_lossy().into_owned();
                 let mut content = fs::read(&pack).expect("read");
@@ -221,7 +226,7 @@ impl Live for Git {
             names: "the pack",
             put_in: |live| {
                 let unpause = live.pause();
-                run(git(&live.pair.root(0)).args(["repack", "-adq"]));
+                run(git(&live.pair.root(0)).args(PACK));
                 let pack = only_file(&live.file("objects/pack"), ".pack");
                 let index = pack.with_extension("idx");
                 let name = index.file_name().expect("a name").to_string_lossy().into_owned();
@@ -286,6 +291,7 @@ impl Live for Git {
             outcome: Outcome::Pass,
             names: "the object, as not covered",
             put_in: |live| {
+                let unpause = live.pause();
                 let repository = live.pair.root(0);
                 let name = "7c".repeat(32);
                 let file = live.pair.path("pointer");
@@ -296,8 +302,10 @@ impl Live for Git {
                 run(git(&repository).args(["update-ref", "refs/tags/large", &blob]));
                 Broken::new(name, move || {
                     run(git(&repository).args(["update-ref", "-d", "refs/tags/large"]));
-                    // Packed, it goes with the next repack. `git prune` would take objects of pushes that are under way.
-                    drop(fs::remove_file(repository.join("objects").join(&blob[..2]).join(&blob[2..])));
+                    // `git prune` would take objects of pushes that are under way.
+                    let file = repository.join("objects").join(&blob[..2]).join(&blob[2..]);
+                    fs::remove_file(file).expect("nothing packs it");
+                    unpause();
                 })
             },
         },
@@ -435,6 +443,10 @@ impl Live for Git {
 
     fn written(&self) -> u64 {
         self.writers.written()
+    }
+
+    fn check_live_data(&self) -> String {
+        format!("{:?}", git(&self.pair.root(0)).args(["fsck", "--full", "--no-dangling"]).output())
     }
 }
 

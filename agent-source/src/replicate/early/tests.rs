@@ -47,8 +47,11 @@ impl Tree {
     }
 
     fn plan(&self) -> Plan {
+        self.plan_by(Profile::parse(Path::new("x.toml"), PROFILE).expect("valid"))
+    }
+
+    fn plan_by(&self, profile: Profile) -> Plan {
         let _entered = self.runtime.enter();
-        let profile = Profile::parse(Path::new("x.toml"), PROFILE).expect("valid");
         let live = self.path("");
         let header = Header {
             roots: vec![Root {
@@ -117,6 +120,23 @@ fn listed(plan: &Plan, early: Early) -> Vec<String> {
         lines.push(format!("{mark}{}", item.found.path));
     }
     lines.split_off(1)
+}
+
+/// A linked work tree that git creates during the copy is left out as a whole: without its HEAD, `git fsck` would call it damaged.
+#[test]
+fn a_work_tree_that_git_creates_during_the_copy_is_left_out() {
+    let files = ["HEAD", "objects/12/x", "worktrees/a/HEAD", "worktrees/a/gitdir", "worktrees/a/commondir"];
+    let mut tree = Tree::new(&files);
+    let git = Profile::parse(Path::new("git.toml"), Profile::builtin_text("git").expect("built in"));
+    let (plan, mut reader) = (tree.plan_by(git.expect("valid")), tree.reader());
+    let early = take(&plan, &mut reader, &CancellationToken::new()).expect("taken");
+    let made = ["HEAD", "gitdir", "commondir", "locked", "index", "logs/HEAD", "refs/bisect/bad"];
+    made.iter().for_each(|file| tree.write(&format!("worktrees/b/{file}"), "later"));
+    let listed = listed(&plan, early);
+    let of = |name: &str| {
+        listed.iter().filter(|line| line.contains(name) && tree.path(&line[2..]).is_file()).count()
+    };
+    assert_eq!((of("worktrees/a/"), of("worktrees/b/")), (3, 0), "{listed:#?}");
 }
 
 /// A branch that is gone is still there, with its folder; one that is new is not; objects are those of then.

@@ -454,6 +454,9 @@ impl Repository<'_> {
             // Nothing that was promised: the objects that they are made from were checked.
             report.note(&part(&format!("caches were not looked at ({caches}): git rebuilds them")));
         }
+        for (name, why) in &view.unfinished {
+            report.not_covered(&part(name), why);
+        }
         if view.is_partial {
             report.not_covered(&part("promised objects"), "a remote has them, and the copy does not");
         }

@@ -155,6 +155,46 @@ fn a_repository_with_everything_is_sound() {
     checked.says("note: caches were not looked at (").says("commit-graph, multi-pack index");
 }
 
+/// While git creates or removes a linked work tree, some of its files are missing. The check reports it as not covered, not as damage.
+#[test]
+fn unfinished_linked_work_trees_are_no_damage() {
+    let bed = Bed::new();
+    bed.tree("r", &[], &["one"]);
+    let add =
+        || bed.git("r", &["worktree", "add", "-q", "--detach", &bed.path("second").display().to_string()]);
+    add();
+    bed.check("r/.git").ends(0);
+    assert_eq!(bed.check("r/.git").not_covered(), [""; 0]);
+    let path = |name: &str| bed.path("r/.git/worktrees/second").join(name);
+    let head = fs::read(path("HEAD")).expect("read");
+    let zeros = format!("{}\n", "0".repeat(40));
+    let no_head = "worktrees/second: it has no HEAD";
+    // What git 2.39 writes first; what an unfinished removal leaves; what `git worktree add` has locked.
+    fs::write(path("HEAD"), &zeros).expect("write");
+    assert!(bed.check("r/.git").ends(0).not_covered()[0].starts_with(no_head));
+    fs::remove_file(path("HEAD")).expect("remove");
+    assert!(bed.check("r/.git").ends(0).not_covered()[0].starts_with(no_head));
+    for locked in ["initializing\n", "initializing"] {
+        fs::write(path("locked"), locked).expect("write");
+        fs::write(path("HEAD"), "").expect("write");
+        fs::write(path("index"), "").expect("write");
+        let checked = bed.check("r/.git");
+        assert!(checked.ends(0).not_covered()[0].starts_with("worktrees/second: git worktree add"));
+    }
+    // In a finished work tree the same files are damage.
+    fs::write(path("locked"), "on a disk that is not here\n").expect("write");
+    bed.check("r/.git").ends(1).says("damage: error: invalid worktrees/second/HEAD");
+    fs::write(path("HEAD"), head).expect("write");
+    bed.check("r/.git").ends(1).says("worktrees/second/index");
+    fs::remove_file(path("index")).expect("remove");
+    bed.check("r/.git").ends(0);
+    // An empty folder is no work tree.
+    for name in ["HEAD", "gitdir", "commondir"] {
+        fs::remove_file(path(name)).expect("remove");
+    }
+    assert_eq!(bed.check("r/.git").ends(0).not_covered(), [""; 0]);
+}
+
 /// References that the last backup had: merged ones are told, and those are named whose commits nobody has any more.
 #[test]
 fn references_that_are_gone_are_told() {
@@ -203,6 +243,55 @@ fn other_formats_are_read() {
     bed.check("plain/.git").ends(15).says("cannot read the repository's configuration");
     bed.write("plain/.git/config", "[core]\n\trepositoryformatversion = 7\n");
     bed.check("plain/.git").ends(10);
+}
+
+/// What git refuses before it looks at an object, nobody can use, however whole the objects are.
+#[test]
+fn settings_over_which_git_refuses_a_repository_are_told() {
+    let bed = Bed::new();
+    bed.tree("plain", &[], &["one"]);
+    let config = fs::read_to_string(bed.path("plain/.git/config")).expect("read");
+    for (from, to, said) in [
+        ("bare = false", "bare = maybe", "maybe"),
+        ("filemode = true", "filemode = sometimes", "sometimes"),
+        ("repositoryformatversion = 0", "repositoryformatversion = none", "none"),
+    ] {
+        assert!(config.contains(from), "{config}");
+        bed.write("plain/.git/config", &config.replace(from, to));
+        bed.check("plain/.git").ends(15).says(said);
+    }
+    // Ways to write a number and a switch that git reads.
+    for (from, to) in [
+        ("bare = false", "bare"),
+        ("bare = false", "bare ="),
+        ("repositoryformatversion = 0", "repositoryformatversion = 0x1"),
+        ("repositoryformatversion = 0", "repositoryformatversion = 5\n\trepositoryformatversion = 0"),
+    ] {
+        bed.write("plain/.git/config", &config.replace(from, to));
+        bed.check("plain/.git").ends(0);
+    }
+    bed.tree("sha256", &["--object-format=sha256"], &["one"]);
+    let config = fs::read_to_string(bed.path("sha256/.git/config")).expect("read");
+    bed.write(
+        "sha256/.git/config",
+        &config.replace("repositoryformatversion = 1", "repositoryformatversion = 0"),
+    );
+    bed.check("sha256/.git").ends(15).says("extensions.objectformat needs core.repositoryformatversion = 1");
+}
+
+/// The index keeps the names of trees, so that git need not make them again. One that is gone is made again.
+#[test]
+fn a_tree_that_only_the_cache_of_the_index_names_is_a_note() {
+    let bed = Bed::new();
+    bed.tree("work", &[], &["one"]);
+    bed.write("work/other/file", "staged");
+    bed.git("work", &["add", "."]);
+    let tree = bed.git("work", &["write-tree"]);
+    fs::remove_file(bed.loose("work/.git", &tree)).expect("remove");
+    bed.check("work/.git").ends(0).says("invalid sha1 pointer in cache-tree");
+    bed.git("work", &["commit", "-q", "-m", "two"]);
+    let said = bed.check("work/.git");
+    assert!(!said.ends(0).lines.iter().any(|line| line.contains("cache-tree")), "{:#?}", said.lines);
 }
 
 /// Complaints of fsck about what is whole.

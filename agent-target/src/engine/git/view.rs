@@ -4,7 +4,8 @@
 //! included files, caches. This directory has a configuration of ours, into which only the format of the copy is carried over.
 //! Objects, references and indexes are links to the copy's; reflogs are copied, because git does not look for any in a folder
 //! that is a link. Caches (commit-graph, multi-pack index, bitmaps, reverse
-//! indexes) are left out: git rebuilds them, and one that is stale or broken says nothing about the objects.
+//! indexes) are left out: git rebuilds them, and one that is stale or broken says nothing about the objects. Linked work trees that
+//! git was creating or removing are left out too: the copy has only some of their files, and `git fsck` reports a missing `HEAD` there as an error.
 
 use std::{
     fs::{self, OpenOptions},
@@ -22,6 +23,17 @@ const MAX_SMALL_BYTES: u64 = 1 << 20;
 /// Endings of files of a pack that hold what nothing else holds.
 const PACK_FILES: [&str; 5] = ["pack", "idx", "keep", "promisor", "mtimes"];
 
+/// Settings that must be true or false for git to read a repository at all.
+const SWITCHES: &str = r"^core\.(bare|filemode|symlinks|ignorecase|precomposeunicode)$";
+/// Extensions that git refuses in a repository of format 0.
+const ONLY_VERSION_1: [&str; 5] = [
+    "extensions.objectformat",
+    "extensions.compatobjectformat",
+    "extensions.refstorage",
+    "extensions.relativeworktrees",
+    "extensions.submodulepathconfig",
+];
+
 /// Such a directory, and what was seen while it was made.
 #[derive(Debug)]
 pub(super) struct View {
@@ -30,6 +42,8 @@ pub(super) struct View {
     pub(super) lonely_indexes: Vec<String>,
     /// Caches that were left out.
     pub(super) caches: Vec<String>,
+    /// Linked work trees that were left out, and why.
+    pub(super) unfinished: Vec<(String, &'static str)>,
     /// A remote has promised the objects that were never fetched.
     pub(super) is_partial: bool,
     /// References are files, not tables.
@@ -83,15 +97,37 @@ impl View {
             path: path.clone(),
             lonely_indexes: Vec::new(),
             caches: Vec::new(),
+            unfinished: Vec::new(),
             is_partial: format.is_partial,
             has_loose_refs: format.ref_storage.is_none(),
         };
         view.link_all(root).map_err(made)?;
+        view.link_worktrees(root)?;
         Ok(view)
     }
 
+    fn link_worktrees(&mut self, root: &Path) -> Result<(), Unable> {
+        let failed = |error: io::Error| Unable::Checker(format!("worktrees: {error}"));
+        if !root.join("worktrees").is_dir() {
+            return Ok(());
+        }
+        fs::create_dir(self.path.join("worktrees")).map_err(failed)?;
+        for entry in fs::read_dir(root.join("worktrees")).map_err(failed)? {
+            let file_name = entry.map_err(failed)?.file_name();
+            let worktree = root.join("worktrees").join(&file_name);
+            match unfinished(&worktree)? {
+                Some(why) => {
+                    self.unfinished.push((format!("worktrees/{}", file_name.to_string_lossy()), why));
+                }
+                None => symlink(&worktree, self.path.join("worktrees").join(&file_name)).map_err(failed)?,
+            }
+        }
+        self.unfinished.sort();
+        Ok(())
+    }
+
     fn link_all(&mut self, root: &Path) -> io::Result<()> {
-        for folder in ["refs", "reftable", "worktrees"] {
+        for folder in ["refs", "reftable"] {
             self.link(root, folder, |found| found.is_dir())?;
         }
         if root.join("logs").is_dir() {
@@ -181,24 +217,25 @@ impl Format {
         if small_file(&config)?.is_none() {
             return Ok(format);
         }
-        let mut command = git.plain();
-        command.args(["config", "--no-includes", "--list", "-z", "--file"]).arg(&config);
-        let output = command.output().map_err(|error| git.not_started(&error))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.lines().next().unwrap_or("git config ended without a word");
-            return Err(Unable::Configuration(format!(
-                "git cannot read the repository's configuration: {said}"
-            )));
-        }
-        let (mut version, mut unknown) = (0, None);
-        for entry in output.stdout.split(|byte| *byte == 0) {
+        let listed = config_of(git, &config, &["--list"])?;
+        // Values that git reads before anything else, and over which it refuses the whole repository.
+        let switches = config_of(git, &config, &["--type=bool", "--get-regexp", SWITCHES]);
+        let numbers = config_of(git, &config, &["--type=int", "--get-all", "core.repositoryformatversion"]);
+        switches?;
+        let numbers = numbers?;
+        let version = numbers.split(|byte| *byte == 0).rfind(|it| !it.is_empty());
+        let version = version.map_or(0, |it| String::from_utf8_lossy(it).trim().parse().unwrap_or(i64::MAX));
+        let (mut unknown, mut of_version_1) = (None, None);
+        for entry in listed.split(|byte| *byte == 0) {
             let entry = String::from_utf8_lossy(entry);
             let (key, value) = entry.split_once('\n').unwrap_or((&entry, "true"));
-            match key.to_ascii_lowercase().as_str() {
-                "core.repositoryformatversion" => version = value.trim().parse().unwrap_or(u32::MAX),
-                "extensions.objectformat" => format.object_format = Some(word(key, value)?),
-                "extensions.refstorage" => format.ref_storage = Some(word(key, value)?),
+            let key = key.to_ascii_lowercase();
+            if ONLY_VERSION_1.contains(&key.as_str()) {
+                of_version_1 = Some(key.clone());
+            }
+            match key.as_str() {
+                "extensions.objectformat" => format.object_format = Some(word(&key, value)?),
+                "extensions.refstorage" => format.ref_storage = Some(word(&key, value)?),
                 "extensions.partialclone" => format.is_partial = true,
                 key if key.starts_with("remote.") && key.ends_with(".promisor") => {
                     format.is_partial |= value != "false";
@@ -214,13 +251,18 @@ impl Format {
                 _ => {}
             }
         }
-        if version > 1 {
+        if !(0..=1).contains(&version) {
             return Err(Unable::Version(format!(
                 "the repository's format is {version}, and this check knows 0 and 1"
             )));
         }
         if let (1, Some(key)) = (version, unknown) {
             return Err(Unable::Version(format!("this check does not know the repository's setting {key}")));
+        }
+        if let (0, Some(key)) = (version, of_version_1) {
+            return Err(Unable::Configuration(format!(
+                "the repository's setting {key} needs core.repositoryformatversion = 1, and it is 0: git refuses the repository"
+            )));
         }
         format.object_format = format.object_format.filter(|it| it != "sha1");
         format.ref_storage = format.ref_storage.filter(|it| it != "files");
@@ -241,6 +283,20 @@ impl Format {
         }
         text
     }
+}
+
+/// What `git config` prints of a repository's configuration. Nothing is printed where a key is not set.
+fn config_of(git: &Git, config: &Path, question: &[&str]) -> Result<Vec<u8>, Unable> {
+    let mut command = git.plain();
+    command.args(["config", "--no-includes", "-z", "--file"]).arg(config).args(question);
+    let output = command.output().map_err(|error| git.not_started(&error))?;
+    // 1: there is no such key.
+    if output.status.success() || output.status.code() == Some(1) && output.stderr.is_empty() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().next().unwrap_or("git config ended without a word");
+    Err(Unable::Configuration(format!("git cannot read the repository's configuration: {said}")))
 }
 
 /// A value that is one word, which needs no quotes in a configuration.
@@ -269,6 +325,26 @@ pub(super) fn small_file(path: &Path) -> Result<Option<Vec<u8>>, Unable> {
     let mut content = Vec::new();
     file.take(MAX_SMALL_BYTES).read_to_end(&mut content).map_err(|error| failed(&error))?;
     Ok(Some(content))
+}
+
+/// Why the check leaves out a linked work tree; `None` if it does not. `git worktree add` writes "initializing" to `locked`, and creates `HEAD`
+/// after other files; before git 2.44 it writes zeros there first. `git worktree remove` deletes the files one by one.
+fn unfinished(worktree: &Path) -> Result<Option<&'static str>, Unable> {
+    let is_there = |name: &str| worktree.join(name).symlink_metadata().is_ok();
+    if !["HEAD", "gitdir", "commondir"].into_iter().any(is_there) {
+        // git ignores such a folder.
+        return Ok(None);
+    }
+    let locked = small_file(&worktree.join("locked"))?.unwrap_or_default();
+    if locked.trim_ascii() == b"initializing" {
+        return Ok(Some("git worktree add was creating it, or was interrupted; the check left it out"));
+    }
+    let head = head(worktree)?.unwrap_or_else(|| vec![b'0'; 40]);
+    let head = head.trim_ascii();
+    let is_none = matches!(head.len(), 40 | 64) && head.iter().all(|byte| *byte == b'0');
+    Ok(is_none.then_some(
+        "it has no HEAD: git was creating or removing it, or its HEAD was lost; the check left it out",
+    ))
 }
 
 /// Content of `HEAD`. Versions of git before 1.5.6, and `core.preferSymlinkRefs`, make a link of it.

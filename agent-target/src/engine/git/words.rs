@@ -49,6 +49,8 @@ const ROWS: &[(&str, Meaning, i32)] = &[
     (r"^warning in ", Meaning::Note, 0),
     // References.
     (r"^error: (\S.*): invalid sha1 pointer [0-9a-f]+$", Meaning::Reference, REACHABLE),
+    // Caches of the index: git looks whether their objects are there before it uses them.
+    (r"^error: [0-9a-f]{40,64}: invalid sha1 pointer in (?:cache-tree|resolve-undo)", Meaning::Note, REFS),
     (r"^error: .*HEAD points to something strange \(.*\)$", Meaning::StrangeHead, REFS),
     (r"^error: .*: not a commit$", Meaning::Note, REFS),
     (r"^error: .*: invalid reflog entry [0-9a-f]+$", Meaning::Damage, REACHABLE),
@@ -151,6 +153,9 @@ mod tests {
             Some(Meaning::Note),
         ),
         ("error: refs/heads/x: invalid sha1 pointer ID", Some(Meaning::Reference)),
+        ("error: ID: invalid sha1 pointer in cache-tree", Some(Meaning::Note)),
+        ("error: ID: invalid sha1 pointer in cache-tree of index", Some(Meaning::Note)),
+        ("error: ID: invalid sha1 pointer in resolve-undo of index", Some(Meaning::Note)),
         ("error: HEAD points to something strange (refs/meta/config)", Some(Meaning::StrangeHead)),
         (
             "error: worktrees/w/HEAD points to something strange (refs/meta/config)",
