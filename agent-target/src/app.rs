@@ -29,6 +29,7 @@ use crate::{
     repository::{OpenError, Repository},
     service::{Repositories, operator::Operator, replication::Replication, restore::Restore},
     trust::schedule,
+    web::WebServer,
 };
 
 /// The folder of notices that wait, in the store: no repository can have this name.
@@ -49,6 +50,10 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let own_keys = Keyring::around(signing_key.verifying_key(), &config.agent.signing_key)?;
     let metrics = match config.metrics {
         Some(section) => Some(MetricsServer::bind(section).await?),
+        None => None,
+    };
+    let web = match config.web {
+        Some(section) => Some(WebServer::bind(section).await?),
         None => None,
     };
     let mut repositories = Vec::new();
@@ -93,12 +98,16 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
         started: jiff::Timestamp::now(),
     };
     observe::start(&repositories, (&notifier, &tracer), metrics, fixed);
+    let links = web.as_ref().map(WebServer::links);
+    if let Some(web) = web {
+        web.start(&repositories, &config.agent.name);
+    }
     let replication =
         ReplicationServiceServer::new(Replication::new(Arc::clone(&repositories), config.limits))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let served = Arc::clone(&repositories);
     let restore = RestoreServiceServer::new(Restore::new(Arc::clone(&repositories)));
-    let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone()));
+    let operator = TargetServiceServer::new(Operator::new(repositories, config.agent.name.clone(), links));
     let operators = config.agent.operators.clone();
     let operator =
         InterceptedService::new(operator, move |request| serve::only(operators.as_deref(), request));

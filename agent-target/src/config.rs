@@ -28,6 +28,7 @@ use crate::{
     check_queue::{CheckQueue, DEFAULT_WAIT, default_at_a_time},
     keep::retention::Retention,
     userns::Account,
+    web::WebSection,
 };
 
 mod account;
@@ -49,6 +50,8 @@ pub struct Config {
     pub limits: PeerLimits,
     /// `[metrics]`.
     pub metrics: Option<MetricsSection>,
+    /// `[web]`.
+    pub web: Option<WebSection>,
     /// `[traces]`.
     pub traces: Option<Collector>,
     /// `[[notify]]`.
@@ -207,6 +210,7 @@ struct File {
     #[serde(default)]
     limits: PeerLimitsSection,
     metrics: Option<MetricsSection>,
+    web: Option<WebSection>,
     traces: Option<TracesSection>,
     #[serde(default)]
     notify: Vec<NotifySection>,
@@ -497,6 +501,7 @@ pub fn parse(text: &ConfigText) -> Result<Config, LoadError> {
     if sections.is_empty() {
         faults.push(NO_REPOSITORY.to_owned());
     }
+    faults.extend(file.web.iter().flat_map(WebSection::faults));
     let check_priority = Priority { nice: file.agent.check_nice, io: file.agent.check_io };
     let limits = PeerLimits {
         first_message: file.limits.first_message.map_or(PeerLimits::default().first_message, |span| span.0),
@@ -523,6 +528,7 @@ pub fn parse(text: &ConfigText) -> Result<Config, LoadError> {
         [&file.tls.key, &file.agent.signing_key].into_iter().chain(file.operator.iter().map(|it| &it.key));
     let passwords = file.notify.iter().flat_map(NotifySection::secret_files);
     let passwords = passwords.chain(file.traces.iter().filter_map(TracesSection::secret_file));
+    let passwords = passwords.chain(file.web.iter().filter_map(WebSection::secret_file));
     let hidden = keys.map(PathBuf::as_path).chain(passwords).chain([file.agent.store.as_path()]).map(resolve);
     // An authority that signs certificates is elsewhere, or at least where no check looks.
     let authority = file.tls.ca.with_file_name("ca.key");
@@ -689,6 +695,7 @@ pub fn parse(text: &ConfigText) -> Result<Config, LoadError> {
         revoked,
         limits,
         metrics: file.metrics,
+        web: file.web.map(|web| web.resolved(path)),
         traces,
         notify,
         repositories,

@@ -24,6 +24,7 @@ pub mod json;
 pub mod keyring;
 pub mod ledger;
 pub mod limits;
+pub mod listen;
 pub mod manifest;
 pub mod memory;
 pub mod merge_join;

@@ -11,6 +11,7 @@ use tonic::{Code, Request, Status, service::Routes};
 use tonic_health::ServingStatus;
 
 use crate::{
+    listen,
     pki::Role,
     rpc_status::RpcFault,
     service_manager,
@@ -26,7 +27,7 @@ use crate::{
 #[non_exhaustive]
 pub enum ServeError {
     /// The address cannot be listened on.
-    #[error("{address} cannot be listened on: {source}\nHINT: {}", listen_hint(source))]
+    #[error("{address} cannot be listened on: {source}\nHINT: {}", listen::hint(source, "agent.listen"))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -50,17 +51,6 @@ pub enum ServeError {
     /// Signals cannot be waited for.
     #[error("signals cannot be waited for: {0}")]
     Signal(#[source] io::Error),
-}
-
-fn listen_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "another program has this port: stop it, or change agent.listen",
-        io::ErrorKind::AddrNotAvailable => "agent.listen must be an address of this host",
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need a privilege: use another one in agent.listen"
-        }
-        _ => "check agent.listen in the configuration",
-    }
 }
 
 /// Serves what `add` adds, the services called `names`, with health and reflection (v1 and v1alpha), until SIGTERM or SIGINT.

@@ -21,7 +21,7 @@ use assay_common::{
 use super::{Which, restore::own_keys};
 use crate::{
     config::{Config, Repository},
-    store::MANIFEST,
+    store::{ACKNOWLEDGEMENTS, MANIFEST, RECEIPTS},
 };
 
 /// The ledger as a whole.
@@ -145,13 +145,10 @@ fn look(
             Ok(HexDigest(*hasher.finalize().as_bytes()))
         })
     };
-    let (receipts, acknowledgements) = (store.join("receipts"), store.join(ACKNOWLEDGEMENTS));
+    let (receipts, acknowledgements) = (store.join(RECEIPTS), store.join(ACKNOWLEDGEMENTS));
     let beside = Beside { receipts: Some(&receipts), acknowledgements: Some(&acknowledgements) };
     audit.run(&ledger, &keys, Some(&source_keys), Some(&root_of), beside, json)
 }
-
-/// The folder of acknowledgements, in a repository's store.
-const ACKNOWLEDGEMENTS: &str = "acknowledgements";
 
 fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Repository, CommandError> {
     let mut known = config.repositories.iter();
@@ -187,7 +184,7 @@ fn acknowledge(
     let key = SigningKey::load(&config.agent.signing_key).map_err(key_error)?;
     let (keys, source_keys) =
         (own_keys(config).map_err(key_error)?, Keyring::load(&repository.source_key).map_err(key_error)?);
-    let receipts = store.join("receipts");
+    let receipts = store.join(RECEIPTS);
     let expected =
         Expected { receipts: Some(&receipts), acknowledgements: Some(&folder), ..Default::default() };
     let unreadable =

@@ -7,9 +7,11 @@ mod keep;
 mod keys;
 mod ledger;
 mod ops;
+mod report;
 mod restore;
 mod shares;
 mod status;
+mod web;
 
 use std::{
     path::{Path, PathBuf},
@@ -130,6 +132,11 @@ enum Command {
     /// Check the ledger as a whole, here or as a copy
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// Print what was proven in a period, as evidence for those who did not see it
+    ///
+    /// It is read from the store of this host, whether the agent runs or not, and says how to verify it without this program.
+    /// Exit codes: 0 every ledger is sound, 1 one is not, 2 usage, 4 one cannot be read.
+    Report(report::ReportArgs),
     /// List and replace the key with which this target signs verdicts
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -142,6 +149,9 @@ enum Command {
     /// Make certificates and keys
     #[command(subcommand)]
     Pki(PkiCommand),
+    /// Log in to the page for a browser
+    #[command(subcommand)]
+    Web(web::WebCommand),
     #[command(flatten)]
     Ops(ops::OpsCommand),
 }
@@ -241,6 +251,7 @@ const OFFLINE: &[&str] = &[
     "serve",
     "verdict verify",
     "ledger",
+    "report",
     "keys",
     "config",
     "pki",
@@ -323,6 +334,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Engine(EngineCommand::SubversionCheck(arguments)) => Ok(subversion::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
+        Command::Report(arguments) => report::run(&arguments, &load(&cli.config)?),
         Command::Keys(command) => keys::run(command, &load(&cli.config)?, cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
         Command::Config(ConfigCommand::Check) => config_check(&cli.config, cli.json),
@@ -425,6 +437,16 @@ async fn ask_one(
                 print_json(&to_output("GetTargetStatusResponse", &status));
             } else {
                 print(&status::text(&status));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Web(command) => {
+            let answer = tokio::time::timeout(PATIENCE, command.call(&mut client));
+            let login = answer.await.map_err(|_| timed("web login"))?.map_err(failed)?;
+            if json {
+                print_json(&to_output("WebLogin", &login));
+            } else {
+                print(&web::text(&login));
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -1,12 +1,14 @@
 //! One repository on the target.
 //!
 //! - [`abandoned`]: what runs left that did not come to their end;
+//! - [`history`]: its verdicts in short;
 //! - `keys`: the keys with which its ledger goes on;
 //! - [`occupancy`]: who has it now, and what may begin beside that;
 //! - [`verdicts`]: what is known of its generations, and which one is called verified;
 //! - `telling`: the order in which verdicts are told.
 
 pub mod abandoned;
+pub mod history;
 pub(crate) mod keys;
 pub mod occupancy;
 mod telling;

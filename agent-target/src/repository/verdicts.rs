@@ -13,21 +13,26 @@ use std::{
 };
 
 use assay_common::{
+    audit::{Audit, Expected, audit},
     digest::ContentDigest,
     error::IoContext as _,
     fault::{self, Point},
     id::{GenerationNumber, RunId},
     keyring::Keyring,
-    ledger::{Ledger, LedgerError},
+    ledger::{EntryId, Ledger, LedgerError},
     signing::SigningKey,
     verdict::{
         self, HexDigest, NegativeControl, Outcome, Trust, Verdict, VerdictError, sign_control, sign_verdict,
-        unverified_verdict, verify_control_among,
+        unverified_key_change, unverified_verdict, verify_control_among, verify_verdict_with,
     },
     watch::Ended,
 };
 
-use super::{Repository, keys::LastKeys};
+use super::{
+    Repository,
+    history::{History, Past},
+    keys::LastKeys,
+};
 use crate::{
     carried, observe,
     store::{FILE_BYTES, Held, StoreError},
@@ -56,6 +61,7 @@ struct Known {
     ended_runs: HashSet<RunId>,
     /// What the ledger takes.
     held: Held,
+    history: History,
 }
 
 /// What the ledger says of a generation.
@@ -126,6 +132,31 @@ impl Repository {
         })
     }
 
+    /// The newest verdicts in short, oldest first, without reading the ledger.
+    pub fn history(&self) -> Vec<Arc<Past>> {
+        self.verdicts.known().history.verdicts()
+    }
+
+    /// Entries of the ledger that could not be read when the agent started: neither verdicts nor key changes.
+    pub fn unreadable_entries(&self) -> Vec<u64> {
+        self.verdicts.known().history.unreadable()
+    }
+
+    /// Verifies the whole ledger as `ledger verify` does, except that no generation is compared with its verdict. Takes a fraction of a
+    /// millisecond for each verdict.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn audit_ledger(&self) -> Result<Audit, LedgerError> {
+        let (receipts, acknowledgements) = (self.store.receipts(), self.store.acknowledgements());
+        let expected = Expected {
+            receipts: Some(&receipts),
+            acknowledgements: Some(&acknowledgements),
+            ..Expected::default()
+        };
+        audit(&self.verdicts.ledger, &self.verdicts.own_keys, Some(&self.source_keys), &expected)
+    }
+
     /// A verdict's envelope.
     ///
     /// # Errors
@@ -134,22 +165,44 @@ impl Repository {
         Ok(String::from_utf8_lossy(&self.verdicts.ledger.get(id)?).into_owned())
     }
 
+    /// A verdict whose signatures verify, and that stands at its own place in the ledger.
+    ///
+    /// # Errors
+    /// When there is none with this id, and [`LedgerError::Build`] when it does not verify.
+    pub fn verified_verdict(&self, id: EntryId) -> Result<Verdict, LedgerError> {
+        let envelope = self.verdicts.ledger.get(&id.to_string())?;
+        let verified = verify_verdict_with(&envelope, &self.verdicts.own_keys, Some(&self.source_keys))?;
+        let sequence = verified.verdict.sequence;
+        if sequence != id.sequence() {
+            let (left, right) = (id.to_string(), EntryId(sequence).to_string());
+            return Err(VerdictError::Mismatch { what: "place in the ledger", left, right }.into());
+        }
+        Ok(verified.verdict)
+    }
+
     /// Reads the ledger, when the repository is opened. Nobody else writes to it. Gives what it says of keys.
     pub(super) fn learn_verdicts(&self) -> LastKeys {
         let mut known = Known { held: measure(self.verdicts.ledger.folder()), ..Known::default() };
         let mut keys = LastKeys::default();
         for id in self.verdicts.ledger.entries().unwrap_or_default() {
-            let Ok(envelope) = self.verdicts.ledger.get(&id.to_string()) else { continue };
+            let Ok(envelope) = self.verdicts.ledger.get(&id.to_string()) else {
+                known.history.note_unreadable(id.0);
+                continue;
+            };
             let verdict = match unverified_verdict(&envelope) {
                 Ok(verdict) => {
                     keys.note_signer(&envelope);
                     verdict
                 }
                 Err(_) => {
+                    if unverified_key_change(&envelope).is_err() {
+                        known.history.note_unreadable(id.0);
+                    }
                     keys.note(id, &envelope);
                     continue;
                 }
             };
+            known.history.note(id.0, Past::of(&verdict));
             let id = id.to_string();
             known.trust.learn(&verdict);
             known.ended_runs.insert(verdict.run_id.clone());
@@ -345,7 +398,7 @@ impl Repository {
     ) -> Result<(String, String), RecordError> {
         let step =
             |point| fault::at(point).at("write", self.verdicts.ledger.folder()).map_err(StoreError::from);
-        let (mut about, mut run, mut ended, mut failed) = (None, None, None, false);
+        let (mut about, mut run, mut ended, mut past, mut failed) = (None, None, None, None, false);
         let writing = self.verdicts.writing();
         step(Point::Sign)?;
         let id = self.verdicts.ledger.append(|sequence, previous| {
@@ -353,9 +406,13 @@ impl Repository {
             about = verdict.generation.map(|generation| (generation, verdict.outcome, Checker::of(&verdict)));
             run = Some(verdict.run_id.clone());
             failed = verdict.outcome != Outcome::Pass;
+            past = Some(Past::of(&verdict));
             ended = Some(Ended::of_verdict("", &verdict));
             sign_verdict(&verdict, &self.verdicts.signing_key)
         })?;
+        if let Some(past) = past {
+            self.verdicts.known().history.note(id.0, past);
+        }
         let id = id.to_string();
         if let Some(ended) = ended {
             self.untold.push(Ended { verdict_id: id.clone(), ..ended });

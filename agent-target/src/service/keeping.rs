@@ -19,6 +19,7 @@ use crate::{
         scrub::{self, Told, Wanted},
     },
     repository::{Repository, abandoned::DiscardError, occupancy::Refusal},
+    status,
 };
 
 /// Prunes, or says what a pruning would do.
@@ -124,11 +125,11 @@ fn change_pins(
         })?,
     }
     tracing::info!(repository = repository.config.name, generation = number.0, "an operator changed a pin");
-    Ok(operator::describe(repository, &record, repository.last_verdict(number)))
+    Ok(status::of_generation(repository, &record, repository.last_verdict(number)))
 }
 
 /// The newest scrub, and what is rotten now.
-pub(super) fn scrub_status(repository: &Repository) -> Option<ScrubStatus> {
+pub(crate) fn scrub_status(repository: &Repository) -> Option<ScrubStatus> {
     let rot = repository.rot();
     let last = rot.last()?;
     Some(ScrubStatus {

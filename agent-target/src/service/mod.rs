@@ -1,6 +1,6 @@
 //! The gRPC services: thin handlers that check who asks, decode, call, encode.
 
-mod keeping;
+pub(crate) mod keeping;
 pub mod operator;
 mod outlook;
 pub mod replication;

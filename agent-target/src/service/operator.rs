@@ -6,27 +6,27 @@ use assay_common::{
     id::{GenerationNumber, RunId},
     pki::Role,
     rpc_status::RpcFault,
-    tls::{renewal, require_role},
-    trouble,
-    verdict::{Verdict, timestamp_to_proto},
-    watch::Ended,
+    tls::require_role,
+    verdict::timestamp_to_proto,
 };
 use assay_proto::v1::{
-    self, BisectProgress, BisectRequest, CheckProgress, CheckQueueStatus, CheckWait, ControlProgress,
-    Generation, GetGenerationRequest, GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest,
+    self, BisectProgress, BisectRequest, CheckProgress, ControlProgress, CreateWebLoginRequest, Generation,
+    GetGenerationRequest, GetTargetStatusRequest, GetTargetStatusResponse, GetVerdictRequest,
     ListGenerationsRequest, ListGenerationsResponse, ListVerdictsRequest, ListVerdictsResponse,
-    RunControlRequest, TargetRepositoryStatus, VerifyGenerationRequest, target_service_server::TargetService,
+    RunControlRequest, VerifyGenerationRequest, WebLogin, target_service_server::TargetService,
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Repositories, busy, internal, invalid, keeping};
 use crate::{
-    check_queue::{CheckQueue, Wanted},
+    check_queue::Wanted,
     repository::Repository,
-    store::{Record, TREE},
+    status,
+    store::Record,
     trust::{bisect, control},
     verify::{self, AskedBy},
+    web::Links,
 };
 
 /// Verdicts in a list when the request does not say.
@@ -38,12 +38,14 @@ const MAX_LIMIT: usize = 1000;
 pub struct Operator {
     repositories: Arc<Repositories>,
     name: String,
+    /// Links to the page for a browser, where it is served.
+    links: Option<Links>,
 }
 
 impl Operator {
     /// For these repositories of the agent called `name`.
-    pub fn new(repositories: Arc<Repositories>, name: String) -> Self {
-        Self { repositories, name }
+    pub fn new(repositories: Arc<Repositories>, name: String, links: Option<Links>) -> Self {
+        Self { repositories, name, links }
     }
 
     fn repository<T>(&self, request: &Request<T>, name: &str) -> Result<Arc<Repository>, Status> {
@@ -111,7 +113,7 @@ impl TargetService for Operator {
                 .into_iter()
                 .filter_map(|number| {
                     let record = repository.store.record(number).ok()?;
-                    Some(describe(&repository, &record, repository.last_verdict(number)))
+                    Some(status::of_generation(&repository, &record, repository.last_verdict(number)))
                 })
                 .collect();
             Ok(ListGenerationsResponse { generations })
@@ -134,7 +136,7 @@ impl TargetService for Operator {
             };
             let record = record(&repository, number)?;
             let last = repository.last_verdict(number);
-            Ok(describe(&repository, &record, last))
+            Ok(status::of_generation(&repository, &record, last))
         })
         .await
     }
@@ -164,7 +166,10 @@ impl TargetService for Operator {
             Some(Ok((id, envelope))) => {
                 let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
                     .map_err(|error| internal("reading the verdict", &error))?;
-                Ok(CheckProgress { step: String::new(), verdict: Some(message(&id, &verdict, envelope)) })
+                Ok(CheckProgress {
+                    step: String::new(),
+                    verdict: Some(status::of_verdict(&id, &verdict, envelope)),
+                })
             }
             Some(Err(message)) => Err(RpcFault::new(Code::Internal, "check-failed", message).into()),
         });
@@ -214,7 +219,7 @@ impl TargetService for Operator {
             };
             let checked = |id: String, envelope: String| {
                 if let Ok(verdict) = assay_common::verdict::unverified_verdict(envelope.as_bytes()) {
-                    let verdict = Some(message(&id, &verdict, String::new()));
+                    let verdict = Some(status::of_verdict(&id, &verdict, String::new()));
                     sender.send(BisectProgress { verdict, ..Default::default() });
                 }
             };
@@ -236,7 +241,8 @@ impl TargetService for Operator {
         };
         blocking(move || {
             let verdicts = repository.verdicts().take(limit);
-            let verdicts = verdicts.map(|(id, verdict)| message(&id, &verdict, String::new())).collect();
+            let verdicts =
+                verdicts.map(|(id, verdict)| status::of_verdict(&id, &verdict, String::new())).collect();
             Ok(ListVerdictsResponse { verdicts })
         })
         .await
@@ -263,7 +269,7 @@ impl TargetService for Operator {
             }
             let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
                 .map_err(|error| internal("reading the verdict", &error))?;
-            Ok(message(&id, &verdict, envelope))
+            Ok(status::of_verdict(&id, &verdict, envelope))
         })
         .await
     }
@@ -312,24 +318,29 @@ impl TargetService for Operator {
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
 
+    async fn create_web_login(
+        &self,
+        request: Request<CreateWebLoginRequest>,
+    ) -> Result<Response<WebLogin>, Status> {
+        let operator = require_role(&request, &[Role::Operator])?;
+        let links = self.links.as_ref().ok_or_else(|| {
+            RpcFault::new(Code::FailedPrecondition, "no-web-page", "this target serves no page for a browser")
+                .with_hint(
+                    "add [web] with listen = \"127.0.0.1:7480\" to its configuration, and restart the agent",
+                )
+        })?;
+        let (url, expires) = links.create(&operator.name);
+        tracing::info!(operator = operator.name, "an operator asks for a link to the web page");
+        Ok(Response::new(WebLogin { url, expires: Some(timestamp_to_proto(expires)) }))
+    }
+
     async fn get_target_status(
         &self,
         request: Request<GetTargetStatusRequest>,
     ) -> Result<Response<GetTargetStatusResponse>, Status> {
         require_role(&request, &[Role::Operator])?;
         let (repositories, agent) = (Arc::clone(&self.repositories), self.name.clone());
-        blocking(move || {
-            Ok(GetTargetStatusResponse {
-                agent,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                now: Some(timestamp_to_proto(jiff::Timestamp::now())),
-                repositories: repositories.iter().map(|repository| status(repository)).collect(),
-                certificate_expires: renewal::expires().map(timestamp_to_proto),
-                troubles: trouble::lines(),
-                checks: repositories.iter().next().map(|repository| checks(&repository.checks)),
-            })
-        })
-        .await
+        blocking(move || Ok(status::of_target(&repositories, &agent, jiff::Timestamp::now()))).await
     }
 }
 
@@ -341,136 +352,5 @@ pub(super) fn record(repository: &Repository, number: GenerationNumber) -> Resul
     repository.store.record(number).map_err(|error| {
         RpcFault::new(Code::NotFound, "no-such-generation", format!("generation {number}: {error}"))
             .with_hint("assay-target generations lists those that there are")
-    })
-}
-
-fn status(repository: &Repository) -> TargetRepositoryStatus {
-    let of = |number: GenerationNumber| {
-        let record = repository.store.record(number).ok()?;
-        Some(describe(repository, &record, repository.last_verdict(number)))
-    };
-    let generations = repository.store.generations().unwrap_or_default();
-    let latest = generations.last().copied().and_then(of);
-    let standing = repository.watch.standing();
-    let now = repository.occupancy.now();
-    let (current_run_id, doing) = now.map(|now| (now.run.to_string(), now.doing)).unwrap_or_default();
-    TargetRepositoryStatus {
-        repository: repository.config.name.clone(),
-        current_run_id,
-        verified: repository.store.verified().and_then(of),
-        generations: generations.len() as u64,
-        free_bytes: repository.store.free_bytes(),
-        negative_control: repository.control().as_ref().map(Into::into),
-        former_control: repository.former_control().map(|control| timestamp_to_proto(control.time)),
-        last_restore: super::restore::last_restore(repository),
-        scrub: keeping::scrub_status(repository),
-        last_pass_age_seconds: standing.age(jiff::Timestamp::now()).map_or(0, |age| age.as_secs()),
-        overdue_after_seconds: repository.watch.max_age().map_or(0, |age| age.as_secs()),
-        doing,
-        last_verdict: standing.last.as_ref().and_then(|last| newest_verdict(last, latest.as_ref())),
-        latest,
-        changed_without_trace: standing.traceless.as_ref().map(Into::into),
-        check_wait: check_wait(repository),
-    }
-}
-
-/// The check of a repository that waits for a slot.
-fn check_wait(repository: &Repository) -> Option<CheckWait> {
-    let waiting = repository.checks.waiting();
-    let own = waiting.into_iter().find(|waiting| waiting.repository == repository.config.name)?;
-    Some(CheckWait {
-        before: u32::try_from(own.before).unwrap_or(u32::MAX),
-        since: Some(timestamp_to_proto(own.since)),
-    })
-}
-
-/// How the queue of all checks stands.
-fn checks(queue: &CheckQueue) -> CheckQueueStatus {
-    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let waiting = queue.waiting();
-    CheckQueueStatus {
-        running: number(queue.running()),
-        at_a_time: number(queue.at_a_time()),
-        waiting: number(waiting.len()),
-        oldest_since: waiting.iter().map(|waiting| waiting.since).min().map(timestamp_to_proto),
-    }
-}
-
-pub(super) fn describe(
-    repository: &Repository,
-    record: &Record,
-    last: Option<(String, Verdict)>,
-) -> Generation {
-    let number = GenerationNumber(record.generation);
-    // What it claims today: a control that came after its verdict counts.
-    let says = last.as_ref().map(|(_, verdict)| verdict.says_under(repository.trust_in(verdict)));
-    let (sentence, claims) = says.unzip();
-    let (verdict_id, outcome, reason) = last.map_or_else(Default::default, |(id, verdict)| {
-        (id, v1::Outcome::from(verdict.outcome).into(), verdict.reason)
-    });
-    let mut rot = repository.rot().of(number);
-    rot.truncate(20);
-    let pin = repository.pins().as_ref().ok().and_then(|pins| Some(pins.get(number)?.note.clone()));
-    Generation {
-        repository: record.repository.clone(),
-        number: record.generation,
-        run_id: record.run_id.clone(),
-        sealed: Some(timestamp_to_proto(record.sealed)),
-        mark: Some(v1::Mark { id: record.mark.id.clone(), time: Some(timestamp_to_proto(record.mark.time)) }),
-        root_digest: record.root_digest.clone(),
-        entries: record.entries,
-        total_bytes: record.total_bytes,
-        new_bytes: record.new_bytes,
-        outcome,
-        reason,
-        verdict_id,
-        verified: repository.store.verified() == Some(number),
-        path: repository.store.generation_path(number).join(TREE).display().to_string(),
-        pinned: pin.is_some(),
-        pin_note: pin.unwrap_or_default(),
-        rot,
-        sentence: sentence.unwrap_or_default(),
-        claims,
-        proven: repository.is_proven(number),
-    }
-}
-
-fn message(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict {
-    v1::Verdict {
-        id: id.to_owned(),
-        sequence: verdict.sequence,
-        repository: verdict.repository.clone(),
-        run_id: verdict.run_id.to_string(),
-        generation: verdict.generation.map_or(0, |generation| generation.0),
-        outcome: v1::Outcome::from(verdict.outcome).into(),
-        reason: verdict.reason.clone(),
-        message: verdict.message.clone(),
-        time: Some(timestamp_to_proto(verdict.times.signed)),
-        root_digest: verdict.root.map(|root| root.to_string()).unwrap_or_default(),
-        envelope,
-        attribution: verdict.attribution.as_ref().map(Into::into),
-        negative_control: verdict.negative_control.as_ref().map(Into::into),
-        sentence: verdict.sentence(),
-        claims: Some(verdict.claims_proto()),
-        received: None,
-    }
-}
-
-/// What the newest verdict says, unless the newest generation says it.
-fn newest_verdict(last: &Ended, latest: Option<&Generation>) -> Option<v1::Verdict> {
-    if latest.is_some_and(|latest| latest.verdict_id == last.verdict_id) {
-        return None;
-    }
-    Some(v1::Verdict {
-        id: last.verdict_id.clone(),
-        run_id: last.run_id.clone(),
-        generation: last.generation.unwrap_or(0),
-        outcome: v1::Outcome::from(last.outcome).into(),
-        reason: last.reason.clone(),
-        message: last.message.clone(),
-        sentence: last.sentence.clone(),
-        claims: last.claims.clone(),
-        time: Some(timestamp_to_proto(last.finished)),
-        ..Default::default()
     })
 }

@@ -274,7 +274,7 @@ impl RestoreService for Restore {
 }
 
 /// The newest restore of a repository, for its status.
-pub(super) fn last_restore(repository: &Repository) -> Option<RestoreRecord> {
+pub(crate) fn last_restore(repository: &Repository) -> Option<RestoreRecord> {
     let done = last(repository.store.path())?;
     Some(RestoreRecord {
         time: Some(timestamp_to_proto(done.time)),

@@ -64,7 +64,9 @@ pub use whole::{Original, Promised};
 /// Version of the form of all this: [`assay_common::format`].
 const FORMAT: u32 = 1;
 /// The source's receipts for verdicts.
-const RECEIPTS: &str = "receipts";
+pub(crate) const RECEIPTS: &str = "receipts";
+/// The folder of acknowledgements, in a repository's store.
+pub(crate) const ACKNOWLEDGEMENTS: &str = "acknowledgements";
 /// The newest verdict that was told.
 const TOLD: &str = "told.json";
 /// The newest negative control.
@@ -269,6 +271,11 @@ impl Store {
     /// The folder of the source's receipts.
     pub fn receipts(&self) -> PathBuf {
         self.path.join(RECEIPTS)
+    }
+
+    /// The folder of operators' acknowledgements.
+    pub fn acknowledgements(&self) -> PathBuf {
+        self.path.join(ACKNOWLEDGEMENTS)
     }
 
     /// Keeps the source's receipt for a verdict. False when there is another one already, which stays.

@@ -296,8 +296,13 @@ pub fn write_new(file: &std::path::Path, text: &str) -> Result<(), CommandError>
 
 /// Prints a value as JSON on one line.
 pub fn print_json(value: &serde_json::Value) {
+    write_out(&json_line(value));
+}
+
+/// The line that [`print_json`] prints, for those who send it elsewhere.
+pub fn json_line(value: &serde_json::Value) -> String {
     let value = output::in_contract(value.clone());
-    write_out(&format!("{}\n", screen::harmless_json(&value.to_string())));
+    format!("{}\n", screen::harmless_json(&value.to_string()))
 }
 
 /// Why the output is not whole: the first error of standard output.

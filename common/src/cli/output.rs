@@ -14,7 +14,7 @@ const MAX_NUMBER: u64 = (1 << 53) - 1;
 const OUTCOME: &str = "OUTCOME_";
 
 /// Messages of gRPC that commands print.
-const MESSAGES: [&str; 12] = [
+const MESSAGES: [&str; 13] = [
     "Run",
     "RunPlan",
     "GetStatusResponse",
@@ -27,6 +27,7 @@ const MESSAGES: [&str; 12] = [
     "DiscardAbandonedResponse",
     "ScrubProgress",
     "RepositoryStatus",
+    "WebLogin",
 ];
 
 static IS_JSON: AtomicBool = AtomicBool::new(false);
@@ -183,6 +184,20 @@ pub fn schema() -> Value {
             json!({ "type": "object", "required": ["owner", "key", "place"], "additionalProperties": false, "properties": {
                 "owner": { "type": "string" }, "key": { "type": "string", "pattern": "^[0-9a-f]{16}$" },
                 "place": { "enum": ["former", "signs", "announced"] } } }),
+        ),
+        (
+            "Report",
+            json!({ "type": "object", "required": ["target", "version", "made", "from", "to", "unfinished", "repositories", "requirements", "verify"],
+                "properties": {
+                    "target": { "type": "string" }, "made": { "type": "string", "format": "date-time" },
+                    "from": { "type": "string", "format": "date-time" }, "to": { "type": "string", "format": "date-time" },
+                    "unfinished": { "type": "boolean" }, "verify": { "type": "string" },
+                    "repositories": { "type": "array", "items": { "type": "object",
+                        "required": ["repository", "head", "sound", "findings", "verdicts", "missed", "exceptions"], "properties": {
+                            "repository": { "type": "string" }, "head": { "type": ["string", "null"] },
+                            "sound": { "type": "boolean" }, "findings": { "type": "array", "items": { "type": "string" } },
+                            "verdicts": { "type": "array", "items": { "type": "object", "required": ["id", "outcome", "reason", "verified"] } },
+                            "missed": { "type": ["array", "null"] }, "exceptions": { "type": "array" } } } } } }),
         ),
         (
             "Restored",

@@ -4,17 +4,14 @@ use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{body::Incoming, service::service_fn};
 use serde::Deserialize;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 
-/// Scrapers that are served side by side.
-const CONNECTIONS: usize = 16;
-/// How long a client may take to ask.
-const HEADER_PATIENCE: Duration = Duration::from_secs(5);
-/// How long one connection may stay: Prometheus keeps its own for as long as it scrapes.
-const LIFETIME: Duration = Duration::from_secs(600);
+use crate::listen::{self, HttpLimits, serve_http};
+
+/// Prometheus keeps its connection for as long as it scrapes.
+const LIMITS: HttpLimits = HttpLimits { connections: 16, lifetime: Duration::from_secs(600) };
 /// What OpenMetrics text is called (OpenMetrics 1.0, "Protocol Negotiation").
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -30,24 +27,16 @@ pub struct MetricsSection {
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The address cannot be listened on.
-    #[error("{address} cannot be listened on for metrics: {source}\nHINT: {}", listen_hint(source))]
+    #[error(
+        "{address} cannot be listened on for metrics: {source}\nHINT: {}",
+        listen::hint(source, "metrics.listen")
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
         /// Why not.
         source: io::Error,
     },
-}
-
-fn listen_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "another program has this port: stop it, or change metrics.listen",
-        io::ErrorKind::AddrNotAvailable => "metrics.listen must be an address of this host",
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need a privilege: use another one in metrics.listen"
-        }
-        _ => "check metrics.listen in the configuration",
-    }
 }
 
 /// A listening socket that serves nothing yet.
@@ -73,33 +62,11 @@ impl MetricsServer {
 
     /// Serves what `page` makes, for ever. It is called on a thread that may wait.
     pub async fn serve(self: Arc<Self>, page: Arc<impl Fn() -> String + Send + Sync + 'static>) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        let address = self.listener.local_addr().map_or_else(|error| error.to_string(), |it| it.to_string());
-        tracing::info!(address, "serving metrics");
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "a connection for metrics was not taken");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
+        serve_http(&self.listener, "metrics", LIMITS, |_| {
             let page = Arc::clone(&page);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| answer(request, Arc::clone(&page)));
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_PATIENCE)
-                    .serve_connection(TokioIo::new(stream), service);
-                // Whatever was wrong with it, it was the client's connection.
-                drop(tokio::time::timeout(LIFETIME, connection).await);
-                drop(place);
-            });
-        }
+            service_fn(move |request| answer(request, Arc::clone(&page)))
+        })
+        .await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::pair::{Done, Pair, json as parsed};
+use crate::pair::{Done, Pair, free_port, json as parsed};
 
 const SCHEMA: &str = "docs/schema/output-v1.json";
 
@@ -67,6 +67,8 @@ fn assert_form(done: &Done, name: &str, command: &str) {
 #[test]
 fn every_command_prints_objects_of_the_published_form() {
     let pair = Pair::plain(1);
+    let page = format!("[web]\nlisten = \"127.0.0.1:{}\"\n[tls]", free_port());
+    pair.restart_with("target", "[tls]", &page);
     fs::write(pair.root(0).join("file"), "content").expect("write");
     let shown = format!("verdict show {}", pair.run(0)["id"].as_str().expect("an id"));
     let both: &[(&str, &str)] =
@@ -96,6 +98,8 @@ fn every_command_prints_objects_of_the_published_form() {
         ("ledger verify", "LedgerAudit"),
         ("keys show", "Key"),
         ("explain", "Message"),
+        ("web login", "WebLogin"),
+        ("report --from 2026-01-01 --to 2999-01-01 --format json", "Report"),
     ];
     let run = |role: &str, command: &str| {
         let words: Vec<&str> = ["--json"].into_iter().chain(command.split(' ')).collect();

@@ -13,6 +13,7 @@ const END: &str = "<!-- end of reference -->";
 const SOURCE: &str = "agent-source/src/config.rs";
 const TARGET: &str = "agent-target/src/config.rs";
 const METRICS: &str = "common/src/metrics/serve.rs";
+const WEB: &str = "agent-target/src/web/config.rs";
 const TRACES: &str = "common/src/traces/config.rs";
 const NOTIFY: &str = "common/src/notify/config.rs";
 
@@ -44,6 +45,7 @@ const SECTIONS: [(&str, &[Section]); 3] = [
             (TARGET, "HostSection", "[repository.host]"),
             ("common/src/profile/limits.rs", "Limits", "[repository.limits]"),
             (TARGET, "RetentionSection", "[repository.retention]"),
+            (WEB, "WebSection", "[web]"),
         ],
     ),
     (
@@ -57,7 +59,8 @@ const SECTIONS: [(&str, &[Section]); 3] = [
 ];
 
 /// What a type of the code is in TOML; types that are not here are enums, whose words are listed.
-const TYPES: [(&str, &str); 23] = [
+const TYPES: [(&str, &str); 24] = [
+    ("IpAddr", "text"),
     ("RevokedSetting", "list of texts, or path"),
     ("UserName", "text or number"),
     ("String", "text"),
@@ -259,7 +262,7 @@ fn the_reference_is_what_the_code_has() {
 /// No struct of a configuration is left out.
 #[test]
 fn every_section_of_the_code_is_in_the_reference() {
-    for file in [SOURCE, TARGET, NOTIFY, METRICS] {
+    for file in [SOURCE, TARGET, NOTIFY, METRICS, WEB] {
         for item in items(file) {
             let Item::Struct(item) = item else { continue };
             let name = item.ident.to_string();
