@@ -8,11 +8,12 @@ use assay_common::{
     manifest::{Entry, EntryKind, ManifestReader, Root, validate_entry},
     path::TreePath,
     profile::{PartFiles, PartsKind, Profile},
+    sqlite::{SIDE_FILES, may_be_database},
     verdict::HexDigest,
 };
 
 use super::{
-    inputs::{Inputs, entry_digest, settings},
+    inputs::{Inputs, content_digest, entry_digest, settings},
     revisions::RevisionParts,
 };
 use crate::{
@@ -64,8 +65,8 @@ enum Finder<'a> {
         roots: &'a [Root],
     },
     Revisions(Box<RevisionParts>),
-    /// The engine finds the parts: it is told which files there are.
-    Engine(Known),
+    /// The step itself finds the parts of this kind, among the files of the generation.
+    Engine(Known, PartsKind),
 }
 
 /// Lists the parts of all steps that have any. `altered`: a file of the tree that is taken to have another content than the manifest says.
@@ -93,11 +94,8 @@ pub(crate) fn list(
                 let folder: PathBuf = generation.join(TREE).join(&root.subdirectory);
                 Finder::Revisions(Box::new(RevisionParts::of(&folder, settings)))
             }
-            Some(PartsKind::PostgresqlRelations) => {
-                let mut common = Inputs::new();
-                common.add(b"relations").add(&settings.0).add(check.name.as_bytes());
-                let common = common.finish().to_string();
-                Finder::Engine(Known { common, ..Default::default() })
+            Some(kind @ (PartsKind::PostgresqlRelations | PartsKind::SqliteDatabases)) => {
+                Finder::Engine(known(kind, settings, &check.name), kind)
             }
             None => Finder::Files {
                 files: PartFiles::new(parts)?,
@@ -123,12 +121,16 @@ pub(crate) fn list(
                 Finder::Revisions(revisions) if root == 0 => {
                     revisions.take(&in_root, &entry, digest, is_altered);
                 }
-                Finder::Engine(known) if root == 0 => {
-                    if let Some((path, file)) = relation_file(&in_root, &entry, digest) {
+                Finder::Engine(known, kind) if root == 0 => {
+                    let digest = match kind {
+                        PartsKind::SqliteDatabases => content_digest(&entry, is_altered),
+                        PartsKind::PostgresqlRelations | PartsKind::SubversionRevisions => digest,
+                    };
+                    if let Some((path, file)) = known_file(*kind, &in_root, &entry, digest) {
                         known.files.insert(path, file);
                     }
                 }
-                Finder::Revisions(_) | Finder::Engine(_) => {}
+                Finder::Revisions(_) | Finder::Engine(..) => {}
                 // Folders hold the files, and say nothing beside them.
                 Finder::Files { .. } if entry.kind() == EntryKind::Directory => {}
                 Finder::Files { files, common, parts, is_certain, roots } => {
@@ -160,7 +162,7 @@ pub(crate) fn list(
         let mut known = None;
         let parts = match finder {
             Finder::Revisions(revisions) => revisions.finish(),
-            Finder::Engine(mut files) => {
+            Finder::Engine(mut files, _) => {
                 if files.files.len() > MAX_FILES {
                     files.files.clear();
                 }
@@ -177,12 +179,33 @@ pub(crate) fn list(
     Ok(finders.into_iter().map(finish).collect())
 }
 
-/// A file in which a relation may lie. A further name of a file and what is no file are left out: what lies there is checked.
-fn relation_file(path: &TreePath, entry: &Entry, digest: HexDigest) -> Option<(String, KnownFile)> {
+/// Starts the input of a step that finds its parts itself; the files are added later.
+fn known(kind: PartsKind, settings: HexDigest, step: &str) -> Known {
+    let kind: &[u8] = if kind == PartsKind::SqliteDatabases { b"databases" } else { b"relations" };
+    let mut common = Inputs::new();
+    common.add(kind).add(&settings.0).add(step.as_bytes());
+    Known { common: common.finish().to_string(), ..Default::default() }
+}
+
+/// An entry of the manifest as such a step gets it, if a part may depend on it. The step always checks what it does not find in this list, such
+/// as the second name of a hard-linked file.
+fn known_file(
+    kind: PartsKind,
+    path: &TreePath,
+    entry: &Entry,
+    digest: HexDigest,
+) -> Option<(String, KnownFile)> {
     let name = std::str::from_utf8(path.as_bytes()).ok()?;
-    let is_there = ["base/", "global/"].iter().any(|folder| name.starts_with(folder));
+    let is_wanted = match kind {
+        PartsKind::SqliteDatabases => {
+            may_be_database(entry.size) || SIDE_FILES.iter().any(|side| name.ends_with(side))
+        }
+        PartsKind::PostgresqlRelations | PartsKind::SubversionRevisions => {
+            ["base/", "global/"].iter().any(|folder| name.starts_with(folder))
+        }
+    };
     let written = (entry.mtime_seconds, entry.mtime_nanos);
-    (is_there && entry.kind() == EntryKind::File)
+    (entry.kind() == EntryKind::File && is_wanted)
         .then(|| (name.to_owned(), KnownFile { digest, size: entry.size, written }))
 }
 

@@ -4,7 +4,7 @@
 //! [`Known`] from its standard input and leaves [`Found`] in its scratch folder, in the file [`FILE`]. What it finds counts only for a
 //! step that passed, and a part that it carries must be one that it was told of.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, fs::Metadata, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use assay_common::{confined::Folder, path::TreePath, verdict::HexDigest};
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub(crate) struct Known {
 /// A file as the generation's manifest has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KnownFile {
-    /// Of its content and its metadata.
+    /// Digest of its content and, for relations of PostgreSQL, of its metadata.
     pub(crate) digest: HexDigest,
     pub(crate) size: u64,
     /// When it was changed last: seconds, and nanoseconds.
@@ -51,6 +51,21 @@ pub(crate) struct Found {
     pub(crate) checked: u64,
     /// Parts that were not checked, because they depend on what they depended on when they passed.
     pub(crate) carried: BTreeMap<String, HexDigest>,
+}
+
+impl KnownFile {
+    /// A file that is in the workspace as the manifest has it.
+    #[cfg(test)]
+    pub(crate) fn of(digest: HexDigest, there: &Metadata) -> Self {
+        let written = (there.mtime(), u32::try_from(there.mtime_nsec()).expect("nanoseconds"));
+        Self { digest, size: there.len(), written }
+    }
+
+    /// True if a file in the workspace has the kind, size and time of the manifest's.
+    pub(crate) fn matches(&self, there: &Metadata) -> bool {
+        let written = u32::try_from(there.mtime_nsec()).map(|nanoseconds| (there.mtime(), nanoseconds));
+        there.is_file() && there.len() == self.size && written == Ok(self.written)
+    }
 }
 
 /// Reads what a step left in its scratch folder; `None` when it left nothing of the kind.

@@ -4,6 +4,7 @@
 //! agent: no configuration, no store. They print what they find; the profile says what it means.
 
 pub mod git;
+mod known_parts;
 pub mod postgresql;
 mod report;
 pub mod sqlite;

@@ -28,6 +28,8 @@ pub(super) struct Report<W: Write> {
     out: W,
     damage: u64,
     notes: u64,
+    /// Parts that were not looked at.
+    missed: u64,
 }
 
 impl Report<io::Stdout> {
@@ -38,7 +40,7 @@ impl Report<io::Stdout> {
 
 impl<W: Write> Report<W> {
     pub(super) fn to(out: W) -> Self {
-        Self { out, damage: 0, notes: 0 }
+        Self { out, damage: 0, notes: 0, missed: 0 }
     }
 
     /// One line, whatever the text holds.
@@ -58,6 +60,7 @@ impl<W: Write> Report<W> {
     }
 
     pub(super) fn not_covered(&mut self, part: &str, why: &str) {
+        self.missed += 1;
         // The first colon with a space behind it ends the part.
         let part = part.replace(": ", ":");
         self.line(&format!("not covered: {part}: {why}"));
@@ -89,6 +92,11 @@ impl<W: Write> Report<W> {
 
     pub(super) fn is_damaged(&self) -> bool {
         self.damage > 0
+    }
+
+    /// The number of lines that say more of a part than that it is sound: damage, notes, uncovered parts.
+    pub(super) fn said(&self) -> u64 {
+        self.damage + self.notes + self.missed
     }
 
     pub(super) fn into_inner(self) -> W {

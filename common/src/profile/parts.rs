@@ -45,6 +45,15 @@ pub enum PartsKind {
     /// The relations of a PostgreSQL cluster whose data directory is the first root. The step finds them itself: `{parts}` has it read from its
     /// standard input what it may carry.
     PostgresqlRelations,
+    /// The SQLite databases in the first root. The step finds them itself and reads its standard input, as with `postgresql-relations`.
+    SqliteDatabases,
+}
+
+impl PartsKind {
+    /// True if the step finds its parts itself, and reads from its standard input which results it may carry.
+    pub fn is_found_by_the_step(self) -> bool {
+        matches!(self, Self::PostgresqlRelations | Self::SqliteDatabases)
+    }
 }
 
 /// The patterns of [`Parts`], ready to be asked about paths in a root.

@@ -369,7 +369,7 @@ impl Faults<'_> {
         self.expect(one, way, "either 'kind' or 'for_each_changed' is needed, and not both");
         let own = check.for_each.is_none() && !check.repair;
         self.expect(own, way, "cannot be together with 'for_each' or 'repair'");
-        let reads = parts.kind == Some(PartsKind::PostgresqlRelations);
+        let reads = parts.kind.is_some_and(PartsKind::is_found_by_the_step);
         self.expect(
             !reads || check.stdin.is_none(),
             way,

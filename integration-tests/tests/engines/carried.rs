@@ -106,6 +106,69 @@ fn a_subversion_check_follows_the_change_and_finds_damage_anywhere() {
     assert_eq!(counts(&pair.run(0)), (1, 3));
 }
 
+/// Creates six databases, one of them in WAL mode.
+fn databases(pair: &Pair) -> Vec<PathBuf> {
+    let mut made = Vec::new();
+    for number in 0..6 {
+        let path = pair.root(0).join(format!("app{number}.db"));
+        sqlite(
+            &path,
+            &format!(
+                "PRAGMA journal_mode = {}; CREATE TABLE t (n INTEGER PRIMARY KEY, a TEXT UNIQUE, b REFERENCES t);
+                 WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 2000)
+                 INSERT INTO t SELECT i, 'row ' || (i * i), NULL FROM c;",
+                if number == 0 { "wal" } else { "delete" }
+            ),
+        );
+        made.push(path);
+    }
+    made
+}
+
+fn sqlite(database: &Path, statements: &str) {
+    rusqlite::Connection::open(database).expect("open").execute_batch(statements).expect("SQL");
+}
+
+/// Each of two steps has a part for each database.
+#[test]
+fn a_sqlite_check_follows_the_change_and_finds_damage_anywhere() {
+    let pair = Pair::engine("sqlite", "max_drop_percent = 100\n");
+    let databases = databases(&pair);
+    assert_eq!(counts(&pair.run(0)), (0, 0), "nothing is carried");
+    let second = pair.run(0);
+    println!("{}", sentence(&second));
+    assert_eq!(counts(&second), (2, 10), "nothing has changed, and each step looks at one: {second}");
+    assert!(sentence(&second).contains("2 of 12 parts checked now, the rest between "), "{second}");
+    sqlite(&databases[3], "UPDATE t SET a = 'changed' WHERE n = 7");
+    assert_eq!(counts(&pair.run(0)), (2, 10));
+    // The step checks a database with a note each time: the next verdict would not repeat the note.
+    sqlite(&databases[4], "PRAGMA foreign_keys = off; UPDATE t SET b = 99999 WHERE n = 8");
+    assert_eq!(counts(&pair.run(0)), (2, 10));
+    assert_eq!(counts(&pair.run(0)), (2, 10), "the foreign keys of that one, and the integrity of one");
+    sqlite(&databases[4], "UPDATE t SET b = NULL");
+    assert_eq!(counts(&pair.run(0)), (2, 10));
+
+    // A control damages a part that other checks would carry.
+    pair.prove();
+    let control = pair.target(&["--json", "control"]).stdout;
+    assert!(control.contains(".db"), "{control}");
+    assert_eq!(counts(&pair.run(0)), (2, 10));
+
+    // Live damage in a part that was carried.
+    let broken = flip(&databases[2], 4096 + 3, "app2.db");
+    let failed = pair.run(1);
+    assert_eq!(failed["reason"], "damage-found", "{failed}");
+    broken.mend();
+    assert_eq!(counts(&pair.run(0)), (0, 0), "after a FAIL all is checked");
+    // One database is removed, and one is new.
+    fs::remove_file(&databases[5]).expect("remove");
+    sqlite(&pair.root(0).join("new.db"), "CREATE TABLE t (n)");
+    assert_eq!(counts(&pair.run(0)), (2, 10));
+    let full = pair.source(&["--json", "run", "--follow", "--full-check"]);
+    let full: Value = serde_json::from_str(full.stdout.lines().last().expect("a run")).expect("JSON");
+    assert_eq!(counts(&full), (0, 0), "{full}");
+}
+
 /// Tables with an index and values that are stored apart.
 const TABLES: &str = "
 DO $$ BEGIN FOR t IN 1..8 LOOP

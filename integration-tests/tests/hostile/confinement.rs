@@ -222,6 +222,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/engine/git/lfs.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/git/mod.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/git/view.rs", IN_THE_SANDBOX),
+    ("agent-target/src/engine/known_parts.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/checksums.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/commits.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/entries.rs", IN_THE_SANDBOX),
@@ -230,6 +231,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("agent-target/src/engine/postgresql/ground.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/prepare.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/postgresql/server.rs", IN_THE_SANDBOX),
+    ("agent-target/src/engine/sqlite/carried.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/sqlite/mod.rs", IN_THE_SANDBOX),
     ("agent-target/src/engine/subversion/mod.rs", IN_THE_SANDBOX),
     // Retention, scrub, the ledger's audit: numbers and fixed names; entries through Folder.

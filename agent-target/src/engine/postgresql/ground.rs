@@ -3,9 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
+    fs, io,
     path::Path,
 };
 
@@ -19,7 +17,10 @@ use super::{
     commits::History,
     tool,
 };
-use crate::check::known::{FILE, Found, Known};
+use crate::{
+    check::known::{FILE, Found, Known},
+    engine::known_parts,
+};
 
 /// What the parts depend on as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,10 @@ pub(super) struct Part {
 impl Ground {
     /// Looks at the files, and reads what the step is told. `None` when it is told nothing.
     pub(super) fn read(cluster: &Cluster, is_told: bool) -> Result<Option<Self>, End> {
-        let Some(known) = is_told.then(read_known).transpose()? else { return Ok(None) };
+        let Some(known) = is_told.then(known_parts::read).transpose().map_err(tool("the standard input"))?
+        else {
+            return Ok(None);
+        };
         let intact = intact(&cluster.data, &known).map_err(tool("the files of the relations"))?;
         Ok(Some(Self { known, intact, state: None, may_carry: true }))
     }
@@ -106,8 +110,7 @@ impl Ground {
         if needs_log && found.state.is_none() {
             found.passed.clear();
         }
-        let text = serde_json::to_vec(&found).map_err(|error| End::Tool(error.to_string()))?;
-        fs::write(cluster.scratch.join(FILE), text).map_err(tool(FILE))
+        known_parts::write(&found, &cluster.scratch).map_err(tool(FILE))
     }
 }
 
@@ -152,12 +155,6 @@ impl State {
     }
 }
 
-fn read_known() -> Result<Known, End> {
-    let mut text = Vec::new();
-    io::stdin().lock().read_to_end(&mut text).map_err(tool("the standard input"))?;
-    serde_json::from_slice(&text).map_err(|error| End::Tool(format!("the standard input: {error}")))
-}
-
 /// The relations all of whose files are as the manifest has them: none is missing, added, or written since.
 fn intact(data: &Path, known: &Known) -> io::Result<BTreeMap<String, Vec<(String, HexDigest)>>> {
     let mut found: BTreeMap<String, Vec<(String, HexDigest)>> = BTreeMap::new();
@@ -166,11 +163,7 @@ fn intact(data: &Path, known: &Known) -> io::Result<BTreeMap<String, Vec<(String
     for file in candidates(data)? {
         let there = fs::symlink_metadata(data.join(&file.shown))?;
         missing.remove(file.shown.as_str());
-        let is_as_known = known.files.get(&file.shown).filter(|known| {
-            let written = (there.mtime(), u32::try_from(there.mtime_nsec()).unwrap_or(u32::MAX));
-            there.is_file() && there.len() == known.size && written == known.written
-        });
-        match is_as_known {
+        match known.files.get(&file.shown).filter(|known| known.matches(&there)) {
             Some(known) => found.entry(file.relation).or_default().push((file.shown, known.digest)),
             None => drop(touched.insert(file.relation)),
         }
@@ -232,8 +225,7 @@ mod tests {
             let path = data.path().join(name);
             fs::write(&path, [number; 10]).expect("write");
             let there = fs::metadata(&path).expect("stat");
-            let written = (there.mtime(), u32::try_from(there.mtime_nsec()).expect("nanoseconds"));
-            known.files.insert((*name).to_owned(), KnownFile { digest: digest(number), size: 10, written });
+            known.files.insert((*name).to_owned(), KnownFile::of(digest(number), &there));
         }
         (data, known)
     }

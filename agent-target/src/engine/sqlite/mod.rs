@@ -14,6 +14,7 @@
 //! extension is loaded. What the rows of `PRAGMA integrity_check` mean stands in `words`; it also calls the checks of full-text
 //! and spatial tables. Databases that the configuration does not name are looked at as well; they never decide the outcome.
 
+mod carried;
 mod reading;
 mod schema;
 mod words;
@@ -35,6 +36,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 use rustix::fs::OFlags;
 
 use self::{
+    carried::{Part, Parts},
     reading::Reading,
     schema::{Own, Schema},
 };
@@ -58,6 +60,12 @@ pub struct Arguments {
     /// What a row means that refers to none
     #[arg(long, value_enum, default_value_t = Keys::Report)]
     foreign_keys: Keys,
+    /// The scratch folder of the step
+    #[arg(long)]
+    scratch: Option<PathBuf>,
+    /// Read from standard input which results may be carried, and write to the scratch folder which databases passed
+    #[arg(long, requires = "scratch")]
+    known_parts: bool,
     /// The databases, relative to the folder; * stands for all that are found
     #[arg(required = true)]
     databases: Vec<PathBuf>,
@@ -132,14 +140,32 @@ pub fn check(arguments: &Arguments) -> ExitCode {
 }
 
 fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<(), Unable> {
+    let mut parts = arguments.known_parts.then(Parts::read).transpose()?;
+    check_databases(arguments, parts.as_mut(), report)?;
+    match (parts, &arguments.scratch) {
+        (Some(parts), Some(scratch)) => parts.write(scratch),
+        _ => Ok(()),
+    }
+}
+
+/// Checks all databases but those whose results are carried.
+fn check_databases<W: io::Write>(
+    arguments: &Arguments,
+    mut parts: Option<&mut Parts>,
+    report: &mut Report<W>,
+) -> Result<(), Unable> {
     report.engine(&format!("SQLite {}", rusqlite::version()));
     let first_root = &arguments.root;
     let is_all = arguments.databases.iter().any(|it| it == Path::new("*"));
     let named = arguments.databases.iter().filter(|it| *it != Path::new("*"));
-    let database = |root: &Path, path: &Path| {
+    let shown = |root: &Path, path: &Path| {
         let shown = if root == first_root { path.to_owned() } else { root.join(path) };
-        let shown = display_bytes(shown.as_os_str().as_bytes());
-        Database { file: root.join(path), shown, keys: arguments.foreign_keys }
+        display_bytes(shown.as_os_str().as_bytes())
+    };
+    let database = |root: &Path, path: &Path| {
+        // The target tells the step of files of the first root only.
+        let part = parts.as_deref().filter(|_| root == first_root).map(|parts| parts.part(root, path));
+        Database { file: root.join(path), shown: shown(root, path), part, keys: arguments.foreign_keys }
     };
     let mut deciding: Vec<_> = named.clone().map(|path| database(first_root, path)).collect();
     let mut others = Vec::new();
@@ -150,24 +176,44 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
             if is_all { &mut deciding } else { &mut others }.push(database(root, path));
         }
     }
+    if arguments.step != Step::Integrity {
+        // The first step says everything about them.
+        others.clear();
+    }
+    let has_any = !deciding.is_empty();
+    if let Some(parts) = parts.as_deref_mut() {
+        parts.choose(deciding.iter().chain(&others).filter_map(|database| database.part.as_ref()));
+        let is_due = |database: &Database| !database.part.as_ref().is_some_and(|part| parts.carries(part));
+        deciding.retain(is_due);
+        others.retain(is_due);
+    }
+    let mut record = |part: Option<Part>, is_silent| {
+        if let Some((parts, part)) = parts.as_deref_mut().zip(part) {
+            parts.record(part, is_silent);
+        }
+    };
     let mut first = None;
     let mut checked = 0;
-    for database in &deciding {
+    for database in deciding {
         // Every database is looked at, so that damage is found behind one that cannot be.
+        let before = report.said();
         match database.check(arguments.step, report) {
-            Ok(()) => checked += 1,
+            Ok(()) => {
+                checked += 1;
+                record(database.part, report.said() == before);
+            }
             Err(unable) => {
                 first.get_or_insert(unable);
             }
         }
     }
-    // One look says all that is said of them.
-    for database in others.iter().filter(|_| arguments.step == Step::Integrity) {
+    for database in others {
         let mut own = Report::to(Vec::new());
         let why = match database.check(arguments.step, &mut own) {
             Err(unable) => unable.message().to_owned(),
             Ok(()) if own.is_damaged() => own.first_damage(),
             Ok(()) => {
+                record(database.part, own.said() == 0);
                 report.repeat(&own.into_inner());
                 checked += 1;
                 continue;
@@ -183,13 +229,13 @@ fn run<W: io::Write>(arguments: &Arguments, report: &mut Report<W>) -> Result<()
             for path in found.iter().filter(|path| root != first_root || !named.clone().any(|it| it == *path))
             {
                 let why = "it looks like an encrypted database: it was copied as a file, while its application may have written to it";
-                report.not_covered(&database(root, path).shown, why);
+                report.not_covered(&shown(root, path), why);
             }
         }
     }
     let kind = if arguments.step == Step::Integrity { "databases" } else { "databases for foreign keys" };
     report.checked(checked, kind);
-    if deciding.is_empty() {
+    if !has_any {
         return Err(Unable::Absent(format!("no database is in {}", first_root.display())));
     }
     first.map_or(Ok(()), Err)
@@ -245,6 +291,8 @@ struct Database {
     file: PathBuf,
     /// Its path for people: in the first root, relative to that.
     shown: String,
+    /// What it is among the parts, if results may be carried.
+    part: Option<Part>,
     keys: Keys,
 }
 

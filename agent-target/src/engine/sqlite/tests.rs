@@ -59,6 +59,8 @@ impl Bed {
             root: self.path(""),
             further_roots: vec![self.0.path().join("second")],
             foreign_keys: keys,
+            scratch: None,
+            known_parts: false,
             databases: databases.iter().map(PathBuf::from).collect(),
         };
         let mut report = Report::to(Vec::new());
