@@ -267,6 +267,12 @@ impl Standing {
         is_news
     }
 
+    /// True if this run ended last, and is the newest proof.
+    fn newest_is_proof(&self, run_id: &str) -> bool {
+        let is_this = |ended: &Option<Ended>| ended.as_ref().is_some_and(|ended| ended.run_id == run_id);
+        is_this(&self.last) && is_this(&self.last_pass)
+    }
+
     /// The run of the newest PASS, when that is no proof and is older than `max_age`: where no control vouches for the checker, proofs are
     /// overdue all the time, and an agent that falls silent would not be missed.
     fn silent_after(&mut self, max_age: Duration, now: Timestamp) -> Option<String> {
@@ -395,23 +401,34 @@ impl Watch {
         if let Some(connected) = self.connected.get() {
             connected.tracer.trace(&self.repository, &ended);
         }
-        let (traceless, notice) = {
+        let (traceless, notice, proof) = {
             let mut standing = self.lock();
             let is_traceless = standing.found_traceless(&ended);
             let event = standing.ended(ended.clone(), proven, self.max_age);
             self.withdraw_overdue(&standing);
+            self.withdraw_pass();
+            let proof = standing.newest_is_proof(&ended.run_id);
+            let proof = proof.then(|| self.notice(Event::Pass, Some(&ended), &standing, ended.finished));
             let traceless = is_traceless.then(|| {
                 Notice::of_traceless(&self.about(), &ended, Self::last_pass(&standing, ended.finished))
             });
-            (traceless, event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished)))
+            (traceless, event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished)), proof)
         };
         self.tell(traceless);
         self.tell(notice);
+        self.tell(proof);
     }
 
     /// What a run before this start of the agent found of content that changed without a trace.
     pub fn learn_traceless(&self, found: Option<Found>) {
         self.lock().traceless = found;
+    }
+
+    /// Drops a `pass` that has not been delivered and holds no longer: the receiver would take a late heartbeat for a fresh one.
+    fn withdraw_pass(&self) {
+        if let Some(connected) = self.connected.get() {
+            connected.notifier.withdraw(&self.repository, Event::Pass);
+        }
     }
 
     /// An OVERDUE that has not arrived and holds no longer is not sent any more.
@@ -423,21 +440,23 @@ impl Watch {
 
     /// It became known which PASS counts, without the end of a run: a negative control has passed, or has failed.
     pub fn proved(&self, proven: Option<Ended>) {
-        let notice = {
+        let (notice, proof) = {
             let mut standing = self.lock();
-            let is_proof = match (&proven, &standing.last) {
-                (Some(proven), Some(last)) => proven.run_id == last.run_id,
-                _ => false,
-            };
             standing.last_pass = proven;
+            let last = standing.last.clone();
+            let is_proof = last.as_ref().is_some_and(|last| standing.newest_is_proof(&last.run_id));
             standing.seen = None;
             let recovered = is_proof && std::mem::take(&mut standing.owes_recovery);
             standing.overdue_told &= !is_proof;
             self.withdraw_overdue(&standing);
-            let last = standing.last.clone();
-            recovered.then(|| self.notice(Event::Recovery, last.as_ref(), &standing, Timestamp::now()))
+            if !is_proof {
+                self.withdraw_pass();
+            }
+            let told = |event| self.notice(event, last.as_ref(), &standing, Timestamp::now());
+            (recovered.then(|| told(Event::Recovery)), is_proof.then(|| told(Event::Pass)))
         };
         self.tell(notice);
+        self.tell(proof);
     }
 
     /// Tells, once until the next PASS, when the newest proof has become too old.
@@ -481,6 +500,9 @@ impl Watch {
                 None => None,
             }
         };
+        if notice.is_some() {
+            self.withdraw_pass();
+        }
         self.tell(notice);
     }
 
@@ -613,6 +635,58 @@ mod tests {
         let expected = [None, Some(Fail), Some(Fail), Some(NotRun), Some(Recovery), None, Some(Inconclusive)];
         assert_eq!(told, expected);
         assert_eq!(standing.ends, [3, 2, 1, 1]);
+    }
+
+    /// The agent sends `pass` for the run that ended last, if that run is the newest proof.
+    #[test]
+    fn only_the_newest_run_sends_pass_and_only_as_a_proof() {
+        let mut standing = Standing::default();
+        let pass = |generation: i64| end(Outcome::Pass, generation, generation.unsigned_abs());
+        // The run that ends, the newest proof after it, and whether the agent sends `pass`.
+        for (ended, proven, is_sent) in [
+            (pass(1), None, false),
+            (pass(2), Some(pass(2)), true),
+            (end(Outcome::Fail, 3, 3), Some(pass(2)), false),
+            // The generation before the FAIL, checked again.
+            (pass(2), Some(pass(2)), false),
+            (pass(4), Some(pass(4)), true),
+        ] {
+            let run = ended.run_id.clone();
+            standing.ended(ended, proven, None);
+            assert_eq!(standing.newest_is_proof(&run), is_sent, "{run}");
+        }
+    }
+
+    /// An undelivered `pass` is dropped when a run ends, when a control fails, and when the proof becomes overdue.
+    #[tokio::test]
+    async fn a_pass_that_holds_no_longer_is_dropped() {
+        #[derive(serde::Deserialize)]
+        struct File {
+            notify: Vec<crate::notify::NotifySection>,
+        }
+        // Nothing is delivered: the test never gives the runtime a turn.
+        let text = "[[notify]]\nkind = 'command'\nargv = ['/bin/false']\non = ['pass']";
+        let path = std::path::Path::new("x.toml");
+        let file: File = crate::config::parse(path, text).expect("the right shape");
+        let notifier = Notifier::start(crate::notify::Way::all(path, &file.notify, &[], &mut Vec::new()));
+        let waiting = || notifier.waiting().map(|(_, count)| count).sum::<usize>();
+        let watch = Watch::new("source", "repo", Some(HOUR), None, None, at(0));
+        watch.connect("a", notifier.clone(), Tracer::default());
+        let pass = |hour: i64| {
+            let pass = end(Outcome::Pass, hour, hour.unsigned_abs());
+            watch.ended(pass.clone(), Some(pass.clone()));
+            assert_eq!(waiting(), 1);
+            pass
+        };
+        let proof = pass(1);
+        watch.ended(end(Outcome::NotRun, 2, 0), Some(proof));
+        assert_eq!(waiting(), 0);
+        pass(3);
+        watch.proved(None);
+        assert_eq!(waiting(), 0);
+        pass(4);
+        watch.look_at_age(at(6));
+        assert_eq!(waiting(), 0);
     }
 
     /// An older generation that is checked again by the clock is no proof of anything newer.

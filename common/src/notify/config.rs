@@ -29,7 +29,7 @@ pub struct NotifySection {
     /// Name in the log and the metrics. Default: the kind.
     name: Option<String>,
     /// What is told: `"fail"`, `"inconclusive"`, `"not-run"`, `"recovery"`, `"overdue"`,
-    /// `"changed-without-trace"`, `"trouble"`. Default: all of them.
+    /// `"changed-without-trace"`, `"trouble"`, `"pass"`. Default: all of them but `"pass"`.
     on: Option<Vec<Event>>,
     /// Repositories of which is told. Default: all of them.
     repositories: Option<Vec<String>>,
@@ -37,8 +37,12 @@ pub struct NotifySection {
     timeout: Option<Span>,
     /// command: the program and its arguments, as they stand: there is no shell. It gets the record as JSON on its standard input.
     argv: Option<Vec<String>>,
-    /// webhook: `https://…` or `http://…`, which gets the record as JSON by POST.
+    /// webhook: `https://…` or `http://…`, which gets the notice by POST.
     url: Option<String>,
+    /// webhook: `"post"`, or `"get"`, for heartbeats: the agent requests the URL and sends no body. Default: `"post"`.
+    method: Option<Method>,
+    /// webhook: the body of a POST: `"record"`, the notice as JSON; `"text"`, the text of a mail; or `"slack"`, JSON with the summary as `text`. Default: `"record"`.
+    body: Option<Body>,
     /// webhook: a file with a token that is sent as `Authorization: Bearer`.
     token_file: Option<PathBuf>,
     /// webhook: certificate authorities (PEM) for `https`. Default: those of the system.
@@ -70,6 +74,23 @@ enum Kind {
     Mail,
 }
 
+/// The HTTP method of a webhook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Method {
+    Post,
+    Get,
+}
+
+/// The body that a webhook receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Body {
+    Record,
+    Text,
+    Slack,
+}
+
 impl Kind {
     fn as_str(self) -> &'static str {
         match self {
@@ -83,7 +104,7 @@ impl Kind {
 #[derive(Debug)]
 enum Outlet {
     Command(Vec<String>),
-    Webhook(webhook::Webhook),
+    Webhook(webhook::Webhook, Method, Body),
     Mail(mail::Mail),
 }
 
@@ -142,7 +163,11 @@ impl Way {
 
     /// True when it is to be told of this.
     pub fn wants(&self, notice: &Notice) -> bool {
-        let event = self.on.as_ref().is_none_or(|on| on.contains(&notice.event));
+        let event = match &self.on {
+            Some(on) => on.contains(&notice.event),
+            // An hourly mail for each PASS would hide the others.
+            None => notice.event != Event::Pass,
+        };
         // What concerns all of the agent concerns each of its repositories.
         let all = notice.repository.is_empty();
         let repository =
@@ -160,13 +185,21 @@ impl outbox::Way for Way {
 
     async fn send(&self, notice: &Notice) -> Result<(), DeliveryError> {
         let json =
-            serde_json::to_string(notice).map_err(|error| DeliveryError::lasting(error.to_string()))?;
+            || serde_json::to_string(notice).map_err(|error| DeliveryError::lasting(error.to_string()));
         let limit = self.timeout;
         let deadline = tokio::time::Instant::now() + limit;
         let told = async {
             match &self.outlet {
-                Outlet::Command(argv) => command::tell(argv, &json).await,
-                Outlet::Webhook(webhook) => webhook.tell(json, deadline).await,
+                Outlet::Command(argv) => command::tell(argv, &json()?).await,
+                Outlet::Webhook(webhook, method, body) => {
+                    let message = match (method, body) {
+                        (Method::Get, _) => webhook::Message::Get,
+                        (Method::Post, Body::Record) => webhook::Message::Json(json()?),
+                        (Method::Post, Body::Slack) => webhook::Message::Json(notice.slack()),
+                        (Method::Post, Body::Text) => webhook::Message::Text(notice.text()),
+                    };
+                    webhook.tell(message, deadline).await
+                }
                 Outlet::Mail(mail) => mail.tell(notice, deadline).await,
             }
         };
@@ -184,6 +217,8 @@ impl NotifySection {
             ("url", Kind::Webhook, self.url.is_some()),
             ("token_file", Kind::Webhook, self.token_file.is_some()),
             ("ca", Kind::Webhook, self.ca.is_some()),
+            ("method", Kind::Webhook, self.method.is_some()),
+            ("body", Kind::Webhook, self.body.is_some()),
             ("smtp", Kind::Mail, self.smtp.is_some()),
             ("from", Kind::Mail, self.from.is_some()),
             ("to", Kind::Mail, self.to.is_some()),
@@ -210,7 +245,12 @@ impl NotifySection {
             },
             Kind::Webhook => {
                 let url = self.url.as_deref().ok_or("url is missing")?;
-                webhook::Webhook::new(url, file(&self.token_file), file(&self.ca)).map(Outlet::Webhook)
+                let (method, body) = (self.method.unwrap_or(Method::Post), self.body);
+                if method == Method::Get && body.is_some() {
+                    return Err("body: must not be set with method = \"get\", which sends none".to_owned());
+                }
+                let webhook = webhook::Webhook::new(url, file(&self.token_file), file(&self.ca))?;
+                Ok(Outlet::Webhook(webhook, method, body.unwrap_or(Body::Record)))
             }
             Kind::Mail => {
                 let smtp = self.smtp.as_deref().ok_or("smtp is missing")?;

@@ -35,6 +35,8 @@ pub enum Event {
     NotRun,
     /// The first PASS after one of the others.
     Recovery,
+    /// A PASS that counts as a proof. Sent each time, for receivers that alert when none arrives, and only if `on` names it.
+    Pass,
     /// No PASS for longer than `max_age`.
     Overdue,
     /// Content changed although size, times and inode did not.
@@ -52,6 +54,7 @@ impl fmt::Display for Event {
             Self::Inconclusive => "INCONCLUSIVE",
             Self::NotRun => "NOT_RUN",
             Self::Recovery => "PASS again",
+            Self::Pass => "PASS",
             Self::Overdue => "OVERDUE",
             Self::ChangedWithoutTrace => "CHANGED WITHOUT A TRACE",
             Self::Trouble => "TROUBLE",
@@ -194,7 +197,9 @@ impl Notice {
                 let what = self.message.lines().next().unwrap_or_default();
                 format!("{event}: {repository} on {host}, {what}; {}", self.proven())
             }
-            Event::Recovery | Event::Overdue => format!("{event}: {repository} on {host}, {}", self.proven()),
+            Event::Recovery | Event::Pass | Event::Overdue => {
+                format!("{event}: {repository} on {host}, {}", self.proven())
+            }
             _ => format!("{event}: {repository} on {host}, {reason}; {}", self.proven()),
         }
     }
@@ -208,7 +213,12 @@ impl Notice {
         }
     }
 
-    /// The same as text, for mail.
+    /// The JSON that Slack, Mattermost and similar services accept: the summary as `text`.
+    pub fn slack(&self) -> String {
+        serde_json::json!({ "text": self.summary }).to_string()
+    }
+
+    /// The notice as text, for mail and for webhooks with `body = "text"`.
     pub fn text(&self) -> String {
         let mut lines = vec![self.summary.clone(), String::new()];
         if !self.sentence.is_empty() && self.event != Event::Overdue {

@@ -44,6 +44,14 @@ fn each_kind_needs_its_keys_and_takes_no_others() {
         ),
         ("[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\ntimeout = '0s'", "timeout: "),
         (
+            "[[notify]]\nkind = 'command'\nargv = ['/bin/a']\nmethod = 'get'",
+            "method belongs to kind \"webhook\"",
+        ),
+        (
+            "[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nmethod = 'get'\nbody = 'text'",
+            "must not be set with method",
+        ),
+        (
             "[[notify]]\nkind = 'webhook'\nurl = 'http://a/'\nrepositories = ['other']",
             "no repository \"other\"",
         ),
@@ -216,6 +224,104 @@ async fn answering(answer: &'static str, reads: bool, hangs: bool) -> std::net::
         }
     });
     address
+}
+
+/// Each example of `deploy/notify` sends the request that its service accepts, and only for the events that it names.
+#[tokio::test]
+async fn the_examples_send_what_their_services_accept() {
+    const FAIL: Event = Event::Fail;
+    const PASS: Event = Event::Pass;
+    // The file, the service's address in it, the event, and the expected request: first line, content type, body.
+    let healthchecks = include_str!("../../../deploy/notify/healthchecks.toml");
+    let kuma = include_str!("../../../deploy/notify/uptime-kuma.toml");
+    let slack = include_str!("../../../deploy/notify/slack.toml");
+    let ntfy = include_str!("../../../deploy/notify/ntfy.toml");
+    let ping = "00000000-0000-0000-0000-000000000000";
+    let fail = notice_of("one", FAIL);
+    let (text, line) = (fail.text(), serde_json::json!({ "text": fail.summary }).to_string());
+    let plain = "text/plain; charset=utf-8";
+    for (file, service, event, expected) in [
+        (healthchecks, "https://hc-ping.com", PASS, Some((format!("GET /{ping}"), "", String::new()))),
+        (
+            healthchecks,
+            "https://hc-ping.com",
+            FAIL,
+            Some((format!("POST /{ping}/fail"), plain, text.clone())),
+        ),
+        (
+            kuma,
+            "https://kuma.example.com",
+            PASS,
+            Some(("GET /api/push/TOKEN?status=up&msg=PASS".to_owned(), "", String::new())),
+        ),
+        (
+            kuma,
+            "https://kuma.example.com",
+            FAIL,
+            Some((
+                "GET /api/push/TOKEN?status=down&msg=see%20assay-target%20explain".to_owned(),
+                "",
+                String::new(),
+            )),
+        ),
+        (
+            slack,
+            "https://hooks.slack.com",
+            FAIL,
+            Some(("POST /services/T00000000/B00000000/SECRET".to_owned(), "application/json", line)),
+        ),
+        (slack, "https://hooks.slack.com", PASS, None),
+        (ntfy, "https://ntfy.sh", FAIL, Some(("POST /a-name-that-nobody-guesses".to_owned(), plain, text))),
+        (ntfy, "https://ntfy.sh", PASS, None),
+    ] {
+        assert!(file.contains(service), "{file}");
+        let (address, mut asked) = recording().await;
+        let file: File =
+            config::parse(Path::new("x.toml"), &file.replace(service, &format!("http://{address}")))
+                .expect("the right shape");
+        let mut faults = Vec::new();
+        let ways = Way::all(Path::new("x.toml"), &file.notify, &["app"], &mut faults);
+        assert_eq!(faults, [""; 0]);
+        let notice = notice_of("one", event);
+        let mut told: Vec<_> = ways.iter().filter(|way| way.wants(&notice)).collect();
+        assert_eq!(told.len(), usize::from(expected.is_some()), "{service} {event}");
+        let (Some(way), Some((line, kind, body))) = (told.pop(), expected) else { continue };
+        way.send(&notice).await.expect("it is told");
+        let asked = asked.recv().await.expect("it was asked");
+        let (head, content) = asked.split_once("\r\n\r\n").expect("a head");
+        assert_eq!(head.lines().next(), Some(format!("{line} HTTP/1.1").as_str()));
+        let found = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap_or_default();
+        assert_eq!((found, content), (kind, body.as_str()), "{service} {event}");
+    }
+}
+
+/// Starts a server that answers each request with 200, and passes on what it received.
+async fn recording() -> (std::net::SocketAddr, tokio::sync::mpsc::Receiver<String>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let (sender, asked) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (mut request, mut block) = (Vec::new(), [0; 4096]);
+            let is_whole = |request: &[u8]| {
+                let text = String::from_utf8_lossy(request).into_owned();
+                text.split_once("\r\n\r\n").is_some_and(|(head, body)| {
+                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    body.len() >= length.map_or(0, |length| length.parse().expect("a number"))
+                })
+            };
+            while !is_whole(&request) {
+                match stream.read(&mut block).await {
+                    Ok(count) if count > 0 => request.extend_from_slice(&block[..count]),
+                    _ => break,
+                }
+            }
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await);
+            drop(sender.send(String::from_utf8_lossy(&request).into_owned()).await);
+        }
+    });
+    (address, asked)
 }
 
 /// What a receiver says, and whether the notice has arrived, is to be tried again soon, or waits for the next round.

@@ -1,4 +1,4 @@
-//! A webhook: one POST of JSON. Redirects are not followed: what was configured is what is told.
+//! A webhook: one HTTP request. The agent does not follow redirects: only the configured address receives notices.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,19 +23,30 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Webhook(Peer);
 
+/// A request.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// GET without a body.
+    Get,
+    /// POST of JSON.
+    Json(String),
+    /// POST of plain text in UTF-8.
+    Text(String),
+}
+
 impl Webhook {
     pub(super) fn new(url: &str, token_file: Option<PathBuf>, ca: Option<PathBuf>) -> Result<Self, String> {
         Peer::new(("url", url), "https://HOST/PATH or http://HOST/PATH", (80, 443), token_file, ca).map(Self)
     }
 
-    /// Posts `json`, by `deadline`.
-    pub(super) async fn tell(&self, json: String, deadline: Instant) -> Result<(), DeliveryError> {
-        let request = self.request(json)?;
+    /// Sends `message`, by `deadline`.
+    pub(super) async fn tell(&self, message: Message, deadline: Instant) -> Result<(), DeliveryError> {
+        let request = self.request(message)?;
         let failed =
             |error: &dyn std::fmt::Display| DeliveryError::transient(format!("{}: {error}", self.0.label()));
         if !self.0.is_tls {
             let stream = dial::connect(&self.0.host, self.0.port).await.map_err(|error| failed(&error))?;
-            return self.post(stream, request).await;
+            return self.send(stream, request).await;
         }
         let name = ServerName::try_from(self.0.host.clone())
             .map_err(|_| DeliveryError::lasting(format!("{}: no name for a certificate", self.0.label())))?;
@@ -48,26 +59,35 @@ impl Webhook {
             EstablishError::Handshake(error) => failed(&error),
             EstablishError::Late => failed(&"the TLS handshake does not end"),
         })?;
-        self.post(stream, request).await
+        self.send(stream, request).await
     }
 
-    fn request(&self, json: String) -> Result<Request<Full<bytes::Bytes>>, DeliveryError> {
+    fn request(&self, message: Message) -> Result<Request<Full<bytes::Bytes>>, DeliveryError> {
         let lasting = |error: &dyn std::fmt::Display| DeliveryError::lasting(error.to_string());
         let path = self.0.uri.path_and_query().map_or("/", |path| path.as_str());
         let authority = self.0.uri.authority().map_or("", |authority| authority.as_str());
+        let (method, content) = match message {
+            Message::Get => (Method::GET, None),
+            Message::Json(json) => (Method::POST, Some(("application/json", json))),
+            Message::Text(text) => (Method::POST, Some(("text/plain; charset=utf-8", text))),
+        };
         let mut request = Request::builder()
-            .method(Method::POST)
+            .method(method)
             .uri(path)
             .header(header::HOST, authority)
-            .header(header::CONTENT_TYPE, "application/json")
             .header(header::USER_AGENT, concat!("assay/", env!("CARGO_PKG_VERSION")));
+        let mut body = bytes::Bytes::new();
+        if let Some((kind, text)) = content {
+            request = request.header(header::CONTENT_TYPE, kind);
+            body = text.into();
+        }
         if let Some(value) = self.0.bearer()? {
             request = request.header(header::AUTHORIZATION, value);
         }
-        request.body(Full::new(json.into())).map_err(|error| lasting(&error))
+        request.body(Full::new(body)).map_err(|error| lasting(&error))
     }
 
-    async fn post(
+    async fn send(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         request: Request<Full<bytes::Bytes>>,

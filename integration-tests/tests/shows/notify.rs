@@ -36,12 +36,12 @@ fn wait_for(pair: &Pair, role: &str, count: usize) -> Vec<serde_json::Value> {
 #[test]
 fn both_agents_tell_of_a_failure_and_of_the_recovery() {
     let pair = Pair::engine("generic", &check());
-    with_command(&pair, "source", "");
-    with_command(&pair, "target", "on = [\"fail\", \"recovery\"]\n");
+    with_command(&pair, "source", &heartbeats(&pair, "source"));
+    with_command(&pair, "target", &format!("on = [\"fail\", \"recovery\"]\n{}", heartbeats(&pair, "target")));
     fs::write(pair.root(0).join("file"), "good").expect("write");
     pair.run(0);
     // The first one whose checker is known to find damage when it ends.
-    pair.run(0);
+    let proven = pair.run(0);
     fs::write(pair.root(0).join("bad"), "x").expect("write");
     let failed = pair.run(1);
     fs::remove_file(pair.root(0).join("bad")).expect("remove");
@@ -58,7 +58,32 @@ fn both_agents_tell_of_a_failure_and_of_the_recovery() {
         assert_eq!(told[0]["last_pass"]["generation"], 2, "{}", told[0]);
         assert_eq!(told[1]["last_pass"]["generation"], 4, "{}", told[1]);
         assert_eq!(told[0]["id"], format!("repo/{}/fail", failed["id"].as_str().expect("an id")));
+        let beats = || passed_runs(&pair, role);
+        pair.eventually("the heartbeat of the newest PASS", || {
+            beats().last() == passed["id"].as_str().map(str::to_owned).as_ref()
+        });
+        let ids = [&proven, &passed].map(|run| run["id"].as_str().expect("an id").to_owned());
+        assert!(beats().ends_with(&ids) && beats().len() <= 3, "{role}: {:?}", beats());
     }
+}
+
+/// A `[[notify]]` section that receives each `pass`.
+fn heartbeats(pair: &Pair, role: &str) -> String {
+    let script = format!("(cat; echo) >> {}", pair.path(&format!("{role}-beats")).display());
+    format!(
+        "[[notify]]\nname = \"beats\"\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\non = [\"pass\"]\n"
+    )
+}
+
+/// The ids of the runs in those notices.
+fn passed_runs(pair: &Pair, role: &str) -> Vec<String> {
+    let text = fs::read_to_string(pair.path(&format!("{role}-beats"))).unwrap_or_default();
+    let told = text.lines().filter(|line| line.ends_with('}')).map(json);
+    told.map(|notice| {
+        assert_eq!(notice["event"], "pass", "{notice}");
+        notice["run_id"].as_str().expect("an id").to_owned()
+    })
+    .collect()
 }
 
 /// Nobody accepts at this address, the kernel does: what is sent there is never answered.
