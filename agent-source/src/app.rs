@@ -23,6 +23,7 @@ use crate::{
     run::{Context, TargetKeys},
     schedule,
     service::Source,
+    snapshot,
     state::{self, RepositoryState},
     target::Target,
     turns::{RUNS_UNDER_WAY, Turns},
@@ -92,6 +93,9 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
                 error,
                 "a left-over mark is still held"
             );
+        }
+        if let Err(error) = snapshot::remove_left_over(&repository.context.state.snapshot_note()).await {
+            tracing::error!(repository = repository.context.repository.name, %error, "a left-over snapshot is still there");
         }
         if let Some(schedule) = repository.context.repository.schedule.clone() {
             supervise::spawn("schedule", {

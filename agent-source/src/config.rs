@@ -14,7 +14,7 @@ use assay_common::{
     metrics::MetricsSection,
     notify::{NotifySection, Way},
     pki::authority::{self, ReachableKey},
-    profile::{FileRules, Profile, ProfileError, Scope, Value},
+    profile::{FileRules, MarkKind, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
     tls::{
         TlsFiles,
@@ -30,6 +30,7 @@ use crate::{
         scan::Ground,
         transfer::{Compression, TransferOptions},
     },
+    snapshot::{Settings as SnapshotSettings, SnapshotSection},
     target::DEFAULT_WAIT,
 };
 
@@ -118,6 +119,8 @@ pub struct Repository {
     pub ignore_attributes: Vec<String>,
     /// Times may be brought to what the target holds.
     pub clamp_times: bool,
+    /// How a snapshot is made that is copied instead of the live files.
+    pub(crate) snapshot: Option<SnapshotSettings>,
 }
 
 /// When runs start by themselves.
@@ -334,6 +337,8 @@ struct RepositorySection {
     /// that it holds, and the verdict says so. False: such a time ends the run before it copies. Default: false.
     #[serde(default)]
     clamp_times: bool,
+    /// A snapshot of the file system that is copied instead of the live files. Default: none.
+    snapshot: Option<SnapshotSection>,
 }
 
 /// `[[repository.root]]`: a folder that is copied.
@@ -566,6 +571,17 @@ fn repository(
     if section.max_reading_age.is_some_and(|span| span.0.is_zero()) {
         faults.push(format!("repository {name}: max_reading_age: must be longer than no time"));
     }
+    let snapshot = section.snapshot.as_ref().and_then(|snapshot| {
+        let settings = snapshot.settings();
+        let fault = |fault: String| format!("repository {name}: snapshot.{fault}");
+        settings.map_err(|found| faults.extend(found.into_iter().map(fault))).ok()
+    });
+    if snapshot.is_some() && profile.mark.kind == MarkKind::Postgresql {
+        faults.push(format!(
+            "repository {name}: snapshot: the profile {:?} copies under the server's own backup mode, which goes on until the last file: leave snapshot out",
+            profile.name
+        ));
+    }
     let max_age = section
         .max_age
         .map(|span| span.0)
@@ -592,6 +608,7 @@ fn repository(
         full_read_every: section.full_read_every,
         ignore_attributes: section.ignore_attributes.clone(),
         clamp_times: section.clamp_times,
+        snapshot,
         reread_within: section.reread_within.map_or(DEFAULT_REREAD_WITHIN, |span| span.0),
         reread_bytes_per_second: u64::from(section.reread_mib_per_second.unwrap_or(DEFAULT_REREAD_MIB)) << 20,
     }))

@@ -278,6 +278,13 @@ impl FileSystems {
         has_own || known.get(&stat.st_dev).is_none_or(|known| known.has_change_times)
     }
 
+    /// True for what stands in a snapshot of btrfs, or in a subvolume that was one, for another subvolume: an empty folder, with the
+    /// inode BTRFS_EMPTY_SUBVOL_DIR_OBJECTID.
+    pub fn is_in_place_of_subvolume(&self, stat: &Stat) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stat.st_ino == 2 && known.get(&stat.st_dev).is_some_and(|known| known.kind == "btrfs")
+    }
+
     /// What the file system with this device number is called for good. One that no folder has been seen on goes by its number.
     pub fn id(&self, device: u64) -> String {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

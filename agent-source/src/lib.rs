@@ -1,7 +1,7 @@
 //! The source agent: marks the live repository, sends what changed, and believes a verdict only with its signature.
 //!
 //! The folders show how a run flows: `schedule` and `service` trigger it, `agent` lets one run at a time, `run` is its
-//! story, `mark` speaks with the engine, `replicate` reads and sends.
+//! story, `mark` speaks with the engine, `snapshot` with the file system, `replicate` reads and sends.
 
 pub mod agent;
 pub mod app;
@@ -14,6 +14,7 @@ pub mod replicate;
 pub mod run;
 pub mod schedule;
 pub mod service;
+mod snapshot;
 pub mod state;
 pub mod target;
 pub mod turns;

@@ -237,6 +237,11 @@ impl RepositoryState {
         self.path.join("mark")
     }
 
+    /// Where it is noted that there is a snapshot.
+    pub fn snapshot_note(&self) -> PathBuf {
+        self.path.join("snapshot.json")
+    }
+
     /// The folder of verdicts.
     pub fn verdicts(&self) -> PathBuf {
         self.path.join("verdicts")

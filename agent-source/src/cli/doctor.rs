@@ -25,6 +25,7 @@ use crate::{
         basis::BasisFolder,
         readings::{self, Rereading},
     },
+    run::plan::snapshot_fault,
     target::Target,
 };
 
@@ -129,6 +130,7 @@ fn look_at(report: &mut Report, repository: &Repository) {
         );
     }
     mark(report, repository, &repository.profile.mark);
+    snapshot(report, repository);
     match &repository.schedule {
         None => report.warn(
             &name("schedule"),
@@ -216,6 +218,23 @@ fn mounts(report: &mut Report, repository: &Repository, root: &Root) {
             ),
             _ => report.ok(&what, format!("{path} ({}) is copied as well", mount.kind)),
         }
+    }
+}
+
+/// Whether a snapshot could be made now.
+fn snapshot(report: &mut Report, repository: &Repository) {
+    let Some(settings) = &repository.snapshot else { return };
+    let what = format!("{}: {}", repository.name, settings.description());
+    if !report.program(
+        &what,
+        Path::new(settings.program()),
+        "install what makes the snapshot, or correct repository.snapshot",
+    ) {
+        return;
+    }
+    match snapshot_fault(repository) {
+        None => report.ok(&what, "can be made of the roots; the first run tells whether the agent may"),
+        Some(fault) => report.bad(&what, fault.message.clone(), fault.hint.as_deref().unwrap_or_default()),
     }
 }
 

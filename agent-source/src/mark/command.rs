@@ -1,22 +1,22 @@
-//! Marks that are made by a command of the engine. Commands run directly, never through a shell, with a time limit.
+//! Commands that make and end marks and snapshots. They run directly, never through a shell, with a time limit.
 
-use std::{ffi::OsString, io, process::Stdio, time::Duration};
+use std::{ffi::OsString, fs::File, io, path::PathBuf, process::Stdio, time::Duration};
 
 use assay_common::profile::{Mark, TemplateError, template::Scope};
 use tokio::{io::AsyncReadExt as _, process::Command};
 use tokio_util::sync::CancellationToken;
 
-/// Output of a mark command that is looked at, in bytes; the rest is read and dropped.
+/// Output of a command that is looked at, in bytes; the rest is read and dropped.
 const OUTPUT_BYTES: usize = 64 * 1024;
 /// A mark's id is its output's first line, up to this many characters.
 const ID_CHARACTERS: usize = 200;
 
-/// Why a mark command did not do its work.
+/// Why a command did not do its work.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
     /// The program cannot be started.
-    #[error("the mark command {program:?} cannot be started: {source}")]
+    #[error("the command {program:?} cannot be started: {source}")]
     Start {
         /// The program.
         program: String,
@@ -24,7 +24,7 @@ pub enum CommandError {
         source: io::Error,
     },
     /// It ended with another exit code than those of success.
-    #[error("the mark command {program:?} ended with {status}: {output}")]
+    #[error("the command {program:?} ended with {status}: {output}")]
     Failed {
         /// The program.
         program: String,
@@ -34,7 +34,7 @@ pub enum CommandError {
         output: String,
     },
     /// It took too long and was killed.
-    #[error("the mark command {program:?} was not done after {}", humantime::format_duration(*limit))]
+    #[error("the command {program:?} was not done after {}", humantime::format_duration(*limit))]
     TimeOut {
         /// The program.
         program: String,
@@ -42,7 +42,7 @@ pub enum CommandError {
         limit: Duration,
     },
     /// Its output lacks what the profile wants to see.
-    #[error("the mark command {program:?} ended well, but no line of its output matches {pattern:?}")]
+    #[error("the command {program:?} ended well, but no line of its output matches {pattern:?}")]
     Unexpected {
         /// The program.
         program: String,
@@ -50,7 +50,7 @@ pub enum CommandError {
         pattern: String,
     },
     /// The run was cancelled, and the command was killed.
-    #[error("the mark command {program:?} was cancelled")]
+    #[error("the command {program:?} was cancelled")]
     Cancelled {
         /// The program.
         program: String,
@@ -66,7 +66,7 @@ pub(super) async fn begin(
     scope: &Scope,
     cancel: &CancellationToken,
 ) -> Result<String, CommandError> {
-    let (program, output) = run(mark, &mark.begin, scope, cancel).await?;
+    let (program, output) = run(call(mark, &mark.begin, scope)?, &mark.pass_exit, cancel).await?;
     for pattern in &mark.must_match {
         if !output.split(|byte| *byte == b'\n').any(|line| pattern.regex().is_match(line)) {
             return Err(CommandError::Unexpected { program, pattern: pattern.as_str().to_owned() });
@@ -92,30 +92,60 @@ pub(super) async fn begin(
 
 /// Runs the end command.
 pub(super) async fn end(mark: &Mark, scope: &Scope) -> Result<(), CommandError> {
-    run(mark, &mark.end, scope, &CancellationToken::new()).await.map(drop)
+    run(call(mark, &mark.end, scope)?, &mark.pass_exit, &CancellationToken::new()).await.map(drop)
 }
 
-async fn run(
-    mark: &Mark,
-    argv: &[String],
-    scope: &Scope,
+/// A program that is to be run.
+#[derive(Debug, Default)]
+pub(crate) struct Call {
+    /// The program and its arguments.
+    pub(crate) argv: Vec<OsString>,
+    /// Variables beside the agent's own environment.
+    pub(crate) environment: Vec<(String, OsString)>,
+    /// Where it is run; in the agent's own folder when there is none.
+    pub(crate) folder: Option<PathBuf>,
+    /// What it reads as its standard input; nothing when there is none.
+    pub(crate) input: Option<File>,
+    /// How long it may take.
+    pub(crate) limit: Duration,
+}
+
+fn call(mark: &Mark, argv: &[String], scope: &Scope) -> Result<Call, CommandError> {
+    let environment = mark.env.iter().map(|(name, value)| Ok((name.clone(), scope.expand(value)?)));
+    let folder = match &mark.working_directory {
+        Some(folder) => Some(PathBuf::from(scope.expand(folder)?)),
+        None => scope.roots.first().map(|(_, root)| root.clone()),
+    };
+    Ok(Call {
+        argv: scope.expand_list(argv)?,
+        environment: environment.collect::<Result<_, TemplateError>>()?,
+        folder,
+        input: None,
+        limit: mark.timeout.0,
+    })
+}
+
+/// Runs a program to its end, and gives its name and its output.
+///
+/// # Errors
+/// When it cannot be started, ends with none of the exit codes in `pass_exit`, takes too long or is cancelled. Its processes are killed then.
+pub(crate) async fn run(
+    call: Call,
+    pass_exit: &[i32],
     cancel: &CancellationToken,
 ) -> Result<(String, Vec<u8>), CommandError> {
-    let argv: Vec<OsString> = scope.expand_list(argv)?;
+    let Call { argv, environment, folder, input, limit } = call;
     let program = argv.first().map(|program| program.to_string_lossy().into_owned()).unwrap_or_default();
     let mut command = Command::new(argv.first().map_or_else(OsString::new, Clone::clone));
-    command.args(argv.iter().skip(1)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(argv.iter().skip(1))
+        .stdin(input.map_or_else(Stdio::null, Stdio::from))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.kill_on_drop(true).process_group(0);
-    for (name, value) in &mark.env {
-        command.env(name, scope.expand(value)?);
-    }
-    match &mark.working_directory {
-        Some(folder) => drop(command.current_dir(scope.expand(folder)?)),
-        None => {
-            if let Some((_, root)) = scope.roots.first() {
-                command.current_dir(root);
-            }
-        }
+    command.envs(environment);
+    if let Some(folder) = folder {
+        command.current_dir(folder);
     }
     let start = |source| CommandError::Start { program: program.clone(), source };
     let mut child = command.spawn().map_err(start)?;
@@ -127,15 +157,15 @@ async fn run(
     };
     let (mut output, errors, status) = tokio::select! {
         done = work => done,
-        () = tokio::time::sleep(mark.timeout.0) => {
-            return Err(CommandError::TimeOut { program, limit: mark.timeout.0 });
+        () = tokio::time::sleep(limit) => {
+            return Err(CommandError::TimeOut { program, limit });
         }
         () = cancel.cancelled() => return Err(CommandError::Cancelled { program }),
     };
     group.ended();
     let status = status.map_err(start)?;
     output.extend_from_slice(&errors);
-    if !status.code().is_some_and(|code| mark.pass_exit.contains(&code)) {
+    if !status.code().is_some_and(|code| pass_exit.contains(&code)) {
         let text = String::from_utf8_lossy(&output);
         let lines: Vec<_> = text.lines().rev().take(3).collect();
         let output = lines.into_iter().rev().collect::<Vec<_>>().join("; ").replace(char::is_control, " ");

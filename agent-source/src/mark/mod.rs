@@ -2,7 +2,7 @@
 //!
 //! A mark that was begun is ended on every way out of a run, an error and a cancellation included.
 
-mod command;
+pub(crate) mod command;
 mod postgresql;
 mod progress;
 pub(crate) mod sqlite;
@@ -35,6 +35,9 @@ const MAX_TRACE_BYTES: u64 = 1024 * 1024;
 /// Noted instead of a mark's id from before the begin command until it has given one. No id has control characters.
 const UNKNOWN: &str = "\0";
 
+/// The id of a mark of which the engine knows nothing.
+pub(crate) const NO_MARK: &str = "none";
+
 /// A mark that holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
@@ -49,7 +52,7 @@ pub struct Mark {
 #[non_exhaustive]
 pub enum MarkError {
     /// A command of the profile.
-    #[error(transparent)]
+    #[error("mark: {0}")]
     Command(#[from] CommandError),
     /// A SQLite database.
     #[error(transparent)]
@@ -197,7 +200,7 @@ impl Marker {
         }
         let id = match self.profile.mark.kind {
             // The server was asked for its own above.
-            MarkKind::None | MarkKind::Postgresql => "none".to_owned(),
+            MarkKind::None | MarkKind::Postgresql => NO_MARK.to_owned(),
             MarkKind::Sqlite => {
                 let wanted = self.databases_to_copy()?;
                 let stop = cancel.clone();
@@ -371,6 +374,19 @@ impl Marker {
             fault::at(Point::MarkEnded).at("remove", &held)?;
             std::fs::remove_file(&held).at("remove", &held)?;
         }
+        Ok(())
+    }
+
+    /// Ends the mark before its run does: a snapshot holds what the mark stood for. Nothing that happens to the engine's files from now on
+    /// matters.
+    ///
+    /// # Errors
+    /// When another mark was made since, or when the engine's end command fails.
+    pub async fn end_for_snapshot(&mut self) -> Result<(), MarkError> {
+        self.still_holds()?;
+        self.end().await?;
+        self.scope.mark_id = None;
+        self.traces.clear();
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use assay_common::{
 use assay_proto::v1::Counts;
 use prost::Message as _;
 use rustix::fs::Stat;
+use serde::{Deserialize, Serialize};
 
 use super::readings::{self, ClockSince, Moment, MomentReader};
 
@@ -159,7 +160,42 @@ impl Seen {
     }
 }
 
-/// The folder that holds the basis: `manifest`, `seen`, `read` (when each entry was), `standing`, `blocks`, and `root` with the digest of the manifest they belong to.
+/// Where and when the entries of a basis were looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The devices of the roots, in the header's order.
+    pub devices: Vec<u64>,
+    /// When the making of the snapshot began that they were looked at in, as time since 1970; `None`: the live files were.
+    pub snapshot: Option<std::time::Duration>,
+}
+
+impl Origin {
+    /// How an entry of a basis of this origin would look in `other`, which has the same roots. A snapshot has a device number of its own, while
+    /// inodes, sizes and times are those of the live files.
+    ///
+    /// A file that was written to while the snapshot was made may have its new time in it and not its new content, which gets no other time later
+    /// on. Such a file is read again.
+    fn bring(&self, seen: Seen, other: &Self) -> Seen {
+        let place = self.devices.iter().position(|device| *device == seen.device);
+        let device = place.and_then(|place| other.devices.get(place)).copied().unwrap_or(seen.device);
+        let ctime = std::time::Duration::new(u64::try_from(seen.ctime.0).unwrap_or(0), seen.ctime.1);
+        let resting = if seen.ctime.1 == 0 { RESTING_COARSE } else { RESTING };
+        let trusted = seen.trusted
+            && self.snapshot.is_none_or(|begun| begun.checked_sub(ctime).is_some_and(|age| age >= resting));
+        Seen { device, trusted, ..seen }
+    }
+
+    /// True when entries of one basis can be brought to the other: the same roots on as many devices.
+    fn is_comparable(&self, other: &Self) -> bool {
+        let pairs = || self.devices.iter().zip(&other.devices);
+        let is_one_device_each = pairs()
+            .all(|(from, to)| pairs().all(|(other_from, other_to)| (from == other_from) == (to == other_to)));
+        self.devices.len() == other.devices.len() && is_one_device_each
+    }
+}
+
+/// The folder that holds the basis: `manifest`, `seen`, `origin`, `read` (when each entry was), `standing`, `blocks`, and `root` with the digest of the manifest they belong to.
 #[derive(Debug, Clone)]
 pub struct BasisFolder(PathBuf);
 
@@ -192,6 +228,60 @@ impl BasisFolder {
     /// What is remembered of the blocks of large files.
     pub fn blocks(&self) -> PathBuf {
         self.0.join("blocks")
+    }
+
+    /// Where the entries were looked at.
+    fn origin_path(&self) -> PathBuf {
+        self.0.join("origin")
+    }
+
+    /// Where the entries were looked at; `None` when that is not known.
+    pub fn origin(&self) -> Option<Origin> {
+        serde_json::from_slice(&fs::read(self.origin_path()).ok()?).ok()
+    }
+
+    /// Notes where the entries were looked at.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn set_origin(&self, origin: &Origin) -> Result<(), PathError> {
+        let text = serde_json::to_vec(origin).expect("numbers");
+        closed::write(&self.origin_path(), text).at("write", &self.origin_path())
+    }
+
+    /// Rewrites how the entries looked, for a run that looks at them in `now`. Without a snapshot, before and now, nothing has to be done. The
+    /// manifest stays.
+    ///
+    /// # Errors
+    /// When a file of the basis cannot be read or written. The entries may then be of unknown origin, and all files are read.
+    pub fn bring_to(&self, now: &Origin) -> Result<(), PathError> {
+        let Some(before) = self.origin() else { return Ok(()) };
+        if (before.snapshot.is_none() && now.snapshot.is_none()) || !before.is_comparable(now) {
+            return Ok(());
+        }
+        let (from, to) = (self.seen(), self.0.join("seen.new"));
+        let file = match File::open(&from) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).at("open", &from),
+        };
+        let mut records = BufReader::with_capacity(64 * 1024, file);
+        let mut brought = io::BufWriter::new(closed::create_file(&to).at("create", &to)?);
+        let mut record = [0; SEEN_BYTES];
+        loop {
+            match records.read_exact(&mut record) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error).at("read", &from),
+            }
+            let seen = before.bring(Seen::decode(&record), now);
+            io::Write::write_all(&mut brought, &seen.encode()).at("write", &to)?;
+        }
+        brought.into_inner().map_err(io::IntoInnerError::into_error).at("write", &to)?;
+        // A crash from here on leaves entries of no known origin, on devices that are not there: they are read.
+        fs::remove_file(self.origin_path()).at("remove", &self.origin_path())?;
+        fs::rename(&to, &from).at("rename", &to)?;
+        self.set_origin(&Origin { devices: now.devices.clone(), snapshot: before.snapshot })
     }
 
     /// What the manifest adds up to: the part of the counts that says what a tree holds.
@@ -266,6 +356,7 @@ impl BasisFolder {
             self.blocks(),
             self.standing(),
             self.moments(),
+            self.origin_path(),
             self.seen(),
             self.manifest(),
         ];
@@ -395,6 +486,59 @@ pub fn file_clock() -> std::time::Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A snapshot has another device each time, and what was written while it was made is read again.
+    #[test]
+    fn a_basis_of_a_snapshot_is_brought_to_the_next_one() {
+        let folder = tempfile::tempdir().expect("temp");
+        let basis = BasisFolder::new(folder.path().join("basis"));
+        let file = tempfile::NamedTempFile::new().expect("temp");
+        let mut stat = rustix::fs::stat(file.path()).expect("stat");
+        stat.st_ctime_nsec |= 1;
+        let changed = changed(&stat);
+        let of = |device: u64, snapshot| Origin { devices: vec![device, 7], snapshot };
+        let looked_at = |device: u64| {
+            stat.st_dev = device;
+            Seen::new(&stat, changed + RESTING * 2)
+        };
+        let [old, new, beside] = [40, 50, 41].map(looked_at);
+        // Where they were looked at, where the run looks at them, and what becomes of each.
+        let snapshot_at = |time: std::time::Duration| Some(time);
+        for (before, now, expected) in [
+            (of(40, snapshot_at(changed + RESTING)), of(50, snapshot_at(changed + RESTING * 9)), Some(new)),
+            (of(40, snapshot_at(changed + RESTING)), of(50, None), Some(new)),
+            (of(40, None), of(50, snapshot_at(changed)), Some(new)),
+            (of(40, snapshot_at(changed + RESTING / 2)), of(50, None), Some(new.distrusted())),
+            (of(40, snapshot_at(changed - RESTING)), of(50, snapshot_at(changed)), Some(new.distrusted())),
+            // The number alone says nothing where no snapshot explains it.
+            (of(40, None), of(50, None), None),
+            // Two devices have become one.
+            (of(40, snapshot_at(changed + RESTING)), of(7, None), None),
+            (Origin { devices: vec![40], snapshot: None }, of(50, snapshot_at(changed)), None),
+        ] {
+            basis.clear().expect("mkdir");
+            fs::write(basis.seen(), [old.encode(), beside.encode()].concat()).expect("write");
+            basis.set_origin(&before).expect("write");
+            basis.bring_to(&now).expect("brought");
+            let records = fs::read(basis.seen()).expect("read");
+            let records: Vec<_> = records
+                .chunks(SEEN_BYTES)
+                .map(|record| Seen::decode(record.try_into().expect("49 bytes")))
+                .collect();
+            let told = format!("{before:?} {now:?}");
+            assert_eq!(records.len(), 2, "{told}");
+            assert_eq!(records[0].file(), expected.unwrap_or(old).file(), "{told}");
+            assert_eq!(records[0].is_trusted(), expected.unwrap_or(old).is_trusted(), "{told}");
+            assert_eq!(records[1].file(), beside.file(), "of no root: {told}");
+            let origin = basis.origin().expect("there");
+            let devices = if expected.is_some() { &now.devices } else { &before.devices };
+            assert_eq!((&origin.devices, origin.snapshot), (devices, before.snapshot), "{told}");
+        }
+        // What a crash left of it.
+        fs::remove_file(basis.origin_path()).expect("remove");
+        basis.bring_to(&of(60, None)).expect("nothing to do");
+        assert_eq!(basis.origin(), None);
+    }
 
     /// Its parts reach the disk in any order, or never.
     #[test]

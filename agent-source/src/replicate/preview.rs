@@ -79,6 +79,9 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<Preview, Replica
     let open = |basis| BasisReader::open(basis, look.rereading.clock);
     let basis = look.basis.as_ref().map_or_else(|| Ok(BasisReader::empty()), open);
     let mut basis = basis.map_err(SpoolError::from)?;
+    // The live files are walked here, whatever a run copies.
+    let origin = look.basis.as_ref().and_then(BasisFolder::origin);
+    let is_of_snapshot = origin.is_some_and(|origin| origin.snapshot.is_some());
     let same_roots = basis.header().is_some_and(|header| *header == look.header);
     let mut scan = Scan::new(&look.header, &look.roots, None, Arc::clone(&look.rules), &look.ground);
     let mut firsts: HashSet<FileId> = HashSet::new();
@@ -108,7 +111,12 @@ pub fn preview(look: &Look, stop: &CancellationToken) -> Result<Preview, Replica
         let is_further = found.stat.as_ref().and_then(id_of_several).is_some_and(|id| !firsts.insert(id));
         let holds = match (&old, &found.stat) {
             (Some((_, Some(seen))), Some(stat)) => {
-                same_roots && seen.still_holds(stat) && look.ground.file_systems.shows_each_change(stat)
+                let looks_the_same = if is_of_snapshot {
+                    seen.is_trusted() && seen.looks_like_on_any_device(stat)
+                } else {
+                    seen.still_holds(stat)
+                };
+                same_roots && looks_the_same && look.ground.file_systems.shows_each_change(stat)
             }
             _ => false,
         };

@@ -90,6 +90,8 @@ pub struct Ground {
     pub file_systems: Arc<FileSystems>,
     /// For each root, in the header's order: what is mounted below it is left out. Empty: all of it is copied.
     pub one_file_system: Vec<bool>,
+    /// The live roots, in the header's order, when a snapshot is walked. Empty: the live roots are walked.
+    pub live: Vec<Arc<Folder>>,
 }
 
 /// Why the walk cannot go on.
@@ -113,6 +115,14 @@ pub enum ScanError {
         path: String,
         /// The kind, as `mount` names it.
         kind: String,
+    },
+    /// A snapshot has an empty folder there.
+    #[error(
+        "{path}: this is a subvolume of its own, and a snapshot of the subvolume around it does not have its content"
+    )]
+    Subvolume {
+        /// The folder.
+        path: String,
     },
     /// A name that no manifest can hold.
     #[error("{path}: the path {fault}")]
@@ -140,6 +150,8 @@ pub struct Scan {
     rules: Arc<FileRules>,
     /// Roots by the folder of the tree that they are, and whether each is copied without what is mounted below it.
     roots: Vec<(String, Arc<Folder>, bool)>,
+    /// The live roots by the same folders, when a snapshot is walked.
+    live_roots: Vec<(String, Arc<Folder>)>,
     file_systems: Arc<FileSystems>,
     mark: Option<Arc<Folder>>,
     levels: Vec<Level>,
@@ -157,12 +169,13 @@ impl Scan {
         ground: &Ground,
     ) -> Self {
         let names = header.roots.iter().map(|root| root.subdirectory.clone());
+        let live_roots = names.clone().zip(ground.live.iter().cloned()).collect();
         let one = ground.one_file_system.iter().copied().chain(std::iter::repeat(false));
         let mut roots: Vec<_> =
             names.zip(roots.iter().cloned()).zip(one).map(|((name, root), one)| (name, root, one)).collect();
         roots.sort_by(|left, right| left.0.cmp(&right.0));
         let file_systems = Arc::clone(&ground.file_systems);
-        Self { rules, roots, file_systems, mark, levels: Vec::new(), started: false, vanished: 0 }
+        Self { rules, roots, live_roots, file_systems, mark, levels: Vec::new(), started: false, vanished: 0 }
     }
 
     /// Entries that were listed and gone when they were looked at.
@@ -229,6 +242,25 @@ impl Scan {
             return Err(ScanError::Pseudo { path: path.to_string(), kind: found.kind });
         }
         Ok(())
+    }
+
+    /// True for the empty folder of a snapshot of btrfs that stands for a subvolume of the live tree. In the live tree there are such folders as
+    /// well, where it began as a snapshot itself: those are copied as they are.
+    fn lacks_subvolume(&self, path: &TreePath, stat: &Stat) -> Result<bool, ScanError> {
+        if self.live_roots.is_empty() || !self.file_systems.is_in_place_of_subvolume(stat) {
+            return Ok(false);
+        }
+        let is_single = self.live_roots.len() == 1 && self.live_roots[0].0.is_empty();
+        let first = path.as_bytes().split(|byte| *byte == b'/').next().unwrap_or_default();
+        let root = self.live_roots.iter().find(|(folder, _)| is_single || folder.as_bytes() == first);
+        let look = |root: &Folder| root.open_folder_below(&self.in_root(path))?.stat_self();
+        match root.map(|(_, root)| look(root)) {
+            Some(Ok(live)) => Ok(live.st_ino != stat.st_ino),
+            // It is gone by now, and was there when the snapshot was made.
+            None => Ok(true),
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Some(Err(source)) => Err(entry_error(path, source)),
+        }
     }
 
     fn enter(
@@ -341,6 +373,9 @@ impl Scan {
                 // As with rsync -x: the folder itself, as it is with what is mounted there, and nothing in it.
                 if !one_file_system {
                     self.look_at(&path, &live, &stat)?;
+                    if self.lacks_subvolume(&path, &stat)? {
+                        return Err(ScanError::Subvolume { path: path.to_string() });
+                    }
                     entered = Some(live);
                 }
             }

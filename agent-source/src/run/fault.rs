@@ -19,6 +19,7 @@ use crate::{
     replicate::{
         ReplicateError, reader::ReadError, scan::ScanError, spool::SpoolError, transfer::TransferError,
     },
+    snapshot::SnapshotError,
     state::StateError,
 };
 
@@ -202,6 +203,15 @@ impl From<MarkError> for Fault {
     }
 }
 
+impl From<SnapshotError> for Fault {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Command(CommandError::Cancelled { .. }) => Self::cancelled(),
+            error => Self::not_run("mark-failed", error.to_string()).hint(error.hint()),
+        }
+    }
+}
+
 impl From<SpoolError> for Fault {
     fn from(error: SpoolError) -> Self {
         Self::not_run("state-unusable", error.to_string())
@@ -251,6 +261,9 @@ fn read_hint(error: &ReplicateError) -> String {
         ReplicateError::Scan(ScanError::Pseudo { .. }) => {
             return "name it in exclude, or say one_file_system = true for this root: assay-source plan lists what is mounted in it"
                 .to_owned();
+        }
+        ReplicateError::Scan(ScanError::Subvolume { .. }) => {
+            return "exclude it, say one_file_system = true for this root, or make it a repository of its own".to_owned();
         }
         ReplicateError::Scan(ScanError::Path { .. }) => {
             return "rename it on the live system, or name its folder in exclude".to_owned();

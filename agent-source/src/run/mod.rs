@@ -36,8 +36,9 @@ use tonic::Streaming;
 
 use crate::{
     config::Repository,
-    mark::{Mark, Marker},
-    replicate::{Counters, Memory, transfer::TransferOptions},
+    mark::{Mark, Marker, NO_MARK},
+    replicate::{Counters, Memory, Replicated, basis::Origin, transfer::TransferOptions},
+    snapshot::{self, Snapshot},
     state::RepositoryState,
     target::Target,
     turns::{Turn, Turns},
@@ -255,20 +256,34 @@ impl Attempt {
 
         self.progress.phase(Phase::Marking);
         let mut marker = context.marker()?;
-        // One that a killed run left would be in the way of this one's.
+        // What a killed run left would be in the way of this one.
         marker.end_left_over().await?;
-        let marked = marker.begin(&self.cancel).await.map_err(Fault::from);
+        let note = context.state.snapshot_note();
+        snapshot::remove_left_over(&note).await?;
+        let mut made = None;
+        let marked = match marker.begin(&self.cancel).await {
+            Err(error) => Err(error.into()),
+            Ok(mark) => self.take_snapshot(&mut marker, mark, &roots, &mut made).await,
+        };
         let replicated = match marked {
             Err(fault) => Err(fault),
             Ok(mark) => {
                 self.progress.update(|run| run.mark = Some(mark_message(&mark)));
                 tracing::info!(mark = mark.id, "the mark holds");
                 self.progress.phase(Phase::Replicating);
+                let copied = (&roots, made.as_ref());
                 let replicated =
-                    self.replicate_all(&client, &opened, &marker, &roots, basis_known, wire).await;
+                    self.replicate_from(copied, (&client, &opened), &marker, basis_known, wire).await;
                 replicated.map(|replicated| (mark, replicated))
             }
         };
+        if let Some(snapshot) = made
+            && let Err(error) = snapshot::remove(snapshot, &note).await
+        {
+            // The copy is good. The next run removes it, or says that it cannot.
+            tracing::error!(%error, "a snapshot is left over");
+            self.counters.warn(error.to_string());
+        }
         let replicated = replicated.and_then(|done| {
             marker.still_holds()?;
             Ok(done)
@@ -276,7 +291,7 @@ impl Attempt {
         // The mark is held for as long as it is read under, and ended on every way out.
         let ended = marker.end().await;
         marker.discard_files();
-        let (mark, replicated) = replicated?;
+        let (mark, (replicated, origin)) = replicated?;
         ended?;
         self.check_drops(&replicated)?;
 
@@ -287,6 +302,7 @@ impl Attempt {
             drop(context.state.basis().clear());
         }
         let (root, check) = sealed?;
+        context.state.next_basis().set_origin(&origin)?;
         context.state.next_basis().replace(&context.state.basis())?;
         self.keep_filtered()?;
         context.state.save_roots(&roots.identities)?;
@@ -303,6 +319,51 @@ impl Attempt {
         turn.end_copying();
         self.progress.phase(Phase::Checking);
         self.verdict(&mut client, check, root, opened.generation, &roots).await
+    }
+
+    /// Makes the snapshot that is copied, where the configuration has one, and ends the engine's mark: the snapshot stands for it.
+    async fn take_snapshot(
+        &self,
+        marker: &mut Marker,
+        mark: Mark,
+        roots: &roots::OpenRoots,
+        made: &mut Option<Snapshot>,
+    ) -> Result<Mark, Fault> {
+        let repository = &self.context.repository;
+        let Some(settings) = &repository.snapshot else { return Ok(mark) };
+        let live = roots.of(&repository.header);
+        let top = settings.look(&live, &repository.rules(), &repository.one_file_system)?;
+        let note = self.context.state.snapshot_note();
+        let name = format!("{}-{}", repository.name, self.id);
+        let snapshot = snapshot::make((settings, &note), &name, (top, &live), &self.cancel).await;
+        let snapshot = made.insert(snapshot.map_err(|error| match self.cancel.is_cancelled() {
+            true => Fault::cancelled(),
+            false => error.into(),
+        })?);
+        let time = jiff::Timestamp::now();
+        marker.end_for_snapshot().await?;
+        let id = match mark.id.as_str() {
+            NO_MARK => snapshot.description(),
+            id => format!("{id}; {}", snapshot.description()),
+        };
+        Ok(Mark { id, time })
+    }
+
+    /// Replicates the live roots, or those in the snapshot. Beside what was replicated: where its files were looked at.
+    async fn replicate_from(
+        &self,
+        (roots, snapshot): (&roots::OpenRoots, Option<&Snapshot>),
+        (client, opened): (&Client, &OpenRunResponse),
+        marker: &Marker,
+        basis_known: bool,
+        wire: &Meter,
+    ) -> Result<(Replicated, Origin), Fault> {
+        let copied = roots::Copied::of(roots, snapshot, self.context.repository.ground())?;
+        if basis_known {
+            tokio::task::block_in_place(|| self.context.state.basis().bring_to(&copied.origin))?;
+        }
+        let replicated = self.replicate_all(client, opened, marker, &copied, basis_known, wire).await?;
+        Ok((replicated, copied.origin))
     }
 
     async fn open(&mut self, client: &Client) -> Result<OpenRunResponse, Fault> {

@@ -1,7 +1,12 @@
 //! What a run would do: its beginning without the mark, and its comparison without reading. Whatever would end it before its check
 //! is told in the run's own words, and does not keep the rest from being found out.
 
-use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
+use std::{
+    ffi::OsStr,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use assay_common::{
     cli::show,
@@ -26,6 +31,7 @@ use crate::replicate::{
     preview::{Look, Preview, preview},
     readings::{self, Rereading, Summary},
 };
+use crate::snapshot::LiveRoot;
 
 /// How long the target may take to tell its outlook.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -74,6 +80,9 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
     if all > 0 {
         add(&Fault::refused(&refused, all));
     }
+    if let Some(fault) = snapshot_fault(&context.repository) {
+        add(&fault);
+    }
     let repository = &context.repository;
     let limit = repository.max_drop_percent;
     if let Some(work) = work.as_ref().filter(|work| is_mass_drop(work, limit)) {
@@ -95,7 +104,11 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
         repository: repository.name.clone(),
         time: Some(timestamp_to_proto(jiff::Timestamp::now())),
         stops,
-        mark: word.to_owned(),
+        mark: match &repository.snapshot {
+            None => word.to_owned(),
+            Some(snapshot) if mark.kind == MarkKind::None => snapshot.description(),
+            Some(snapshot) => format!("{word}, then {}", snapshot.description()),
+        },
         settle_milliseconds: u64::try_from(mark.settle.0.as_millis()).unwrap_or(u64::MAX),
         full_read,
         basis_known,
@@ -111,6 +124,19 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
         mounts: mounts(repository),
         rereading,
     })
+}
+
+/// What is in the way of a snapshot of the repository, if it has one.
+pub(crate) fn snapshot_fault(repository: &Repository) -> Option<Fault> {
+    let settings = repository.snapshot.as_ref()?;
+    let roots = repository.header.roots.iter().map(|root| {
+        let path = PathBuf::from(&root.live_path);
+        let inode = path.symlink_metadata().map_or(0, |stat| stat.ino());
+        LiveRoot { name: root.name.clone(), path, inode }
+    });
+    let roots: Vec<_> = roots.collect();
+    let looked = settings.look(&roots, &repository.rules(), &repository.one_file_system);
+    looked.err().map(Fault::from)
 }
 
 /// How unchanged files are read again, as of now.

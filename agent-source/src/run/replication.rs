@@ -65,7 +65,7 @@ impl Attempt {
         client: &Client,
         opened: &OpenRunResponse,
         marker: &Marker,
-        roots: &roots::OpenRoots,
+        copied: &roots::Copied,
         basis_known: bool,
         wire: &Meter,
     ) -> Result<Replicated, Fault> {
@@ -74,7 +74,7 @@ impl Attempt {
         let mut fingerprints = !self.options.full_read;
         for _ in 0..ATTEMPTS {
             match self
-                .replicate(client.clone(), (&rotten, fingerprints), marker, roots, basis_known, wire)
+                .replicate(client.clone(), (&rotten, fingerprints), marker, copied, basis_known, wire)
                 .await
             {
                 Err(ReplicateError::Transfer(TransferError::TargetRestarted)) => {
@@ -144,7 +144,7 @@ impl Attempt {
         client: Client,
         (rotten, fingerprints): (&HashSet<Vec<u8>>, bool),
         marker: &Marker,
-        roots: &roots::OpenRoots,
+        copied: &roots::Copied,
         basis_known: bool,
         wire: &Meter,
     ) -> Result<Replicated, ReplicateError> {
@@ -161,11 +161,11 @@ impl Attempt {
         let plan = Plan {
             rereading: Rereading::begin(basis.as_ref(), within, rate),
             header: context.repository.header.clone(),
-            roots: roots.folders.clone(),
+            roots: copied.folders.clone(),
             mark,
             late_files: marker.late_files(),
             rules: Arc::new(context.repository.rules()),
-            ground: context.repository.ground(),
+            ground: copied.ground.clone(),
             basis,
             filter: Arc::clone(&self.filter),
             filtered_otherwise: self.filtered_otherwise,

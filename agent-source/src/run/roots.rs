@@ -3,10 +3,18 @@
 
 use std::{io, path::Path, sync::Arc};
 
-use assay_common::{confined::Folder, manifest::Header};
+use assay_common::{
+    confined::Folder,
+    manifest::{Header, Root},
+};
 
 use super::Fault;
-use crate::{file_system::FileSystem, state::RootIdentity};
+use crate::{
+    file_system::FileSystem,
+    replicate::{basis::Origin, scan::Ground},
+    snapshot::{LiveRoot, Snapshot},
+    state::RootIdentity,
+};
 
 /// The roots, held open for the whole run.
 #[derive(Debug)]
@@ -15,6 +23,46 @@ pub(super) struct OpenRoots {
     pub folders: Vec<Arc<Folder>>,
     /// Who they are.
     pub identities: Vec<RootIdentity>,
+}
+
+impl OpenRoots {
+    /// The live roots as a snapshot has to have them.
+    pub(super) fn of(&self, header: &Header) -> Vec<LiveRoot> {
+        let roots = header.roots.iter().zip(&self.identities);
+        let live = |(root, identity): (&Root, &RootIdentity)| LiveRoot {
+            name: root.name.clone(),
+            path: root.live_path.clone().into(),
+            inode: identity.inode,
+        };
+        roots.map(live).collect()
+    }
+}
+
+/// The folders that a run copies: the live roots, or those of a snapshot.
+#[derive(Debug)]
+pub(super) struct Copied {
+    /// In the header's order.
+    pub folders: Vec<Arc<Folder>>,
+    /// What the walk goes by.
+    pub ground: Ground,
+    /// Where the run looks at its files.
+    pub origin: Origin,
+}
+
+impl Copied {
+    /// The roots in `snapshot`, or the live ones without one. `ground` is that of the live ones.
+    pub(super) fn of(live: &OpenRoots, snapshot: Option<&Snapshot>, ground: Ground) -> Result<Self, Fault> {
+        let folders = snapshot.map_or(&live.folders, |snapshot| &snapshot.folders).clone();
+        let devices = folders.iter().map(|folder| Ok(folder.stat_self()?.st_dev)).collect::<io::Result<_>>();
+        let devices = devices.map_err(|error| {
+            Fault::not_run("root-missing", format!("a root cannot be looked at: {error}"))
+        })?;
+        Ok(Self {
+            folders,
+            ground: Ground { live: snapshot.map_or_else(Vec::new, |_| live.folders.clone()), ..ground },
+            origin: Origin { devices, snapshot: snapshot.map(|snapshot| snapshot.begun) },
+        })
+    }
 }
 
 /// Opens the roots. The second value is true when a changed root was let through by the operator's word.
@@ -73,7 +121,6 @@ fn root_error(path: &str, error: &io::Error) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use assay_common::manifest::Root;
 
     #[test]
     fn an_empty_a_missing_and_a_changed_root_each_stop_the_run() {

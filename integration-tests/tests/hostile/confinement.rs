@@ -162,6 +162,10 @@ const ALLOWED: &[(&str, &str)] = &[
     ("common/src/notify/queues.rs", "the agent's own folder of notices, by its configured name"),
     ("agent-source/src/run/fetch.rs", "the basis' manifest, under a name of its own"),
     ("agent-source/src/run/roots.rs", "live roots that the configuration names"),
+    (
+        "agent-source/src/snapshot/mod.rs",
+        "live roots, folders and snapshots that the configuration names, and the note in the state folder",
+    ),
     ("agent-source/src/replicate/basis.rs", "the basis' files, under names of its own"),
     (
         "agent-source/src/replicate/block_memory.rs",

@@ -45,6 +45,7 @@ mod room;
 mod rot;
 mod schema;
 mod scrub;
+mod snapshots;
 mod telling;
 mod traces;
 mod trouble;

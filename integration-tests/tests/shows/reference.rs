@@ -14,6 +14,7 @@ const SOURCE: &str = "agent-source/src/config.rs";
 const TARGET: &str = "agent-target/src/config.rs";
 const METRICS: &str = "common/src/metrics/serve.rs";
 const WEB: &str = "agent-target/src/web/config.rs";
+const SNAPSHOT: &str = "agent-source/src/snapshot/section.rs";
 const TRACES: &str = "common/src/traces/config.rs";
 const NOTIFY: &str = "common/src/notify/config.rs";
 
@@ -32,6 +33,7 @@ const SECTIONS: [(&str, &[Section]); 3] = [
             (SOURCE, "RepositorySection", "[[repository]]"),
             (SOURCE, "RootSection", "[[repository.root]]"),
             (SOURCE, "ScheduleSection", "[repository.schedule]"),
+            (SNAPSHOT, "SnapshotSection", "[repository.snapshot]"),
         ],
     ),
     (
@@ -206,6 +208,9 @@ fn section(file: &str, name: &str, head: &str, faults: &mut Vec<String>) -> Stri
         let says_what_then = ["Default: ", "when it is not set", "False", "section", "True: "];
         let is_section = kind.starts_with("section");
         let of_a_kind = [
+            "btrfs, lvm: ",
+            "lvm, zfs: ",
+            "lvm: ",
             "command: ",
             "webhook: ",
             "mail: ",
@@ -262,7 +267,7 @@ fn the_reference_is_what_the_code_has() {
 /// No struct of a configuration is left out.
 #[test]
 fn every_section_of_the_code_is_in_the_reference() {
-    for file in [SOURCE, TARGET, NOTIFY, METRICS, WEB] {
+    for file in [SOURCE, TARGET, NOTIFY, METRICS, WEB, SNAPSHOT] {
         for item in items(file) {
             let Item::Struct(item) = item else { continue };
             let name = item.ident.to_string();
