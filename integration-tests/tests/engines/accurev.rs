@@ -10,6 +10,7 @@ use std::{
 use assay_common::verdict::Outcome;
 
 use crate::{
+    file_systems::Kind,
     live::{self, Broken, Damage, Live, add, flip, replace, run},
     pair::{Pair, program},
 };
@@ -38,7 +39,10 @@ impl Accurev {
     }
 
     fn start_as(major: u8, profile: &str, keys: &str) -> Self {
-        let pair = Pair::engine(profile, keys);
+        Self::start_in(Pair::engine(profile, keys), major)
+    }
+
+    fn start_in(pair: Pair, major: u8) -> Self {
         let root = pair.root(0);
         let options = ["--port", "0", "--major", &major.to_string()].map(str::to_owned);
         run(Command::new(program("accurev-standin")).arg("install").arg(&root).args(options));
@@ -260,6 +264,15 @@ fn the_stand_in_of_5_comes_out_as_the_matrix_says() {
     assert!(control.stdout.contains("assay.backup"), "{control:?}");
     let shown = live.0.pair.target(&["verdict", "show"]);
     assert!(shown.stdout.contains("L1"), "the verdict says that the check is shallow: {shown:?}");
+}
+
+/// Its mark is held until there is a snapshot, and removed before the copy.
+#[test]
+fn a_live_accurev_is_copied_from_snapshots() {
+    let pair = Pair::engine_on(Kind::Btrfs, "accurev-4", "settle = \"0s\"\n");
+    live::copied_from_snapshots(&Accurev::start_in(pair, 4));
+    let pair = Pair::engine_on(Kind::Btrfs, "accurev-5", "");
+    live::copied_from_snapshots(&Accurev5(Accurev::start_in(pair, 5)));
 }
 
 #[test]

@@ -20,7 +20,10 @@ use assay_common::{
     verdict::{Outcome, Verdict, verify_verdict},
 };
 
-use crate::{matrix, pair::Pair};
+use crate::{
+    matrix,
+    pair::{Pair, json},
+};
 
 /// How many rounds a soak has: one sound run and one damaged run each.
 const ROUNDS_VARIABLE: &str = "ASSAY_SOAK_ROUNDS";
@@ -322,6 +325,23 @@ pub(crate) fn soak<L: Live>(live: &L) {
         live.written(),
         version.as_deref().unwrap_or("no version")
     );
+}
+
+/// Runs of a live system that is copied from snapshots of its btrfs: nothing in them changes while it is read, so no run is void and no file is
+/// torn, whatever the writers do. Damage is found as it is without a snapshot.
+pub(crate) fn copied_from_snapshots<L: Live>(live: &L) {
+    let (pair, mut void) = (live.pair(), 0);
+    pair.copy_from_snapshots();
+    for _ in 0..3 {
+        sound_run(live, &mut void);
+        let run = json(pair.source(&["--json", "runs"]).stdout.lines().next().expect("a run"));
+        assert!(run["mark"]["id"].as_str().expect("an id").contains("btrfs snapshot assay-repo-"), "{run}");
+        assert!(run["counts"]["unstable"].is_null() && run["warnings"].is_null(), "{run}");
+    }
+    let damage = L::DAMAGES.iter().find(|damage| damage.outcome == Outcome::Fail);
+    damaged_run(live, damage.expect("one that is found"), &mut void);
+    assert_eq!(void, 0, "{}", pair.logs());
+    assert!(fs::read_dir(pair.snapshots()).expect("list").next().is_none());
 }
 
 /// The middle of a file.

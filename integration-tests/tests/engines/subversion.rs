@@ -113,7 +113,10 @@ impl Subversion {
 
     fn start_with(prepare: impl FnOnce(&Path)) -> Self {
         // Packing makes one file of many.
-        let pair = Pair::engine("subversion", "max_drop_percent = 100\n");
+        Self::start_in(Pair::engine("subversion", "max_drop_percent = 100\n"), prepare)
+    }
+
+    fn start_in(pair: Pair, prepare: impl FnOnce(&Path)) -> Self {
         let repository = pair.root(0);
         run(Command::new("svnadmin").arg("create").arg(&repository));
         prepare(&repository);
@@ -332,6 +335,12 @@ fn subversion_comes_out_as_the_matrix_says() {
     // The sound one is there already.
     rows.extend(packed.into_iter().skip(1));
     matrix::compare(Subversion::ENGINE, &rows, version.as_deref());
+}
+
+#[test]
+fn a_live_subversion_is_copied_from_snapshots() {
+    let pair = Pair::engine_on(Kind::Btrfs, "subversion", "max_drop_percent = 100\n");
+    live::copied_from_snapshots(&Subversion::start_in(pair, |_| {}));
 }
 
 #[test]

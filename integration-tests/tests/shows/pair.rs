@@ -226,6 +226,21 @@ impl Pair {
         Self::mounted(1, profile, (repository_keys, ""), "", &[("root0", root)]).proved()
     }
 
+    /// Has the root copied from snapshots of the btrfs that it is.
+    pub(crate) fn copy_from_snapshots(&self) {
+        fs::create_dir(self.snapshots()).expect("mkdir");
+        let section = format!(
+            "exclude = [\"/.snapshots\"]\n[repository.snapshot]\nkind = \"btrfs\"\nfolder = {:?}\n[[repository.root]]",
+            self.snapshots()
+        );
+        self.restart_with("source", "[[repository.root]]", &section);
+    }
+
+    /// Where they are put.
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root(0).join(".snapshots")
+    }
+
     /// Unmounts the file system of a live root, lets `work` have its image, and mounts it again.
     pub(crate) fn remount(&self, root: usize, work: impl FnOnce(&Path)) {
         let place = self.root(root);
