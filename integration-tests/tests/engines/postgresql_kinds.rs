@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    pair::{Done, done, program},
+    pair::{Done, copy_program, done},
     postgresql::{Cluster, major, own, postgres, programs, run},
 };
 
@@ -60,7 +60,7 @@ impl Origin {
         }
         cluster.stop("-INT");
         // The helper runs as the server's user, who need not reach the folder of the build.
-        fs::copy(program("assay-target"), folder.path().join("assay-target")).expect("copy");
+        copy_program("assay-target", folder.path());
         fs::set_permissions(folder.path().join("assay-target"), fs::Permissions::from_mode(0o755))
             .expect("chmod");
         Self { folder, data, files, database }

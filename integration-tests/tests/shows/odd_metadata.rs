@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags, lsetxattr, utim
 use crate::{
     exact::described,
     file_systems::{Kind, Mounted},
-    pair::{Done, Pair, done, json, program, rsync_finds_no_difference},
+    pair::{Done, Pair, copy_program, done, json, rsync_finds_no_difference},
 };
 
 fn setfacl(arguments: &[&str], path: &Path) {
@@ -279,9 +279,7 @@ fn a_restore_without_root_is_as_exact_as_rsync_and_says_what_it_lacks() {
         fs::copy(pair.path("pki").join(name), home.join(name)).expect("copy");
         chown(home.join(name), Some(USER), Some(USER)).expect("chown");
     }
-    // By another process: a child that another test forks meanwhile would have the file open for writing, and then nobody can run it.
-    let copied = Command::new("cp").arg(program("assay-source")).arg(&home).status();
-    assert!(copied.expect("cp").success());
+    copy_program("assay-source", &home);
     chown(&home, Some(USER), Some(USER)).expect("chown");
     let as_user = |arguments: &[&str]| {
         let mut command = Command::new("setpriv");

@@ -126,6 +126,13 @@ pub(crate) fn program(name: &str) -> PathBuf {
     program
 }
 
+/// Copies a program into a folder, by another process: a child that another test forks meanwhile would inherit a file that is open for
+/// writing, and the kernel runs no such program.
+pub(crate) fn copy_program(name: &str, folder: &Path) {
+    let copied = Command::new("cp").arg(program(name)).arg(folder).status();
+    assert!(copied.expect("cp").success());
+}
+
 /// What gives an agent another wall clock, by Debian's faketime: `by` says how far off it is (`+3600`), or which file says so (`@FILE`).
 /// Files and the clock that waiting is measured by stay as they are.
 pub(crate) fn wrong_clock(by: &str) -> Vec<(&'static str, String)> {

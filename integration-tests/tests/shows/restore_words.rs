@@ -13,7 +13,7 @@ use assay_common::pki::{Party, Role, issue};
 
 use crate::{
     file_systems::{Kind, Mounted},
-    pair::{Done, Pair, done, json, program, rsync_finds_no_difference},
+    pair::{Done, Pair, copy_program, done, json, rsync_finds_no_difference},
 };
 
 /// A user without any right.
@@ -148,7 +148,7 @@ fn a_user_who_is_not_root_gets_the_files_back_as_their_own() {
     }
     std::os::unix::fs::chown(&home, Some(NOBODY), Some(NOBODY)).expect("chown");
     // The test's own programs may lie where only root can go.
-    fs::copy(program("assay-source"), home.join("assay-source")).expect("copied");
+    copy_program("assay-source", &home);
     let status = json(
         &fs::read_to_string(pair.path("target.toml"))
             .map(|text| {
