@@ -96,6 +96,14 @@ impl Ended {
         self.outcome == Outcome::Pass && self.claims.as_ref().is_some_and(|claims| claims.live != nothing)
     }
 
+    /// What it rests on that is older than its limit, a clause each; empty for what is no PASS.
+    pub fn too_old(&self) -> &[String] {
+        match (&self.claims, self.outcome) {
+            (Some(claims), Outcome::Pass) => &claims.too_old,
+            _ => &[],
+        }
+    }
+
     /// A run as the source tells of it; `None` while it is under way.
     pub fn of_run(run: &Run) -> Option<Self> {
         let outcome = Outcome::try_from(run.outcome()).ok()?;
@@ -219,6 +227,8 @@ pub struct Standing {
     overdue_after: Option<String>,
     /// Somebody was alerted, and the PASS that came since does not count as a proof.
     owes_recovery: bool,
+    /// The newest PASS rests on what is older than its limit.
+    is_too_old: bool,
     /// The newest proof was there by then, whatever its date says.
     seen: Option<Timestamp>,
 }
@@ -283,12 +293,25 @@ impl Standing {
         is_old.then(|| run.clone())
     }
 
+    /// True for a generation before the newest one that is known.
+    fn is_of_older(&self, ended: &Ended) -> bool {
+        let newest = self.last.iter().chain(&self.last_pass).filter_map(|known| known.generation).max();
+        ended.generation.is_some_and(|generation| newest.is_some_and(|newest| generation < newest))
+    }
+
+    /// Takes in the age of what a PASS rests on. True when that is news: it begins to be too old, or is so no longer.
+    fn covered(&mut self, ended: &Ended) -> bool {
+        if ended.outcome != Outcome::Pass || self.is_of_older(ended) {
+            return false;
+        }
+        let is_too_old = !ended.too_old().is_empty();
+        std::mem::replace(&mut self.is_too_old, is_too_old) != is_too_old
+    }
+
     /// Takes an end in, and says what is to be told of it.
     fn ended(&mut self, ended: Ended, proven: Option<Ended>, max_age: Option<Duration>) -> Option<Event> {
         self.ends[index(ended.outcome)] += 1;
-        let newest = self.last.iter().chain(&self.last_pass).filter_map(|known| known.generation).max();
-        let is_old =
-            ended.generation.is_some_and(|generation| newest.is_some_and(|newest| generation < newest));
+        let is_old = self.is_of_older(&ended);
         let is_same = |left: &Option<Ended>, right: &Option<Ended>| {
             left.as_ref().map(|pass| &pass.run_id) == right.as_ref().map(|pass| &pass.run_id)
         };
@@ -366,7 +389,12 @@ impl Watch {
     ) -> Self {
         let passed = last.as_ref().filter(|last| last.outcome == Outcome::Pass);
         let passed = passed.map(|last| (last.run_id.clone(), last.finished));
-        let standing = Standing { last, last_pass, since: Some(since), passed, ..Default::default() };
+        // The agent before this one has told of its coverage. A generation that was checked again by the clock is not the newest.
+        let passes = last.iter().chain(&last_pass).filter(|ended| ended.outcome == Outcome::Pass);
+        let is_too_old =
+            passes.max_by_key(|pass| pass.generation).is_some_and(|pass| !pass.too_old().is_empty());
+        let since = Some(since);
+        let standing = Standing { last, last_pass, since, passed, is_too_old, ..Default::default() };
         let (repository, standing) = (repository.to_owned(), Mutex::new(standing));
         Self { role, repository, max_age, standing, connected: OnceLock::new() }
     }
@@ -401,21 +429,28 @@ impl Watch {
         if let Some(connected) = self.connected.get() {
             connected.tracer.trace(&self.repository, &ended);
         }
-        let (traceless, notice, proof) = {
+        let (traceless, notice, coverage, proof) = {
             let mut standing = self.lock();
             let is_traceless = standing.found_traceless(&ended);
+            let is_news = standing.covered(&ended);
             let event = standing.ended(ended.clone(), proven, self.max_age);
             self.withdraw_overdue(&standing);
             self.withdraw_pass();
             let proof = standing.newest_is_proof(&ended.run_id);
             let proof = proof.then(|| self.notice(Event::Pass, Some(&ended), &standing, ended.finished));
-            let traceless = is_traceless.then(|| {
-                Notice::of_traceless(&self.about(), &ended, Self::last_pass(&standing, ended.finished))
+            let last_pass = || Self::last_pass(&standing, ended.finished);
+            let traceless = is_traceless.then(|| Notice::of_traceless(&self.about(), &ended, last_pass()));
+            let coverage = is_news.then(|| {
+                // What has not arrived of the state before holds no longer.
+                self.withdraw(Event::Coverage);
+                Notice::of_coverage(&self.about(), &ended, last_pass())
             });
-            (traceless, event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished)), proof)
+            let notice = event.map(|event| self.notice(event, Some(&ended), &standing, ended.finished));
+            (traceless, notice, coverage, proof)
         };
         self.tell(traceless);
         self.tell(notice);
+        self.tell(coverage);
         self.tell(proof);
     }
 
@@ -426,15 +461,19 @@ impl Watch {
 
     /// Drops a `pass` that has not been delivered and holds no longer: the receiver would take a late heartbeat for a fresh one.
     fn withdraw_pass(&self) {
+        self.withdraw(Event::Pass);
+    }
+
+    fn withdraw(&self, event: Event) {
         if let Some(connected) = self.connected.get() {
-            connected.notifier.withdraw(&self.repository, Event::Pass);
+            connected.notifier.withdraw(&self.repository, event);
         }
     }
 
     /// An OVERDUE that has not arrived and holds no longer is not sent any more.
     fn withdraw_overdue(&self, standing: &Standing) {
-        if let Some(connected) = self.connected.get().filter(|_| !standing.overdue_told) {
-            connected.notifier.withdraw(&self.repository, Event::Overdue);
+        if !standing.overdue_told {
+            self.withdraw(Event::Overdue);
         }
     }
 
@@ -614,6 +653,74 @@ mod tests {
         assert!(notice.message.contains("HINT: "), "{}", notice.message);
     }
 
+    /// A coverage that is too old is news once, also for an agent that was started again, and so is its end. A FAIL changes nothing, nor
+    /// does an older generation that is checked again.
+    #[test]
+    fn a_coverage_that_is_too_old_is_news_once_and_so_is_its_end() {
+        let end = |outcome, hour: i64, is_too_old: bool| {
+            let clauses = if is_too_old { vec!["its oldest reading is old".to_owned()] } else { Vec::new() };
+            let claims = v1::Claims { too_old: clauses, proven: true, ..Default::default() };
+            Ended { claims: Some(claims), ..end(outcome, hour, hour.unsigned_abs()) }
+        };
+        let (pass, fail) = (Outcome::Pass, Outcome::Fail);
+        let watch = Watch::new("source", "repo", None, None, None, at(0));
+        let mut last = None;
+        for (ended, is_news) in [
+            (end(pass, 1, false), false),
+            (end(pass, 2, true), true),
+            (end(pass, 3, true), false),
+            (end(fail, 4, false), false),
+            (end(pass, 1, false), false),
+            (end(pass, 5, true), false),
+            (end(pass, 6, false), true),
+            (end(pass, 7, false), false),
+            (end(pass, 8, true), true),
+        ] {
+            assert_eq!(watch.lock().covered(&ended), is_news, "{}", ended.run_id);
+            watch.lock().ended(ended.clone(), None, None);
+            last = Some(ended);
+        }
+        // The newest end is an older generation that was checked again; the newest PASS is not.
+        let old = Some(end(pass, 1, false));
+        for (last, proven) in [(last.clone(), None), (Some(end(fail, 9, false)), last.clone()), (old, last)] {
+            let restarted = Watch::new("source", "repo", None, last, proven, at(0));
+            assert!(!restarted.lock().covered(&end(pass, 10, true)));
+            assert!(restarted.lock().covered(&end(pass, 11, false)));
+        }
+    }
+
+    /// What a notice of a coverage says, and that its end takes back a beginning that has not arrived.
+    #[tokio::test]
+    async fn a_coverage_is_told_with_what_is_too_old() {
+        let about = About { role: "source", agent: "live".to_owned(), repository: "app".to_owned() };
+        let clauses = ["its oldest reading is 8 days old, and 7 days is the limit", "another"];
+        let claims = v1::Claims { too_old: clauses.map(str::to_owned).to_vec(), ..Default::default() };
+        let began = Ended { claims: Some(claims), ..end(Outcome::Pass, 1, 1) };
+        let notice = Notice::of_coverage(&about, &began, None);
+        assert_eq!(notice.id, "app/run-1/coverage");
+        for part in
+            ["COVERAGE: app on ", "too old: its oldest reading is 8 days old", "; another; never proven"]
+        {
+            assert!(notice.summary.contains(part), "{}", notice.summary);
+        }
+        assert!(notice.message.contains("\nHINT: ") && notice.message.contains("--full-read --full-check"));
+        let over = Notice::of_coverage(&about, &end(Outcome::Pass, 2, 2), None);
+        assert_eq!(over.id, "app/run-2/coverage/over");
+        assert!(over.summary.contains("over: all that the newest PASS rests on"), "{}", over.summary);
+        // Nothing is delivered: the test never gives the runtime a turn.
+        let notifier = Notifier::start(crate::notify::tests::ways("on = ['coverage']"));
+        let waiting = || notifier.waiting().map(|(_, count)| count).sum::<usize>();
+        let watch = Watch::new("source", "app", None, None, None, at(0));
+        watch.connect("live", notifier.clone(), Tracer::default());
+        watch.ended(began, None);
+        assert_eq!(waiting(), 1);
+        watch.ended(end(Outcome::Pass, 2, 2), None);
+        assert_eq!(waiting(), 1);
+        // The end stays until it has arrived, whatever begins meanwhile.
+        notifier.withdraw("app", Event::Coverage);
+        assert_eq!(waiting(), 1);
+    }
+
     /// Every end but PASS is told, each time; a PASS only after one of those.
     #[test]
     fn bad_ends_and_the_first_good_one_after_them_are_told() {
@@ -660,15 +767,8 @@ mod tests {
     /// An undelivered `pass` is dropped when a run ends, when a control fails, and when the proof becomes overdue.
     #[tokio::test]
     async fn a_pass_that_holds_no_longer_is_dropped() {
-        #[derive(serde::Deserialize)]
-        struct File {
-            notify: Vec<crate::notify::NotifySection>,
-        }
         // Nothing is delivered: the test never gives the runtime a turn.
-        let text = "[[notify]]\nkind = 'command'\nargv = ['/bin/false']\non = ['pass']";
-        let path = std::path::Path::new("x.toml");
-        let file: File = crate::config::parse(path, text).expect("the right shape");
-        let notifier = Notifier::start(crate::notify::Way::all(path, &file.notify, &[], &mut Vec::new()));
+        let notifier = Notifier::start(crate::notify::tests::ways("on = ['pass']"));
         let waiting = || notifier.waiting().map(|(_, count)| count).sum::<usize>();
         let watch = Watch::new("source", "repo", Some(HOUR), None, None, at(0));
         watch.connect("a", notifier.clone(), Tracer::default());

@@ -113,13 +113,12 @@ impl Mailbox {
         self.0.changed.notify_one();
     }
 
-    /// Takes back what has not arrived and holds no longer.
+    /// Takes back what has not arrived and holds no longer; the word that it is over stays.
     pub fn withdraw(&self, repository: &str, event: Event) {
         let mut state = self.0.lock();
-        let (gone, kept) = state
-            .waiting
-            .drain(..)
-            .partition(|entry| entry.notice.event == event && entry.notice.repository == repository);
+        let is_gone =
+            |notice: &Notice| notice.event == event && notice.repository == repository && !notice.is_over();
+        let (gone, kept) = state.waiting.drain(..).partition(|entry| is_gone(&entry.notice));
         let gone: VecDeque<Entry> = gone;
         state.waiting = kept;
         for entry in gone {

@@ -23,6 +23,9 @@ use crate::{
 pub use config::{NotifySection, Way};
 pub use mailbox::{MAX_WAITING, Mailbox};
 
+/// How the id of a notice ends that says that something is over.
+const OVER: &str = "/over";
+
 /// What a notice is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -41,6 +44,8 @@ pub enum Event {
     Overdue,
     /// Content changed although size, times and inode did not.
     ChangedWithoutTrace,
+    /// A PASS rests on readings or carried results that are older than their limit, or the next PASS does so no longer.
+    Coverage,
     /// Something is wrong with the agent itself.
     Trouble,
     /// An operator tries whether notices arrive.
@@ -57,6 +62,7 @@ impl fmt::Display for Event {
             Self::Pass => "PASS",
             Self::Overdue => "OVERDUE",
             Self::ChangedWithoutTrace => "CHANGED WITHOUT A TRACE",
+            Self::Coverage => "COVERAGE",
             Self::Trouble => "TROUBLE",
             Self::Test => "TEST",
         })
@@ -164,6 +170,23 @@ impl Notice {
         notice
     }
 
+    /// About the coverage of the PASS that has `ended`: it is too old, or, where it is within its limits, what was too old before is so
+    /// no longer.
+    pub fn of_coverage(about: &About, ended: &Ended, last_pass: Option<LastPass>) -> Self {
+        let mut notice = Self::new(Event::Coverage, about, Some(ended), last_pass, ended.finished);
+        let too_old = ended.too_old();
+        notice.message = if too_old.is_empty() {
+            notice.id.push_str(OVER);
+            "over: all that the newest PASS rests on is within its limit".to_owned()
+        } else {
+            let hint = "read and check all of it now with `assay-source run --full-read --full-check`; when it comes again, raise \
+                        max_reading_age or recheck_within, or let runs come more often";
+            format!("too old: {}\nHINT: {hint}", too_old.join("; "))
+        };
+        notice.summary = safe(&notice.in_a_line());
+        notice
+    }
+
     /// A notice for trying whether notices arrive.
     pub fn test(role: &'static str, agent: &str) -> Self {
         let about = About { role, agent: agent.to_owned(), repository: String::new() };
@@ -185,6 +208,11 @@ impl Notice {
         notice
     }
 
+    /// True for the end of a state whose beginning has a notice of its own.
+    fn is_over(&self) -> bool {
+        self.id.ends_with(OVER)
+    }
+
     fn in_a_line(&self) -> String {
         let Self { event, repository, host, reason, .. } = self;
         match event {
@@ -193,7 +221,7 @@ impl Notice {
                 format!("{event}: {about} on {host}, {reason}: {}", self.message)
             }
             Event::Test => format!("{event}: notices from {} on {host} arrive", self.agent),
-            Event::ChangedWithoutTrace => {
+            Event::ChangedWithoutTrace | Event::Coverage => {
                 let what = self.message.lines().next().unwrap_or_default();
                 format!("{event}: {repository} on {host}, {what}; {}", self.proven())
             }
@@ -295,7 +323,7 @@ impl Notifier {
         }
     }
 
-    /// Takes back what has not arrived and holds no longer.
+    /// Takes back what has not arrived and holds no longer; the word that it is over stays.
     pub fn withdraw(&self, repository: &str, event: Event) {
         for outlet in self.outlets.iter() {
             outlet.withdraw(repository, event);
@@ -334,4 +362,4 @@ pub async fn tell_troubles(notifier: Notifier, role: &'static str, agent: String
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

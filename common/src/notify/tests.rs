@@ -129,6 +129,14 @@ async fn a_command_that_hangs_is_ended_with_what_it_started() {
     panic!("{id} is still there");
 }
 
+/// A command that fails, with these further keys.
+pub(crate) fn ways(keys: &str) -> Vec<Way> {
+    let text = format!("[[notify]]\nkind = 'command'\nargv = ['/bin/false']\n{keys}");
+    let path = Path::new("/etc/assay/source.toml");
+    let file: File = config::parse(path, &text).expect("the right shape");
+    Way::all(path, &file.notify, &[], &mut Vec::new())
+}
+
 fn way_of(argv: &str) -> Way {
     let path = Path::new("/etc/assay/source.toml");
     let text = format!("[[notify]]\nkind = 'command'\nargv = ['/bin/sh', '-c', {argv:?}]");

@@ -369,13 +369,14 @@ pub fn claims(grounds: &Grounds<'_>) -> Claims {
         because.extend(not_covered);
         return Claims { backup: BackupClaim::AsRead, live: LiveClaim::Nothing, because };
     }
-    let (withheld, mut limits) = reading_limits(grounds);
+    let Limits { unknown, too_old, mut limits } = Limits::of(grounds);
     if let Some(carried) = grounds.check.carried.as_ref().filter(|carried| carried.parts > 0) {
         limits.push(carried_clause(carried));
     }
     let backup = if not_covered.is_some() { BackupClaim::GoodAsCovered } else { BackupClaim::Good };
-    if !withheld.is_empty() {
-        because.extend(withheld);
+    if !unknown.is_empty() || !too_old.is_empty() {
+        because.extend(unknown);
+        because.extend(too_old);
         because.extend(not_covered);
         return Claims { backup, live: LiveClaim::Nothing, because };
     }
@@ -385,51 +386,67 @@ pub fn claims(grounds: &Grounds<'_>) -> Claims {
     Claims { backup, live, because }
 }
 
-/// What keeps the verdict from claiming anything of the live repository, and what limits such a claim.
-fn reading_limits(grounds: &Grounds<'_>) -> (Vec<String>, Vec<String>) {
-    let (mut withheld, mut limits) = (Vec::new(), Vec::new());
-    let Some(mark) = grounds.mark else {
-        return (vec!["the verdict names no mark".to_owned()], limits);
-    };
-    let too_old = |what: &str, time: Timestamp, limit: Option<Duration>| {
-        let age = Duration::try_from(time.duration_until(mark)).ok()?;
-        let limit = limit.filter(|limit| age > *limit)?;
-        let (age, limit) = (length_in_words(age), length_in_words(limit));
-        Some(format!("{what} is {age} old, and {limit} is the limit"))
-    };
-    match grounds.reading {
-        None if grounds.is_first => {}
-        None => {
-            withheld.push("the source does not say when it read the files that had not changed".to_owned())
+/// How the ages of readings and carried results limit the claim about the live repository, a clause each.
+#[derive(Debug, Default)]
+struct Limits {
+    /// An age is not known: nothing is claimed.
+    unknown: Vec<String>,
+    /// An age is above its limit: nothing is claimed.
+    too_old: Vec<String>,
+    /// What is claimed is limited by these.
+    limits: Vec<String>,
+}
+
+impl Limits {
+    fn of(grounds: &Grounds<'_>) -> Self {
+        let (mut unknown, mut too_old, mut limits) = (Vec::new(), Vec::new(), Vec::new());
+        let Some(mark) = grounds.mark else {
+            return Self { unknown: vec!["the verdict names no mark".to_owned()], ..Self::default() };
+        };
+        match grounds.reading {
+            None if grounds.is_first => {}
+            None => {
+                unknown.push("the source does not say when it read the files that had not changed".to_owned())
+            }
+            Some(reading) if reading.files_read_now >= reading.files_total => {}
+            Some(reading) => match (reading.oldest_reading, reading.newest_carried_reading) {
+                (Some(oldest), Some(newest))
+                    if reading.files_of_unknown_age == 0 && oldest <= newest && newest <= mark =>
+                {
+                    let limit = grounds.max_reading_age;
+                    too_old.extend(too_old_clause("its oldest reading", oldest, mark, limit));
+                    limits.push(format!(
+                        "{} of {} files now, the rest between {} and {}",
+                        reading.files_read_now,
+                        reading.files_total,
+                        minute(oldest),
+                        minute(newest)
+                    ));
+                }
+                _ => {
+                    let files = match reading.files_of_unknown_age {
+                        0 => reading.files_total - reading.files_read_now,
+                        files => files,
+                    };
+                    unknown.push(format!("it is not known when {files} of its files were read last"));
+                }
+            },
         }
-        Some(reading) if reading.files_read_now >= reading.files_total => {}
-        Some(reading) => match (reading.oldest_reading, reading.newest_carried_reading) {
-            (Some(oldest), Some(newest))
-                if reading.files_of_unknown_age == 0 && oldest <= newest && newest <= mark =>
-            {
-                withheld.extend(too_old("its oldest reading", oldest, grounds.max_reading_age));
-                limits.push(format!(
-                    "{} of {} files now, the rest between {} and {}",
-                    reading.files_read_now,
-                    reading.files_total,
-                    minute(oldest),
-                    minute(newest)
-                ));
-            }
-            _ => {
-                let unknown = match reading.files_of_unknown_age {
-                    0 => reading.files_total - reading.files_read_now,
-                    unknown => unknown,
-                };
-                withheld.push(format!("it is not known when {unknown} of its files were read last"));
-            }
-        },
+        if let Some(carried) = &grounds.check.carried {
+            let limit = carried.limit_seconds.map(Duration::from_secs);
+            let what = "the oldest result that was carried over";
+            too_old.extend(too_old_clause(what, carried.oldest, mark, limit));
+        }
+        Self { unknown, too_old, limits }
     }
-    if let Some(carried) = &grounds.check.carried {
-        let limit = carried.limit_seconds.map(Duration::from_secs);
-        withheld.extend(too_old("the oldest result that was carried over", carried.oldest, limit));
-    }
-    (withheld, limits)
+}
+
+/// Says that `what`, which is of `time`, was older than `limit` at the mark; nothing when it was not.
+fn too_old_clause(what: &str, time: Timestamp, mark: Timestamp, limit: Option<Duration>) -> Option<String> {
+    let age = Duration::try_from(time.duration_until(mark)).ok()?;
+    let limit = limit.filter(|limit| age > *limit)?;
+    let (age, limit) = (length_in_words(age), length_in_words(limit));
+    Some(format!("{what} is {age} old, and {limit} is the limit"))
 }
 
 fn carried_clause(carried: &Carried) -> String {
@@ -674,24 +691,32 @@ impl Verdict {
     /// What the verdict claims. An older verdict that has no coverage claims nothing of the live repository: nobody recorded
     /// when its bytes were read.
     pub fn claims(&self) -> Claims {
-        match &self.coverage {
-            Some(coverage) => {
-                let envelope = self.source_statement.as_ref();
-                let source = envelope.and_then(|envelope| unverified_source_statement(envelope).ok());
-                claims(&coverage.grounds(self, source.as_ref()))
-            }
-            None => claims(&self.grounds_without_coverage()),
-        }
+        self.weigh(claims)
     }
 
     /// What the verdict would claim had it been signed when the newest negative control of its checker said `trust`: a control
     /// that passes later vouches for it, and one that fails later takes that back.
     pub fn claims_under(&self, trust: Option<Trust>) -> Claims {
-        let source =
-            self.source_statement.as_ref().and_then(|envelope| unverified_source_statement(envelope).ok());
+        self.weigh(|grounds| claims(&Grounds { trust, ..grounds.clone() }))
+    }
+
+    /// What a PASS rests on that is older than its limit, a clause each; whether the checker is trusted does not matter here.
+    pub fn too_old(&self) -> Vec<String> {
+        match self.outcome {
+            Outcome::Pass => self.weigh(|grounds| Limits::of(grounds).too_old),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Lets `scales` look at all that the claims depend on.
+    fn weigh<T>(&self, scales: impl FnOnce(&Grounds<'_>) -> T) -> T {
         match &self.coverage {
-            Some(coverage) => claims(&Grounds { trust, ..coverage.grounds(self, source.as_ref()) }),
-            None => claims(&Grounds { trust, ..self.grounds_without_coverage() }),
+            Some(coverage) => {
+                let envelope = self.source_statement.as_ref();
+                let source = envelope.and_then(|envelope| unverified_source_statement(envelope).ok());
+                scales(&coverage.grounds(self, source.as_ref()))
+            }
+            None => scales(&self.grounds_without_coverage()),
         }
     }
 
@@ -737,6 +762,7 @@ impl Verdict {
             parts_checked: carried.map_or(0, |carried| carried.parts_checked_now),
             parts_carried: carried.map_or(0, |carried| carried.parts),
             oldest_carried: carried.map(|carried| timestamp_to_proto(carried.oldest)),
+            too_old: self.too_old(),
             ..claims
         }
     }

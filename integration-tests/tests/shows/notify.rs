@@ -155,3 +155,50 @@ fn a_target_tells_that_a_proof_is_overdue_when_the_source_is_gone() {
         "{told:?}"
     );
 }
+
+/// Told when it begins and when it is over, and not at the runs between; a run that reads all ends it.
+#[test]
+fn a_coverage_that_is_too_old_is_told_once_and_so_is_its_end() {
+    let pair = Pair::plain(1);
+    for name in ["cold", "other"] {
+        fs::write(pair.root(0).join(name), name).expect("write");
+    }
+    // Whatever a run does not read itself is too old, and nothing is read again by the clock.
+    pair.configure("source", "profile = ", "max_reading_age = \"1ms\"\nreread_within = \"off\"\nprofile = ");
+    for role in ["source", "target"] {
+        with_command(&pair, role, "on = [\"fail\", \"coverage\"]\n");
+    }
+    pair.run(0);
+    let too_old = |run: &serde_json::Value| {
+        let clauses = run["claims"]["tooOld"].as_array().cloned().unwrap_or_default();
+        clauses.first().and_then(|text| text.as_str()).map(str::to_owned)
+    };
+    // What was written just now is read once more.
+    let mut runs = (0..10).map(|_| pair.run(0)).skip_while(|run| too_old(run).is_none());
+    let first = runs.next().expect("a run that reads nothing");
+    let clause = too_old(&first).expect("it is too old");
+    assert!(clause.starts_with("its oldest reading is ") && clause.ends_with(" is the limit"), "{clause}");
+    let again = pair.run(0);
+    assert!(too_old(&again).is_some(), "{again}");
+    // A restart in between does not tell it again.
+    for role in ["source", "target"] {
+        pair.kill(role);
+        pair.start(role);
+    }
+    assert!(too_old(&pair.run(0)).is_some());
+    let done = pair.source(&["run", "--full-read", "--follow"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let newest = pair.source(&["--json", "runs"]).stdout;
+    let newest = json(newest.lines().next().expect("a run"));
+    assert_eq!(too_old(&newest), None, "{newest}");
+    for role in ["source", "target"] {
+        let told = wait_for(&pair, role, 2);
+        let ids: Vec<_> = told.iter().map(|notice| notice["id"].as_str().expect("an id")).collect();
+        let of = |run: &serde_json::Value| format!("repo/{}/coverage", run["id"].as_str().expect("an id"));
+        assert_eq!(ids, [of(&first), format!("{}/over", of(&newest))], "{role}");
+        let summary = told[0]["summary"].as_str().expect("a text");
+        assert!(summary.starts_with("COVERAGE: repo on ") && summary.contains(&clause), "{summary}");
+        assert!(told[0]["message"].as_str().is_some_and(|text| text.contains("HINT: ")), "{}", told[0]);
+        assert!(told[1]["message"].as_str().is_some_and(|text| text.starts_with("over: ")), "{}", told[1]);
+    }
+}

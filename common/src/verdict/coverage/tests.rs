@@ -247,6 +247,47 @@ fn a_pass_claims_what_was_looked_at_and_no_more() {
     }
 }
 
+/// What is older than its limit is told of a PASS, whether the checker is trusted or not, and of nothing else.
+#[test]
+fn what_is_too_old_is_told_of_a_pass() {
+    let reading = "its oldest reading is 7 days old, and 6 days is the limit";
+    let parts = "the oldest result that was carried over is 4 days old, and 3 days is the limit";
+    let with = |outcome, max_days: Option<u64>, carried_days: u64, trust: bool| {
+        let (mut verdict, _) = covered(|statement, _| statement.readings = Some(partly()));
+        verdict.outcome = outcome;
+        verdict.mark.as_mut().expect("a mark").time = mark();
+        let mut check = carried();
+        check.carried.as_mut().expect("carried").limit_seconds = Some(carried_days * 86_400);
+        let coverage = verdict.coverage.as_mut().expect("a coverage");
+        coverage.max_reading_age_seconds = max_days.map(|days| days * 86_400);
+        coverage.check = check;
+        if !trust {
+            verdict.negative_control = None;
+        }
+        let claims = verdict.claims_proto();
+        assert_eq!(claims.too_old, verdict.too_old());
+        assert_eq!(verdict.says_under(Some(Trust::Trusted)).1.too_old, verdict.too_old());
+        if outcome == Outcome::Pass && trust && !claims.too_old.is_empty() {
+            assert_eq!((claims.live.as_str(), &claims.because), ("nothing", &claims.too_old));
+        }
+        claims.too_old
+    };
+    for (max_days, carried_days, expected) in [
+        (None, 7, &[][..]),
+        (Some(7), 4, &[][..]),
+        (Some(6), 7, &[reading][..]),
+        (None, 3, &[parts]),
+        (Some(6), 3, &[reading, parts]),
+    ] {
+        for trust in [true, false] {
+            assert_eq!(with(Outcome::Pass, max_days, carried_days, trust), expected, "{max_days:?} {trust}");
+        }
+    }
+    for outcome in [Outcome::Fail, Outcome::Inconclusive, Outcome::NotRun] {
+        assert!(with(outcome, Some(6), 3, true).is_empty(), "{outcome}");
+    }
+}
+
 /// Of what did not pass nothing is claimed, whatever the rest is.
 #[test]
 fn what_did_not_pass_claims_nothing() {
