@@ -29,7 +29,7 @@ pub struct NotifySection {
     /// Name in the log and the metrics. Default: the kind.
     name: Option<String>,
     /// What is told: `"fail"`, `"inconclusive"`, `"not-run"`, `"recovery"`, `"overdue"`,
-    /// `"changed-without-trace"`, `"coverage"`, `"trouble"`, `"pass"`. Default: all of them but `"pass"`.
+    /// `"changed-without-trace"`, `"coverage"`, `"certificate"`, `"trouble"`, `"pass"`. Default: all of them but `"pass"`.
     on: Option<Vec<Event>>,
     /// Repositories of which is told. Default: all of them.
     repositories: Option<Vec<String>>,

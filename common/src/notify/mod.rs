@@ -1,5 +1,6 @@
 //! Tells people and programs what came out: a command, a webhook, or mail. Nothing here holds anything up ([`crate::outbox`]).
 
+mod certificate;
 mod command;
 mod config;
 mod mail;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cli::{screen::safe, show},
     outbox::Counts,
-    telemetry, trouble,
+    telemetry,
+    tls::renewal,
+    trouble,
     verdict::Outcome,
     watch::{About, Ended},
 };
@@ -46,6 +49,8 @@ pub enum Event {
     ChangedWithoutTrace,
     /// A PASS rests on readings or carried results that are older than their limit, or the next PASS does so no longer.
     Coverage,
+    /// The certificate with which the agent serves ends soon, or was renewed.
+    Certificate,
     /// Something is wrong with the agent itself.
     Trouble,
     /// An operator tries whether notices arrive.
@@ -63,6 +68,7 @@ impl fmt::Display for Event {
             Self::Overdue => "OVERDUE",
             Self::ChangedWithoutTrace => "CHANGED WITHOUT A TRACE",
             Self::Coverage => "COVERAGE",
+            Self::Certificate => "CERTIFICATE",
             Self::Trouble => "TROUBLE",
             Self::Test => "TEST",
         })
@@ -216,6 +222,7 @@ impl Notice {
     fn in_a_line(&self) -> String {
         let Self { event, repository, host, reason, .. } = self;
         match event {
+            Event::Certificate => format!("{event}: {} on {host}, {}", self.agent, self.message),
             Event::Trouble => {
                 let about = if repository.is_empty() { &self.agent } else { repository };
                 format!("{event}: {about} on {host}, {reason}: {}", self.message)
@@ -346,9 +353,10 @@ impl Notifier {
     }
 }
 
-/// Tells of the agent's own troubles for as long as it runs.
+/// Tells of the agent's own troubles, and of the end of its certificate, for as long as it runs.
 pub async fn tell_troubles(notifier: Notifier, role: &'static str, agent: String) {
     let mut teller = trouble::Teller::default();
+    let mut certificate = certificate::Teller::default();
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -358,6 +366,8 @@ pub async fn tell_troubles(notifier: Notifier, role: &'static str, agent: String
             let about = About { role, agent: agent.clone(), repository: change.trouble.repository.clone() };
             notifier.tell(Notice::of_trouble(&about, &change));
         }
+        let about = About { role, agent: agent.clone(), repository: String::new() };
+        certificate.tell(&notifier, &about, renewal::expires(), Timestamp::now());
     }
 }
 

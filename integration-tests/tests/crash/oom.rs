@@ -10,7 +10,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::{
     noise,
-    pair::{Pair, json, rsync_finds_no_difference},
+    pair::{EVENTS, Pair, json, rsync_finds_no_difference},
 };
 
 /// Less than an agent takes for one connection.
@@ -137,8 +137,9 @@ fn is_killed_in_the_middle_of_a_run(role: &'static str) {
     for role in ["source", "target"] {
         let notices = pair.path(&format!("{role}-notices"));
         let script = format!("cat >> {0}; echo >> {0}", notices.display());
-        let notify =
-            format!("[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n[tls]");
+        let notify = format!(
+            "[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n{EVENTS}[tls]"
+        );
         pair.restart_with(role, "[tls]", &notify);
     }
     fs::write(pair.root(0).join("large"), noise(1, 1 << 20)).expect("write");

@@ -21,7 +21,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::{
     noise,
-    pair::{Pair, free_port, json, rsync_finds_no_difference, wrong_clock},
+    pair::{EVENTS, Pair, free_port, json, rsync_finds_no_difference, wrong_clock},
 };
 
 /// Patience for a busy machine, not a measurement.
@@ -193,8 +193,9 @@ impl Starving {
             let port = free_port();
             let notices = pair.path(&format!("{role}-notices"));
             let script = format!("cat >> {0}; echo >> {0}", notices.display());
-            let notify =
-                format!("[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n[tls]");
+            let notify = format!(
+                "[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n{EVENTS}[tls]"
+            );
             pair.configure(role, "[tls]", &format!("[metrics]\nlisten = \"127.0.0.1:{port}\"\n{notify}"));
             port
         });

@@ -6,19 +6,20 @@ use std::{
     net::TcpListener,
 };
 
-use crate::pair::{Pair, json, plain_check_and};
+use crate::pair::{EVENTS, Pair, json, plain_check_and};
 
 /// The check fails while there is a file called `bad`.
 fn check() -> String {
     format!("vars = {{ check = {} }}\nmax_drop_percent = 100\n", plain_check_and("test ! -e bad"))
 }
 
-/// Lets the agent of `role` write each notice to a file of its own line.
+/// Lets the agent of `role` write each notice to a file, a line each: those of [`EVENTS`] unless `further` begins with `on`.
 pub(crate) fn with_command(pair: &Pair, role: &str, further: &str) {
     let file = pair.path(&format!("{role}-notices"));
     let script = format!("(cat; echo) >> {}", file.display());
+    let on = if further.starts_with("on = ") { "" } else { EVENTS };
     let section = format!(
-        "[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n{further}[[repository]]"
+        "[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n{on}{further}[[repository]]"
     );
     pair.restart_with(role, "[[repository]]", &section);
 }
@@ -200,5 +201,35 @@ fn a_coverage_that_is_too_old_is_told_once_and_so_is_its_end() {
         assert!(summary.starts_with("COVERAGE: repo on ") && summary.contains(&clause), "{summary}");
         assert!(told[0]["message"].as_str().is_some_and(|text| text.contains("HINT: ")), "{}", told[0]);
         assert!(told[1]["message"].as_str().is_some_and(|text| text.starts_with("over: ")), "{}", told[1]);
+    }
+}
+
+/// The tests' certificates are for a day: each agent tells of it once, also when it is started again.
+#[test]
+fn the_end_of_a_certificate_is_told_once() {
+    let pair = Pair::engine("generic", &check());
+    for role in ["source", "target"] {
+        with_command(&pair, role, "on = [\"certificate\", \"fail\"]\n");
+        let told = wait_for(&pair, role, 1);
+        let notice = &told[0];
+        assert_eq!(
+            (&notice["event"], &notice["repository"]),
+            (&"certificate".into(), &"".into()),
+            "{notice}"
+        );
+        assert_eq!(notice["reason"], "certificate-expires", "{notice}");
+        let summary = notice["summary"].as_str().expect("a text");
+        assert!(summary.starts_with(&format!("CERTIFICATE: {role} on ")), "{summary}");
+        assert!(summary.contains("expires in") && summary.contains("pki issue"), "{summary}");
+    }
+    for role in ["source", "target"] {
+        pair.restart_with(role, "[tls]", "[tls]");
+    }
+    fs::write(pair.root(0).join("bad"), "x").expect("write");
+    pair.run(1);
+    for role in ["source", "target"] {
+        let events: Vec<_> =
+            wait_for(&pair, role, 2).iter().map(|notice| notice["event"].to_string()).collect();
+        assert_eq!(events, ["\"certificate\"", "\"fail\""], "{role}");
     }
 }

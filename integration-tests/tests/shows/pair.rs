@@ -42,6 +42,11 @@ pub(crate) fn plain_check_and(condition: &str) -> String {
     PLAIN_CHECK.replace("ls -la .", condition)
 }
 
+/// What a `[[notify]]` section of a test receives: all that it does without `on` except `certificate`, which each agent sends at its
+/// first start because the tests' certificates are for a day.
+pub(crate) const EVENTS: &str = r#"on = ["fail", "inconclusive", "not-run", "recovery", "overdue", "changed-without-trace", "coverage", "trouble"]
+"#;
+
 /// The same as a step, for profiles of tests.
 pub(crate) const LIST: &str = r#"[[check]]
 name = "list"

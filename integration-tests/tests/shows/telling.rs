@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     metrics::{get, with_metrics},
-    pair::{Pair, json, plain_check_and},
+    pair::{EVENTS, Pair, json, plain_check_and},
 };
 
 /// A check that fails while there is a file called `bad`.
@@ -21,8 +21,9 @@ fn listen(pair: &Pair, role: &str) {
     let (file, hears) = (pair.path(&format!("{role}-notices")), pair.path(&format!("{role}-hears")));
     fs::write(&hears, "").expect("write");
     let script = format!("test -e {} || exit 1; (cat; echo) >> {}", hears.display(), file.display());
-    let section =
-        format!("[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n[[repository]]");
+    let section = format!(
+        "[[notify]]\nkind = \"command\"\nargv = [\"/bin/sh\", \"-c\", {script:?}]\n{EVENTS}[[repository]]"
+    );
     pair.configure(role, "[[repository]]", &section);
 }
 
@@ -137,7 +138,7 @@ fn a_receiver_that_is_down_holds_up_no_other_and_hears_it_later() {
     let (file, section) =
         (pair.path("second-notices"), "[[notify]]\nkind = \"command\"\nname = \"second\"\n");
     let script = format!("(cat; echo) >> {}", file.display());
-    let section = format!("{section}argv = [\"/bin/sh\", \"-c\", {script:?}]\n[[repository]]");
+    let section = format!("{section}argv = [\"/bin/sh\", \"-c\", {script:?}]\n{EVENTS}[[repository]]");
     pair.configure("source", "[[repository]]", &section);
     fs::remove_file(pair.path("source-hears")).expect("remove");
     pair.kill("source");
