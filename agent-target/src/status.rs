@@ -145,6 +145,7 @@ pub fn of_verdict(id: &str, verdict: &Verdict, envelope: String) -> v1::Verdict 
         sentence: verdict.sentence(),
         claims: Some(verdict.claims_proto()),
         received: None,
+        notes: Vec::new(),
     }
 }
 

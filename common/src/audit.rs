@@ -12,11 +12,12 @@
 //! | a verdict made before its mark, or long after it | the mark inside, and the source's receipt ([`Interval`]) |
 //!
 //! Times of which an operator has said, signed with the target's key, why they are not true ([`Acknowledgement`]) are shown beside the
-//! findings and are none. Nothing else can be acknowledged.
+//! findings and are none. Nothing else can be acknowledged. Notes of operators ([`notes()`]) are shown, too, and change nothing.
 //!
 //! Keys are given by the caller; nothing that a file says of its key counts.
 
 mod intervals;
+mod notes;
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -34,6 +35,7 @@ use crate::{
 };
 
 pub use intervals::{Bound, Interval};
+pub use notes::{Noted, notes};
 
 /// Times may run backwards by so much: a clock that is put right by a step of seconds is no jump.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
@@ -127,6 +129,14 @@ pub enum Finding {
         /// What is wrong.
         what: String,
     },
+    /// A note is none, or is about something else than the ledger has.
+    #[error("the note {name}: {what}")]
+    Note {
+        /// Its file.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
     /// Slots without a run.
     #[error("no run was begun between {from} and {to}: {slots} slots of the schedule were missed")]
     Missed {
@@ -171,6 +181,8 @@ pub struct Expected<'a> {
     pub receipts: Option<&'a Path>,
     /// The folder of acknowledgements.
     pub acknowledgements: Option<&'a Path>,
+    /// The folder of operators' notes.
+    pub notes: Option<&'a Path>,
     /// A run is begun in each slot of this length (counted from 1970).
     pub every: Option<Duration>,
     /// Until when slots are counted; none: until the newest run.
@@ -187,6 +199,8 @@ pub struct Audit {
     pub findings: Vec<Finding>,
     /// Verdicts whose times an operator has said not to be true, oldest first.
     pub acknowledged: Vec<Acknowledged>,
+    /// Operators' notes that verify, oldest first.
+    pub notes: Vec<Noted>,
     /// Verdicts.
     pub verdicts: usize,
     /// The newest.
@@ -257,6 +271,13 @@ pub fn audit(
         (None, Vec::new(), 0);
     let (known, wrong) = acknowledgements(ledger, target_keys, &chain, expected.acknowledgements)?;
     findings.extend(wrong);
+    let mut noted = Vec::new();
+    if let Some(folder) = expected.notes {
+        let is_in_time = |place, id| chain.is_in_time_of_target(place, id);
+        let (known, wrong) = notes::read(ledger, target_keys, &is_in_time, folder)?;
+        noted = known;
+        findings.extend(wrong);
+    }
     let mut acknowledged = Vec::new();
     let receipts =
         expected.receipts.zip(source_keys).map(|(folder, keys)| Receipts { folder, keys, chain: &chain });
@@ -315,7 +336,7 @@ pub fn audit(
     }
     let intervals = intervals::intervals(&dated);
     let (verdicts, head, keys) = (ids.len(), head(ledger)?, std::mem::take(&mut chain.periods));
-    Ok(Audit { findings, acknowledged, verdicts, head, compared, intervals, keys })
+    Ok(Audit { findings, acknowledged, notes: noted, verdicts, head, compared, intervals, keys })
 }
 
 /// What operators have acknowledged, by the verdict's place. One that was not signed with this key, or that is about other verdicts than

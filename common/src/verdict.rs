@@ -18,6 +18,7 @@ mod attribution;
 mod control;
 pub mod coverage;
 mod key_change;
+mod note;
 mod receipt;
 
 use std::fmt;
@@ -52,6 +53,10 @@ pub use coverage::{
 pub use key_change::{
     KEY_CHANGE_TYPE, KeyChange, KeyOwner, MAX_KEY_CHANGE_BYTES, sign_key_change, unverified_key_change,
     verify_key_change,
+};
+pub use note::{
+    MAX_NOTE_BY_BYTES, MAX_NOTE_BYTES, MAX_NOTE_FILE_BYTES, MAX_NOTES_OF_ONE, NOTE_TYPE, Note, NoteSubject,
+    NotedEntry, keep_note, note_fault, sign_note, verify_note_among,
 };
 pub use receipt::{
     MAX_RECEIPT_BYTES, RECEIPT_TYPE, Receipt, read_receipt, receipt_name, sign_receipt, verify_receipt,
@@ -642,6 +647,18 @@ pub enum VerdictError {
         /// What is wrong with it.
         source: EnvelopeError,
     },
+    /// An operator's note.
+    #[error("note: {source}")]
+    Note {
+        /// What is wrong with it.
+        source: EnvelopeError,
+    },
+    /// A text of an operator's note could not be given.
+    #[error("note: {fault}")]
+    NoteText {
+        /// What is wrong with it.
+        fault: String,
+    },
     /// The payload is not a statement of the right shape.
     #[error("{part}: not a statement of type {expected}: {source}")]
     Shape {
@@ -709,10 +726,14 @@ impl Hint for VerdictError {
             Self::Envelope { source }
             | Self::SourceEnvelope { source }
             | Self::Receipt { source }
-            | Self::Acknowledgement { source } => source.hint(),
+            | Self::Acknowledgement { source }
+            | Self::Note { source } => source.hint(),
             Self::Shape { .. } | Self::OtherType { .. } => Some(
                 "name a verdict from the ledger, and use an agent at least as new as its writer".to_owned(),
             ),
+            Self::NoteText { .. } => {
+                Some("`assay-target note` never signs this: find out who used the target's key".to_owned())
+            }
             Self::Mismatch { .. }
             | Self::Unfounded { .. }
             | Self::Readings { .. }

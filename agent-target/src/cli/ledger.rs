@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, fs::File, io, path::PathBuf, process::ExitCode}
 use assay_common::{
     audit::{Expected, Finding, audit},
     cli::{AuditArgs, Beside, CommandError, all, print, print_head, print_json, show},
-    config::no_such_repository,
     digest::MANIFEST_CONTEXT,
     error::Hint as _,
     id::GenerationNumber,
@@ -18,10 +17,10 @@ use assay_common::{
     },
 };
 
-use super::{Which, restore::own_keys};
+use super::{Which, note::named, restore::own_keys};
 use crate::{
     config::{Config, Repository},
-    store::{ACKNOWLEDGEMENTS, MANIFEST, RECEIPTS},
+    store::{ACKNOWLEDGEMENTS, MANIFEST, NOTES, RECEIPTS},
 };
 
 /// The ledger as a whole.
@@ -146,21 +145,10 @@ fn look(
         })
     };
     let (receipts, acknowledgements) = (store.join(RECEIPTS), store.join(ACKNOWLEDGEMENTS));
-    let beside = Beside { receipts: Some(&receipts), acknowledgements: Some(&acknowledgements) };
+    let notes = store.join(NOTES);
+    let beside =
+        Beside { receipts: Some(&receipts), acknowledgements: Some(&acknowledgements), notes: Some(&notes) };
     audit.run(&ledger, &keys, Some(&source_keys), Some(&root_of), beside, json)
-}
-
-fn named<'a>(config: &'a Config, name: &str) -> Result<&'a Repository, CommandError> {
-    let mut known = config.repositories.iter();
-    let repository = match (name, config.repositories.len()) {
-        ("", 1) => known.next(),
-        (name, _) => known.find(|repository| repository.name == all::real_name(name)),
-    };
-    repository.ok_or_else(|| {
-        let names: Vec<_> = config.repositories.iter().map(|repository| repository.name.as_str()).collect();
-        CommandError::usage(no_such_repository(name, "in the configuration"))
-            .hint(format!("its repositories are: {}", names.join(", ")))
-    })
 }
 
 /// Signs and keeps what an operator says of verdicts whose times contradict others.

@@ -6,6 +6,7 @@ mod init;
 mod keep;
 mod keys;
 mod ledger;
+mod note;
 mod ops;
 mod report;
 mod restore;
@@ -132,6 +133,9 @@ enum Command {
     /// Check the ledger as a whole, here or as a copy
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// Sign notes on exceptions, for whoever reads the report, and list them
+    #[command(subcommand)]
+    Note(note::NoteCommand),
     /// Print what was proven in a period, as evidence for those who did not see it
     ///
     /// It is read from the store of this host, whether the agent runs or not, and says how to verify it without this program.
@@ -251,6 +255,7 @@ const OFFLINE: &[&str] = &[
     "serve",
     "verdict verify",
     "ledger",
+    "note",
     "report",
     "keys",
     "config",
@@ -334,6 +339,7 @@ fn run(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Engine(EngineCommand::SubversionCheck(arguments)) => Ok(subversion::check(&arguments)),
         Command::Verdict(VerdictCommand::Verify(arguments)) => arguments.run(cli.json),
         Command::Ledger(command) => ledger::run(command, || load(&cli.config), cli.json),
+        Command::Note(command) => note::run(command, &load(&cli.config)?, cli.json),
         Command::Report(arguments) => report::run(&arguments, &load(&cli.config)?),
         Command::Keys(command) => keys::run(command, &load(&cli.config)?, cli.json),
         Command::Config(ConfigCommand::Init { file }) => config_init(&file),
@@ -527,10 +533,10 @@ async fn ask_one(
             let (id, repository) = if is_name { (String::new(), id) } else { (id, repository) };
             let call = client.get_verdict(GetVerdictRequest { repository, id });
             let answer = tokio::time::timeout(PATIENCE, call).await.map_err(|_| timed("explain"))?;
-            let envelope = answer.map_err(failed)?.into_inner().envelope;
-            let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
+            let answer = answer.map_err(failed)?.into_inner();
+            let verdict = assay_common::verdict::unverified_verdict(answer.envelope.as_bytes())
                 .map_err(|error| CommandError::not_run(error.to_string()))?;
-            print(&assay_common::cli::explain(&verdict));
+            print(&format!("{}{}", assay_common::cli::explain(&verdict), show::notes(&answer.notes)));
             Ok(ExitCode::SUCCESS)
         }
         Command::Verdict(VerdictCommand::List { repository, limit }) => {
@@ -570,7 +576,7 @@ fn show_verdict(verdict: &assay_proto::v1::Verdict, envelope: bool, json: bool) 
     } else {
         let read = assay_common::verdict::unverified_verdict(verdict.envelope.as_bytes())
             .map_err(|error| CommandError::not_run(error.to_string()))?;
-        print(&show::verdict(&read));
+        print(&format!("{}{}", show::verdict(&read), show::notes(&verdict.notes)));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::restore::own_keys;
 use crate::{
     config::Config,
     report::{self, Beside, OfRepository, Period, Report},
-    store::{ACKNOWLEDGEMENTS, RECEIPTS},
+    store::{ACKNOWLEDGEMENTS, NOTES, RECEIPTS},
 };
 
 /// Which period, of what, and in which form.
@@ -120,7 +120,8 @@ pub(super) fn run(arguments: &ReportArgs, config: &Config) -> Result<ExitCode, C
         let source_keys = Keyring::load(&repository.source_key)
             .map_err(|error| CommandError { hint: error.hint(), ..CommandError::usage(error.to_string()) })?;
         let (receipts, acknowledgements) = (store.join(RECEIPTS), store.join(ACKNOWLEDGEMENTS));
-        let beside = Beside { receipts: &receipts, acknowledgements: &acknowledgements };
+        let notes = store.join(NOTES);
+        let beside = Beside { receipts: &receipts, acknowledgements: &acknowledgements, notes: &notes };
         let ledger = Ledger::at(&store.join("ledger"));
         let of =
             report::of_repository(&repository.name, &ledger, (&keys, &source_keys), &beside, period, now);

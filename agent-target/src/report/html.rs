@@ -1,11 +1,12 @@
 //! The report as one page that needs nothing else, and prints well.
 
 use assay_common::{
+    audit::Noted,
     cli::{
         screen::{harmless, safe},
         show,
     },
-    verdict::Outcome,
+    verdict::{NoteSubject, Outcome},
 };
 use jiff::Timestamp;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -107,6 +108,7 @@ fn one(repository: &OfRepository) -> Markup {
                                     }
                                 }
                             }
+                            @for note in &exception.notes { tr { td colspan="5" { (said(note)) } } }
                         }
                     }
                 }
@@ -115,8 +117,10 @@ fn one(repository: &OfRepository) -> Markup {
             @match &repository.missed {
                 None => p { "Not asked for: " code { "--every" } " says how often a run is due." },
                 Some(missed) if missed.is_empty() => p { "None." },
-                Some(missed) => ul { @for stretch in missed { li { (stretch.slots) " between " (time(stretch.from)) " and " (time(stretch.to)) } } },
+                Some(missed) => ul { @for stretch in missed { li { (stretch.slots) " between " (time(stretch.from)) " and " (time(stretch.to)) @for note in &stretch.notes { br; (said(note)) } } } },
             }
+            @let elsewhere = noted_elsewhere(repository);
+            @if !elsewhere.is_empty() { ul { @for note in elsewhere { li { (said(note)) } } } }
             h3 { "Verdicts" }
             @if repository.verdicts.is_empty() { p .warn { "There is no verdict of this period: nothing was proven in it." } }
             @else {
@@ -127,6 +131,18 @@ fn one(repository: &OfRepository) -> Markup {
             }
         }
     }
+}
+
+/// An operator's note.
+fn said(note: &Noted) -> Markup {
+    html! { (safe(&note.line())) }
+}
+
+/// Notes on slots that are not listed as missed: nobody asked, or there was a run.
+fn noted_elsewhere(repository: &OfRepository) -> Vec<&Noted> {
+    let is_listed = |slot| repository.missed.iter().flatten().any(|stretch| stretch.has(slot));
+    let is_elsewhere = |note: &&Noted| matches!(note.about, NoteSubject::Slot(slot) if !is_listed(slot));
+    repository.notes.iter().filter(is_elsewhere).collect()
 }
 
 /// What a verdict that does not verify says is nobody's word.
@@ -157,7 +173,10 @@ fn verdict(entry: &Entry) -> Markup {
             td { (outcome(entry.outcome, entry.verified)) br; (safe(&entry.reason)) }
             td { (or_dash(entry.mark.map(time))) }
             td { @match &entry.interval { Some(interval) => (safe(interval)), None => b .bad { "not verified: see the ledger's findings" } } }
-            td { (facts.into_iter().flatten().collect::<Vec<_>>().join("; ")) }
+            td {
+                (facts.into_iter().flatten().collect::<Vec<_>>().join("; "))
+                @for note in &entry.notes { br; (said(note)) }
+            }
             td .digest { (entry.digest) }
         }
     }

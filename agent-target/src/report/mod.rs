@@ -8,10 +8,10 @@ mod html;
 use std::time::Duration;
 
 use assay_common::{
-    audit::{Audit, Expected, Finding, Interval, audit},
+    audit::{Audit, Expected, Finding, Interval, Noted, audit},
     keyring::Keyring,
     ledger::{EntryId, Ledger, LedgerError},
-    verdict::{Outcome, Verdict, link_digest, unverified_verdict},
+    verdict::{NoteSubject, Outcome, Verdict, link_digest, unverified_verdict},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,8 @@ pub(crate) struct OfRepository {
     pub(crate) keys: Vec<String>,
     /// Verdicts whose times an operator has said not to be true, a line each.
     pub(crate) acknowledged: Vec<String>,
+    /// Operators' notes on verdicts, generations and slots of the period, oldest first.
+    pub(crate) notes: Vec<Noted>,
     /// Verdicts of the period, oldest first.
     pub(crate) verdicts: Vec<Entry>,
     /// Stretches of the period without a run, where it was said how often one is due.
@@ -132,12 +134,14 @@ pub(crate) struct Entry {
     pub(crate) check_milliseconds: Option<u64>,
     pub(crate) isolation: Vec<String>,
     pub(crate) not_isolated: Vec<String>,
+    /// Operators' notes on it and on its generation, oldest first.
+    pub(crate) notes: Vec<Noted>,
     /// Digest of its file as the next entry names it, hexadecimal.
     pub(crate) digest: String,
 }
 
 /// A stretch without a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Missed {
     /// Its start.
     pub(crate) from: Timestamp,
@@ -145,6 +149,15 @@ pub(crate) struct Missed {
     pub(crate) to: Timestamp,
     /// How many slots.
     pub(crate) slots: i64,
+    /// Operators' notes on slots of it, oldest first.
+    pub(crate) notes: Vec<Noted>,
+}
+
+impl Missed {
+    /// True if this moment lies in it.
+    pub(crate) fn has(&self, moment: Timestamp) -> bool {
+        self.from <= moment && moment < self.to
+    }
 }
 
 /// A verdict that is no PASS, or that does not verify.
@@ -159,10 +172,18 @@ pub(crate) struct Exception {
     /// The next PASS in the ledger, also after the period.
     pub(crate) next_pass: Option<String>,
     pub(crate) next_pass_signed: Option<Timestamp>,
+    /// Operators' notes on it and on its generation, oldest first.
+    pub(crate) notes: Vec<Noted>,
 }
 
 impl Entry {
-    fn new(id: EntryId, verdict: &Verdict, envelope: &[u8], interval: Option<&Interval>) -> Self {
+    fn new(
+        id: EntryId,
+        verdict: &Verdict,
+        envelope: &[u8],
+        interval: Option<&Interval>,
+        notes: Vec<Noted>,
+    ) -> Self {
         let coverage = verdict.coverage.as_ref();
         let reading = coverage.and_then(|coverage| coverage.reading.as_ref());
         let times = &verdict.times;
@@ -201,6 +222,7 @@ impl Entry {
             check_milliseconds: took,
             isolation: workspace.map(|workspace| workspace.isolation.clone()).unwrap_or_default(),
             not_isolated: workspace.map(|workspace| workspace.not_isolated.clone()).unwrap_or_default(),
+            notes,
             digest: link_digest(envelope).to_string(),
         }
     }
@@ -210,6 +232,7 @@ impl Entry {
 pub(crate) struct Beside<'a> {
     pub(crate) receipts: &'a std::path::Path,
     pub(crate) acknowledgements: &'a std::path::Path,
+    pub(crate) notes: &'a std::path::Path,
 }
 
 /// What the ledger of a repository says of a period, at `now`.
@@ -227,16 +250,21 @@ pub(crate) fn of_repository(
     let expected = Expected {
         receipts: Some(beside.receipts),
         acknowledgements: Some(beside.acknowledgements),
+        notes: Some(beside.notes),
         every: period.every,
         until: Some(period.to.min(now)),
         ..Expected::default()
     };
-    let Audit { findings, acknowledged, head, intervals, keys, .. } =
+    let Audit { findings, acknowledged, mut notes, head, intervals, keys, .. } =
         audit(ledger, keys, Some(source_keys), &expected)?;
     let (mut wrong, mut missed) = (Vec::new(), Vec::new());
     for finding in findings {
         match finding {
-            Finding::Missed { from, to, slots } => missed.push(Missed { from, to, slots }),
+            Finding::Missed { from, to, slots } => {
+                let is_here = |note: &&Noted| matches!(note.about, NoteSubject::Slot(slot) if from <= slot && slot < to);
+                let notes = notes.iter().filter(is_here).cloned().collect();
+                missed.push(Missed { from, to, slots, notes });
+            }
             finding => wrong.push(finding.to_string()),
         }
     }
@@ -264,6 +292,9 @@ pub(crate) fn of_repository(
         if signed < period.from || signed >= period.to {
             continue;
         }
+        let generation = verdict.generation.map(|generation| generation.0);
+        let on_it: Vec<Noted> =
+            notes.iter().filter(|note| note.about.is_verdict(id.sequence(), generation)).cloned().collect();
         if verdict.outcome != Outcome::Pass || interval.is_none() {
             exceptions.push(Exception {
                 id: id.to_string(),
@@ -273,10 +304,16 @@ pub(crate) fn of_repository(
                 signed,
                 next_pass: None,
                 next_pass_signed: None,
+                notes: on_it.clone(),
             });
         }
-        verdicts.push(Entry::new(id, &verdict, &envelope, interval));
+        verdicts.push(Entry::new(id, &verdict, &envelope, interval, on_it));
     }
+    let is_of_period = |note: &Noted| match note.about {
+        NoteSubject::Slot(slot) => slot >= period.from && slot < period.to,
+        _ => verdicts.iter().any(|entry| entry.notes.contains(note)),
+    };
+    notes.retain(is_of_period);
     Ok(OfRepository {
         repository: repository.to_owned(),
         head: head.map(|head| head.to_string()),
@@ -284,6 +321,7 @@ pub(crate) fn of_repository(
         findings: wrong,
         keys: keys.iter().map(|period| period.line()).collect(),
         acknowledged: acknowledged.iter().map(|one| one.line()).collect(),
+        notes,
         verdicts,
         missed: period.every.map(|_| missed),
         exceptions,
@@ -336,6 +374,7 @@ pub(crate) fn rows(report: &Report) -> Vec<Vec<String>> {
             "checkMilliseconds",
             "isolation",
             "notIsolated",
+            "notes",
             "digest",
         ]
         .map(str::to_owned)
@@ -370,6 +409,7 @@ pub(crate) fn rows(report: &Report) -> Vec<Vec<String>> {
                 number(entry.check_milliseconds),
                 entry.isolation.join(" "),
                 entry.not_isolated.join(" "),
+                entry.notes.iter().map(Noted::words).collect::<Vec<_>>().join(" | "),
                 entry.digest.clone(),
             ]);
         }

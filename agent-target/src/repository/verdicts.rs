@@ -13,7 +13,7 @@ use std::{
 };
 
 use assay_common::{
-    audit::{Audit, Expected, audit},
+    audit::{Audit, Expected, Noted, audit, notes},
     digest::ContentDigest,
     error::IoContext as _,
     fault::{self, Point},
@@ -149,12 +149,30 @@ impl Repository {
     /// When it cannot be read.
     pub fn audit_ledger(&self) -> Result<Audit, LedgerError> {
         let (receipts, acknowledgements) = (self.store.receipts(), self.store.acknowledgements());
+        let notes = self.store.notes();
         let expected = Expected {
             receipts: Some(&receipts),
             acknowledgements: Some(&acknowledgements),
+            notes: Some(&notes),
             ..Expected::default()
         };
         audit(&self.verdicts.ledger, &self.verdicts.own_keys, Some(&self.source_keys), &expected)
+    }
+
+    /// Operators' notes on the verdict at this place and on its generation, oldest first. What is wrong with others `ledger verify` tells.
+    pub fn notes_on(&self, sequence: u64, generation: Option<GenerationNumber>) -> Vec<Noted> {
+        let generation = generation.map(|generation| generation.0);
+        let (ledger, folder) = (&self.verdicts.ledger, self.store.notes());
+        match notes(ledger, &self.verdicts.own_keys, Some(&self.source_keys), &folder) {
+            Ok((mut notes, _)) => {
+                notes.retain(|note| note.about.is_verdict(sequence, generation));
+                notes
+            }
+            Err(error) => {
+                tracing::warn!(repository = self.config.name, %error, "operators' notes cannot be read");
+                Vec::new()
+            }
+        }
     }
 
     /// A verdict's envelope.

@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc};
 
 use assay_common::{
     id::{GenerationNumber, RunId},
+    ledger::EntryId,
     pki::Role,
     rpc_status::RpcFault,
     tls::require_role,
@@ -269,7 +270,10 @@ impl TargetService for Operator {
             }
             let verdict = assay_common::verdict::unverified_verdict(envelope.as_bytes())
                 .map_err(|error| internal("reading the verdict", &error))?;
-            Ok(status::of_verdict(&id, &verdict, envelope))
+            let sequence = EntryId::parse(&id).map_or(verdict.sequence, EntryId::sequence);
+            let notes = repository.notes_on(sequence, verdict.generation);
+            let notes = notes.iter().map(v1::Note::from).collect();
+            Ok(v1::Verdict { notes, ..status::of_verdict(&id, &verdict, envelope) })
         })
         .await
     }

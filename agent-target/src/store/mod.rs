@@ -67,6 +67,8 @@ const FORMAT: u32 = 1;
 pub(crate) const RECEIPTS: &str = "receipts";
 /// The folder of acknowledgements, in a repository's store.
 pub(crate) const ACKNOWLEDGEMENTS: &str = "acknowledgements";
+/// The folder of operators' notes, in a repository's store.
+pub(crate) const NOTES: &str = "notes";
 /// The newest verdict that was told.
 const TOLD: &str = "told.json";
 /// The newest negative control.
@@ -276,6 +278,11 @@ impl Store {
     /// The folder of operators' acknowledgements.
     pub fn acknowledgements(&self) -> PathBuf {
         self.path.join(ACKNOWLEDGEMENTS)
+    }
+
+    /// The folder of operators' notes.
+    pub fn notes(&self) -> PathBuf {
+        self.path.join(NOTES)
     }
 
     /// Keeps the source's receipt for a verdict. False when there is another one already, which stays.

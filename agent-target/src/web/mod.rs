@@ -398,7 +398,8 @@ async fn verdict(
         };
         match repository::read(repository, id) {
             (id, Ok(verdict)) => {
-                let body = repository::verdict_page(&name, &id, &verdict);
+                let notes = repository.notes_on(verdict.sequence, verdict.generation);
+                let body = repository::verdict_page(&name, &id, &verdict, &notes);
                 of_html(
                     StatusCode::OK,
                     page::frame(&site.frame(&format!("{name} {id}: Assay"), now, Some(&who)), body),

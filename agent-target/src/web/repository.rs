@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use assay_common::{
+    audit::Noted,
     cli::{
         explain,
         screen::{harmless, safe},
@@ -236,6 +237,7 @@ fn soundness(verification: Option<&Verification>) -> Markup {
                 ul .plain { @for period in &audit.keys { li { (safe(&period.line())) } } }
             }
             @for one in audit.acknowledged.iter().take(LISTED) { p .fact { (safe(&one.line())) } }
+            @for note in audit.notes.iter().rev().take(LISTED) { p .fact { (safe(&note.line())) } }
         }
     }
 }
@@ -294,12 +296,18 @@ fn ledger(repository: &Repository, row: &Row, before: Option<EntryId>) -> Markup
 }
 
 /// The page of one verdict.
-pub(super) fn verdict_page(repository: &str, id: &str, verdict: &Verdict) -> Markup {
+pub(super) fn verdict_page(repository: &str, id: &str, verdict: &Verdict, notes: &[Noted]) -> Markup {
     html! {
         section .card {
             p { a href=(page::path_of(repository)) { (safe(repository)) } }
             h1 { "Verdict " (id) " " (badge(verdict.outcome)) }
             p .muted { "run " (safe(verdict.run_id.as_str())) ", signed at " (page::time(verdict.times.signed)) " by the target's clock" }
+        }
+        @if !notes.is_empty() {
+            section .card {
+                h2 { "Notes of operators" }
+                ul .plain { @for note in notes { li { (safe(&note.line())) } } }
+            }
         }
         (verdict_parts(verdict))
     }

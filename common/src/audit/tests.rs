@@ -289,6 +289,134 @@ fn a_wrong_clock_can_be_acknowledged_and_nothing_else() {
     }
 }
 
+/// A note is shown when it is signed with the target's key and ties to the ledger; any other is shown nowhere, and is a finding.
+#[test]
+fn a_note_counts_with_the_targets_key_and_an_entry_of_this_ledger_only() {
+    use crate::{
+        id::GenerationNumber,
+        verdict::{
+            MAX_NOTE_FILE_BYTES, Note, NoteSubject, NotedEntry, keep_note, sign_note, unverified_verdict,
+        },
+    };
+    let bench = Bench::new();
+    let folder = bench.folder.path().join("notes");
+    let expected = Expected { notes: Some(&folder), ..Default::default() };
+    assert_eq!(bench.audit(&expected), [""; 0], "there is no folder");
+    let digest = |id| link_digest(&fs::read(bench.file("ledger", id)).expect("read"));
+    let note = |about, id, digest| Note {
+        repository: "acc".to_owned(),
+        by: "alice".to_owned(),
+        time: "2026-11-25T00:00:00Z".parse().expect("time"),
+        text: "the disk was replaced".to_owned(),
+        about,
+        entry: NotedEntry { sequence: id, digest },
+    };
+    let keep = |note: &Note, key: &SigningKey| keep_note(&folder, &sign_note(note, key)).expect("kept");
+    let verdict = unverified_verdict(&fs::read(bench.file("ledger", 2)).expect("read")).expect("a verdict");
+    let GenerationNumber(generation) = verdict.generation.expect("a generation");
+    let slot = NoteSubject::Slot("2026-11-24T03:00:00Z".parse().expect("time"));
+    let good = [
+        note(NoteSubject::Verdict(2), 2, digest(2)),
+        note(NoteSubject::Generation(generation), 2, digest(2)),
+        note(slot, 5, digest(5)),
+    ];
+    let files = good.each_ref().map(|note| keep(note, &bench.target));
+    assert!(files[0].ends_with("000001.json") && files[2].ends_with("000003.json"));
+    let keys = (bench.target.verifying_key().into(), bench.source.verifying_key().into());
+    let shown = || {
+        let found = audit(&bench.ledger(), &keys.0, Some(&keys.1), &expected).expect("readable");
+        // Without the rest of the audit they are the same.
+        let (alone, wrong) = notes(&bench.ledger(), &keys.0, Some(&keys.1), &folder).expect("readable");
+        assert_eq!((&alone, wrong.len()), (&found.notes, found.findings.len()));
+        (found.notes.iter().map(Noted::line).collect::<Vec<_>>(), found.findings)
+    };
+    let (lines, findings) = shown();
+    assert!(findings.is_empty(), "{findings:?}");
+    assert_eq!(
+        lines,
+        [
+            "note on verdict 000000002 by alice, 2026-11-25 00:00:00Z: the disk was replaced".to_owned(),
+            format!("note on generation {generation} by alice, 2026-11-25 00:00:00Z: the disk was replaced"),
+            "note on the slot at 2026-11-24 03:00:00Z by alice, 2026-11-25 00:00:00Z: the disk was replaced"
+                .to_owned(),
+        ]
+    );
+    // Each of these stands beside the good ones, is a finding, and is shown nowhere.
+    for (wrong, key, what) in [
+        (note(NoteSubject::Verdict(2), 2, digest(2)), &bench.source, "signed with another key"),
+        (
+            note(NoteSubject::Verdict(2), 2, digest(3)),
+            &bench.target,
+            "the ledger has no such entry 000000002",
+        ),
+        (
+            note(NoteSubject::Verdict(9), 9, digest(2)),
+            &bench.target,
+            "the ledger has no such entry 000000009",
+        ),
+        (
+            note(NoteSubject::Verdict(3), 2, digest(2)),
+            &bench.target,
+            "it is about verdict 000000003, and entry",
+        ),
+        (
+            note(NoteSubject::Generation(99), 2, digest(2)),
+            &bench.target,
+            "it is about generation 99, and entry",
+        ),
+    ] {
+        let file = keep(&wrong, key);
+        let (lines, findings) = shown();
+        let text = findings.iter().map(ToString::to_string).collect::<String>();
+        assert!(lines.len() == 3 && findings.len() == 1, "{what}: {lines:?} {findings:?}");
+        assert!(text.starts_with("the note 000004.json: ") && text.contains(what), "{what}: {text}");
+        fs::remove_file(file).expect("remove");
+    }
+    // One that was edited, one that is no note, and one that is too long.
+    let text = fs::read_to_string(&files[0]).expect("read");
+    let long = format!("{text}{}", " ".repeat(usize::try_from(MAX_NOTE_FILE_BYTES).expect("small")));
+    let other = if text.contains("\"sig\":\"A") { "B" } else { "A" };
+    let at = text.find("\"sig\":\"").expect("a signature") + 7;
+    let edited = format!("{}{other}{}", &text[..at], &text[at + 1..]);
+    for (text, what) in
+        [(edited, "the signature is wrong"), (String::new(), "not a DSSE"), (long, "more than 16384")]
+    {
+        fs::write(&files[0], text).expect("write");
+        let (lines, findings) = shown();
+        assert!(lines.len() == 2 && findings.len() == 1, "{what}: {lines:?} {findings:?}");
+        assert!(findings[0].to_string().contains(what), "{what}: {findings:?}");
+    }
+}
+
+/// A key signs no notes on what came after its time: who stole it says nothing of later verdicts.
+#[test]
+fn a_key_signs_no_note_on_what_came_after_its_time() {
+    use crate::verdict::{Note, NoteSubject, NotedEntry, keep_note, sign_note};
+    let bench = Bench::new();
+    let folder = bench.folder.path().join("notes");
+    let digest = |id| link_digest(&fs::read(bench.file("ledger", id)).expect("read"));
+    for id in [2, 3] {
+        let note = Note {
+            repository: "acc".to_owned(),
+            by: "alice".to_owned(),
+            time: "2026-11-25T00:00:00Z".parse().expect("time"),
+            text: "why".to_owned(),
+            about: NoteSubject::Verdict(id),
+            entry: NotedEntry { sequence: id, digest: digest(id) },
+        };
+        keep_note(&folder, &sign_note(&note, &bench.target)).expect("kept");
+    }
+    let keys = bench.target.verifying_key().into();
+    let in_time = |_, id: EntryId| id.sequence() < 3;
+    let (known, wrong) = super::notes::read(&bench.ledger(), &keys, &in_time, &folder).expect("readable");
+    assert_eq!(known.len(), 1);
+    assert_eq!(known[0].about, NoteSubject::Verdict(2));
+    assert!(
+        wrong.len() == 1 && wrong[0].to_string().contains("time had ended before entry 000000003"),
+        "{wrong:?}"
+    );
+}
+
 /// Steps back that are too small to be told one by one add up; a clock that is put right by less is not told.
 #[test]
 fn many_small_steps_back_of_the_clock_show() {

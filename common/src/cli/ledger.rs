@@ -31,6 +31,9 @@ pub struct AuditArgs {
     /// Folder of acknowledgements (STORE/REPOSITORY/acknowledgements); default: that of the store
     #[arg(long, value_name = "DIR")]
     pub acknowledgements: Option<PathBuf>,
+    /// Folder of operators' notes (STORE/REPOSITORY/notes); default: that of the store
+    #[arg(long, value_name = "DIR")]
+    pub notes: Option<PathBuf>,
     /// A run is begun in every slot of this length, for example 1h: those without one are told, up to now
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub every: Option<Span>,
@@ -43,6 +46,8 @@ pub struct Beside<'a> {
     pub receipts: Option<&'a Path>,
     /// The folder of acknowledgements.
     pub acknowledgements: Option<&'a Path>,
+    /// The folder of operators' notes.
+    pub notes: Option<&'a Path>,
 }
 
 /// How many verdicts rest on the target's word alone, and which.
@@ -126,6 +131,7 @@ impl AuditArgs {
             copies: self.copies.as_deref(),
             receipts,
             acknowledgements: self.acknowledgements.as_deref().or(beside.acknowledgements),
+            notes: self.notes.as_deref().or(beside.notes),
             every: self.every.map(|span| span.0),
             until: Some(jiff::Timestamp::now()),
             root_of,
@@ -139,7 +145,7 @@ impl AuditArgs {
             print_json(&serde_json::json!({
                 "sound": findings.is_empty(), "verdicts": done.verdicts, "head": head,
                 "generationsCompared": done.compared, "keys": done.keys, "findings": findings, "intervals": done.intervals,
-                "acknowledged": done.acknowledged,
+                "acknowledged": done.acknowledged, "notes": done.notes,
                 "withoutReceipt": without.iter().map(ToString::to_string).collect::<Vec<_>>(),
             }));
         } else {
@@ -149,6 +155,7 @@ impl AuditArgs {
                 done.keys.iter().for_each(|period| text.push_str(&format!("{}\n", period.line())));
             }
             done.acknowledged.iter().for_each(|one| text.push_str(&format!("{}\n", one.line())));
+            done.notes.iter().for_each(|note| text.push_str(&format!("{}\n", note.line())));
             done.findings.iter().for_each(|finding| text.push_str(&format!("WRONG: {finding}\n")));
             let word = if done.findings.is_empty() { "sound" } else { "NOT SOUND" };
             text.push_str(&format!(

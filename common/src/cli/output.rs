@@ -177,7 +177,26 @@ pub fn schema() -> Value {
             json!({ "type": "object", "required": ["sound", "verdicts", "head", "findings"], "properties": {
                 "sound": { "type": "boolean" }, "verdicts": { "$ref": "#/$defs/Number" },
                 "head": { "type": "string" }, "keys": { "type": "array", "items": { "type": "object" } },
-                "findings": { "type": "array", "items": { "type": "string" } } } }),
+                "findings": { "type": "array", "items": { "type": "string" } },
+                "notes": { "type": "array", "items": { "$ref": "#/$defs/OperatorNote" } } } }),
+        ),
+        (
+            "OperatorNote",
+            json!({ "type": "object", "required": ["by", "time", "text"], "additionalProperties": false, "properties": {
+                "verdict": { "$ref": "#/$defs/Number" }, "generation": { "$ref": "#/$defs/Number" },
+                "slot": { "type": "string", "format": "date-time" }, "by": { "type": "string" },
+                "time": { "type": "string", "format": "date-time" }, "text": { "type": "string" } } }),
+        ),
+        (
+            "Notes",
+            json!({ "type": "object", "required": ["repository", "notes", "findings"], "additionalProperties": false, "properties": {
+                "repository": { "type": "string" }, "findings": { "type": "array", "items": { "type": "string" } },
+                "notes": { "type": "array", "items": { "$ref": "#/$defs/OperatorNote" } } } }),
+        ),
+        (
+            "NoteAdded",
+            json!({ "type": "object", "required": ["noted", "about"], "additionalProperties": false, "properties": {
+                "noted": { "type": "boolean" }, "about": { "type": "string" }, "file": { "type": "string" } } }),
         ),
         (
             "Key",
@@ -193,10 +212,11 @@ pub fn schema() -> Value {
                     "from": { "type": "string", "format": "date-time" }, "to": { "type": "string", "format": "date-time" },
                     "unfinished": { "type": "boolean" }, "verify": { "type": "string" },
                     "repositories": { "type": "array", "items": { "type": "object",
-                        "required": ["repository", "head", "sound", "findings", "verdicts", "missed", "exceptions"], "properties": {
+                        "required": ["repository", "head", "sound", "findings", "notes", "verdicts", "missed", "exceptions"], "properties": {
                             "repository": { "type": "string" }, "head": { "type": ["string", "null"] },
                             "sound": { "type": "boolean" }, "findings": { "type": "array", "items": { "type": "string" } },
                             "verdicts": { "type": "array", "items": { "type": "object", "required": ["id", "outcome", "reason", "verified"] } },
+                            "notes": { "type": "array", "items": { "$ref": "#/$defs/OperatorNote" } },
                             "missed": { "type": ["array", "null"] }, "exceptions": { "type": "array" } } } } } }),
         ),
         (

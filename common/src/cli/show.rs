@@ -359,6 +359,15 @@ pub fn claim_lines(claims: &v1::Claims) -> String {
     text
 }
 
+/// Operators' notes on a verdict, a line each.
+pub fn notes(notes: &[v1::Note]) -> String {
+    let line = |note: &v1::Note| {
+        let (about, by, text) = (safe(&note.about), safe(&note.by), safe(&note.text));
+        format!("note on {about} by {by}, {}: {text}\n", time(note.time.as_ref()))
+    };
+    notes.iter().map(line).collect()
+}
+
 /// A table of verdicts.
 pub fn verdicts(verdicts: &[v1::Verdict]) -> String {
     let mut text = format!(

@@ -23,8 +23,8 @@ pub const ACKNOWLEDGEMENT_TYPE: &str = "https://assay.dev/acknowledgement/v1";
 const ACKNOWLEDGEMENT_PART: &str = "acknowledgement";
 /// Longest text that an operator may give, in bytes.
 pub const MAX_ACKNOWLEDGED_BYTES: usize = 1024;
-/// Acknowledgements of one repository.
-const MAX_ACKNOWLEDGEMENTS: u32 = 100_000;
+/// Signed files of one kind in one repository.
+const MAX_FILES: u32 = 100_000;
 
 /// A verdict whose time is not true.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,8 +90,13 @@ pub fn verify_acknowledgement_among(
 /// # Errors
 /// When it cannot be written.
 pub fn keep_acknowledgement(folder: &Path, envelope: &Envelope) -> Result<std::path::PathBuf, PathError> {
+    keep_numbered(folder, envelope)
+}
+
+/// Keeps a signed file of an operator in `folder` under the next number, and replaces none.
+pub(super) fn keep_numbered(folder: &Path, envelope: &Envelope) -> Result<std::path::PathBuf, PathError> {
     closed::create_folder(folder).at("create", folder)?;
-    for number in 1..=MAX_ACKNOWLEDGEMENTS {
+    for number in 1..=MAX_FILES {
         let path = folder.join(format!("{number:06}.json"));
         if path.exists() {
             continue;

@@ -258,6 +258,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("common/src/fault/plan.rs", "a trace that a test names"),
     ("common/src/writable.rs", "a file of its own in a folder that the configuration names"),
     ("common/src/verdict/acknowledgement.rs", "numbered files of its own beside the ledger"),
+    ("common/src/audit/notes.rs", "numbered files of its own beside the ledger"),
     ("agent-source/src/mark/progress.rs", "the agent's state"),
     (
         "agent-source/src/mark/sqlite/usage.rs",

@@ -4,8 +4,8 @@ use std::{fs, path::Path, process::Command};
 
 use assay_common::{
     ledger::Ledger,
-    signing::VerifyingKey,
-    verdict::{LiveClaim, Outcome, verify_control, verify_verdict},
+    signing::{SigningKey, VerifyingKey},
+    verdict::{LiveClaim, Outcome, sign_note, verify_control, verify_note_among, verify_verdict},
     watch::Ended,
 };
 
@@ -114,6 +114,88 @@ fn an_hour_of_a_wrong_clock_can_be_acknowledged() {
         refused.code == 1 && refused.stdout.contains("WRONG: the acknowledgement 000001.json"),
         "{refused:?}"
     );
+}
+
+/// A note is signed, kept once and listed; what cannot be one is refused with the reason; a file that was edited or signed by somebody
+/// else counts for nothing and makes the ledger NOT SOUND.
+#[test]
+fn a_note_is_kept_once_and_one_that_does_not_verify_is_told() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "one").expect("write");
+    pair.run(0);
+    let by = ["note", "add", "--by", "A. Smith"];
+    let add = |words: &[&str]| pair.target(&[&by[..], words].concat());
+    assert_eq!(pair.target(&["note", "list"]).stdout, "no notes\n");
+    let (long, name) = ("x".repeat(1025), "y".repeat(129));
+    for (words, word) in [
+        (&["--verdict", "9", "--text", "why"][..], "the ledger has no verdict 000000009"),
+        (&["--verdict", "0", "--text", "why"], "must be the number of a verdict"),
+        (&["--verdict", "none", "--text", "why"], "must be the number of a verdict"),
+        (&["--generation", "7", "--text", "why"], "no verdict is about generation 7"),
+        (&["--slot", "2999-01-01T00:00:00Z", "--text", "why"], "is in the future"),
+        (&["--slot", "yesterday", "--text", "why"], "--slot"),
+        (&["--text", "why"], "--verdict"),
+        (&["--verdict", "1", "--generation", "1", "--text", "why"], "cannot be used with"),
+        (&["--verdict", "1"], "--text"),
+        (&["--verdict", "1", "--text", ""], "--text: must be a text of 1 to 1024 bytes"),
+        (&["--verdict", "1", "--text", "   "], "--text: must be a text of 1 to 1024 bytes"),
+        (&["--verdict", "1", "--text", &long], "--text: must be a text of 1 to 1024 bytes"),
+        (
+            &["--verdict", "1", "--text", "\u{1b}[2Jgone"],
+            "--text: must be one line without control characters",
+        ),
+        (&["--verdict", "1", "--text", "two\nlines"], "--text: must be one line without control characters"),
+        (&["--verdict", "1", "--text", "left\u{202e}right"], "--text: must be one line"),
+        (&["nobody", "--verdict", "1", "--text", "why"], "nobody"),
+    ] {
+        let refused = add(words);
+        assert!(refused.code == 2 && refused.stderr.contains(word), "{words:?}: {refused:?}");
+        assert!(!refused.stderr.contains('\u{1b}'), "{refused:?}");
+    }
+    let refused = pair.target(&["note", "add", "--verdict", "1", "--text", "why", "--by", &name]);
+    assert!(refused.code == 2 && refused.stderr.contains("--by: must be a text of 1 to 128"), "{refused:?}");
+    let kept = pair.path("store/repo/notes");
+    assert!(!kept.exists(), "nothing was kept");
+    let why = ["--verdict", "000000001", "--text", "a trial"];
+    let done = add(&why);
+    assert!(done.code == 0 && done.stdout.starts_with("noted: verdict 000000001; kept as "), "{done:?}");
+    let again = add(&why);
+    assert_eq!((again.code, again.stdout.as_str()), (0, "noted before: verdict 000000001\n"), "{again:?}");
+    assert_eq!(fs::read_dir(&kept).expect("list").count(), 1);
+    assert_eq!(add(&["repo", "--verdict", "1", "--text", "another"]).code, 0);
+    let listed = pair.target(&["note", "list"]);
+    assert!(listed.code == 0 && listed.stdout.lines().count() == 2, "{listed:?}");
+    assert!(listed.stdout.starts_with("note on verdict 000000001 by A. Smith, "), "{listed:?}");
+    let sound = pair.target(&["ledger", "verify"]);
+    assert!(
+        sound.code == 0 && sound.stdout.contains("by A. Smith, ") && sound.stdout.contains(": a trial\n"),
+        "{sound:?}"
+    );
+    // No more than the limit about one thing.
+    for number in 3..=20 {
+        assert_eq!(add(&["--verdict", "1", "--text", &number.to_string()]).code, 0);
+    }
+    let refused = add(&["--verdict", "1", "--text", "one more"]);
+    assert!(refused.code == 2 && refused.stderr.contains("has 20 notes, which is the limit"), "{refused:?}");
+    // One that was edited, and one that is signed by a key that is none of the target's.
+    let file = kept.join("000002.json");
+    let text = fs::read_to_string(&file).expect("read");
+    let read = |name: &str| SigningKey::load(&pair.path(name)).expect("a key");
+    let (own, stranger) = (read("pki/target-signing.key"), read("pki/source-signing.key"));
+    let (note, _) = verify_note_among(text.as_bytes(), &[own.verifying_key()]).expect("a note");
+    for wrong in
+        [text.replacen("\"payload\":\"", "\"payload\":\"e", 1), sign_note(&note, &stranger).to_json()]
+    {
+        fs::write(&file, wrong).expect("write");
+        for words in [&["ledger", "verify"][..], &["note", "list"]] {
+            let told = pair.target(words);
+            assert!(told.code == 1 && told.stdout.contains("WRONG: the note 000002.json: "), "{told:?}");
+            assert!(!told.stdout.contains(": another\n"), "{told:?}");
+        }
+        assert!(!pair.target(&["explain"]).stdout.contains(": another\n"));
+    }
+    fs::write(&file, text).expect("write");
+    assert_eq!(pair.target(&["ledger", "verify"]).code, 0);
 }
 
 /// The ledger, the control and the run's record that agents of commit 0727a00 wrote, before there was a coverage, are read and

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     pair::{Done, Pair, json},
     past::Planned,
-    site::write_past,
+    site::{Site, write_past},
 };
 
 /// A verdict an hour for three days, one of them a FAIL, and a night without any.
@@ -201,4 +201,88 @@ fn a_report_across_a_new_key_verifies_with_both() {
     assert!(value["repositories"][0]["keys"].as_array().is_some_and(|keys| keys.len() >= 2), "{value:#}");
     let keys = [old, pair.path("pki/target-signing.pub")];
     assert_verifies(&evidence(&pair, "evidence", &keys), &value);
+}
+
+/// Notes stand beside what they are about: in each form of the report, on the page of the verdict, in `verdict show` and `explain`.
+#[test]
+fn a_report_has_operators_notes_beside_the_exceptions() {
+    let pair = with_past(&three_days());
+    let note = |words: &[&str]| pair.target(&[&["note", "add", "--by", "A. Smith"], words].concat());
+    // The FAIL, the PASS after it, a slot that was missed, and one that was not.
+    for words in [
+        ["--verdict", "000000021", "--text", "the disk was <b>replaced</b> on Thursday"],
+        ["--verdict", "22", "--text", "checked on the new disk"],
+        ["--slot", "2026-10-02T08:10:00Z", "--text", "the power was out"],
+        ["--slot", "2026-10-01T08:10:00Z", "--text", "a restart, planned"],
+        ["--slot", "2026-10-09T08:10:00Z", "--text", "after the period"],
+    ] {
+        let done = note(&words);
+        assert!(done.code == 0 && done.stdout.starts_with("noted: "), "{words:?}: {done:?}");
+    }
+    let period = ["--from", "2026-10-01", "--to", "2026-10-02", "--every", "1h"];
+    let done = report(&pair, &[&period[..], &["--format", "json"]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    let one = &json(&done.stdout)["repositories"][0];
+    assert_eq!(one["notes"].as_array().map(Vec::len), Some(4), "{:#}", one["notes"]);
+    let exception = &one["exceptions"][0];
+    assert_eq!(
+        (&exception["id"], &exception["notes"][0]["verdict"]),
+        (&"000000021".into(), &21.into()),
+        "{exception}"
+    );
+    assert_eq!(exception["notes"][0]["by"], "A. Smith", "{exception}");
+    assert_eq!(one["missed"][0]["notes"][0]["text"], "the power was out", "{}", one["missed"]);
+    let verdicts = one["verdicts"].as_array().expect("a list");
+    let noted: Vec<_> = verdicts
+        .iter()
+        .filter(|entry| entry["notes"] != serde_json::json!([]))
+        .map(|entry| entry["id"].clone())
+        .collect();
+    assert_eq!(noted, ["000000021", "000000022"]);
+    let page = report(&pair, &period).stdout;
+    let exceptions = page.split("<h3>Exceptions</h3>").nth(1).and_then(|rest| rest.split("<h3>").next());
+    assert!(
+        exceptions.is_some_and(|part| part.contains("the disk was &lt;b&gt;replaced&lt;/b&gt; on Thursday")),
+        "{page}"
+    );
+    let missed = page.split("<h3>Missed slots</h3>").nth(1).and_then(|rest| rest.split("<h3>").next());
+    let missed = missed.expect("a part");
+    assert!(missed.contains("the power was out") && missed.contains("a restart, planned"), "{missed}");
+    assert!(!page.contains("after the period") && !page.contains("<b>replaced"), "{page}");
+    let table = report(&pair, &[&period[..], &["--format", "csv"]].concat()).stdout;
+    let (head, rows) = table.split_once('\n').expect("rows");
+    assert!(head.contains(",notes,digest"), "{head}");
+    let row = rows.lines().find(|row| row.starts_with("repo,000000021,")).expect("the row");
+    assert!(row.contains("A. Smith, ") && row.contains("Thursday"), "{row}");
+    // Whoever looks at the verdict sees it, too.
+    let shown = pair.target(&["verdict", "show", "000000021"]).stdout;
+    let line = "note on verdict 000000021 by A. Smith, ";
+    assert!(shown.contains(line), "{shown}");
+    assert!(pair.target(&["explain", "000000021"]).stdout.contains(line));
+    assert!(!pair.target(&["explain", "000000020"]).stdout.contains("note on"));
+    let value = json(&pair.target(&["--json", "verdict", "show", "000000021"]).stdout);
+    assert_eq!(value["notes"][0]["about"], "verdict 000000021", "{value:#}");
+    let site = Site::new(pair);
+    let page = site.page("/repository/repo/verdict/000000021");
+    assert!(
+        page.contains("Notes of operators") && page.contains("the disk was &lt;b&gt;replaced&lt;/b&gt;"),
+        "{page}"
+    );
+    assert!(!site.page("/repository/repo/verdict/000000020").contains("Notes of operators"));
+}
+
+/// A note on a generation is one on each of its verdicts.
+#[test]
+fn a_note_on_a_generation_is_shown_with_its_verdicts() {
+    let pair = Pair::plain(1);
+    fs::write(pair.root(0).join("file"), "content").expect("write");
+    pair.run(0);
+    assert_eq!(pair.target(&["verify"]).code, 0);
+    let done =
+        pair.target(&["note", "add", "--generation", "1", "--by", "B", "--text", "kept for the audit"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    for id in ["000000001", "000000002"] {
+        let shown = pair.target(&["verdict", "show", id]).stdout;
+        assert!(shown.contains("note on generation 1 by B, "), "{id}: {shown}");
+    }
 }
