@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use assay_common::{
+    error::IoContext as _,
     metrics::MetricsServer,
     notify::Notifier,
     pki::authority,
@@ -81,6 +82,14 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let fixed = observe::Fixed { started: jiff::Timestamp::now() };
     observe::start(&agent, (&notifier, &tracer), metrics, fixed);
     agent.tell_ends_that_nobody_heard();
+    for note in state::snapshot_notes(&config.agent.state).at("list", &config.agent.state)? {
+        // Beside everything else: a command of the run before may still be at work. A run waits for that by itself.
+        tokio::spawn(async move {
+            if let Err(error) = snapshot::remove_left_over(&note).await {
+                tracing::error!(note = %note.display(), %error, "a left-over snapshot is still there");
+            }
+        });
+    }
     for repository in agent.repositories() {
         // An engine may hold back its own cleaning for as long as a mark is held.
         let left_over = match repository.context.marker() {
@@ -93,9 +102,6 @@ pub async fn serve(config: Config, config_path: &Path) -> anyhow::Result<()> {
                 error,
                 "a left-over mark is still held"
             );
-        }
-        if let Err(error) = snapshot::remove_left_over(&repository.context.state.snapshot_note()).await {
-            tracing::error!(repository = repository.context.repository.name, %error, "a left-over snapshot is still there");
         }
         if let Some(schedule) = repository.context.repository.schedule.clone() {
             supervise::spawn("schedule", {

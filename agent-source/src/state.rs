@@ -42,6 +42,9 @@ use serde::{Deserialize, Serialize};
 use crate::{file_system::is_same, replicate::basis::BasisFolder, run::history::History};
 
 /// Version of the form of the state folder: [`assay_common::format`].
+/// The file of a repository's state that says that there is a snapshot.
+pub(crate) const SNAPSHOT_NOTE: &str = "snapshot.json";
+
 const FORMAT: u32 = 1;
 /// Runs that are kept; older ones are forgotten, their verdicts are not.
 const KEPT_RUNS: usize = 1000;
@@ -157,6 +160,16 @@ pub fn lock(state: &Path) -> Result<File, StateError> {
     }
 }
 
+/// Where notes of snapshots may be: of every repository that has a folder here, also of one that the configuration does not have any longer.
+///
+/// # Errors
+/// When the state folder cannot be read.
+pub(crate) fn snapshot_notes(state: &Path) -> io::Result<Vec<PathBuf>> {
+    let folders =
+        fs::read_dir(state)?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(folders.map(|folder| folder.path().join(SNAPSHOT_NOTE)).collect())
+}
+
 impl RepositoryState {
     /// Opens the state of `repository` and makes what is missing.
     ///
@@ -239,7 +252,7 @@ impl RepositoryState {
 
     /// Where it is noted that there is a snapshot.
     pub fn snapshot_note(&self) -> PathBuf {
-        self.path.join("snapshot.json")
+        self.path.join(SNAPSHOT_NOTE)
     }
 
     /// The folder of verdicts.

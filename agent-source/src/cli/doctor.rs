@@ -26,6 +26,7 @@ use crate::{
         readings::{self, Rereading},
     },
     run::plan::snapshot_fault,
+    state::SNAPSHOT_NOTE,
     target::Target,
 };
 
@@ -64,6 +65,7 @@ pub(super) async fn examine(config: &Config, path: &Path) -> Report {
     report.room("state folder", state);
     for repository in &config.repositories {
         look_at(&mut report, repository);
+        snapshot(&mut report, repository, &config.agent.state);
         rereading(&mut report, repository, &config.agent.state);
     }
     if config.notify.is_empty() {
@@ -130,7 +132,6 @@ fn look_at(report: &mut Report, repository: &Repository) {
         );
     }
     mark(report, repository, &repository.profile.mark);
-    snapshot(report, repository);
     match &repository.schedule {
         None => report.warn(
             &name("schedule"),
@@ -222,7 +223,7 @@ fn mounts(report: &mut Report, repository: &Repository, root: &Root) {
 }
 
 /// Whether a snapshot could be made now.
-fn snapshot(report: &mut Report, repository: &Repository) {
+fn snapshot(report: &mut Report, repository: &Repository, state: &Path) {
     let Some(settings) = &repository.snapshot else { return };
     let what = format!("{}: {}", repository.name, settings.description());
     if !report.program(
@@ -232,7 +233,8 @@ fn snapshot(report: &mut Report, repository: &Repository) {
     ) {
         return;
     }
-    match snapshot_fault(repository) {
+    let note = state.join(&repository.name).join(SNAPSHOT_NOTE);
+    match snapshot_fault(repository, &note) {
         None => report.ok(&what, "can be made of the roots; the first run tells whether the agent may"),
         Some(fault) => report.bad(&what, fault.message.clone(), fault.hint.as_deref().unwrap_or_default()),
     }

@@ -384,10 +384,11 @@ impl Marker {
     /// When another mark was made since, or when the engine's end command fails.
     pub async fn end_for_snapshot(&mut self) -> Result<(), MarkError> {
         self.still_holds()?;
-        self.end().await?;
+        let ended = self.end().await;
+        // It is not tried twice in one run. A mark that is still held is noted, and the next run ends it.
         self.scope.mark_id = None;
         self.traces.clear();
-        Ok(())
+        ended
     }
 
     /// Ends the mark of a run that was killed, if there is one.

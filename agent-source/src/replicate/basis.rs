@@ -32,6 +32,9 @@ const RESTING_COARSE: std::time::Duration = std::time::Duration::from_millis(210
 const TICK: std::time::Duration = std::time::Duration::from_millis(10);
 /// The same where times are whole seconds.
 const TICK_COARSE: std::time::Duration = std::time::Duration::from_millis(2010);
+/// The same for a file in a snapshot. The kernel sets a file's time when a write begins, and one call may write 2 GiB: what of it came after the
+/// snapshot has no later time. Minutes are more than a call takes.
+const RESTING_IN_SNAPSHOT: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 /// Size of a [`Seen`] on disk.
 pub const SEEN_BYTES: usize = 49;
 
@@ -174,15 +177,16 @@ impl Origin {
     /// How an entry of a basis of this origin would look in `other`, which has the same roots. A snapshot has a device number of its own, while
     /// inodes, sizes and times are those of the live files.
     ///
-    /// A file that was written to while the snapshot was made may have its new time in it and not its new content, which gets no other time later
-    /// on. Such a file is read again.
+    /// A file that was written to when the snapshot was made may have its new time in it and not its new content, which gets no other time later
+    /// on. A file whose time is not [`RESTING_IN_SNAPSHOT`] before the snapshot is read again.
     fn bring(&self, seen: Seen, other: &Self) -> Seen {
         let place = self.devices.iter().position(|device| *device == seen.device);
         let device = place.and_then(|place| other.devices.get(place)).copied().unwrap_or(seen.device);
         let ctime = std::time::Duration::new(u64::try_from(seen.ctime.0).unwrap_or(0), seen.ctime.1);
-        let resting = if seen.ctime.1 == 0 { RESTING_COARSE } else { RESTING };
-        let trusted = seen.trusted
-            && self.snapshot.is_none_or(|begun| begun.checked_sub(ctime).is_some_and(|age| age >= resting));
+        let rests = |begun: std::time::Duration| {
+            begun.checked_sub(ctime).is_some_and(|age| age >= RESTING_IN_SNAPSHOT)
+        };
+        let trusted = seen.trusted && self.snapshot.is_none_or(rests);
         Seen { device, trusted, ..seen }
     }
 
@@ -249,16 +253,24 @@ impl BasisFolder {
         closed::write(&self.origin_path(), text).at("write", &self.origin_path())
     }
 
-    /// Rewrites how the entries looked, for a run that looks at them in `now`. Without a snapshot, before and now, nothing has to be done. The
-    /// manifest stays.
+    /// Rewrites how the entries looked, for a run that looks at them in `now`. Where no snapshot was or is, nothing has to be done. Entries of an
+    /// unknown origin are read again: the number of a device may be another one's by now. The manifest stays.
     ///
     /// # Errors
-    /// When a file of the basis cannot be read or written. The entries may then be of unknown origin, and all files are read.
+    /// When a file of the basis cannot be read or written.
     pub fn bring_to(&self, now: &Origin) -> Result<(), PathError> {
-        let Some(before) = self.origin() else { return Ok(()) };
-        if (before.snapshot.is_none() && now.snapshot.is_none()) || !before.is_comparable(now) {
-            return Ok(());
-        }
+        let before = match self.origin() {
+            // An older version made it, of live files.
+            None if now.snapshot.is_none() && !self.origin_path().exists() => return Ok(()),
+            Some(before) if before.snapshot.is_none() && now.snapshot.is_none() => {
+                // Live files, before and now: the kernel's number of a device decides, as it does without an origin.
+                if !before.devices.is_empty() {
+                    return Ok(());
+                }
+                None
+            }
+            before => before.filter(|before| before.is_comparable(now)),
+        };
         let (from, to) = (self.seen(), self.0.join("seen.new"));
         let file = match File::open(&from) {
             Ok(file) => file,
@@ -274,14 +286,16 @@ impl BasisFolder {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error).at("read", &from),
             }
-            let seen = before.bring(Seen::decode(&record), now);
+            let seen = Seen::decode(&record);
+            let seen = before.as_ref().map_or_else(|| seen.distrusted(), |before| before.bring(seen, now));
             io::Write::write_all(&mut brought, &seen.encode()).at("write", &to)?;
         }
         brought.into_inner().map_err(io::IntoInnerError::into_error).at("write", &to)?;
-        // A crash from here on leaves entries of no known origin, on devices that are not there: they are read.
-        fs::remove_file(self.origin_path()).at("remove", &self.origin_path())?;
+        // A crash from here on leaves entries of no known origin: all of them are read.
+        self.set_origin(&Origin { devices: Vec::new(), snapshot: None })?;
         fs::rename(&to, &from).at("rename", &to)?;
-        self.set_origin(&Origin { devices: now.devices.clone(), snapshot: before.snapshot })
+        let snapshot = before.and_then(|before| before.snapshot);
+        self.set_origin(&Origin { devices: now.devices.clone(), snapshot })
     }
 
     /// What the manifest adds up to: the part of the counts that says what a tree holds.
@@ -503,18 +517,21 @@ mod tests {
         };
         let [old, new, beside] = [40, 50, 41].map(looked_at);
         // Where they were looked at, where the run looks at them, and what becomes of each.
-        let snapshot_at = |time: std::time::Duration| Some(time);
+        let rested = changed + RESTING_IN_SNAPSHOT;
+        let (soon, early) = (Some(rested - TICK), Some(changed - RESTING));
         for (before, now, expected) in [
-            (of(40, snapshot_at(changed + RESTING)), of(50, snapshot_at(changed + RESTING * 9)), Some(new)),
-            (of(40, snapshot_at(changed + RESTING)), of(50, None), Some(new)),
-            (of(40, None), of(50, snapshot_at(changed)), Some(new)),
-            (of(40, snapshot_at(changed + RESTING / 2)), of(50, None), Some(new.distrusted())),
-            (of(40, snapshot_at(changed - RESTING)), of(50, snapshot_at(changed)), Some(new.distrusted())),
+            (of(40, Some(rested)), of(50, Some(rested + RESTING)), new),
+            (of(40, Some(rested)), of(50, None), new),
+            (of(40, None), of(50, Some(changed)), new),
+            (of(40, soon), of(50, None), new.distrusted()),
+            (of(40, early), of(50, Some(changed)), new.distrusted()),
             // The number alone says nothing where no snapshot explains it.
-            (of(40, None), of(50, None), None),
+            (of(40, None), of(50, None), old),
             // Two devices have become one.
-            (of(40, snapshot_at(changed + RESTING)), of(7, None), None),
-            (Origin { devices: vec![40], snapshot: None }, of(50, snapshot_at(changed)), None),
+            (of(40, Some(rested)), of(7, None), old.distrusted()),
+            (Origin { devices: vec![40], snapshot: None }, of(50, Some(changed)), old.distrusted()),
+            // What a crash left.
+            (Origin { devices: Vec::new(), snapshot: None }, of(40, None), old.distrusted()),
         ] {
             basis.clear().expect("mkdir");
             fs::write(basis.seen(), [old.encode(), beside.encode()].concat()).expect("write");
@@ -527,17 +544,20 @@ mod tests {
                 .collect();
             let told = format!("{before:?} {now:?}");
             assert_eq!(records.len(), 2, "{told}");
-            assert_eq!(records[0].file(), expected.unwrap_or(old).file(), "{told}");
-            assert_eq!(records[0].is_trusted(), expected.unwrap_or(old).is_trusted(), "{told}");
+            let found = (records[0].file(), records[0].is_trusted());
+            assert_eq!(found, (expected.file(), expected.is_trusted()), "{told}");
             assert_eq!(records[1].file(), beside.file(), "of no root: {told}");
-            let origin = basis.origin().expect("there");
-            let devices = if expected.is_some() { &now.devices } else { &before.devices };
-            assert_eq!((&origin.devices, origin.snapshot), (devices, before.snapshot), "{told}");
         }
-        // What a crash left of it.
-        fs::remove_file(basis.origin_path()).expect("remove");
-        basis.bring_to(&of(60, None)).expect("nothing to do");
-        assert_eq!(basis.origin(), None);
+        // Without an origin: what an older version made is of live files.
+        for (now, is_trusted) in [(of(60, None), true), (of(60, Some(changed)), false)] {
+            fs::remove_file(basis.origin_path()).expect("remove");
+            fs::write(basis.seen(), old.encode()).expect("write");
+            basis.bring_to(&now).expect("brought");
+            let record = fs::read(basis.seen()).expect("read");
+            let seen = Seen::decode(record.as_slice().try_into().expect("49 bytes"));
+            assert_eq!(seen.is_trusted(), is_trusted);
+            fs::write(basis.origin_path(), "").expect("write");
+        }
     }
 
     /// Its parts reach the disk in any order, or never.

@@ -78,7 +78,7 @@ fn is_written_back(file: &File) -> bool {
 /// mapping is noticed by the kernel, and leaves a new time. Before that a program writes to a dirty page without a trace.
 ///
 /// The call asks for the places of the file's extents, which
-/// must be known on the disk for that: it writes back that file's pages, and neither commits a journal nor empties a disk's cache, as
+/// must be known on the disk for that, and waits for a write that is under way (seen on ext4, XFS and btrfs), whose time was set when it began: it writes back that file's pages, and neither commits a journal nor empties a disk's cache, as
 /// `fdatasync` would. That one is for file systems without such a call.
 ///
 /// # Errors

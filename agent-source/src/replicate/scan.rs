@@ -250,17 +250,34 @@ impl Scan {
         if self.live_roots.is_empty() || !self.file_systems.is_in_place_of_subvolume(stat) {
             return Ok(false);
         }
-        let is_single = self.live_roots.len() == 1 && self.live_roots[0].0.is_empty();
-        let first = path.as_bytes().split(|byte| *byte == b'/').next().unwrap_or_default();
-        let root = self.live_roots.iter().find(|(folder, _)| is_single || folder.as_bytes() == first);
         let look = |root: &Folder| root.open_folder_below(&self.in_root(path))?.stat_self();
-        match root.map(|(_, root)| look(root)) {
+        match self.live_root(path).map(look) {
             Some(Ok(live)) => Ok(live.st_ino != stat.st_ino),
             // It is gone by now, and was there when the snapshot was made.
             None => Ok(true),
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(true),
             Some(Err(source)) => Err(entry_error(path, source)),
         }
+    }
+
+    /// The live folder of a subvolume for which an empty one stands in a snapshot, while there is one.
+    fn live_subvolume(&self, path: &TreePath, held: &Folder, stat: &Stat) -> io::Result<Option<Folder>> {
+        self.file_systems.of(held.as_descriptor(), stat.st_dev)?;
+        if !self.file_systems.is_in_place_of_subvolume(stat) {
+            return Ok(None);
+        }
+        match self.live_root(path).map(|root| root.open_folder_below(&self.in_root(path))) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            found => Ok(found.and_then(Result::ok)),
+        }
+    }
+
+    /// The live root that a path is in, when a snapshot is walked.
+    fn live_root(&self, path: &TreePath) -> Option<&Folder> {
+        let is_single = self.live_roots.len() == 1 && self.live_roots[0].0.is_empty();
+        let first = path.as_bytes().split(|byte| *byte == b'/').next().unwrap_or_default();
+        let mut roots = self.live_roots.iter();
+        roots.find(|(folder, _)| is_single || folder.as_bytes() == first).map(|(_, root)| &**root)
     }
 
     fn enter(
@@ -365,7 +382,7 @@ impl Scan {
                     (stat, Some(live), stat.st_dev)
                 }
             };
-            let own_folder = live.clone().or_else(|| mark.clone());
+            let (mut stat, mut own_folder) = (stat, live.clone().or_else(|| mark.clone()));
             let mut entered = live;
             if device != level_device
                 && let Some(live) = entered.take()
@@ -377,6 +394,12 @@ impl Scan {
                         return Err(ScanError::Subvolume { path: path.to_string() });
                     }
                     entered = Some(live);
+                } else if let Some(folder) =
+                    self.live_subvolume(&path, &live, &stat).map_err(|source| entry_error(&path, source))?
+                {
+                    // What a snapshot has in its place is another folder.
+                    stat = folder.stat_self().map_err(|source| entry_error(&path, source))?;
+                    own_folder = Some(Arc::new(folder));
                 }
             }
             self.enter(path.clone(), entered, mark, (device, one_file_system))?;

@@ -260,14 +260,14 @@ impl Attempt {
         marker.end_left_over().await?;
         let note = context.state.snapshot_note();
         snapshot::remove_left_over(&note).await?;
-        let mut made = None;
+        let mut held = None;
         let marked = match marker.begin(&self.cancel).await {
             Err(error) => Err(error.into()),
-            Ok(mark) => self.take_snapshot(&mut marker, mark, &roots, &mut made).await,
+            Ok(mark) => self.take_snapshot(&mut marker, mark, &roots, &mut held).await,
         };
         let replicated = match marked {
             Err(fault) => Err(fault),
-            Ok(mark) => {
+            Ok((mark, made)) => {
                 self.progress.update(|run| run.mark = Some(mark_message(&mark)));
                 tracing::info!(mark = mark.id, "the mark holds");
                 self.progress.phase(Phase::Replicating);
@@ -277,19 +277,19 @@ impl Attempt {
                 replicated.map(|replicated| (mark, replicated))
             }
         };
-        if let Some(snapshot) = made
-            && let Err(error) = snapshot::remove(snapshot, &note).await
-        {
-            // The copy is good. The next run removes it, or says that it cannot.
-            tracing::error!(%error, "a snapshot is left over");
-            self.counters.warn(error.to_string());
-        }
         let replicated = replicated.and_then(|done| {
             marker.still_holds()?;
             Ok(done)
         });
         // The mark is held for as long as it is read under, and ended on every way out.
         let ended = marker.end().await;
+        if let Some(held) = held
+            && let Err(error) = snapshot::remove(held, &note).await
+        {
+            // The copy is good. The next run removes it, or says that it cannot.
+            tracing::error!(%error, "a snapshot is left over");
+            self.counters.warn(error.to_string());
+        }
         marker.discard_files();
         let (mark, (replicated, origin)) = replicated?;
         ended?;
@@ -327,26 +327,26 @@ impl Attempt {
         marker: &mut Marker,
         mark: Mark,
         roots: &roots::OpenRoots,
-        made: &mut Option<Snapshot>,
-    ) -> Result<Mark, Fault> {
+        held: &mut Option<snapshot::Held>,
+    ) -> Result<(Mark, Option<Snapshot>), Fault> {
         let repository = &self.context.repository;
-        let Some(settings) = &repository.snapshot else { return Ok(mark) };
+        let Some(settings) = &repository.snapshot else { return Ok((mark, None)) };
         let live = roots.of(&repository.header);
         let top = settings.look(&live, &repository.rules(), &repository.one_file_system)?;
         let note = self.context.state.snapshot_note();
         let name = format!("{}-{}", repository.name, self.id);
-        let snapshot = snapshot::make((settings, &note), &name, (top, &live), &self.cancel).await;
-        let snapshot = made.insert(snapshot.map_err(|error| match self.cancel.is_cancelled() {
+        let snapshot = snapshot::make((settings, &note), &name, (top, &live), held, &self.cancel).await;
+        let snapshot = snapshot.map_err(|error| match self.cancel.is_cancelled() {
             true => Fault::cancelled(),
             false => error.into(),
-        })?);
+        })?;
         let time = jiff::Timestamp::now();
         marker.end_for_snapshot().await?;
         let id = match mark.id.as_str() {
-            NO_MARK => snapshot.description(),
-            id => format!("{id}; {}", snapshot.description()),
+            NO_MARK => snapshot.description.clone(),
+            id => format!("{id}; {}", snapshot.description),
         };
-        Ok(Mark { id, time })
+        Ok((Mark { id, time }, Some(snapshot)))
     }
 
     /// Replicates the live roots, or those in the snapshot. Beside what was replicated: where its files were looked at.

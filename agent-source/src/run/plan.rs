@@ -31,7 +31,7 @@ use crate::replicate::{
     preview::{Look, Preview, preview},
     readings::{self, Rereading, Summary},
 };
-use crate::snapshot::LiveRoot;
+use crate::snapshot::{self, LiveRoot};
 
 /// How long the target may take to tell its outlook.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -80,7 +80,7 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
     if all > 0 {
         add(&Fault::refused(&refused, all));
     }
-    if let Some(fault) = snapshot_fault(&context.repository) {
+    if let Some(fault) = snapshot_fault(&context.repository, &context.state.snapshot_note()) {
         add(&fault);
     }
     let repository = &context.repository;
@@ -127,7 +127,7 @@ pub async fn plan(context: Arc<Context>, full_read: bool, stop: CancellationToke
 }
 
 /// What is in the way of a snapshot of the repository, if it has one.
-pub(crate) fn snapshot_fault(repository: &Repository) -> Option<Fault> {
+pub(crate) fn snapshot_fault(repository: &Repository, note: &Path) -> Option<Fault> {
     let settings = repository.snapshot.as_ref()?;
     let roots = repository.header.roots.iter().map(|root| {
         let path = PathBuf::from(&root.live_path);
@@ -136,7 +136,7 @@ pub(crate) fn snapshot_fault(repository: &Repository) -> Option<Fault> {
     });
     let roots: Vec<_> = roots.collect();
     let looked = settings.look(&roots, &repository.rules(), &repository.one_file_system);
-    looked.err().map(Fault::from)
+    looked.map(drop).and_then(|()| snapshot::look_at_note(note)).err().map(Fault::from)
 }
 
 /// How unchanged files are read again, as of now.

@@ -69,6 +69,10 @@ pub(crate) enum SnapshotError {
     Full { path: PathBuf, free: u64, wanted: u8 },
     #[error("snapshot: {path} is not the root {root}, but something else")]
     Other { path: PathBuf, root: PathBuf },
+    #[error("snapshot: {path} is the live root itself")]
+    Live { path: PathBuf },
+    #[error("snapshot: the folder {folder} is on another file system than when the snapshot was made")]
+    NotMounted { folder: PathBuf },
     #[error("snapshot: the note {path} is not one that this agent wrote: {why}")]
     Note { path: PathBuf, why: String },
     #[error("snapshot: a command of an earlier run still works on the snapshot {name}")]
@@ -99,11 +103,24 @@ impl SnapshotError {
             Self::Other { .. } => {
                 "compare repository.snapshot (volume, path) with what is mounted at the root; nothing was copied"
             }
+            Self::Live { .. } => {
+                "correct repository.snapshot.path: it must lead to the snapshot; nothing was copied"
+            }
+            Self::NotMounted { .. } => {
+                "mount it: a snapshot of a run that was killed is there, and has to be removed first"
+            }
             Self::Note { .. } => {
-                "look for snapshots whose names begin with \"assay-\" and remove them, then remove the note"
+                "remove snapshots whose names begin with \"assay-\" from the folder, volume or dataset of repository.snapshot, then remove the note"
+            }
+            Self::Command(CommandError::TimeOut { .. }) => {
+                "look whether it still works (ps; state D: in the kernel), and whether the file system is frozen or busy; repository.snapshot.timeout is how \
+                 long it may take"
+            }
+            Self::Io(_) => {
+                "create the folder, name its real path, or mount its file system; nothing was copied"
             }
             Self::Busy { .. } => "look why it does not end (ps), or end it; nothing was copied",
-            Self::Command(_) | Self::Template(_) | Self::Io(_) | Self::StillThere { .. } => {
+            Self::Command(_) | Self::Template(_) | Self::StillThere { .. } => {
                 "run the command by hand as the agent's user; docs/SNAPSHOTS.md says which rights each kind needs"
             }
         }
@@ -117,15 +134,17 @@ pub(crate) struct LiveRoot {
     pub(crate) inode: u64,
 }
 
-/// What there is to be removed, as it stands in the note.
+/// A snapshot that may be there, or a part of one, as it stands in the note.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Held {
+pub(crate) struct Held {
     name: String,
     settings: Settings,
     /// The mount point or subvolume that the roots are in.
     top: PathBuf,
     first_root: PathBuf,
+    /// The file system of the folder for snapshots, where the snapshot lies in it.
+    folder_is_on: Option<String>,
     /// The note, locked, which each command gets as its standard input. A killed agent leaves a command that works on; the lock
     /// tells the next start.
     #[serde(skip)]
@@ -135,18 +154,12 @@ struct Held {
 /// A snapshot that is there.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
-    held: Held,
+    /// What a mark says of it.
+    pub(crate) description: String,
     /// The roots in it, open, in the order in which they were asked for.
     pub(crate) folders: Vec<Arc<Folder>>,
     /// When its making began, as time since 1970: what was changed before is in it, with its time.
     pub(crate) begun: Duration,
-}
-
-impl Snapshot {
-    /// What a mark says of it.
-    pub(crate) fn description(&self) -> String {
-        format!("{} snapshot {}", self.held.settings.way.name(), self.held.name)
-    }
 }
 
 impl Settings {
@@ -191,11 +204,10 @@ impl Settings {
                 None => top = Some((top_of(&root.path).at("look at", &root.path)?, device)),
             }
         }
-        let (top, device) = top.unwrap_or_default();
+        let (top, _) = top.unwrap_or_default();
         if let Way::Btrfs { folder } = &self.way {
             for path in [&top, folder] {
-                let held = Folder::open(path).at("open", path)?;
-                let kind = FileSystem::of(held.as_descriptor(), device).at("look at", path)?.kind;
+                let kind = file_system_of(path)?.kind;
                 if kind != "btrfs" {
                     return Err(SnapshotError::NotBtrfs { path: path.clone(), kind });
                 }
@@ -204,11 +216,10 @@ impl Settings {
                 return Err(SnapshotError::NoSubvolume { path: top });
             }
         }
-        let is_excluded = |path: &[u8]| TreePath::parse(path).is_ok_and(|path| rules.is_excluded(&path));
         for (root, one) in roots.iter().zip(one_file_system) {
             if let Some(folder) = self.way.folder()
                 && let Ok(below) = folder.strip_prefix(&root.path)
-                && !is_excluded(below.as_os_str().as_encoded_bytes())
+                && !is_excluded_with_its_folder(below.as_os_str().as_encoded_bytes(), rules)
             {
                 return Err(SnapshotError::Inside { folder: folder.to_owned(), root: root.path.clone() });
             }
@@ -258,7 +269,7 @@ fn top_of(path: &Path) -> io::Result<PathBuf> {
     Ok(top.to_owned())
 }
 
-/// Makes a snapshot of the roots for a run. Whatever goes wrong, none is left, or the note says so.
+/// Makes a snapshot of the roots for a run. `held` is what the caller has to [`remove`] afterwards, whatever comes of it.
 ///
 /// # Errors
 /// When the snapshot cannot be made, or when it is not of these roots.
@@ -266,40 +277,35 @@ pub(crate) async fn make(
     (settings, note): (&Settings, &Path),
     name: &str,
     (top, roots): (PathBuf, &[LiveRoot]),
+    held: &mut Option<Held>,
     cancel: &CancellationToken,
 ) -> Result<Snapshot, SnapshotError> {
     let first_root = roots.first().map(|root| root.path.clone()).unwrap_or_default();
     let (name, settings) = (format!("{PREFIX}{name}"), settings.clone());
-    let mut held = Held { name, settings, top, first_root, lock: None };
-    let text = serde_json::to_vec(&held).expect("paths of the configuration are text");
+    let folder_is_on = match &settings.way {
+        Way::Btrfs { folder } => Some(file_system_of(folder)?.id),
+        Way::Lvm { .. } | Way::Zfs { .. } | Way::Command { .. } => None,
+    };
+    let made = Held { name, settings, top, first_root, folder_is_on, lock: None };
+    let text = serde_json::to_vec(&made).expect("paths of the configuration are text");
     write_durable(note, &text, 0o600)?;
+    let held = held.insert(made);
     let lock = File::open(note).at("open", note)?;
     flock(&lock, FlockOperation::NonBlockingLockShared).at("lock", note)?;
     held.lock = Some(lock);
     let begun = file_clock();
-    let opened = match held.create(cancel).await {
-        Ok(()) => held.open(roots),
-        Err(error) => Err(error),
-    };
-    match opened {
-        Ok(folders) => Ok(Snapshot { held, folders, begun }),
-        Err(error) => {
-            if let Err(error) = held.remove_noted(note).await {
-                tracing::error!(%error, "a snapshot is left over");
-            }
-            Err(error)
-        }
-    }
+    held.create(cancel).await?;
+    let description = format!("{} snapshot {}", held.settings.way.name(), held.name);
+    Ok(Snapshot { description, folders: held.open(roots)?, begun })
 }
 
-/// Removes a snapshot.
+/// Removes a snapshot, or whatever there is of one, and its note. No folder in it may be open.
 ///
 /// # Errors
 /// When it is still there; it is noted then, and the next run tries again.
-pub(crate) async fn remove(snapshot: Snapshot, note: &Path) -> Result<(), SnapshotError> {
-    let Snapshot { held, folders, .. } = snapshot;
-    // What is open cannot be unmounted.
-    drop(folders);
+pub(crate) async fn remove(mut held: Held, note: &Path) -> Result<(), SnapshotError> {
+    // A command that took too long was killed, and may still be at work in the kernel.
+    held.lock = None;
     held.remove_noted(note).await
 }
 
@@ -314,16 +320,34 @@ pub(crate) async fn remove_left_over(note: &Path) -> Result<(), SnapshotError> {
         Err(error) => return Err(Err::<(), _>(error).at("read", note).expect_err("it is one").into()),
     };
     let unknown = |why: String| SnapshotError::Note { path: note.to_owned(), why };
-    let mut held: Held = serde_json::from_slice(&text).map_err(|error| unknown(error.to_string()))?;
+    let held: Held = serde_json::from_slice(&text).map_err(|error| unknown(error.to_string()))?;
     if !held.name.starts_with(PREFIX) || held.name.contains(['/', '@', '\0']) {
         return Err(unknown(format!("no snapshot of Assay is called {:?}", held.name)));
     }
-    held.lock = Some(held.wait_for_commands(note).await?);
-    tracing::warn!(
-        snapshot = held.name,
-        "a snapshot was left over by a run that was killed, and is removed now"
-    );
-    held.remove_noted(note).await
+    let name = held.name.clone();
+    held.remove_noted(note).await?;
+    tracing::warn!(snapshot = name, "a snapshot was left over by a run that was killed, and is removed");
+    Ok(())
+}
+
+/// Says what is wrong with the note of a snapshot, if there is one.
+///
+/// # Errors
+/// When it is not one that this agent wrote.
+pub(crate) fn look_at_note(note: &Path) -> Result<(), SnapshotError> {
+    match std::fs::read(note) {
+        Ok(text) => match serde_json::from_slice::<Held>(&text) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(SnapshotError::Note { path: note.to_owned(), why: error.to_string() }),
+        },
+        Err(_) => Ok(()),
+    }
+}
+
+fn file_system_of(folder: &Path) -> Result<FileSystem, PathError> {
+    let held = Folder::open(folder).at("open", folder)?;
+    let device = held.stat_self().at("look at", folder)?.st_dev;
+    FileSystem::of(held.as_descriptor(), device).at("look at", folder)
 }
 
 impl Held {
@@ -385,11 +409,7 @@ impl Held {
                 self.run(words.map(OsString::from), cancel).await?;
                 let at = folder.join(&self.name);
                 std::fs::create_dir_all(&at).at("create", &at)?;
-                let kind = {
-                    let held = Folder::open(&self.top).at("open", &self.top)?;
-                    let device = held.stat_self().at("look at", &self.top)?.st_dev;
-                    FileSystem::of(held.as_descriptor(), device).at("look at", &self.top)?.kind
-                };
+                let kind = file_system_of(&self.top)?.kind;
                 // XFS mounts no second file system of one UUID.
                 let options = if kind == "xfs" { "ro,nouuid" } else { "ro" };
                 let words = ["mount", "-o", options].map(OsString::from).into_iter();
@@ -413,7 +433,12 @@ impl Held {
         let open = |root: &LiveRoot| {
             let path = self.path_of(root)?;
             let folder = Folder::open(&path).at("open", &path)?;
-            let inode = folder.stat_self().at("look at", &path)?.st_ino;
+            let stat = folder.stat_self().at("look at", &path)?;
+            let inode = stat.st_ino;
+            let live = root.path.symlink_metadata().at("look at", &root.path)?;
+            if !is_same_file_system && (stat.st_dev, inode) == (live.dev(), live.ino()) {
+                return Err(SnapshotError::Live { path });
+            }
             let is_empty = folder.names().at("read", &path)?.is_empty();
             if is_empty || (is_same_file_system && inode != root.inode) {
                 return Err(SnapshotError::Other { path, root: root.path.clone() });
@@ -424,7 +449,16 @@ impl Held {
     }
 
     /// Removes it, whether it was made or not, and then the note.
-    async fn remove_noted(&self, note: &Path) -> Result<(), SnapshotError> {
+    async fn remove_noted(mut self, note: &Path) -> Result<(), SnapshotError> {
+        let lock = self.wait_for_commands(note).await?;
+        let is_same = |note: &Path| Ok((note.metadata()?.ino(), lock.metadata()?.ino()));
+        match is_same(note).map_err(|error: io::Error| error.kind()) {
+            // Somebody else has removed it meanwhile.
+            Ok((now, locked)) if now != locked => return Ok(()),
+            Err(io::ErrorKind::NotFound) => return Ok(()),
+            Ok(_) | Err(_) => {}
+        }
+        self.lock = Some(lock);
         self.remove().await?;
         std::fs::remove_file(note).at("remove", note)?;
         Ok(sync_folder(note.parent().unwrap_or(Path::new("/")))?)
@@ -435,6 +469,11 @@ impl Held {
         let go_on = CancellationToken::new();
         match &self.settings.way {
             Way::Btrfs { folder } => {
+                // Where it is not mounted, nothing is there, and the snapshot is.
+                let on = file_system_of(folder)?.id;
+                if self.folder_is_on.as_ref().is_some_and(|noted| *noted != on) {
+                    return Err(SnapshotError::NotMounted { folder: folder.clone() });
+                }
                 let path = folder.join(&self.name);
                 if is_there(&path)? {
                     let words = ["btrfs", "subvolume", "delete", "--commit-after"].map(OsString::from);
@@ -460,6 +499,8 @@ impl Held {
             }
             Way::Zfs { dataset } => {
                 let snapshot = format!("{dataset}@{}", self.name);
+                // A pool that is not imported has no datasets, and keeps its snapshots.
+                self.run(["zfs", "list", "-H", "-o", "name", dataset].map(OsString::from), &go_on).await?;
                 let listed = ["zfs", "list", "-H", "-o", "name", "-t", "snapshot", &snapshot];
                 if self.is_listed(listed.map(OsString::from), "does not exist").await? {
                     self.run(["zfs", "destroy", &snapshot].map(OsString::from), &go_on).await?;

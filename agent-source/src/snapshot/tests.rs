@@ -45,10 +45,22 @@ fn live(programs: &Programs) -> (LiveRoot, PathBuf) {
     (LiveRoot { name: "main".to_owned(), path, inode }, to)
 }
 
-async fn made(programs: &Programs, way: Way, top: &Path) -> Result<Snapshot, SnapshotError> {
-    let (root, _) = live(programs);
-    let cancel = CancellationToken::new();
-    make((&settings(way), &programs.path("note")), "app-1", (top.to_owned(), &[root]), &cancel).await
+/// What comes of making a snapshot, and of removing it.
+async fn made_and_removed(
+    programs: &Programs,
+    way: Way,
+    cancel: &CancellationToken,
+) -> (Result<String, SnapshotError>, Result<(), SnapshotError>) {
+    let ((root, to), note) = (live(programs), programs.path("note"));
+    let mut held = None;
+    let made = make((&settings(way), &note), "app-1", ("/".into(), &[root]), &mut held, cancel).await;
+    assert!(note.exists(), "it is noted whatever comes of it");
+    let made = made.map(|snapshot| {
+        assert_eq!(snapshot.folders[0].names().expect("list"), [b"file"]);
+        assert_eq!(fs::read_dir(&to).expect("list").count(), 1);
+        snapshot.description
+    });
+    (made, remove(held.expect("it was begun"), &note).await)
 }
 
 fn copying(programs: &Programs) -> Way {
@@ -73,11 +85,9 @@ fn copying(programs: &Programs) -> Way {
 async fn a_command_makes_it_and_another_removes_it() {
     let programs = Programs::new();
     let way = copying(&programs);
-    let snapshot = made(&programs, way, Path::new("/")).await.expect("made");
-    assert_eq!(snapshot.description(), "command snapshot assay-app-1");
-    assert_eq!(snapshot.folders[0].names().expect("list"), [b"file"]);
-    assert!(programs.path("note").exists());
-    remove(snapshot, &programs.path("note")).await.expect("removed");
+    let (made, removed) = made_and_removed(&programs, way, &CancellationToken::new()).await;
+    assert_eq!(made.expect("made"), "command snapshot assay-app-1");
+    removed.expect("removed");
     let (live, to) = (programs.path("live"), programs.path("to"));
     let calls = [
         format!("create assay-app-1 {} {}", live.display(), to.display()),
@@ -95,14 +105,18 @@ async fn what_fails_half_way_is_removed() {
     let Way::Command { create, remove: take_away, .. } = &mut way else { unreachable!() };
     create[0] = programs.add("half", "cp -a \"$2\" \"$3/$1\"; echo no room >&2; exit 5");
     let removing = take_away[0].clone();
-    let error = made(&programs, way.clone(), Path::new("/")).await.expect_err("exit 5").to_string();
+    let go_on = CancellationToken::new();
+    let (made, removed) = made_and_removed(&programs, way.clone(), &go_on).await;
+    removed.expect("removed");
+    let error = made.expect_err("exit 5").to_string();
     assert!(error.contains("no room") && error.contains("exit status: 5"), "{error}");
     assert!(!programs.path("note").exists());
     assert!(fs::read_dir(programs.path("to")).expect("list").next().is_none());
     // The removal fails as well.
     let Way::Command { remove: take_away, .. } = &mut way else { unreachable!() };
     take_away[0] = programs.add("stuck", "exit 7");
-    made(&programs, way, Path::new("/")).await.expect_err("exit 5");
+    let (_, removed) = made_and_removed(&programs, way, &go_on).await;
+    removed.expect_err("it is stuck");
     let note = programs.path("note");
     assert!(note.exists(), "it is still there, and noted");
     let error = remove_left_over(&note).await.expect_err("still stuck").to_string();
@@ -112,6 +126,83 @@ async fn what_fails_half_way_is_removed() {
     remove_left_over(&note).await.expect("removed");
     assert!(!note.exists() && fs::read_dir(programs.path("to")).expect("list").next().is_none());
     remove_left_over(&note).await.expect("nothing to do");
+}
+
+/// A command may be given up while it is at work in the kernel, where no signal reaches it: what it makes then is removed as well.
+#[tokio::test]
+async fn what_a_command_makes_after_it_was_given_up_is_removed() {
+    let programs = Programs::new();
+    let mut way = copying(&programs);
+    let Way::Command { create, .. } = &mut way else { unreachable!() };
+    // A child in a group of its own is not killed with the command. It works until the test lets it go.
+    let (started, go) = (programs.path("started"), programs.path("go"));
+    let child = format!("while ! [ -e {} ]; do :; done; cp -a $2 $3/$1", go.display());
+    let script = format!("setsid sh -c '{child}' sh \"$1\" \"$2\" \"$3\" & : > {}; wait", started.display());
+    create[0] = programs.add("slow", &script);
+    let ((root, to), note) = (live(&programs), programs.path("note"));
+    let cancel = CancellationToken::new();
+    let watch = tokio::spawn({
+        let cancel = cancel.clone();
+        async move {
+            while !started.exists() {
+                tokio::task::yield_now().await;
+            }
+            cancel.cancel();
+        }
+    });
+    let mut held = None;
+    let given_up = make((&settings(way), &note), "app-1", ("/".into(), &[root]), &mut held, &cancel).await;
+    assert!(given_up.is_err() && fs::read_dir(&to).expect("list").next().is_none());
+    watch.await.expect("no panic");
+    let removing = tokio::spawn({
+        let note = note.clone();
+        async move { remove(held.expect("begun"), &note).await }
+    });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!removing.is_finished() && note.exists());
+    fs::write(go, "").expect("write");
+    removing.await.expect("no panic").expect("removed");
+    assert!(!note.exists() && fs::read_dir(&to).expect("list").next().is_none());
+}
+
+/// Where the folder's file system is not mounted, the snapshot does not show, and is there.
+#[tokio::test]
+async fn a_snapshot_on_a_file_system_that_is_not_mounted_stays_noted() {
+    let programs = Programs::new();
+    let (root, to) = live(&programs);
+    let note = programs.path("note");
+    for (folder, folder_is_on) in [
+        (to.clone(), "fsid:btrfs:0000000000000001".to_owned()),
+        (programs.path("gone"), "fsid:btrfs:0000000000000001".to_owned()),
+    ] {
+        let held = Held {
+            name: "assay-app-1".into(),
+            settings: settings(Way::Btrfs { folder }),
+            top: "/".into(),
+            first_root: root.path.clone(),
+            folder_is_on: Some(folder_is_on),
+            lock: None,
+        };
+        fs::write(&note, serde_json::to_vec(&held).expect("text")).expect("write");
+        remove_left_over(&note).await.expect_err("it cannot be seen");
+        assert!(note.exists());
+    }
+}
+
+/// A path that leads to the live files is no snapshot, whatever the command did.
+#[tokio::test]
+async fn the_live_root_is_no_snapshot_of_itself() {
+    let programs = Programs::new();
+    let way =
+        Way::Command { create: vec!["true".into()], remove: vec!["true".into()], path: "{root}".into() };
+    let (root, _) = live(&programs);
+    let (mut held, note) = (None, programs.path("note"));
+    let (settings, cancel) = (settings(way), CancellationToken::new());
+    let made = make((&settings, &note), "app-1", ("/".into(), &[root]), &mut held, &cancel).await;
+    assert!(matches!(made, Err(SnapshotError::Live { .. })), "{made:?}");
+    remove(held.expect("begun"), &note).await.expect("removed");
 }
 
 #[tokio::test]
@@ -132,10 +223,10 @@ async fn a_run_that_is_cancelled_leaves_none() {
             cancel.cancel();
         }
     });
-    let (root, to) = live(&programs);
-    let note = programs.path("note");
-    let given_up = make((&settings(way), &note), "app-1", ("/".into(), &[root]), &cancel).await;
+    let (given_up, removed) = made_and_removed(&programs, way, &cancel).await;
     assert!(matches!(given_up, Err(SnapshotError::Command(CommandError::Cancelled { .. }))), "{given_up:?}");
+    removed.expect("removed");
+    let (note, to) = (programs.path("note"), programs.path("to"));
     watch.await.expect("no panic");
     assert!(!note.exists() && fs::read_dir(to).expect("list").next().is_none());
 }
@@ -151,6 +242,7 @@ async fn a_command_that_outlives_its_agent_is_waited_for() {
         settings: settings(copying(&programs)),
         top: "/".into(),
         first_root: root.path.clone(),
+        folder_is_on: None,
         lock: None,
     };
     fs::write(&note, serde_json::to_vec(&held).expect("text")).expect("write");
@@ -184,6 +276,7 @@ async fn a_note_of_somebody_else_removes_nothing() {
         settings: settings(copying(&programs)),
         top: "/".into(),
         first_root: "/srv".into(),
+        folder_is_on: None,
         lock: None,
     };
     let texts = [
@@ -216,6 +309,7 @@ fn each_kind_says_where_a_root_is_in_its_snapshot() {
         settings: settings(way),
         top: "/srv".into(),
         first_root: "/srv/a".into(),
+        folder_is_on: None,
         lock: None,
     };
     let lvm =

@@ -1,7 +1,12 @@
 //! A snapshot of the file system that is copied instead of the live files: btrfs for real, LVM and ZFS by programs that stand for theirs and write
 //! down how they were called.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+    process::Command,
+};
 
 use assay_common::verdict::Outcome;
 
@@ -97,30 +102,52 @@ fn a_snapshot_is_copied_and_the_mark_ends_before_the_copy() {
 #[test]
 fn unchanged_files_are_not_read_again_from_the_next_snapshot() {
     let pair = on_btrfs("true");
-    let read = |pair: &Pair| {
-        let run = pair.run(0);
-        count(&run["counts"]["filesRead"]) - count(&run["counts"]["filesReread"])
+    // Minutes after the runs before, in what the source remembers: what was written right before a snapshot is read once more.
+    let later = |pair: &Pair| {
+        pass_an_hour(pair);
+        read(pair)
     };
-    assert_eq!(read(&pair), FILES as u64 + 1);
-    // What was written right before the first snapshot is read once more.
-    let settle = || (0..5).any(|_| read(&pair) == 0);
-    assert!(settle(), "files are read again and again");
+    let all = FILES as u64 + 1;
+    assert_eq!((read(&pair), read(&pair), later(&pair)), (all, all, 0));
     let plan = json(&pair.source(&["--json", "plan"]).stdout);
     assert_eq!(plan["mark"], "command, then btrfs snapshot", "{plan}");
     let changed = count(&plan["work"]["changedFiles"]) + count(&plan["work"]["newFiles"]);
     assert_eq!(changed, 0, "{plan}");
     fs::write(pair.root(0).join("cold7"), "changed").expect("write");
-    assert_eq!(read(&pair), 1);
+    assert_eq!(later(&pair), 1);
     assert_is_exact(&pair);
-    assert!(settle(), "files are read again and again");
     let with = fs::read_to_string(pair.path("source.toml")).expect("read");
     let section = with.split_once("[repository.snapshot]").expect("a section").1;
     let section = section.split_once("[[repository.root]]").expect("a root").0;
     pair.restart_with("source", &format!("[repository.snapshot]{section}"), "");
-    assert_eq!(read(&pair), 0, "the live files are those of the snapshot");
+    assert_eq!(later(&pair), 0, "the live files are those of the snapshot");
     assert!(pair.run(0)["mark"]["id"] == "mark-1");
     configure(&pair, section.trim());
     assert_eq!(read(&pair), 0, "and those of the next one");
+    // Of a basis that does not say where it is from, or that says what is no origin, everything is read.
+    let origin = pair.path("state/repo/basis/origin");
+    for text in [None, Some(""), Some("{\"devices\":[1,2],\"snapshot\":null}")] {
+        match text {
+            None => fs::remove_file(&origin).expect("remove"),
+            Some(text) => fs::write(&origin, text).expect("write"),
+        }
+        assert_eq!((read(&pair), later(&pair)), (all, 0), "{text:?}");
+    }
+}
+
+/// Files that a run reads because they have changed, or may have.
+fn read(pair: &Pair) -> u64 {
+    let run = pair.run(0);
+    count(&run["counts"]["filesRead"]) - count(&run["counts"]["filesReread"])
+}
+
+/// Lets time pass between the last files that were written and the last snapshot.
+fn pass_an_hour(pair: &Pair) {
+    let path = pair.path("state/repo/basis/origin");
+    let mut origin = json(&fs::read_to_string(&path).expect("read"));
+    let seconds = origin["snapshot"]["secs"].as_u64().expect("a snapshot");
+    origin["snapshot"]["secs"] = serde_json::json!(seconds + 3600);
+    fs::write(path, origin.to_string()).expect("write");
 }
 
 /// Files are written to while snapshots are made, each once, and not again: a snapshot may have a file's new time and not its new content. The next
@@ -195,6 +222,7 @@ fn a_kill_at_each_step_leaves_no_snapshot() {
         assert!(pair.path("state/repo/snapshot.json").exists(), "{step}: it is noted");
         fs::write(pair.path("kill"), "never").expect("write");
         pair.start("source");
+        pair.eventually(step, || !pair.path("state/repo/snapshot.json").exists());
         assert_none_left(&pair, step);
         let run = pair.run(0);
         assert_eq!(run["outcome"], "OUTCOME_PASS", "{step}: {run}");
@@ -279,6 +307,33 @@ fn what_is_in_the_way_of_a_snapshot_is_said_before_it_is_made() {
     pair.run(0);
 }
 
+/// With one_file_system the folder of a subvolume is copied as it is, and nothing in it: the empty one of the snapshot is another.
+#[test]
+fn the_folder_of_a_subvolume_that_is_left_out_is_the_live_one() {
+    let pair = on_btrfs("true");
+    pair.restart_with("source", "name = \"root0\"", "one_file_system = true\nname = \"root0\"");
+    let nested = pair.root(0).join("nested");
+    run("btrfs", &["subvolume", "create", nested.to_str().expect("text")]);
+    fs::write(nested.join("file"), "content").expect("write");
+    run("chown", &["1234:1234", nested.to_str().expect("text")]);
+    run("chmod", &["700", nested.to_str().expect("text")]);
+    run("setfattr", &["-n", "user.k", "-v", "v", nested.to_str().expect("text")]);
+    pair.run(0);
+    let copy = pair.latest().join("nested");
+    assert!(fs::read_dir(&copy).expect("list").next().is_none());
+    let look = |path: &Path| {
+        let stat = path.metadata().expect("stat");
+        let mut value = [0; 1];
+        rustix::fs::getxattr(path, "user.k", &mut value).expect("an attribute");
+        (stat.mode(), stat.uid(), stat.gid(), stat.mtime(), stat.mtime_nsec(), value)
+    };
+    assert_eq!(look(&copy), look(&nested));
+    pair.run(0);
+    pass_an_hour(&pair);
+    let again = pair.run(0);
+    assert_eq!(again["counts"]["entriesKept"], again["baseEntries"], "{again}");
+}
+
 /// The commands are those of the manuals. Neither LVM nor ZFS is in the kernel that runs this.
 #[test]
 fn lvm_and_zfs_are_called_as_their_manuals_say() {
@@ -336,6 +391,7 @@ fn lvm_and_zfs_are_called_as_their_manuals_say() {
         calls(&pair),
         [
             format!("zfs snapshot {name}"),
+            "zfs list -H -o name tank/data".to_owned(),
             format!("zfs list -H -o name -t snapshot {name}"),
             format!("zfs destroy {name}"),
         ]
