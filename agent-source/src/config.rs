@@ -14,7 +14,7 @@ use assay_common::{
     metrics::MetricsSection,
     notify::{NotifySection, Way},
     pki::authority::{self, ReachableKey},
-    profile::{FileRules, MarkKind, Profile, ProfileError, Scope, Value},
+    profile::{FileRules, Profile, ProfileError, Scope, Value},
     telemetry::LogFormat,
     tls::{
         TlsFiles,
@@ -576,9 +576,9 @@ fn repository(
         let fault = |fault: String| format!("repository {name}: snapshot.{fault}");
         settings.map_err(|found| faults.extend(found.into_iter().map(fault))).ok()
     });
-    if snapshot.is_some() && profile.mark.kind == MarkKind::Postgresql {
+    if let Some(why) = profile.mark.no_snapshot.as_ref().filter(|_| snapshot.is_some()) {
         faults.push(format!(
-            "repository {name}: snapshot: the profile {:?} copies under the server's own backup mode, which goes on until the last file: leave snapshot out",
+            "repository {name}: snapshot: the profile {:?} cannot use one, leave it out: {why}",
             profile.name
         ));
     }

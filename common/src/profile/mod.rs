@@ -199,6 +199,8 @@ pub struct Mark {
     /// there any more.
     #[serde(default)]
     pub references: bool,
+    /// Why a repository with this profile cannot be copied from a snapshot of its file system; it can when this is not set.
+    pub no_snapshot: Option<String>,
 }
 
 impl Default for Mark {
@@ -218,6 +220,7 @@ impl Default for Mark {
             must_exist: Vec::new(),
             never_back: Vec::new(),
             references: false,
+            no_snapshot: None,
         }
     }
 }

@@ -10,7 +10,6 @@ use std::{
 use assay_common::verdict::Outcome;
 
 use crate::{
-    file_systems::Kind,
     live::{
         self, Broken, Damage, Live, Writers, add, flip, middle, only_file, replace, run, without_program,
     },
@@ -54,10 +53,7 @@ impl Git {
     }
 
     fn start_with(options: &[&str]) -> Self {
-        Self::start_in(Pair::engine("git", ""), options)
-    }
-
-    fn start_in(pair: Pair, options: &[&str]) -> Self {
+        let pair = Pair::engine("git", "");
         let repository = pair.root(0);
         run(git(&repository).args(["init", "-q", "-b", "main"]).args(options).arg("."));
         let mut live = Self { writers: Writers::new(), paused: Arc::default(), pair };
@@ -90,13 +86,10 @@ impl Git {
     /// The same, and whatever else people and their git do to a repository: garbage collection, caches, working trees that come
     /// and go, notes, replacements, objects of git LFS.
     fn start_busy() -> Self {
-        Self::start().with_people()
-    }
-
-    fn with_people(mut self) -> Self {
-        let (repository, paused) = (self.pair.root(0), Arc::clone(&self.paused));
-        let tree = self.pair.path("further-tree").display().to_string();
-        self.writers.start(move |number| {
+        let mut live = Self::start();
+        let (repository, paused) = (live.pair.root(0), Arc::clone(&live.paused));
+        let tree = live.pair.path("further-tree").display().to_string();
+        live.writers.start(move |number| {
             let paused = lock(&paused);
             if *paused {
                 drop(paused);
@@ -131,7 +124,7 @@ impl Git {
             }
             true
         });
-        self
+        live
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -460,12 +453,6 @@ impl Live for Git {
 #[test]
 fn git_comes_out_as_the_matrix_says() {
     live::compare_with_matrix(&Git::start());
-}
-
-#[test]
-fn a_busy_git_is_copied_from_snapshots() {
-    let pair = Pair::engine_on(Kind::Btrfs, "git", "");
-    live::copied_from_snapshots(&Git::start_in(pair, &["--bare"]).with_people());
 }
 
 #[test]

@@ -399,9 +399,10 @@ fn lvm_and_zfs_are_called_as_their_manuals_say() {
     assert!(fs::read_dir(snapshots).expect("list").next().is_none());
 }
 
-/// The server's backup mode lasts until its last file is copied: a snapshot would end it too early.
+/// The backup mode of PostgreSQL lasts until the last file is copied. git names objects before they are flushed: a snapshot, as a power cut, may
+/// leave them empty.
 #[test]
-fn a_profile_that_marks_until_the_end_refuses_a_snapshot() {
+fn profiles_that_cannot_use_a_snapshot_say_why() {
     let pair = Pair::plain(1);
     let text = fs::read_to_string(pair.path("source.toml")).expect("read");
     let text = text
@@ -424,5 +425,9 @@ fn a_profile_that_marks_until_the_end_refuses_a_snapshot() {
     fs::write(pair.path("other.toml"), text.replace("\"-r\"\nsize = \"1g\"", "\"tank/data\""))
         .expect("write");
     let done = pair.source_without_configuration(&["--config", "other.toml", "config", "check"]);
-    assert!(done.code == 2 && done.stderr.contains("snapshot: the profile \"postgresql\""), "{done:?}");
+    assert!(done.code == 2 && done.stderr.contains("the server's own backup mode"), "{done:?}");
+    let text = fs::read_to_string(pair.path("other.toml")).expect("read");
+    fs::write(pair.path("other.toml"), text.replace("\"postgresql\"", "\"git\"")).expect("write");
+    let done = pair.source_without_configuration(&["--config", "other.toml", "config", "check"]);
+    assert!(done.code == 2 && done.stderr.contains("(core.fsync)"), "{done:?}");
 }
