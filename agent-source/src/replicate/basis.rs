@@ -2,6 +2,8 @@
 //! file looked to `stat` when it was read. The manifest can be had again from the target; without the second part every
 //! file is read again, and nothing is sent that the target has.
 
+mod origin;
+
 use std::{
     fs::{self, File},
     io::{self, BufReader, Read as _},
@@ -18,7 +20,8 @@ use assay_common::{
 use assay_proto::v1::Counts;
 use prost::Message as _;
 use rustix::fs::Stat;
-use serde::{Deserialize, Serialize};
+
+pub use origin::Origin;
 
 use super::readings::{self, ClockSince, Moment, MomentReader};
 
@@ -32,9 +35,6 @@ const RESTING_COARSE: std::time::Duration = std::time::Duration::from_millis(210
 const TICK: std::time::Duration = std::time::Duration::from_millis(10);
 /// The same where times are whole seconds.
 const TICK_COARSE: std::time::Duration = std::time::Duration::from_millis(2010);
-/// The same for a file in a snapshot. The kernel sets a file's time when a write begins, and one call may write 2 GiB: what of it came after the
-/// snapshot has no later time. Minutes are more than a call takes.
-const RESTING_IN_SNAPSHOT: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 /// Size of a [`Seen`] on disk.
 pub const SEEN_BYTES: usize = 49;
 
@@ -163,42 +163,6 @@ impl Seen {
     }
 }
 
-/// Where and when the entries of a basis were looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Origin {
-    /// The devices of the roots, in the header's order.
-    pub devices: Vec<u64>,
-    /// When the making of the snapshot began that they were looked at in, as time since 1970; `None`: the live files were.
-    pub snapshot: Option<std::time::Duration>,
-}
-
-impl Origin {
-    /// How an entry of a basis of this origin would look in `other`, which has the same roots. A snapshot has a device number of its own, while
-    /// inodes, sizes and times are those of the live files.
-    ///
-    /// A file that was written to when the snapshot was made may have its new time in it and not its new content, which gets no other time later
-    /// on. A file whose time is not [`RESTING_IN_SNAPSHOT`] before the snapshot is read again.
-    fn bring(&self, seen: Seen, other: &Self) -> Seen {
-        let place = self.devices.iter().position(|device| *device == seen.device);
-        let device = place.and_then(|place| other.devices.get(place)).copied().unwrap_or(seen.device);
-        let ctime = std::time::Duration::new(u64::try_from(seen.ctime.0).unwrap_or(0), seen.ctime.1);
-        let rests = |begun: std::time::Duration| {
-            begun.checked_sub(ctime).is_some_and(|age| age >= RESTING_IN_SNAPSHOT)
-        };
-        let trusted = seen.trusted && self.snapshot.is_none_or(rests);
-        Seen { device, trusted, ..seen }
-    }
-
-    /// True when entries of one basis can be brought to the other: the same roots on as many devices.
-    fn is_comparable(&self, other: &Self) -> bool {
-        let pairs = || self.devices.iter().zip(&other.devices);
-        let is_one_device_each = pairs()
-            .all(|(from, to)| pairs().all(|(other_from, other_to)| (from == other_from) == (to == other_to)));
-        self.devices.len() == other.devices.len() && is_one_device_each
-    }
-}
-
 /// The folder that holds the basis: `manifest`, `seen`, `origin`, `read` (when each entry was), `standing`, `blocks`, and `root` with the digest of the manifest they belong to.
 #[derive(Debug, Clone)]
 pub struct BasisFolder(PathBuf);
@@ -232,70 +196,6 @@ impl BasisFolder {
     /// What is remembered of the blocks of large files.
     pub fn blocks(&self) -> PathBuf {
         self.0.join("blocks")
-    }
-
-    /// Where the entries were looked at.
-    fn origin_path(&self) -> PathBuf {
-        self.0.join("origin")
-    }
-
-    /// Where the entries were looked at; `None` when that is not known.
-    pub fn origin(&self) -> Option<Origin> {
-        serde_json::from_slice(&fs::read(self.origin_path()).ok()?).ok()
-    }
-
-    /// Notes where the entries were looked at.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn set_origin(&self, origin: &Origin) -> Result<(), PathError> {
-        let text = serde_json::to_vec(origin).expect("numbers");
-        closed::write(&self.origin_path(), text).at("write", &self.origin_path())
-    }
-
-    /// Rewrites how the entries looked, for a run that looks at them in `now`. Where no snapshot was or is, nothing has to be done. Entries of an
-    /// unknown origin are read again: the number of a device may be another one's by now. The manifest stays.
-    ///
-    /// # Errors
-    /// When a file of the basis cannot be read or written.
-    pub fn bring_to(&self, now: &Origin) -> Result<(), PathError> {
-        let before = match self.origin() {
-            // An older version made it, of live files.
-            None if now.snapshot.is_none() && !self.origin_path().exists() => return Ok(()),
-            Some(before) if before.snapshot.is_none() && now.snapshot.is_none() => {
-                // Live files, before and now: the kernel's number of a device decides, as it does without an origin.
-                if !before.devices.is_empty() {
-                    return Ok(());
-                }
-                None
-            }
-            before => before.filter(|before| before.is_comparable(now)),
-        };
-        let (from, to) = (self.seen(), self.0.join("seen.new"));
-        let file = match File::open(&from) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).at("open", &from),
-        };
-        let mut records = BufReader::with_capacity(64 * 1024, file);
-        let mut brought = io::BufWriter::new(closed::create_file(&to).at("create", &to)?);
-        let mut record = [0; SEEN_BYTES];
-        loop {
-            match records.read_exact(&mut record) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => return Err(error).at("read", &from),
-            }
-            let seen = Seen::decode(&record);
-            let seen = before.as_ref().map_or_else(|| seen.distrusted(), |before| before.bring(seen, now));
-            io::Write::write_all(&mut brought, &seen.encode()).at("write", &to)?;
-        }
-        brought.into_inner().map_err(io::IntoInnerError::into_error).at("write", &to)?;
-        // A crash from here on leaves entries of no known origin: all of them are read.
-        self.set_origin(&Origin { devices: Vec::new(), snapshot: None })?;
-        fs::rename(&to, &from).at("rename", &to)?;
-        let snapshot = before.and_then(|before| before.snapshot);
-        self.set_origin(&Origin { devices: now.devices.clone(), snapshot })
     }
 
     /// What the manifest adds up to: the part of the counts that says what a tree holds.
@@ -500,65 +400,6 @@ pub fn file_clock() -> std::time::Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A snapshot has another device each time, and what was written while it was made is read again.
-    #[test]
-    fn a_basis_of_a_snapshot_is_brought_to_the_next_one() {
-        let folder = tempfile::tempdir().expect("temp");
-        let basis = BasisFolder::new(folder.path().join("basis"));
-        let file = tempfile::NamedTempFile::new().expect("temp");
-        let mut stat = rustix::fs::stat(file.path()).expect("stat");
-        stat.st_ctime_nsec |= 1;
-        let changed = changed(&stat);
-        let of = |device: u64, snapshot| Origin { devices: vec![device, 7], snapshot };
-        let looked_at = |device: u64| {
-            stat.st_dev = device;
-            Seen::new(&stat, changed + RESTING * 2)
-        };
-        let [old, new, beside] = [40, 50, 41].map(looked_at);
-        // Where they were looked at, where the run looks at them, and what becomes of each.
-        let rested = changed + RESTING_IN_SNAPSHOT;
-        let (soon, early) = (Some(rested - TICK), Some(changed - RESTING));
-        for (before, now, expected) in [
-            (of(40, Some(rested)), of(50, Some(rested + RESTING)), new),
-            (of(40, Some(rested)), of(50, None), new),
-            (of(40, None), of(50, Some(changed)), new),
-            (of(40, soon), of(50, None), new.distrusted()),
-            (of(40, early), of(50, Some(changed)), new.distrusted()),
-            // The number alone says nothing where no snapshot explains it.
-            (of(40, None), of(50, None), old),
-            // Two devices have become one.
-            (of(40, Some(rested)), of(7, None), old.distrusted()),
-            (Origin { devices: vec![40], snapshot: None }, of(50, Some(changed)), old.distrusted()),
-            // What a crash left.
-            (Origin { devices: Vec::new(), snapshot: None }, of(40, None), old.distrusted()),
-        ] {
-            basis.clear().expect("mkdir");
-            fs::write(basis.seen(), [old.encode(), beside.encode()].concat()).expect("write");
-            basis.set_origin(&before).expect("write");
-            basis.bring_to(&now).expect("brought");
-            let records = fs::read(basis.seen()).expect("read");
-            let records: Vec<_> = records
-                .chunks(SEEN_BYTES)
-                .map(|record| Seen::decode(record.try_into().expect("49 bytes")))
-                .collect();
-            let told = format!("{before:?} {now:?}");
-            assert_eq!(records.len(), 2, "{told}");
-            let found = (records[0].file(), records[0].is_trusted());
-            assert_eq!(found, (expected.file(), expected.is_trusted()), "{told}");
-            assert_eq!(records[1].file(), beside.file(), "of no root: {told}");
-        }
-        // Without an origin: what an older version made is of live files.
-        for (now, is_trusted) in [(of(60, None), true), (of(60, Some(changed)), false)] {
-            fs::remove_file(basis.origin_path()).expect("remove");
-            fs::write(basis.seen(), old.encode()).expect("write");
-            basis.bring_to(&now).expect("brought");
-            let record = fs::read(basis.seen()).expect("read");
-            let seen = Seen::decode(record.as_slice().try_into().expect("49 bytes"));
-            assert_eq!(seen.is_trusted(), is_trusted);
-            fs::write(basis.origin_path(), "").expect("write");
-        }
-    }
 
     /// Its parts reach the disk in any order, or never.
     #[test]

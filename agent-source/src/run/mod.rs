@@ -360,7 +360,7 @@ impl Attempt {
     ) -> Result<(Replicated, Origin), Fault> {
         let copied = roots::Copied::of(roots, snapshot, self.context.repository.ground())?;
         if basis_known {
-            tokio::task::block_in_place(|| self.context.state.basis().bring_to(&copied.origin))?;
+            tokio::task::block_in_place(|| self.context.state.basis().translate_to(&copied.origin))?;
         }
         let replicated = self.replicate_all(client, opened, marker, &copied, basis_known, wire).await?;
         Ok((replicated, copied.origin))

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_its_key() {
+    fn each_fault_names_its_key() {
         for (text, told) in [
             ("kind = 'xfs'", "unknown variant `xfs`"),
             ("kind = 'btrfs'", "folder: kind = \"btrfs\" needs it"),

@@ -63,6 +63,19 @@ async fn made_and_removed(
     (made, remove(held.expect("it was begun"), &note).await)
 }
 
+/// A token that is cancelled as soon as the file exists, and the task that looks for it.
+fn cancel_once_there_is(file: PathBuf) -> (CancellationToken, tokio::task::JoinHandle<()>) {
+    let cancel = CancellationToken::new();
+    let token = cancel.clone();
+    let watch = tokio::spawn(async move {
+        while !file.exists() {
+            tokio::task::yield_now().await;
+        }
+        token.cancel();
+    });
+    (cancel, watch)
+}
+
 fn copying(programs: &Programs) -> Way {
     let to = programs.path("to");
     Way::Command {
@@ -97,9 +110,9 @@ async fn a_command_makes_it_and_another_removes_it() {
     assert!(!programs.path("note").exists() && fs::read_dir(to).expect("list").next().is_none());
 }
 
-/// Whatever part of it was made is removed, and the note goes only when nothing is left.
+/// The agent removes a part of a snapshot, too, and deletes the note only when nothing is left.
 #[tokio::test]
-async fn what_fails_half_way_is_removed() {
+async fn a_snapshot_that_failed_half_way_is_removed() {
     let programs = Programs::new();
     let mut way = copying(&programs);
     let Way::Command { create, remove: take_away, .. } = &mut way else { unreachable!() };
@@ -128,9 +141,9 @@ async fn what_fails_half_way_is_removed() {
     remove_left_over(&note).await.expect("nothing to do");
 }
 
-/// A command may be given up while it is at work in the kernel, where no signal reaches it: what it makes then is removed as well.
+/// A signal does not end a command that is at work in the kernel: its snapshot appears later, and the agent removes it.
 #[tokio::test]
-async fn what_a_command_makes_after_it_was_given_up_is_removed() {
+async fn a_snapshot_that_appears_after_its_command_was_killed_is_removed() {
     let programs = Programs::new();
     let mut way = copying(&programs);
     let Way::Command { create, .. } = &mut way else { unreachable!() };
@@ -140,16 +153,7 @@ async fn what_a_command_makes_after_it_was_given_up_is_removed() {
     let script = format!("setsid sh -c '{child}' sh \"$1\" \"$2\" \"$3\" & : > {}; wait", started.display());
     create[0] = programs.add("slow", &script);
     let ((root, to), note) = (live(&programs), programs.path("note"));
-    let cancel = CancellationToken::new();
-    let watch = tokio::spawn({
-        let cancel = cancel.clone();
-        async move {
-            while !started.exists() {
-                tokio::task::yield_now().await;
-            }
-            cancel.cancel();
-        }
-    });
+    let (cancel, watch) = cancel_once_there_is(started);
     let mut held = None;
     let given_up = make((&settings(way), &note), "app-1", ("/".into(), &[root]), &mut held, &cancel).await;
     assert!(given_up.is_err() && fs::read_dir(&to).expect("list").next().is_none());
@@ -213,16 +217,7 @@ async fn a_run_that_is_cancelled_leaves_none() {
     let started = programs.path("started");
     create[0] = programs
         .add("slow", &format!("cp -a \"$2\" \"$3/$1\"; : > {}; exec sleep infinity", started.display()));
-    let cancel = CancellationToken::new();
-    let watch = tokio::spawn({
-        let cancel = cancel.clone();
-        async move {
-            while !started.exists() {
-                tokio::task::yield_now().await;
-            }
-            cancel.cancel();
-        }
-    });
+    let (cancel, watch) = cancel_once_there_is(started);
     let (given_up, removed) = made_and_removed(&programs, way, &cancel).await;
     assert!(matches!(given_up, Err(SnapshotError::Command(CommandError::Cancelled { .. }))), "{given_up:?}");
     removed.expect("removed");

@@ -296,7 +296,7 @@ mod tests {
 
     /// One FAIL among a thousand PASS is seen.
     #[test]
-    fn what_is_bad_is_never_too_thin_and_a_day_is_never_too_high() {
+    fn a_bad_slot_stays_visible_and_a_day_fits_into_its_height() {
         for counts in [[1000, 1, 0, 0], [0, 1, 0, 0], [1, 1000, 1000, 1000], [5, 0, 0, 0], [1000, 1, 1, 1]] {
             for missed in [0.0, 0.001, 0.5, 1.0] {
                 let day = Day { counts, missed };

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Event, Notice, Notifier, OVER};
 use crate::{cli::screen::safe, tls::renewal, watch::About};
 
-/// What was told of the certificate in use.
+/// Remembers the notice that the agent sent about the certificate in use.
 #[derive(Debug, Default)]
 pub(super) struct Teller {
     /// The end that was told.

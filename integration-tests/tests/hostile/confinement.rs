@@ -167,6 +167,7 @@ const ALLOWED: &[(&str, &str)] = &[
         "live roots, folders and snapshots that the configuration names, and the note in the state folder",
     ),
     ("agent-source/src/replicate/basis.rs", "the basis' files, under names of its own"),
+    ("agent-source/src/replicate/basis/origin.rs", "the basis' files, under names of its own"),
     (
         "agent-source/src/replicate/block_memory.rs",
         "what is remembered of blocks, in the basis' folder and beside the steps",

@@ -174,7 +174,7 @@ fn a_coverage_that_is_too_old_is_told_once_and_so_is_its_end() {
         let clauses = run["claims"]["tooOld"].as_array().cloned().unwrap_or_default();
         clauses.first().and_then(|text| text.as_str()).map(str::to_owned)
     };
-    // What was written just now is read once more.
+    // The next run reads a file again that was written right before this one.
     let mut runs = (0..10).map(|_| pair.run(0)).skip_while(|run| too_old(run).is_none());
     let first = runs.next().expect("a run that reads nothing");
     let clause = too_old(&first).expect("it is too old");

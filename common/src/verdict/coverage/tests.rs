@@ -247,9 +247,9 @@ fn a_pass_claims_what_was_looked_at_and_no_more() {
     }
 }
 
-/// What is older than its limit is told of a PASS, whether the checker is trusted or not, and of nothing else.
+/// A PASS lists each age that exceeds its limit, whether or not the checker is trusted. Other outcomes list none.
 #[test]
-fn what_is_too_old_is_told_of_a_pass() {
+fn a_pass_lists_the_ages_that_exceed_their_limits() {
     let reading = "its oldest reading is 7 days old, and 6 days is the limit";
     let parts = "the oldest result that was carried over is 4 days old, and 3 days is the limit";
     let with = |outcome, max_days: Option<u64>, carried_days: u64, trust: bool| {
